@@ -1,0 +1,47 @@
+# What README and CI call. Everything happens in .venv; `make setup` is run by the targets that need it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+STAMP  := $(VENV)/.setup-done
+NATIVE := CMakeLists.txt $(wildcard regionspot/native/*.?pp)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test native-test lint bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP)  ## make .venv, install the pinned packages, build the native extension
+
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.10; name another with make PYTHON=..." >&2; exit 1; }
+	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) scikit-build-core nanobind cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,dev]"
+	@touch $@
+
+demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/
+	$(BIN)/python -m regionspot.cli.main demo --out runs/demo
+
+test: native-test lint  ## every check: C++, lint, types, Python
+	$(BIN)/python -m pytest
+
+native-test: setup  ## the C++ tests, under the address and undefined-behaviour sanitizers
+	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DREGIONSPOT_EXTENSION=OFF -DREGIONSPOT_SANITIZE=ON > /dev/null
+	$(BIN)/cmake --build build/ctest
+	$(BIN)/ctest --test-dir build/ctest --output-on-failure
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup  ## measurements (none yet)
+	@echo "benchmarks/ measures nothing yet"
+
+clean:  ## remove what was built and run; keeps .venv
+	rm -rf build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

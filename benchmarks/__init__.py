@@ -1,0 +1,1 @@
+"""Measure latency, load and accuracy. Installed as `regionspot.benchmarks`."""

@@ -1,0 +1,39 @@
+"""RegionSpot: recognise regions of an image by a small head on a frozen SAM and a frozen CLIP (arXiv 2311.01373).
+
+`import regionspot` is cheap: PyTorch is loaded when `load_head`, `create_model` or `RegionPredictor` is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regionspot.modeling.checkpoint import load_head
+    from regionspot.modeling.presets import create_model
+    from regionspot.predictor import RegionPredictor
+
+__version__ = "0.1.0"
+__all__ = ["RegionPredictor", "__version__", "create_model", "load_head"]
+
+# In a bare checkout, export/, serving/ and benchmarks/ are found as regionspot.export and so on, as once installed.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and (_checkout / "export" / "__init__.py").is_file():
+    __path__.append(str(_checkout))
+
+_HOMES = {
+    "load_head": "regionspot.modeling.checkpoint",
+    "create_model": "regionspot.modeling.presets",
+    "RegionPredictor": "regionspot.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'regionspot' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,59 @@
+// The Python face of the native code: conversions and the release of the GIL, nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "rle.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+using MaskArray = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
+using DecodedMask = nb::ndarray<nb::numpy, bool, nb::ndim<2>>;
+
+std::uint64_t pixel_count(std::uint64_t height, std::uint64_t width) {
+    constexpr std::uint64_t kMaxPixels = 0xFFFFFFFF;  // the COCO API keeps runs in 32 bits
+    if (height != 0 && width > kMaxPixels / height) throw std::invalid_argument("the size has more than 2^32 - 1 pixels");
+    return height * width;
+}
+
+std::string rle_encode(const MaskArray& mask) {
+    const regionspot::MaskView view{mask.data(), mask.shape(0), mask.shape(1), static_cast<std::ptrdiff_t>(mask.stride(0)),
+                                    static_cast<std::ptrdiff_t>(mask.stride(1))};
+    nb::gil_scoped_release release;
+    return regionspot::text_from_runs(regionspot::runs_from_mask(view));
+}
+
+DecodedMask rle_decode(std::string_view text, std::uint64_t height, std::uint64_t width) {
+    std::unique_ptr<std::vector<std::uint8_t>> mask;
+    {
+        nb::gil_scoped_release release;
+        const std::uint64_t pixels = pixel_count(height, width);
+        const regionspot::Runs runs = regionspot::runs_from_text(text, pixels);  // before anything large is allocated
+        mask = std::make_unique<std::vector<std::uint8_t>>(regionspot::mask_from_runs(runs, pixels));
+    }
+    void* const data = mask->data();
+    nb::capsule owner(mask.get(), [](void* pointer) noexcept { delete static_cast<std::vector<std::uint8_t>*>(pointer); });
+    static_cast<void>(mask.release());
+    return DecodedMask(data, {height, width}, owner, {1, static_cast<std::int64_t>(height)});
+}
+
+std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_t width) {
+    nb::gil_scoped_release release;
+    return regionspot::area(regionspot::runs_from_text(text, pixel_count(height, width)));
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    module.doc() = "COCO run-length encoding of binary masks (use regionspot.masks).";
+    module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
+    module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
+    module.def("rle_area", &rle_area, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
+}

@@ -1,0 +1,243 @@
+"""The only code that reads, resizes or flips an image, or moves coordinates from one frame to another.
+
+Every resize of pixels is Pillow's antialiased bilinear on uint8. It is what SAM's own preprocessing does
+(`segment_anything.utils.transforms.ResizeLongestSide` through Pillow); for CLIP, which the authors resize in two ways,
+it is our choice, and the same in training, evaluation, every runtime and the server.
+
+Frames: original-image pixels are the public one; the SAM frame is the image resized to a longest side of S, at the top
+left of an S x S square. Normalisation is not here: it belongs to the models.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from regionspot.errors import InputError
+from regionspot.structures import BoolArray, FloatArray
+
+UInt8Array = npt.NDArray[np.uint8]
+ImageSource = str | PathLike[str] | bytes | Image.Image | UInt8Array
+
+MAX_PIXELS = 178_000_000
+"""Larger images are refused from their header; it is where Pillow, too, stops believing one."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is opened: Pillow knows more formats, some of which run other programs on the file."""
+
+MASK_PROMPT_EPSILON = 1e-3
+"""A mask prompt's certainty: its logits are those of the probabilities 0.001 and 0.999."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> UInt8Array:
+    """Any picture as (H, W, 3) uint8 RGB, upright.
+
+    EXIF orientation is applied; transparency is laid over white; palette, grey, CMYK, 1-bit and 16-bit pictures are
+    converted; of an animation the first frame is taken.
+
+    Args:
+        source: a path, an encoded file's bytes, a Pillow image, or a (H, W, 3) uint8 RGB array, returned as it is.
+        max_pixels: refuse larger pictures, judging by the header before any pixel is decoded.
+
+    Raises:
+        InputError: no such file, not a picture, a damaged or truncated one, one that is too large.
+    """
+    if isinstance(source, np.ndarray):
+        return _checked_array(source)
+    name = f"image {Path(source).name!r}" if isinstance(source, (str, PathLike)) else "the image"
+    image = source if isinstance(source, Image.Image) else _open_image(source, name)
+    _check_size(image, name, max_pixels)
+    try:
+        image.load()
+        return np.array(_to_rgb(_upright(image), name))
+    except InputError:
+        raise
+    except Exception as error:  # on damaged data Pillow's decoders raise almost anything
+        raise InputError(f"{name} is damaged or truncated ({error}): copy or export it again") from error
+
+
+def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
+    """(H, W, 3) or (H, W) to height x width by Pillow's antialiased bilinear: the one definition of a resize."""
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]) -> FloatArray:
+    """Points (..., 2) xy from a frame of from_size (height, width) to one of to_size."""
+    (from_height, from_width), (to_height, to_width) = from_size, to_size
+    factors = np.array([to_width / from_width, to_height / from_height])
+    scaled: FloatArray = (np.asarray(points, dtype=np.float64) * factors).astype(np.float32)
+    return scaled
+
+
+@dataclass(frozen=True)
+class SamTransform:
+    """Between original-image pixels and the SAM frame: longest side to image_size, the rest zero, right and below."""
+
+    image_size: int
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) that an image takes within the frame, rounded as SAM's ResizeLongestSide rounds."""
+        scale = self.image_size * 1.0 / max(height, width)
+        return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+    def apply_image(self, image: UInt8Array) -> tuple[UInt8Array, tuple[int, int]]:
+        """(H, W, 3) to (S, S, 3), and the (height, width) of its valid part."""
+        height, width = self.input_size(*image.shape[:2])
+        frame = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        frame[:height, :width] = resize_image(image, height, width)
+        return frame, (height, width)
+
+    def apply_points(self, points: npt.ArrayLike, height: int, width: int) -> FloatArray:
+        """Points (..., 2) xy of a height x width image, in the SAM frame."""
+        return scale_points(points, (height, width), self.input_size(height, width))
+
+    def apply_masks(self, masks: BoolArray, mask_size: tuple[int, int]) -> FloatArray:
+        """Masks (N, H, W) as SAM's dense prompt: logits (N, 1, m, m) in the low-resolution SAM frame.
+
+        The logits are those of how much of each cell the mask covers. SAM was trained on its own earlier logits as mask
+        prompts; a mask from elsewhere has none, so its certainty is set by MASK_PROMPT_EPSILON.
+        """
+        n, height, width = masks.shape
+        valid_height, valid_width = self.input_size(height, width)
+        rows, columns = (self.image_size // size for size in mask_size)
+        coverage = np.zeros((n, *mask_size), np.float32)
+        for index, mask in enumerate(masks):
+            frame = np.zeros((self.image_size, self.image_size), np.float32)
+            grey = mask.astype(np.uint8) * np.uint8(255)
+            frame[:valid_height, :valid_width] = resize_image(grey, valid_height, valid_width)
+            coverage[index] = frame.reshape(mask_size[0], rows, mask_size[1], columns).mean((1, 3)) / 255
+        probability = np.clip(coverage, MASK_PROMPT_EPSILON, 1 - MASK_PROMPT_EPSILON)
+        logits: FloatArray = np.log(probability / (1 - probability))[:, None]  # (N, 1, m, m)
+        return logits
+
+    def upscale_masks(self, low_res_masks: FloatArray, height: int, width: int) -> BoolArray:
+        """Logits (N, m, m) to masks (N, height, width): SAM's `postprocess_masks` and its threshold, without torch.
+
+        SAM enlarges to the frame, cuts the padding off and enlarges once more to the image, bilinearly each time. Both
+        steps are linear and work on rows and columns separately, so each is one small matrix and so is their product.
+        """
+        valid_height, valid_width = self.input_size(height, width)
+        n, rows, columns = low_res_masks.shape
+        row_weights = self._upscaling(rows, valid_height, height)  # (height, m)
+        column_weights = self._upscaling(columns, valid_width, width).T  # (m, width)
+        masks = np.empty((n, height, width), bool)
+        for mask, logits in zip(masks, low_res_masks.astype(np.float32), strict=True):
+            np.greater(row_weights @ logits @ column_weights, 0, out=mask)
+        return masks
+
+    def _upscaling(self, low_res: int, valid: int, original: int) -> FloatArray:
+        to_frame = _bilinear_weights(low_res, self.image_size)[:valid]  # (valid, low_res)
+        return (_bilinear_weights(valid, original) @ to_frame).astype(np.float32)  # (original, low_res)
+
+
+@dataclass(frozen=True)
+class ClipTransform:
+    """The whole image to a square of image_size, its aspect ratio not kept."""
+
+    image_size: int
+
+    def apply_image(self, image: UInt8Array) -> UInt8Array:
+        """(H, W, 3) to (S, S, 3)."""
+        return resize_image(image, self.image_size, self.image_size)
+
+
+def crop_boxes(image: UInt8Array, boxes: npt.ArrayLike, scale: float = 1.0) -> list[UInt8Array]:
+    """Cut boxes (N, 4) out of an image, each scaled about its centre, clipped to the image, rounded outwards."""
+    height, width = image.shape[:2]
+    low, high = np.split(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), 2, axis=1)  # (N, 2) each
+    centre, half = (low + high) / 2, (high - low) / 2 * scale
+    size = np.array([width, height])
+    start = np.clip(np.floor(centre - half), 0, size - 1).astype(int)
+    stop = np.clip(np.ceil(centre + half), start + 1, size).astype(int)
+    return [image[y0:y1, x0:x1] for (x0, y0), (x1, y1) in zip(start, stop, strict=True)]
+
+
+def flip_boxes(boxes: npt.ArrayLike, width: int) -> FloatArray:
+    """Boxes (N, 4) of an image of that width as they lie once it is mirrored left to right."""
+    x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float32).reshape(-1, 4).T
+    return np.stack([width - x1, y0, width - x0, y1], axis=1)
+
+
+def _bilinear_weights(source: int, target: int) -> npt.NDArray[np.float64]:
+    """(target, source): torch's bilinear interpolation along one axis, align_corners=False, without antialiasing."""
+    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
+    below = np.minimum(position.astype(int), source - 1)
+    above = np.minimum(below + 1, source - 1)
+    weights = np.zeros((target, source))
+    np.add.at(weights, (np.arange(target), below), 1 - (position - below))
+    np.add.at(weights, (np.arange(target), above), position - below)
+    return weights
+
+
+def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise InputError(
+            f"an image array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}; "
+            "convert it, or pass the file's path, its bytes or a Pillow image"
+        )
+    return array.view(np.uint8)
+
+
+def _open_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
+    """The header alone: pixels are decoded later."""
+    Image.init()
+    known = [file_format for file_format in IMAGE_FORMATS if file_format in Image.OPEN]  # a small Pillow lacks some
+    try:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large ({error}): scale it down first") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist: no file {str(source)!r}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
+    except Exception as error:  # a directory, no permission; and damaged headers raise almost anything
+        raise InputError(f"{name} cannot be opened ({error}): check the path and the file") from error
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(f"{name} is too large: {width} x {height} pixels, at most {max_pixels:,}; scale it down first")
+    if width * height == 0:
+        raise InputError(f"{name} has no pixels: {width} x {height}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = None
+    with suppress(Exception):  # unreadable EXIF does not spoil the pixels
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _to_eight_bits(np.asarray(image), name).convert("RGB")
+    if image.has_transparency_data:
+        foreground = image.convert("RGBA")
+        background = Image.new("RGBA", foreground.size, "white")
+        return Image.alpha_composite(background, foreground).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(samples: npt.NDArray[np.generic], name: str) -> Image.Image:
+    if samples.dtype.kind == "f" or samples.min() < 0 or samples.max() >= 2**16:
+        raise InputError(f"{name} holds 32-bit samples of unknown range: save it with 8 or 16 bits for each")
+    return Image.fromarray(((samples.astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""Run artefacts in the Triton Inference Server. Installed as `regionspot.serving`."""

@@ -1,0 +1,51 @@
+"""Atomic writes: the old file or the new one, and nothing beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regionspot.errors import ArtifactError
+from regionspot.files import file_digest, in_units, write_atomically
+
+
+def test_writes_and_makes_directories(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two" and os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, function, full)
+    with pytest.raises(ArtifactError, match=r"cannot write .*file: the disk is full; free some space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_other_reasons_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"Not a directory|File exists"):
+        write_atomically(tmp_path / "file" / "below", b"")
+
+
+def test_digest_and_units(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 3_000_000)
+    first = file_digest(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"x" * 2_999_999 + b"y")
+    assert len(first) == 16 and first != file_digest(tmp_path / "file")
+    sizes: list[tuple[Any, str]] = [(0, "0 bytes"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 40, "5.0 TiB")]
+    check: Callable[[Any], str] = in_units
+    assert [check(size) for size, _ in sizes] == [text for _, text in sizes]

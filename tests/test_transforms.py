@@ -1,0 +1,285 @@
+"""Resizes and frames equal segment_anything's own; every kind of picture becomes upright RGB or a clear error."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from regionspot.errors import InputError
+from regionspot.modeling.torchvision_shim import import_safely
+from regionspot.transforms import (
+    ClipTransform,
+    SamTransform,
+    crop_boxes,
+    flip_boxes,
+    read_image,
+    resize_image,
+    scale_points,
+)
+
+import_safely()
+from segment_anything.modeling import Sam  # noqa: E402
+from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
+
+SIZES = [(480, 640), (640, 480), (333, 500), (1, 7), (1023, 511), (256, 256), (90, 300), (1500, 1001)]
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8: smooth colours with noise, so that a wrong filter or an offset shows."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 1, height)[:, None] * np.linspace(0.2, 1, width)
+    return np.clip(
+        np.stack([ramp, 1 - ramp, ramp**2], -1) * 200 + rng.integers(0, 55, (height, width, 3)), 0, 255
+    ).astype(np.uint8)
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+class TestSamTransform:
+    @pytest.mark.parametrize("size", [256, 1024])
+    @pytest.mark.parametrize(("height", "width"), SIZES)
+    def test_image_equals_segment_anything(self, height: int, width: int, size: int) -> None:
+        image = photo(height, width)
+        frame, (valid_height, valid_width) = SamTransform(size).apply_image(image)
+        expected = ResizeLongestSide(size).apply_image(image)
+        assert frame.shape == (size, size, 3)
+        assert expected.shape == (valid_height, valid_width, 3)
+        np.testing.assert_array_equal(frame[:valid_height, :valid_width], expected)
+        assert not frame[valid_height:].any()
+        assert not frame[:, valid_width:].any()
+
+    @pytest.mark.parametrize(("height", "width"), SIZES)
+    def test_points_equal_segment_anything(self, height: int, width: int) -> None:
+        points = np.random.default_rng(1).uniform(0, 1, (5, 2, 2)) * [width, height]
+        expected = ResizeLongestSide(1024).apply_coords(points, (height, width)).astype(np.float32)
+        np.testing.assert_array_equal(SamTransform(1024).apply_points(points, height, width), expected)
+
+    def test_no_points(self) -> None:
+        assert SamTransform(1024).apply_points(np.zeros((0, 2, 2)), 3, 4).shape == (0, 2, 2)
+
+    def test_a_sliver_keeps_one_pixel(self) -> None:
+        frame, input_size = SamTransform(256).apply_image(photo(1, 5000))
+        assert input_size == (1, 256)
+        assert frame[0].any()
+
+
+class TestUpscaleMasks:
+    def test_none(self) -> None:
+        assert SamTransform(256).upscale_masks(np.zeros((0, 64, 64), np.float32), 30, 40).shape == (0, 30, 40)
+
+    @pytest.mark.parametrize(("height", "width"), SIZES)
+    def test_equals_segment_anything(self, height: int, width: int) -> None:
+        size, low_res = 256, 64
+        transform = SamTransform(size)
+        logits = np.random.default_rng(2).normal(size=(2, low_res, low_res)).astype(np.float32)
+        sam = Sam.__new__(Sam)  # its postprocessing alone: it reads one attribute of the encoder
+        torch.nn.Module.__init__(sam)
+        sam.image_encoder = torch.nn.Module()
+        sam.image_encoder.img_size = size
+        expected = sam.postprocess_masks(
+            torch.from_numpy(logits)[:, None].double(), transform.input_size(height, width), (height, width)
+        )[:, 0].numpy()
+        masks = transform.upscale_masks(logits, height, width)
+        assert masks.dtype == bool
+        certain = np.abs(expected) > 1e-5
+        assert certain.mean() > 0.999
+        np.testing.assert_array_equal(masks[certain], expected[certain] > 0)
+
+
+class TestMaskPrompts:
+    def test_none(self) -> None:
+        assert SamTransform(256).apply_masks(np.zeros((0, 30, 40), bool), (64, 64)).shape == (0, 1, 64, 64)
+
+    @pytest.mark.parametrize(("height", "width"), [(100, 200), (200, 100), (64, 64), (300, 299)])
+    def test_survives_the_way_back(self, height: int, width: int) -> None:
+        mask = np.zeros((height, width), bool)
+        mask[height // 4 : height // 2, width // 3 : -width // 8] = True
+        transform = SamTransform(256)
+        logits = transform.apply_masks(mask[None], (64, 64))
+        assert logits.dtype == np.float32
+        assert np.abs(logits).max() == pytest.approx(np.log(999), rel=1e-4)
+        back = transform.upscale_masks(logits[:, 0], height, width)[0]
+        assert (back & mask).sum() / (back | mask).sum() > 0.93
+
+    def test_padding_is_background(self) -> None:
+        logits = SamTransform(256).apply_masks(np.ones((1, 50, 100), bool), (64, 64))[0, 0]
+        assert (logits[:32] > 0).all()
+        assert (logits[32:] < 0).all()
+
+
+class TestOtherFrames:
+    def test_clip_does_not_keep_the_aspect_ratio(self) -> None:
+        image = photo(90, 300)
+        expected = np.array(Image.fromarray(image).resize((128, 128), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(ClipTransform(128).apply_image(image), expected)
+        np.testing.assert_array_equal(resize_image(image, 128, 128), expected)
+
+    def test_scale_points(self) -> None:
+        assert scale_points(np.zeros((0, 2)), (3, 4), (6, 8)).shape == (0, 2)
+        np.testing.assert_allclose(scale_points([[10, 20]], (100, 200), (50, 400)), [[20, 10]])
+
+    def test_crop_boxes(self) -> None:
+        image = photo(40, 60)
+        assert crop_boxes(image, np.zeros((0, 4))) == []
+        plain, scaled, clipped, tiny, border = crop_boxes(
+            image, [[10.0, 20, 30, 30], [0.0, 0, 0, 0], [50.0, 30, 90, 90], [5.2, 5.2, 5.4, 5.4], [60.0, 40, 60, 40]]
+        )
+        np.testing.assert_array_equal(plain, image[20:30, 10:30])
+        np.testing.assert_array_equal(clipped, image[30:, 50:])
+        assert scaled.shape == tiny.shape == border.shape == (1, 1, 3)
+        (larger,) = crop_boxes(image, [[10, 20, 30, 30]], scale=1.3)
+        np.testing.assert_array_equal(larger, image[18:32, 7:33])
+
+    def test_flip_boxes(self) -> None:
+        assert flip_boxes([], 60).shape == (0, 4)
+        boxes = np.array([[1, 2, 10, 20]], np.float32)
+        np.testing.assert_array_equal(flip_boxes(boxes, 60), [[50, 2, 59, 20]])
+        np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 60), 60), boxes)
+
+
+class TestReadImage:
+    """Each source against the pixels that it stands for."""
+
+    def test_array_and_pillow_and_path_and_bytes(self, tmp_path: Path) -> None:
+        image = photo(6, 9)
+        Image.fromarray(image).save(tmp_path / "a.png")
+        for source in (image, Image.fromarray(image), tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+            np.testing.assert_array_equal(read_image(source), image)
+        np.testing.assert_array_equal(read_image(str(tmp_path / "a.png")), image)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
+    def test_exif_orientation(self, orientation: int, file_format: str) -> None:
+        upright = photo(6, 9)
+        # how the camera stored it: the inverse of what the tag asks the reader to do (EXIF 2.32, table 6)
+        stored = {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.transpose(1, 0, 2),
+            6: np.rot90(upright, 1),
+            7: np.rot90(upright.transpose(1, 0, 2), 2),
+            8: np.rot90(upright, -1),
+        }[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"lossless": True} if file_format == "WEBP" else {}
+        file = encoded(Image.fromarray(np.ascontiguousarray(stored)), file_format, exif=exif, **options)
+        np.testing.assert_array_equal(read_image(file), upright)
+
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+    def test_exif_rubbish_is_ignored(self) -> None:
+        file = encoded(Image.fromarray(photo(6, 9)), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish")
+        np.testing.assert_array_equal(read_image(file), photo(6, 9))
+
+    def test_grey(self) -> None:
+        grey = photo(6, 9)[..., 0]
+        np.testing.assert_array_equal(read_image(encoded(Image.fromarray(grey), "PNG")), np.dstack([grey] * 3))
+
+    def test_one_bit(self) -> None:
+        bits = photo(6, 9)[..., 0] > 100
+        image = read_image(encoded(Image.fromarray(bits), "PNG"))
+        np.testing.assert_array_equal(image, np.dstack([bits * np.uint8(255)] * 3))
+
+    @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+    def test_sixteen_bits(self, file_format: str) -> None:
+        samples = np.array([[0, 257, 128 * 257, 65535, 32768, 60000]], np.uint16)
+        image = read_image(encoded(Image.fromarray(samples), file_format))
+        np.testing.assert_array_equal(image[0, :, 0], [0, 1, 128, 255, 128, 233])
+
+    def test_big_endian_sixteen_bits(self) -> None:
+        file = encoded(Image.frombytes("I;16B", (2, 1), b"\xff\xff\x80\x80"), "TIFF")
+        np.testing.assert_array_equal(read_image(file)[0, :, 0], [255, 128])
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_alpha_over_white(self, mode: str) -> None:
+        colours = 3 if mode == "RGBA" else 1
+        image = Image.new(mode, (3, 1))
+        for column, (value, alpha) in enumerate([(200, 255), (0, 0), (0, 128)]):
+            image.putpixel((column, 0), (value,) * colours + (alpha,))
+        np.testing.assert_array_equal(read_image(encoded(image, "PNG"))[0], [[200] * 3, [255] * 3, [127] * 3])
+
+    def test_palette(self) -> None:
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 200, 100, 50])
+        image.putdata([0, 1])
+        np.testing.assert_array_equal(read_image(encoded(image, "PNG"))[0], [[10, 20, 30], [200, 100, 50]])
+        transparent = read_image(encoded(image, "PNG", transparency=1))
+        np.testing.assert_array_equal(transparent[0], [[10, 20, 30], [255, 255, 255]])
+
+    def test_cmyk(self) -> None:
+        image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+        red = read_image(encoded(image, "JPEG", quality=100))
+        assert np.abs(red.astype(int) - [255, 0, 0]).max() < 6
+
+    def test_animation_gives_its_first_frame(self) -> None:
+        frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
+        file = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(read_image(file), np.full((3, 4, 3), [255, 0, 0]))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises many pixels and brings hardly any."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+    )
+
+
+class TestReadImageRefuses:
+    @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (13_400, 13_300)])
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+    def test_too_many_pixels_before_decoding(self, width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+        with pytest.raises(InputError, match=r"too large.*scale it down"):
+            read_image(png_header(width, height))
+
+    def test_a_limit_of_ones_own(self) -> None:
+        assert read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=100).shape == (10, 10, 3)
+        with pytest.raises(InputError, match="too large: 10 x 10 pixels, at most 99"):
+            read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=99)
+
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+    def test_truncated(self, file_format: str, tmp_path: Path) -> None:
+        file = encoded(Image.fromarray(photo(300, 300)), file_format)
+        (tmp_path / "cut.img").write_bytes(file[: len(file) // 2])
+        with pytest.raises(InputError, match=r"'cut.img'"):
+            read_image(tmp_path / "cut.img")
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            (lambda folder: folder / "none.jpg", "image 'none.jpg' does not exist"),
+            (lambda folder: folder, "cannot be opened"),
+            (lambda folder: b"", "not a picture"),
+            (lambda folder: b"hello world", "not a picture that can be read: give one of JPEG"),
+            (lambda folder: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+            (lambda folder: encoded(Image.new("F", (3, 3)), "TIFF"), "unknown range"),
+            (lambda folder: encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "unknown range"),
+            (lambda folder: np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 RGB, got \(4, 4\) uint8"),
+            (lambda folder: np.zeros((4, 4, 3)), r"got \(4, 4, 3\) float64"),
+            (lambda folder: np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\) uint8"),
+            (lambda folder: Image.new("RGB", (0, 4)), "has no pixels: 0 x 4"),
+        ],
+    )
+    def test_others(self, source: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            read_image(source(tmp_path))
