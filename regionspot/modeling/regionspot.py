@@ -1,0 +1,78 @@
+"""The whole model: two frozen towers and the head between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from regionspot.errors import InputError
+from regionspot.modeling.clip import ClipBackbone
+from regionspot.modeling.head import RegionHead
+from regionspot.modeling.losses import region_logits
+from regionspot.modeling.sam import SamBackbone
+
+
+class RegionSpot(nn.Module):
+    """SAM says where, CLIP says what, the head joins them (arXiv 2311.01373, figure 2).
+
+    `train()` switches only the head to training mode; only the head's parameters ask for a gradient.
+
+    Args:
+        sam, clip: frozen towers.
+        head: takes their widths; made by `RegionHead(sam.token_dim, clip.width, clip.embed_dim)`.
+        name: what reports and artefacts call this model.
+
+    Raises:
+        InputError: the head was made for other towers.
+    """
+
+    def __init__(self, sam: SamBackbone, clip: ClipBackbone, head: RegionHead, name: str = "regionspot") -> None:
+        super().__init__()
+        expected = (sam.token_dim, clip.width, clip.embed_dim)
+        actual = (head.token_dim, head.clip_width, head.embed_dim)
+        if expected != actual:
+            raise InputError(
+                f"the head takes {actual[0]}-d mask tokens and {actual[1]}-d CLIP tokens to {actual[2]}-d embeddings, "
+                f"but these towers need {expected[0]}, {expected[1]} and {expected[2]}: it was made for other backbones"
+            )
+        self.sam = sam
+        self.clip = clip
+        self.head = head
+        self.name = name
+
+    def classify(
+        self, mask_tokens: Tensor, patch_tokens: Tensor, text_embeddings: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, N, V) of N regions of each of B images over V words.
+
+        Args:
+            mask_tokens: (B, N, C) from `sam.mask_tokens`, all regions of an image together.
+            patch_tokens: (B, L, D) from `clip.encode_image`.
+            text_embeddings: (V, E) unit rows.
+            valid: (B, N) bool, False for padding; None if there is none.
+        """
+        region_embeddings = self.head(mask_tokens, patch_tokens, valid)  # (B, N, E)
+        return region_logits(region_embeddings, text_embeddings, self.clip.logit_scale)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients and no dropout while it lasts; the head's mode is put back afterwards."""
+        was_training = self.head.training
+        self.head.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.head.train(was_training)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head's parameters are."""
+        return next(self.head.parameters()).device
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """The head's parameters, and nothing else."""
+        return self.head.parameters()

@@ -1,0 +1,206 @@
+"""Class names to text embeddings: the prompt templates, the cache on disk, and the ways to name a vocabulary."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.files import write_atomically
+from regionspot.structures import Vocabulary, check_class_names
+
+if TYPE_CHECKING:
+    from regionspot.modeling.clip import ClipBackbone
+
+TEMPLATES: tuple[str, ...]
+"""CLIP's 80 ImageNet templates and the bare "{}." (loads open_clip when first used)."""
+
+PRESET_VOCABULARIES = ("mini", "coco", "imagenet")
+_CUT_SUFFIXES = ("-other", "-merged", "-stuff")
+_DIGEST_BYTES = 16
+
+
+def __getattr__(name: str) -> Any:
+    if name != "TEMPLATES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _default_templates()
+
+
+def _default_templates() -> tuple[str, ...]:
+    from regionspot.modeling.clip import IMAGENET_TEMPLATES
+
+    return (*IMAGENET_TEMPLATES, "{}.")
+
+
+def clean_name(name: str) -> str:
+    """A class name as it goes into the templates: without COCO's `-other`, `-merged` and `-stuff`.
+
+    >>> clean_name("wall-other-merged")
+    'wall'
+    """
+    while name.endswith(_CUT_SUFFIXES):
+        name = name.rpartition("-")[0]
+    return name
+
+
+class VocabularyEncoder:
+    """Embeds class names with CLIP's text tower, each name once and then from a cache on disk.
+
+    A name's embedding is the mean of its un-normalised embeddings in all templates, normalised. Names are cached one
+    by one, so a new word costs one word. An entry is found by the text tower's weights, the tokenizer, the templates
+    and the name; a damaged one is made again.
+
+    Args:
+        clip: its weights must be loaded by now.
+        cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
+        batch_size: how many texts go through CLIP at once.
+        templates: with `{}` for the name; None stands for `TEMPLATES`.
+    """
+
+    def __init__(
+        self,
+        clip: ClipBackbone,
+        cache_dir: str | Path | None = None,
+        batch_size: int = 1024,
+        templates: Sequence[str] | None = None,
+    ) -> None:
+        self.clip = clip
+        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        self.batch_size = batch_size
+        self.templates: tuple[str, ...] = tuple(templates) if templates is not None else _default_templates()
+        self._key = xxhash.xxh3_128_hexdigest(json.dumps([clip.fingerprint(), self.templates]).encode())
+
+    def encode(self, names: Sequence[str]) -> Vocabulary:
+        """The vocabulary of `names`, in their order.
+
+        A cache that cannot be written costs time later, not the result.
+
+        Raises:
+            InputError: no name, a blank one, or one given twice.
+        """
+        names = tuple(names)
+        check_class_names(names)
+        words = [clean_name(name) for name in names]
+        known: dict[str, np.ndarray] = {}
+        unknown: list[str] = []
+        for word in dict.fromkeys(words):
+            if (cached := self._read(word)) is None:
+                unknown.append(word)
+            else:
+                known[word] = cached
+        group = max(1, self.batch_size // len(self.templates))
+        for start in range(0, len(unknown), group):
+            for word, embedding in self._encode_words(unknown[start : start + group]):
+                known[word] = embedding
+                self._write(word, embedding)
+        return Vocabulary(names, np.stack([known[word] for word in words]))
+
+    def _encode_words(self, words: list[str]) -> list[tuple[str, np.ndarray]]:
+        import torch
+
+        texts = [template.replace("{}", word) for word in words for template in self.templates]
+        with torch.inference_mode():
+            embeddings = torch.cat(
+                [
+                    self.clip.encode_text(texts[start : start + self.batch_size])
+                    for start in range(0, len(texts), self.batch_size)
+                ]
+            )  # (words * templates, E)
+        means = embeddings.double().cpu().unflatten(0, (len(words), -1)).mean(dim=1).numpy()  # (words, E)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        return list(zip(words, means.astype(np.float32), strict=True))
+
+    def _path(self, word: str) -> Path:
+        return self.cache_dir / self._key / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
+
+    def _read(self, word: str) -> np.ndarray | None:
+        """The cached embedding (E,), None where there is none or its checksum is wrong."""
+        try:
+            content = self._path(word).read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if len(payload) != 4 * self.clip.embed_dim or digest != self._digest(word, payload):
+            return None
+        return np.frombuffer(payload, "<f4").astype(np.float32)
+
+    def _write(self, word: str, embedding: np.ndarray) -> None:
+        payload = embedding.astype("<f4").tobytes()
+        try:
+            write_atomically(self._path(word), self._digest(word, payload) + payload)
+        except ArtifactError:
+            return
+
+    def _digest(self, word: str, payload: bytes) -> bytes:
+        return xxhash.xxh3_128_digest(f"{self._key} {word} ".encode() + payload)
+
+
+def default_cache_dir() -> Path:
+    """Where vocabularies are cached unless told otherwise."""
+    root = os.environ.get("REGIONSPOT_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "regionspot") / "vocabulary"
+
+
+def parse_vocabulary(spec: str) -> tuple[str, ...]:
+    """Class names from what a user types.
+
+    Args:
+        spec: a preset ("mini", "coco" or "imagenet"), a `.txt` file with a name on each line, a `.json` file in COCO or
+            LVIS format, whose categories are taken in the order of their ids, or names with commas between them.
+
+    Raises:
+        InputError: no name, a blank or repeated one, or a file that is missing or not as described.
+    """
+    spec = spec.strip()
+    if spec in PRESET_VOCABULARIES:
+        names = _preset_names(spec)
+    elif spec.endswith(".txt"):
+        names = _lines(_read_text(Path(spec)))
+    elif spec.endswith(".json"):
+        names = _category_names(Path(spec))
+    else:
+        names = tuple(name.strip() for name in spec.split(",")) if spec else ()
+    try:
+        check_class_names(names)
+    except InputError as error:
+        raise InputError(f"vocabulary {spec!r}: {error}") from error
+    return names
+
+
+def _preset_names(preset: str) -> tuple[str, ...]:
+    if preset == "coco":
+        return _lines((Path(__file__).parent / "vocabularies" / "coco.txt").read_text(encoding="utf-8"))
+    if preset == "mini":
+        from regionspot.mini.world import CATEGORIES
+
+        return tuple(category.name for category in CATEGORIES)
+    from regionspot.modeling.clip import IMAGENET_CLASS_NAMES
+
+    return tuple(dict.fromkeys(IMAGENET_CLASS_NAMES))  # two of the 1000 names stand for two classes each
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _category_names(path: Path) -> tuple[str, ...]:
+    try:
+        categories = json.loads(_read_text(path))["categories"]
+        return tuple(str(category["name"]) for category in sorted(categories, key=lambda category: category["id"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not an annotation file in COCO or LVIS format, each category with id and name ({error!r})"
+        ) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"vocabulary file {path} cannot be read: {error}") from error

@@ -1,0 +1,187 @@
+"""Head files: what they hold, what they survive, and the import of the authors' checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from regionspot.errors import ArtifactError
+from regionspot.modeling.checkpoint import convert_official, load_head, read_head_metadata, save_head
+from regionspot.modeling.head import RegionHead
+
+TOKEN_DIM, WIDTH, EMBED_DIM = 20, 48, 24
+
+
+class OfficialHead(nn.Module):
+    """The part of the authors' model that their checkpoints name, from `torch.nn` blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_clip = nn.Linear(TOKEN_DIM, WIDTH)
+        layer = nn.TransformerDecoderLayer(WIDTH, 8, dim_feedforward=96, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, num_layers=3, norm=nn.LayerNorm(WIDTH))
+        self.projector = nn.Linear(WIDTH, EMBED_DIM)
+
+    def forward(self, mask_tokens: Tensor, patch_tokens: Tensor) -> Tensor:
+        return self.projector(self.decoder(self.to_clip(mask_tokens), patch_tokens))
+
+
+@pytest.fixture
+def official() -> OfficialHead:
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        return OfficialHead().eval()
+
+
+@pytest.fixture
+def head() -> RegionHead:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return RegionHead(TOKEN_DIM, WIDTH, EMBED_DIM, num_layers=2, num_heads=4, feedforward_dim=32, dropout=0.2)
+
+
+def random_inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(2, 5, TOKEN_DIM, generator=generator), torch.randn(2, 17, WIDTH, generator=generator)
+
+
+def test_round_trip(head: RegionHead, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "head.safetensors"
+    save_head(head, path, {"steps": 12, "config": {"lr": 0.1}})
+    loaded = load_head(path)
+    assert not loaded.training
+    assert (loaded.num_layers, loaded.num_heads, loaded.feedforward_dim, loaded.dropout) == (2, 4, 32, 0.2)
+    assert torch.equal(loaded(*random_inputs()), head.eval()(*random_inputs()))
+    assert read_head_metadata(path) == {"steps": 12, "config": {"lr": 0.1}}
+    assert os.listdir(path.parent) == ["head.safetensors"]
+
+
+def test_a_file_holds_the_head_alone(head: RegionHead, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    save_head(head, tmp_path / "head.safetensors")
+    assert set(load_file(tmp_path / "head.safetensors")) == set(head.state_dict())
+
+
+def test_saving_twice_gives_the_same_bytes(head: RegionHead, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_head(head, tmp_path / name, {"y": 1, "x": 2})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_any_flipped_bit_is_found(head: RegionHead, tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    save_head(head, path, {"steps": 12})
+    content = path.read_bytes()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    header = range(8 + 1, 8 + len(content[8:header_end].rstrip()))
+    positions = [0, *list(header)[::7], *range(header_end, len(content), len(content) // 40), len(content) - 1]
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"head\.safetensors"):
+            load_head(path)
+
+
+def test_cut_and_foreign_files_are_named(head: RegionHead, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_head(head, tmp_path / "cut.safetensors")
+    content = (tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArtifactError, match=r"cut\.safetensors is damaged"):
+        load_head(tmp_path / "cut.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ArtifactError, match="not one that regionspot saved as regionspot-head-1"):
+        load_head(tmp_path / "foreign.safetensors")
+    torch.save({"model": {}}, tmp_path / "official.pth")
+    with pytest.raises(ArtifactError, match="regionspot convert"):
+        load_head(tmp_path / "official.pth")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        load_head(tmp_path / "absent.safetensors")
+
+
+def test_full_disk_leaves_the_old_file(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "head.safetensors"
+    save_head(head, path, {"steps": 1})
+
+    def no_space(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(ArtifactError, match=r"cannot write .*head\.safetensors: the disk is full"):
+        save_head(head, path, {"steps": 2})
+    assert read_head_metadata(path) == {"steps": 1}
+    assert os.listdir(tmp_path) == ["head.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("foundations", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_official_checkpoint(
+    official: OfficialHead, tmp_path: Path, prefix: str, foundations: bool, wrapped: bool
+) -> None:
+    weights = {prefix + name: tensor for name, tensor in official.state_dict().items()}
+    if foundations:
+        weights[f"{prefix}sam.image_encoder.pos_embed"] = torch.zeros(1, 4, 4, 8)
+        weights[f"{prefix}clip_model.visual.conv1.weight"] = torch.zeros(8, 3, 2, 2)
+        weights[f"{prefix}text_feats_lvis"] = torch.zeros(8, 1203)
+    content: dict[str, Any] = {"model": weights, "optimizer": {"lr": 0.1}, "iteration": 449999} if wrapped else weights
+    torch.save(content, tmp_path / "official.pth")
+    convert_official(tmp_path / "official.pth", tmp_path / "head.safetensors")
+    head = load_head(tmp_path / "head.safetensors")
+    assert (head.num_layers, head.num_heads, head.feedforward_dim) == (3, 8, 96)
+    torch.testing.assert_close(head(*random_inputs()), official(*random_inputs()), rtol=1e-5, atol=1e-5)
+    assert set(head.state_dict()) == set(official.state_dict())
+
+
+def test_half_precision_checkpoint_becomes_float32(official: OfficialHead, tmp_path: Path) -> None:
+    torch.save({"model": official.half().state_dict()}, tmp_path / "official.pth")
+    head = convert_official(tmp_path / "official.pth", tmp_path / "head.safetensors")
+    assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+
+
+def test_unsafe_pickle_is_refused(official: OfficialHead, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return Path.touch, (marker,)
+
+    torch.save({"model": official.state_dict(), "hook": Payload()}, tmp_path / "evil.pth")
+    (tmp_path / "legacy.pth").write_bytes(pickle.dumps({"model": Payload()}, protocol=2))
+    for name in ("evil.pth", "legacy.pth"):
+        with pytest.raises(ArtifactError, match="is refused"):
+            convert_official(tmp_path / name, tmp_path / "head.safetensors")
+    assert not marker.exists()
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_missing_and_unknown_keys_are_named(official: OfficialHead, tmp_path: Path) -> None:
+    weights = dict(official.state_dict())
+    del weights["decoder.layers.1.norm2.bias"]
+    weights["decoder.extra"] = torch.zeros(3)
+    torch.save({"model": weights}, tmp_path / "official.pth")
+    with pytest.raises(ArtifactError, match=r"missing: decoder\.layers\.1\.norm2\.bias; unexpected: decoder\.extra"):
+        convert_official(tmp_path / "official.pth", tmp_path / "head.safetensors")
+    assert not (tmp_path / "head.safetensors").exists()
+
+
+def test_foreign_checkpoint_is_named(tmp_path: Path) -> None:
+    torch.save({"backbone.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
+    with pytest.raises(ArtifactError, match=r"not a RegionSpot checkpoint: it lacks to_clip\.weight.*backbone\.weight"):
+        convert_official(tmp_path / "resnet.pth", tmp_path / "head.safetensors")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ArtifactError, match="holds a list"):
+        convert_official(tmp_path / "list.pth", tmp_path / "head.safetensors")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"empty\.pth"):
+        convert_official(tmp_path / "empty.pth", tmp_path / "head.safetensors")
