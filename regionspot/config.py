@@ -1,0 +1,373 @@
+"""What a training run is made of, as frozen dataclasses, and how they are read from YAML.
+
+The defaults are the authors' recipe (spec: "Training recipe"); `regionspot/configs/` holds whole files. A key that does
+not exist, a wrong type and an impossible value are errors that name the key. No torch here, and no configuration goes
+further than `training.loop`: models take plain arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from regionspot.errors import InputError
+
+CHANGEABLE_ON_RESUME = (
+    "name",
+    "output_dir",
+    "device",
+    "datasets.*.annotations",
+    "datasets.*.images",
+    "features.cache_dir",
+    "features.batch_size",
+    "features.workers",
+    "features.max_memory_gib",
+    "checkpoints.*",
+    "logging.*",
+)
+"""Keys that say where and how, not what: a resumed run may change them. (Data sets are compared by content.)"""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen parts by preset and files, and the head's size. `initial_head`: a head to go on from (stage 2)."""
+
+    preset: str = "regionspot_bb"
+    sam_weights: str | None = None
+    clip_weights: str | None = None
+    initial_head: str | None = None
+    num_layers: int = 3
+    num_heads: int = 8
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One COCO or LVIS annotation file. `images`: what its file names are relative to (default: the file's folder).
+
+    `ratio` batches in every sum-of-ratios batches are this data set's.
+    """
+
+    name: str
+    annotations: str
+    images: str | None = None
+    ratio: int = 1
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """The cache of what SAM (and, without augmentation, CLIP) say of each image.
+
+    `multimask`: three tokens of each region, each learnt on its own, instead of SAM's single-mask token.
+    `cache_dir`: default $REGIONSPOT_CACHE/features or ~/.cache/regionspot/features. `batch_size` counts images while
+    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory.
+    """
+
+    cache_dir: str | None = None
+    dtype: Literal["float32", "float16"] = "float16"
+    multimask: bool = False
+    images_per_shard: int = 2048
+    batch_size: int = 8
+    workers: int = 4
+    max_memory_gib: float = 8.0
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How the CLIP image is varied (see `data.augmentation`). Lengths are pixels, chosen uniformly."""
+
+    flip_probability: float = 0.5
+    crop_probability: float = 0.5
+    shortest_side_before_crop: tuple[int, ...] = (400, 500, 600)
+    crop_size: tuple[int, ...] = (384, 600)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate over the steps (see `training.optim`)."""
+
+    learning_rate: float = 2.5e-5
+    weight_decay: float = 1e-4
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = (350_000, 420_000)
+    decay_factor: float = 0.1
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 5000
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every: int = 50
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run: it goes to `output_dir`/`name`.
+
+    `amp`: "auto" is bf16 where CUDA has it, fp16 on older GPUs, and off on the CPU. `standardize_inputs`: train on
+    tokens of mean 0 and deviation 1, folded into the head's weights at the end. `augmentation`: null means none, and
+    then CLIP's maps are cached as well.
+    """
+
+    datasets: tuple[DatasetConfig, ...]
+    name: str = "regionspot"
+    output_dir: str = "runs"
+    seed: int = 0
+    device: str = "auto"
+    steps: int = 450_000
+    batch_size: int = 16
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    standardize_inputs: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    augmentation: AugmentationConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        flat = flatten(self)
+        for key, allowed, meaning in _RANGES:
+            for name, value in flat.items():
+                if fnmatchcase(name, key) and value is not None and not allowed(value):
+                    raise InputError(f"{name} must be {meaning}, got {value!r}")
+        if not self.datasets:
+            raise InputError("datasets is empty: give at least one {name, annotations}")
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names):
+            raise InputError(f"datasets share a name ({', '.join(names)}): give each its own")
+        if self.augmentation and len(self.augmentation.crop_size) != 2:
+            raise InputError("augmentation.crop_size must be two lengths, [smallest, largest]")
+        if self.standardize_inputs and self.model.initial_head:
+            raise InputError(
+                "standardize_inputs cannot go with model.initial_head, which takes raw inputs: set one of the two"
+            )
+
+
+_RANGES: tuple[tuple[str, Any, str], ...] = (
+    ("name", lambda v: re.fullmatch(r"[\w.+-]+", v), "a directory's name of letters, digits and . _ + -"),
+    ("datasets.*.name", lambda v: re.fullmatch(r"[\w.+-]+", v), "a name of letters, digits and . _ + -"),
+    ("datasets.*.ratio", lambda v: v >= 1, "1 or more"),
+    ("seed", lambda v: v >= 0, "0 or more"),
+    ("steps", lambda v: v >= 1, "1 or more"),
+    ("batch_size", lambda v: v >= 1, "1 or more"),
+    ("model.num_*", lambda v: v >= 1, "1 or more"),
+    ("model.feedforward_dim", lambda v: v >= 1, "1 or more"),
+    ("model.dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ("features.images_per_shard", lambda v: v >= 1, "1 or more"),
+    ("features.batch_size", lambda v: v >= 1, "1 or more"),
+    ("features.workers", lambda v: v >= 1, "1 or more"),
+    ("augmentation.*_probability", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("augmentation.shortest_side_before_crop", lambda v: v and min(v) >= 1, "one or more lengths of 1 or more"),
+    ("augmentation.crop_size", lambda v: v and 1 <= v[0] <= v[-1], "[smallest, largest], 1 or more"),
+    ("optimizer.learning_rate", lambda v: v > 0, "more than 0"),
+    ("optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
+    ("optimizer.warmup_steps", lambda v: v >= 0, "0 or more"),
+    ("optimizer.warmup_factor", lambda v: 0 <= v <= 1, "in [0, 1]"),
+    ("optimizer.max_grad_norm", lambda v: v > 0, "more than 0"),
+    ("optimizer.ema_decay", lambda v: 0 < v < 1, "null or in (0, 1)"),
+    ("checkpoints.*", lambda v: v >= 1, "1 or more"),
+    ("logging.every", lambda v: v >= 1, "1 or more"),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file and lay `key.sub=value` overrides over it; `datasets.0.annotations=…` reaches into lists.
+
+    Values of overrides are YAML: `augmentation=null`, `optimizer.milestones=[100,200]`.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown key (with the nearest known one), a wrong type, a bad value.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        shipped = ", ".join(sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml")))
+        raise InputError(
+            f"cannot read the configuration {path} ({error}); regionspot/configs/ has {shipped}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold keys and values, such as `steps: 1000`")
+    for override in overrides:
+        _lay_over(tree, override)
+    return config_from_dict(tree)
+
+
+def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
+    """Build a configuration from nested mappings, as YAML or `config_to_dict` give them."""
+    config: TrainConfig = _build(TrainConfig, tree, "")
+    return config
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Nested plain values: the inverse of `config_from_dict`."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def config_to_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; the items of `datasets` are numbered: {"datasets.0.name": "mini", …}."""
+    flat: dict[str, Any] = {}
+    for spec in dataclasses.fields(config):
+        value, key = getattr(config, spec.name), prefix + spec.name
+        items = list(enumerate(value)) if isinstance(value, tuple) else []
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{key}.")
+        elif items and all(dataclasses.is_dataclass(item) for _, item in items):
+            for index, item in items:
+                flat |= flatten(item, f"{key}.{index}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+def differences_on_resume(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Keys whose change would make the resumed run another run: "optimizer.learning_rate (0.001, now 0.002)"."""
+    before, now = flatten(old), flatten(new)
+    return [
+        f"{key} ({before.get(key)!r}, now {now.get(key)!r})"
+        for key in [*before, *(key for key in now if key not in before)]
+        if before.get(key) != now.get(key) and not any(fnmatchcase(key, free) for free in CHANGEABLE_ON_RESUME)
+    ]
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is no override: write key=value, such as optimizer.learning_rate=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{override!r}: the value is not YAML ({error})") from error
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: depth + 1]))
+    if isinstance(node, list):
+        node[_list_index(node, last, key)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    """The mapping or list at `part` of `node`, made where there is none yet."""
+    if isinstance(node, list):
+        child = node[_list_index(node, part, key)]
+    else:
+        if node.get(part) is None:
+            node[part] = {}
+        child = node[part]
+    if not isinstance(child, (dict, list)):
+        raise InputError(f"{key} is a plain value ({child!r}): it has no keys of its own")
+    return child
+
+
+def _list_index(items: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise InputError(f"{key}: a list of {len(items)}; say which, 0 to {len(items) - 1}")
+    return int(part)
+
+
+def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{prefix[:-1]} must hold keys and values, got {tree!r}")
+    hints = get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise InputError(f"unknown key {prefix}{key}{_did_you_mean(f'{prefix}{key}')}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in tree and _is_required(f)]
+    if missing:
+        raise InputError(f"{prefix}{missing[0]} is missing: it has no default")
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in tree.items()})
+
+
+def _is_required(spec: dataclasses.Field[Any]) -> bool:
+    return spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as YAML gave it, as the type that the dataclass declares."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), key)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{key} must be a list, got {value!r}")
+        return tuple(_convert(item, arguments[0], f"{key}.{index}") for index, item in enumerate(value))
+    if origin is Literal:
+        value = "off" if value is False and "off" in arguments else value  # YAML reads `off` as false
+        if value not in arguments:
+            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    return _convert_scalar(value, hint, key)
+
+
+def _convert_scalar(value: Any, hint: type, key: str) -> Any:
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads `1e-3` as a string
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is hint:
+        return value
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+    raise InputError(f"{key} must be {kind}, got {value!r} ({type(value).__name__})")
+
+
+def _did_you_mean(key: str) -> str:
+    """ "; did you mean …?" with the known key nearest to `key`, whole or by its last part."""
+    known = list(_known_keys(TrainConfig, ""))
+    generic = re.sub(r"\.\d+\.", ".0.", key)
+    close = difflib.get_close_matches(generic, known, n=1, cutoff=0.75)
+    if not close:
+        by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = [by_last[m] for m in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]}?" if close else f"; the top-level keys are {', '.join(_top_keys())}"
+
+
+def _top_keys() -> list[str]:
+    return [spec.name for spec in dataclasses.fields(TrainConfig)]
+
+
+def _known_keys(cls: type[Any], prefix: str) -> Iterator[str]:
+    for name, hint in get_type_hints(cls).items():
+        yield prefix + name
+        nested = next((a for a in (hint, *get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        if nested is not None:
+            index = "0." if get_origin(hint) is tuple else ""
+            yield from _known_keys(nested, f"{prefix}{name}.{index}")  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,1 @@
+"""Annotation files, feature caches and the batches made from them."""

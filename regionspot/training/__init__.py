@@ -1,0 +1,1 @@
+"""Training the head: see `loop.train`."""

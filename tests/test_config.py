@@ -1,0 +1,134 @@
+"""Configurations: round trips, overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regionspot.config import (
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+    config_to_yaml,
+    differences_on_resume,
+    flatten,
+    load_config,
+)
+from regionspot.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "regionspot" / "configs"
+MINIMAL = {"datasets": [{"name": "d", "annotations": "train.json"}]}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_files_load_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem
+    assert config_from_dict(config_to_dict(config)) == config
+    (tmp_path / "copy.yaml").write_text(config_to_yaml(config))
+    assert load_config(tmp_path / "copy.yaml") == config
+
+
+def test_the_defaults_are_the_authors_recipe() -> None:
+    """The numbers of spec.md, "Training recipe"."""
+    config = config_from_dict(MINIMAL)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, config.batch_size) == (2.5e-5, 1e-4, 16)
+    assert (optimizer.warmup_steps, optimizer.warmup_factor, optimizer.max_grad_norm) == (1000, 0.01, 1.0)
+    assert (optimizer.milestones, optimizer.decay_factor, config.steps) == ((350_000, 420_000), 0.1, 450_000)
+    assert (config.model.num_layers, config.model.feedforward_dim, config.model.dropout) == (3, 2048, 0.1)
+
+
+def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
+    full, default = flatten(load_config(CONFIGS / "regionspot_bb_stage1.yaml")), flatten(config_from_dict(MINIMAL))
+    recipe = [key for key in default if key.startswith(("optimizer.", "steps", "batch_size"))]
+    assert {key: full[key] for key in recipe} == {key: default[key] for key in recipe}
+    assert full["augmentation.flip_probability"] == full["augmentation.crop_probability"] == 0.5
+    assert full["augmentation.shortest_side_before_crop"] == (400, 500, 600)
+    assert full["augmentation.crop_size"] == (384, 600)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("steps=12", "steps", 12),
+        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate", 1e-3),  # YAML alone would say: a string
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("optimizer.milestones=[3,5]", "optimizer.milestones", (3, 5)),
+        ("optimizer.ema_decay=0.999", "optimizer.ema_decay", 0.999),
+        ("optimizer.ema_decay=null", "optimizer.ema_decay", None),
+        ("datasets.0.annotations=a=b.json", "datasets.0.annotations", "a=b.json"),
+        ("augmentation.flip_probability=0", "augmentation.flip_probability", 0.0),
+        ("augmentation=null", "augmentation", None),
+        ("amp=off", "amp", "off"),  # YAML alone would say: false
+        ("standardize_inputs=false", "standardize_inputs", False),
+    ],
+)
+def test_overrides(override: str, key: str, value: object) -> None:
+    found = flatten(load_config(CONFIGS / "mini.yaml", [override]))[key]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learnign_rate=1", "unknown key optimizer.learnign_rate; did you mean optimizer.learning_rate?"),
+        ("learning_rate=1", "unknown key learning_rate; did you mean optimizer.learning_rate?"),
+        ("datasets.0.anotations=a", "did you mean datasets.0.annotations?"),
+        ("qqq=1", "unknown key qqq; the top-level keys are datasets, name"),
+        ("datasets.3.name=a", "datasets.3: a list of 1; say which, 0 to 0"),
+        ("steps=1.5", r"steps must be a whole number, got 1.5 \(float\)"),
+        ("steps=true", "steps must be a whole number, got True"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate must be a number, got 'fast'"),
+        ("standardize_inputs=1", "standardize_inputs must be true or false"),
+        ("name=3", "name must be a text, got 3"),
+        ("optimizer.milestones=3", "optimizer.milestones must be a list, got 3"),
+        ("optimizer.milestones=[a]", "optimizer.milestones.0 must be a whole number"),
+        ("optimizer=3", "optimizer must hold keys and values"),
+        ("steps.x=1", r"steps is a plain value \(6000\): it has no keys"),
+        ("features.dtype=float64", "features.dtype must be one of float32, float16, got 'float64'"),
+        ("batch_size=0", "batch_size must be 1 or more, got 0"),
+        ("model.dropout=1", r"model.dropout must be in \[0, 1\), got 1.0"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate must be more than 0, got nan"),
+        ("name=a/b", "name must be a directory's name"),
+        ("augmentation.crop_size=[5]", "crop_size must be two lengths"),
+        ("datasets=[]", "datasets is empty"),
+        ("datasets=[{name: a}]", "datasets.0.annotations is missing"),
+        ("datasets=[{name: a, annotations: b}, {name: a, annotations: c}]", "share a name"),
+        ("model.initial_head=h", "standardize_inputs cannot go with model.initial_head"),
+        ("steps", "'steps' is no override: write key=value"),
+        ("steps=[", "the value is not YAML"),
+    ],
+)
+def test_errors_name_the_key(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(CONFIGS / "mini.yaml", [override])
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has mini.yaml, regionspot_bb_stage1.yaml"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is not YAML"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(InputError, match="must hold keys and values"):
+        load_config(tmp_path / "list.yaml")
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    def changed(*overrides: str) -> list[str]:
+        old: TrainConfig = load_config(CONFIGS / "mini.yaml")
+        return differences_on_resume(old, load_config(CONFIGS / "mini.yaml", overrides))
+
+    assert changed("logging.every=3", "features.workers=9", "datasets.0.annotations=elsewhere.json", "name=b") == []
+    assert changed("seed=3", "optimizer.warmup_steps=7") == ["seed (0, now 3)", "optimizer.warmup_steps (100, now 7)"]
+    assert changed("augmentation={}")[0] == "augmentation.flip_probability (None, now 0.5)"
+
+
+def test_reading_a_configuration_does_not_import_torch() -> None:
+    code = "import sys, regionspot.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parents[1], check=False).returncode == 0

@@ -1,0 +1,306 @@
+"""The training loop on a tiny run: what it writes, what it leaves alone, and that a killed run ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from regionspot.config import TrainConfig, config_to_yaml
+from regionspot.data.extraction import read_upright, stack_images
+from regionspot.errors import ArtifactError, InputError
+from regionspot.modeling.checkpoint import load_head, read_head_metadata
+from regionspot.modeling.clip import ClipBackbone
+from regionspot.modeling.losses import region_logits, sigmoid_focal_loss
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.modeling.sam import SamBackbone
+from regionspot.structures import Prompts
+from regionspot.training.loop import TrainResult, prepare_batches, train
+from regionspot.training.setup import Setup
+from regionspot.training.trainer import StepReport, Trainer
+from regionspot.transforms import ClipTransform, SamTransform
+
+MakeConfig = Callable[..., TrainConfig]
+Backbones = tuple[SamBackbone, ClipBackbone]
+SCRIPT = Path(__file__).with_name("train_and_die.py")
+
+
+def quietly(config: TrainConfig, backbones: Backbones, **options: Any) -> TrainResult:
+    return train(config, backbones=backbones, say=lambda _: None, **options)
+
+
+def test_a_run_leaves_head_log_configuration_and_the_newest_checkpoints(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
+    config = make_config(steps=7)
+    reports: list[StepReport] = []
+    result = quietly(config, backbones, on_step=reports.append)
+
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6, 7]
+    assert (result.steps, result.images, result.train_seconds > 0) == (7, 10, True)
+    assert sorted(p.name for p in (result.run_directory / "checkpoints").iterdir()) == [
+        "step_00000006",
+        "step_00000007",
+    ]
+    assert (result.run_directory / "config.yaml").read_text() == config_to_yaml(config)
+    lines = [json.loads(line) for line in (result.run_directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 7]
+    assert lines[0].keys() == {"step", "loss", "learning_rate", "grad_norm", "images_per_s", "eta_s"}
+    assert lines[0]["loss"] == pytest.approx(np.mean([float(r.loss) for r in reports[:2]]), rel=1e-5)
+    assert result.loss == lines[-1]["loss"]
+    head = load_head(result.head_path)
+    assert (head.token_dim, head.clip_width, head.embed_dim, head.feedforward_dim) == (128, 192, 128, 32)
+    metadata = read_head_metadata(result.head_path)
+    assert metadata["steps"] == 7 and str(result.run_directory) not in json.dumps(metadata)
+
+
+def test_the_loss_falls_and_equals_the_model_run_by_hand(make_config: MakeConfig, backbones: Backbones) -> None:
+    config = make_config(steps=60, batch_size=10, model={"dropout": 0.0}, optimizer={"learning_rate": 3e-3})
+    reports: list[StepReport] = []
+    result = quietly(config, backbones, on_step=reports.append)
+    assert float(reports[-1].loss) < 0.3 * float(reports[0].loss)
+
+    setup = Setup.from_config(config, backbones)  # raw pictures through the finished head: the folded weights
+    model = RegionSpot(*backbones, load_head(result.head_path))
+    text = torch.from_numpy(_text_embeddings(setup))
+    losses, regions = 0.0, 0
+    with torch.inference_mode():
+        for image in range(len(setup.sets[0])):
+            logits, classes = _classify(model, setup, image, text)
+            losses += float(sigmoid_focal_loss(logits, classes)) * classes.shape[1]
+            regions += classes.shape[1]
+    assert losses / regions == pytest.approx(float(reports[-1].loss), rel=2e-2)  # the last step changes it a little
+
+
+def _text_embeddings(setup: Setup) -> np.ndarray[Any, np.dtype[np.float32]]:
+    from regionspot.vocabulary import VocabularyEncoder
+
+    return VocabularyEncoder(setup.clip).encode(setup.sets[0].class_names).embeddings
+
+
+def _classify(model: RegionSpot, setup: Setup, index: int, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (1, N, V) and classes (1, N) of one image, without any cache."""
+    training_set = setup.sets[0]
+    image = read_upright(training_set.paths[index], (96, 128))
+    regions = slice(training_set.offsets[index], training_set.offsets[index + 1])
+    prompts, transform = Prompts.from_boxes(training_set.boxes[regions]), SamTransform(model.sam.image_size)
+    frame, size = transform.apply_image(image)
+    embeddings = model.sam.encode_image(stack_images([frame]), torch.tensor([size]))
+    points = torch.from_numpy(transform.apply_points(prompts.points, 96, 128))[None]
+    tokens = model.sam.mask_tokens(embeddings, points, torch.from_numpy(prompts.labels)[None]).tokens[:, :, 0]
+    patches = model.clip.encode_image(stack_images([ClipTransform(model.clip.image_size).apply_image(image)]))
+    return model.classify(tokens, patches, text), torch.from_numpy(training_set.class_ids[regions])[None]
+
+
+def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
+    before = [{k: v.clone() for k, v in tower.state_dict().items()} for tower in backbones]
+    result = quietly(make_config(), backbones)
+    for tower, old in zip(backbones, before, strict=True):
+        assert all(torch.equal(v, old[k]) for k, v in tower.state_dict().items())
+        assert all(p.grad is None and not p.requires_grad for p in tower.parameters())
+        assert not any(module.training for child in tower.children() for module in child.modules())
+    names = set(load_head(result.head_path).state_dict())
+    from regionspot.training.resume import read_checkpoint
+
+    tensors = read_checkpoint(result.run_directory / "checkpoints" / "step_00000006").tensors
+    assert {name.split(".")[0] for name in tensors} == {"head", "optimizer", "inputs"}
+    assert {name.removeprefix("head.") for name in tensors if name.startswith("head.")} == names
+
+
+def test_a_step_equals_the_recipe_written_out(make_config: MakeConfig, backbones: Backbones) -> None:
+    config = make_config(standardize_inputs=False, model={"dropout": 0.0})
+    setup = Setup.from_config(config, backbones)
+    with prepare_batches(setup, lambda _: None) as batches:
+        trainer = Trainer(setup, batches)
+        head = setup.build_head()
+        report = trainer.step(0)
+        batch = batches.batch(0)
+    logits = region_logits(
+        head(batch.mask_tokens, batch.patch_tokens, batch.valid), trainer.text_embeddings[0], setup.clip.logit_scale
+    )
+    target = F.one_hot(batch.class_ids, 3).float()
+    probability = logits.sigmoid()
+    p_t = torch.where(target > 0, probability, 1 - probability)
+    a_t = torch.where(target > 0, 0.25, 0.75)
+    loss = (-a_t * (1 - p_t) ** 2 * p_t.log())[batch.valid].sum() / batch.valid.sum()
+    assert float(report.loss) == pytest.approx(loss.item(), rel=1e-4)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+    assert float(report.grad_norm) == pytest.approx(float(norm), rel=1e-3)
+    torch.optim.AdamW(head.parameters(), lr=1e-3 * 0.01, weight_decay=1e-4).step()
+    for trained, expected in zip(trainer.head.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=0, atol=2e-6)
+
+
+def test_several_data_sets_have_their_own_vocabulary_and_turn(
+    make_config: MakeConfig, backbones: Backbones, tmp_path: Path, data: Path
+) -> None:
+    other = json.loads(data.read_text())
+    other["categories"] = [{"id": c["id"], "name": f"{c['name']} two"} for c in other["categories"]]
+    other["categories"].append({"id": 99, "name": "a fourth"})
+    path = data.with_name("other.json")
+    path.write_text(json.dumps(other))
+    sets = [{"name": "one", "annotations": str(data), "ratio": 2}, {"name": "two", "annotations": str(path)}]
+    config = make_config(datasets=sets, steps=6)
+    setup = Setup.from_config(config, backbones)
+    with prepare_batches(setup, lambda _: None) as batches:
+        trainer = Trainer(setup, batches)
+        order = [batches.batch(step).dataset for step in range(6)]
+    assert [len(text) for text in trainer.text_embeddings] == [3, 4]
+    assert sorted(order[:3]) == sorted(order[3:]) == [0, 0, 1]
+    assert np.isfinite(quietly(config, backbones).loss)
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_augmentation_reads_the_pictures_and_keeps_the_cached_tokens(
+    make_config: MakeConfig, backbones: Backbones, multimask: bool
+) -> None:
+    changes = {"augmentation": {}, "features": {"multimask": multimask, "max_memory_gib": 0.0}, "steps": 3}
+    result = quietly(make_config(**changes), backbones)
+    assert np.isfinite(result.loss)
+    setup = Setup.from_config(make_config(**changes), backbones)
+    assert setup.caches[0].shape.patch_tokens is None
+    with prepare_batches(setup, lambda _: None) as batches:
+        again, later, once_more = batches.batch(0), batches.batch(1), batches.batch(0)
+    assert torch.equal(again.patch_tokens, once_more.patch_tokens)
+    assert not torch.equal(again.patch_tokens, later.patch_tokens)
+    assert again.mask_tokens.shape[1] % (3 if multimask else 1) == 0
+
+
+def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfig, backbones: Backbones) -> None:
+    plain = load_head(quietly(make_config(name="plain"), backbones).head_path)
+    averaged = load_head(quietly(make_config(name="ema", optimizer={"ema_decay": 0.9}), backbones).head_path)
+    assert not torch.equal(plain.projector.weight, averaged.projector.weight)
+
+
+def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backbones) -> None:
+    first = quietly(make_config(name="one"), backbones).head_path
+    changes = {"name": "two", "standardize_inputs": False, "model": {"initial_head": str(first), "dropout": 0.0}}
+    setup = Setup.from_config(make_config(**changes), backbones)
+    assert torch.equal(setup.build_head().projector.weight, load_head(first).projector.weight)
+    wrong = Setup.from_config(
+        make_config(**{**changes, "model": {"initial_head": str(first), "num_layers": 2}}), backbones
+    )
+    with pytest.raises(ArtifactError, match="num_layers 1 instead of 2"):
+        wrong.build_head()
+
+
+def test_bf16_on_the_cpu_and_fp16_refused(make_config: MakeConfig, backbones: Backbones) -> None:
+    assert np.isfinite(quietly(make_config(amp="bf16", steps=2), backbones).loss)
+    with pytest.raises(InputError, match="amp=fp16 needs a GPU"):
+        quietly(make_config(name="other", amp="fp16"), backbones)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig, backbones: Backbones) -> None:
+    config = make_config(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, steps=20)
+    with pytest.raises(InputError, match=r"the loss is nan at step \d+: lower optimizer.learning_rate"):
+        quietly(config, backbones)
+
+
+def test_a_run_is_not_overwritten_and_resume_needs_the_same_configuration(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
+    quietly(make_config(), backbones)
+    with pytest.raises(InputError, match="--resume auto, choose another name"):
+        quietly(make_config(), backbones)
+    with pytest.raises(InputError, match=r"optimizer.weight_decay \(0.0001, now 0.1\)"):
+        quietly(make_config(optimizer={"weight_decay": 0.1}), backbones, resume="auto")
+    finished = quietly(make_config(logging={"every": 1}), backbones, resume="auto")
+    assert np.isnan(finished.loss)  # no step was left
+
+
+def test_resume_notices_other_data(make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path) -> None:
+    quietly(make_config(), backbones)
+    content = json.loads(data.read_text())
+    content["annotations"][0]["bbox"][2] = 20
+    changed = data.with_name("changed.json")
+    changed.write_text(json.dumps(content))
+    config = make_config(datasets=[{"name": "squares", "annotations": str(changed)}])
+    with pytest.raises(InputError, match="the data set squares changed since"):
+        quietly(config, backbones, resume="auto")
+
+
+def test_an_image_of_another_size_than_annotated_is_named(
+    make_config: MakeConfig, backbones: Backbones, data: Path
+) -> None:
+    content = json.loads(data.read_text())
+    content["images"][2] |= {"width": 96, "height": 128}
+    path = data.with_name("turned.json")
+    path.write_text(json.dumps(content))
+    config = make_config(datasets=[{"name": "turned", "annotations": str(path)}])
+    with pytest.raises(InputError, match=r"2.png is 128 x 96 pixels .* annotations are for 96 x 128"):
+        quietly(config, backbones)
+
+
+# --- killed and resumed ---
+
+
+def _start(config_file: Path, kill_at: int | None, *arguments: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    command = [sys.executable, str(SCRIPT), str(config_file), str(-1 if kill_at is None else kill_at), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> int:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode in (0, -signal.SIGKILL), output.decode()
+    return process.returncode
+
+
+def test_killed_at_random_steps_and_resumed_it_ends_with_the_same_weights_bit_for_bit(
+    make_config: MakeConfig, tmp_path: Path, backbones: Backbones
+) -> None:
+    changes: dict[str, Any] = {"steps": 30, "checkpoints": {"every": 4, "keep": 2}, "optimizer": {"ema_decay": 0.9}}
+    whole, killed = tmp_path / "whole.yaml", tmp_path / "killed.yaml"
+    whole.write_text(config_to_yaml(make_config(name="whole", **changes)))
+    killed.write_text(config_to_yaml(make_config(name="killed", **changes)))
+    assert _finish(_start(whole, None)) == 0
+
+    steps = sorted(random.Random(4).sample(range(1, 30), 3))
+    for step in steps:
+        assert _finish(_start(killed, step)) == -signal.SIGKILL
+    process = _start(killed, None)  # and once at any moment at all, saving a checkpoint perhaps
+    checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
+    deadline, before = time.monotonic() + 120, set(checkpoints.iterdir())
+    while process.poll() is None and set(checkpoints.iterdir()) == before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    _finish(process)
+    assert _finish(_start(killed, None)) == 0
+
+    first, second = (
+        load_head(tmp_path / "runs" / name / "head.safetensors").state_dict() for name in ("whole", "killed")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(2, 31, 2))
+
+
+def test_a_picture_that_is_broken_stops_extraction_with_its_name(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for picture in data.parent.glob("*.png"):
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    Image.new("RGB", (128, 96)).save(folder / "3.png")
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:-30])
+    config = make_config(datasets=[{"name": "broken", "annotations": str(data), "images": str(folder)}])
+    with pytest.raises(InputError, match=r"3\.png"):
+        quietly(config, backbones)
