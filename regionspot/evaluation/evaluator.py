@@ -1,0 +1,215 @@
+"""Run a model over a data set: encode each image once, embed its regions by every method asked for, measure AP.
+
+Images are taken in the order of their region counts, most first, so that a batch holds little padding and a batch too
+large for the memory fails at the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.errors import InputError
+from regionspot.evaluation.average_precision import LVIS_MAX_DETECTIONS, MAX_DETECTIONS, Rules, evaluate_detections
+from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch, load_image, prefetched
+from regionspot.evaluation.detections import Detections
+from regionspot.evaluation.methods import METHODS, check_methods
+from regionspot.evaluation.proposals import Proposals
+from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
+from regionspot.modeling.losses import region_logits
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.progress import Progress
+from regionspot.structures import Vocabulary
+
+Metrics = dict[str, Any]
+
+
+def evaluate(
+    model: RegionSpot,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    method: str = "head",
+    rules: Rules = "lvis",
+    masks: bool = False,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> tuple[Metrics, Detections]:
+    """Measure one method; see `evaluate_methods`."""
+    results = evaluate_methods(model, dataset, vocabulary, proposals, [method], rules, masks, batch_size, progress)
+    return results[method]
+
+
+def evaluate_methods(
+    model: RegionSpot,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    methods: Sequence[str] = ("head",),
+    rules: Rules = "lvis",
+    masks: bool = False,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> dict[str, tuple[Metrics, Detections]]:
+    """Measure several methods on the same regions, every image encoded once.
+
+    Args:
+        model: on any device; the work is done there.
+        dataset: images and ground truth.
+        vocabulary: the data set's class names, in the order of `dataset.class_names`, with their embeddings.
+        proposals: the regions.
+        methods: keys of `METHODS`.
+        rules: LVIS's or COCO's.
+        masks: also predict each region's mask by SAM and measure mask AP.
+        batch_size: images at a time.
+        progress: show on stderr how far it is.
+
+    Returns:
+        For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
+        `evaluate_detections` for boxes; `protocol`, all that must stand beside them; and, with masks, `segm`, the same
+        figures for masks.
+
+    Raises:
+        InputError: an unknown method, a vocabulary other than the data set's classes, nothing to evaluate, an image
+            that cannot be read or has another size than its record says, a model that gives NaN.
+    """
+    _check(dataset, vocabulary, proposals, methods, batch_size)
+    collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
+    needs = [METHODS[method] for method in methods]
+    encoder = BatchEncoder(
+        model,
+        mask_tokens=any(method.needs_mask_tokens for method in needs),
+        patch_tokens=any(method.needs_patch_tokens for method in needs),
+        masks=masks,
+    )
+    embedders = {method: METHODS[method].start() for method in methods}
+    with model.inference():
+        text_embeddings = torch.from_numpy(vocabulary.embeddings).to(model.device)  # (V, E)
+        for images in _loaded_batches(model, dataset, proposals, batch_size, progress):
+            batch = encoder.encode(images)
+            for method, embed in embedders.items():
+                logits = region_logits(embed(model, batch), text_embeddings, model.clip.logit_scale)  # (B, N, V)
+                collector.add(method, batch, logits.float().softmax(-1).cpu().numpy())
+    return {method: _measure(model, collector, method, masks) for method in methods}
+
+
+def _loaded_batches(
+    model: RegionSpot, dataset: CocoDataset, proposals: Proposals, batch_size: int, progress: bool
+) -> Iterator[list[LoadedImage]]:
+    """All images that have regions, those with most first."""
+
+    def load(record: ImageRecord) -> LoadedImage:
+        return load_image(dataset, record, proposals.boxes[record.id], model.sam.image_size, model.clip.image_size)
+
+    with_regions = [record for record in dataset.images if len(proposals.boxes[record.id])]
+    records = sorted(with_regions, key=lambda record: -len(proposals.boxes[record.id]))
+    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    with Progress("evaluate", len(records), "images", stream=sys.stderr) if progress else _silence() as bar:
+        done = 0
+        for images in prefetched(batches, load):
+            yield images
+            done += len(images)
+            if bar:
+                bar.update(done)
+
+
+def _silence() -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, eq=False)
+class _Collector:
+    """Detections by method and image id, as the batches come."""
+
+    dataset: CocoDataset
+    proposals: Proposals
+    rules: Rules
+    detections: dict[str, dict[int, Detections]] = field(repr=False)
+
+    def add(self, method: str, batch: RegionBatch, probabilities: npt.NDArray[np.float32]) -> None:
+        """Keep the best pairs of each image; probabilities are (B, N, V)."""
+        for index, image in enumerate(batch.images):
+            of_image = probabilities[index, : len(image.boxes)]  # (n, V)
+            if not np.isfinite(of_image).all():
+                raise InputError(
+                    f"method {method!r} gives NaN for image {image.record.file_name}: are the weights damaged, or did "
+                    "half precision overflow?"
+                )
+            masks = None if batch.masks is None else batch.masks[index]
+            self.detections[method][image.record.id] = self._detections(image, of_image, masks)
+
+    def _detections(self, image: LoadedImage, probabilities: npt.NDArray[np.float32], masks: Any) -> Detections:
+        scores_of = self.proposals.scores
+        regions, classes, scores = top_pairs(probabilities, None if scores_of is None else scores_of[image.record.id])
+        if self.rules == "lvis":  # more would not be judged, so no more are held in memory
+            kept = slice(LVIS_MAX_DETECTIONS)
+            regions, classes, scores = regions[kept], classes[kept], scores[kept]
+        category_ids = np.array([category.id for category in self.dataset.categories], np.int64)
+        return Detections(
+            np.full(len(scores), image.record.id, np.int64),
+            category_ids[classes],
+            image.boxes[regions],
+            scores,
+            None if masks is None else [masks[region] for region in regions.tolist()],
+        )
+
+    def all_detections(self, method: str) -> Detections:
+        by_image = self.detections[method]
+        return Detections.concatenate([by_image[i.id] for i in self.dataset.images if i.id in by_image])
+
+
+def _measure(model: RegionSpot, collector: _Collector, method: str, masks: bool) -> tuple[Metrics, Detections]:
+    detections = collector.all_detections(method)
+    metrics: Metrics = dict(evaluate_detections(collector.dataset, detections, collector.rules, "bbox"))
+    if masks:
+        metrics["segm"] = evaluate_detections(collector.dataset, detections, collector.rules, "segm")
+    metrics["protocol"] = _protocol(model, collector, method)
+    return metrics, detections
+
+
+def _protocol(model: RegionSpot, collector: _Collector, method: str) -> dict[str, Any]:
+    dataset, proposals = collector.dataset, collector.proposals
+    scores = f"softmax over {len(dataset.categories)} classes"
+    return {
+        "model": model.name,
+        "method": METHODS[method].description,
+        "rules": collector.rules,
+        "proposals": proposals.source,
+        "boxes_dropped": proposals.num_dropped,
+        "scores": scores if proposals.scores is None else f"{scores} × detector score",
+        "pairs_per_image": PAIRS_PER_IMAGE,
+        "detections_judged": MAX_DETECTIONS[collector.rules],
+        "images": len(dataset.images),
+        "regions": proposals.num_regions,
+    }
+
+
+def _check(
+    dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, methods: Sequence[str], batch_size: int
+) -> None:
+    check_methods(methods)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
+    if not dataset.images or not dataset.num_annotations:
+        raise InputError(
+            f"{dataset.path} has {len(dataset.images)} images and {dataset.num_annotations} annotations: nothing to "
+            "evaluate against"
+        )
+    if vocabulary.names != dataset.class_names:
+        pairs = zip(vocabulary.names, dataset.class_names, strict=False)
+        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(vocabulary), len(dataset.categories)))
+        raise InputError(
+            f"the vocabulary has {len(vocabulary)} names and {dataset.path} has {len(dataset.categories)} categories; "
+            f"they differ from index {position} on. Encode `dataset.class_names`, in that order."
+        )
+    missing = [image.id for image in dataset.images if image.id not in proposals.boxes]
+    if missing:
+        raise InputError(f"the proposals are of another data set: no entry for the images {first_few(missing)}")

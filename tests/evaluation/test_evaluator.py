@@ -1,0 +1,299 @@
+"""The evaluator on a small world of random pictures, with the mini architecture and random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regionspot.data.coco_json import CocoDataset
+from regionspot.errors import InputError
+from regionspot.evaluation.batches import BatchEncoder, load_image
+from regionspot.evaluation.detections import Detections
+from regionspot.evaluation.evaluator import evaluate, evaluate_methods
+from regionspot.evaluation.methods import METHODS, cell_weights, embed_clip_crops, embed_roi_pooled, embed_with_head
+from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
+from regionspot.masks import decode_rle, encode_rle
+from regionspot.modeling.presets import create_model
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.structures import Vocabulary
+
+SIZES = ((90, 70), (64, 64), (50, 100), (120, 80), (60, 60))  # width, height
+BOXES: tuple[list[list[float]], ...] = (  # xywh of each image's objects
+    [[5, 5, 40, 30], [30, 20, 50, 45], [60, 2, 20, 20]],
+    [[10, 10, 30, 40]],
+    [],
+    [[0, 0, 120, 80], [70.5, 30.25, 20, 20]],
+    [[20, 20, 3, 3], [5, 30, 50, 20], [1, 1, 20, 20], [40, 5, 15, 40]],
+)
+NUM_OBJECTS = sum(map(len, BOXES))
+
+
+@pytest.fixture(scope="module")
+def model() -> RegionSpot:
+    return create_model("regionspot_mini", random_weights=0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    """Five pictures, one empty; every object is of a class of its own, and a crowd lies over the second picture."""
+    directory = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, ((width, height), boxes) in enumerate(zip(SIZES, BOXES, strict=True), start=1):
+        colours = rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((width, height)).save(directory / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": width, "height": height})
+        for box in boxes:
+            mask = np.zeros((height, width), bool)
+            mask[int(box[1]) : int(box[1] + box[3]), int(box[0]) : int(box[0] + box[2])] = True
+            number = len(annotations) + 1
+            entry = {"id": number, "image_id": image_id, "category_id": 10 * number, "bbox": box}
+            annotations.append(entry | {"area": float(mask.sum()), "segmentation": encode_rle(mask)})
+    everything = set(range(10, 10 * NUM_OBJECTS + 1, 10))
+    for image in images:
+        shown = {a["category_id"] for a in annotations if a["image_id"] == image["id"]}
+        image |= {"neg_category_ids": sorted(everything - shown), "not_exhaustive_category_ids": []}
+    crowd = {"id": 100, "image_id": 2, "category_id": 10, "bbox": [0, 0, 64, 64], "iscrowd": 1, "area": 4096}
+    annotations.append(crowd | {"segmentation": encode_rle(np.ones((64, 64), bool))})
+    categories = [{"id": i, "name": f"thing {i}", "frequency": "f", "novel": i > 80} for i in sorted(everything)]
+    path = directory / "data.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return CocoDataset.load(path)
+
+
+@pytest.fixture(scope="module")
+def proposals(dataset: CocoDataset) -> Proposals:
+    return ground_truth_proposals(dataset)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(dataset: CocoDataset, model: RegionSpot) -> Vocabulary:
+    embeddings = np.random.default_rng(1).normal(size=(NUM_OBJECTS, model.clip.embed_dim)).astype(np.float32)
+    return Vocabulary(dataset.class_names, embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True))
+
+
+def scores_of(detections: Detections, image_id: int, num_regions: int) -> np.ndarray:
+    """(num_regions, V) of one image, regions in the order of their boxes' corners."""
+    of_image = detections.image_ids == image_id
+    boxes, scores = detections.boxes[of_image], detections.scores[of_image]
+    order = np.lexsort([detections.category_ids[of_image], *boxes.T])
+    return scores[order].reshape(num_regions, NUM_OBJECTS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_vocabulary_of_the_regions_themselves_is_perfect(
+    model: RegionSpot, dataset: CocoDataset, proposals: Proposals, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With each object's own embedding as its class's text embedding nothing is mistaken, but by the control."""
+    monkeypatch.setattr(type(model.clip), "logit_scale", 1e5)  # random weights embed all regions much alike
+    embed = METHODS[method].start()
+    embeddings = np.zeros((NUM_OBJECTS, model.clip.embed_dim), np.float32)
+    position = 0
+    with torch.inference_mode():
+        for record in sorted(dataset.images, key=lambda image: image.id):
+            boxes = proposals.boxes[record.id]
+            if len(boxes):
+                image = load_image(dataset, record, boxes, model.sam.image_size, model.clip.image_size)
+                embeddings[position : position + len(boxes)] = embed(model, BatchEncoder(model).encode([image]))[0]
+                position += len(boxes)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    own = Vocabulary(dataset.class_names, embeddings)
+    metrics, detections = evaluate(model, dataset, own, proposals, method, "coco", batch_size=3, progress=False)
+    if method == "constant_token":
+        assert metrics["AP"] < 90
+    else:
+        assert [metrics[name] for name in ("AP", "AP_base", "AP_novel")] == pytest.approx([100] * 3)
+    assert len(detections) == sum(len(boxes) * NUM_OBJECTS for boxes in BOXES)
+
+
+@pytest.mark.parametrize("method", ["head", "clip_crops", "roi_pooling"])
+def test_batches_change_nothing(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, method: str
+) -> None:
+    one = evaluate(model, dataset, vocabulary, proposals, method, batch_size=1, progress=False)[1]
+    four = evaluate(model, dataset, vocabulary, proposals, method, batch_size=4, progress=False)[1]
+    for image_id, boxes in enumerate(BOXES, start=1):
+        first, second = (scores_of(detections, image_id, len(boxes)) for detections in (one, four))
+        np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_scores_are_the_models_own(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    detections = evaluate(model, dataset, vocabulary, proposals, progress=False)[1]
+    record = dataset.images[0]
+    image = load_image(dataset, record, proposals.boxes[1], model.sam.image_size, model.clip.image_size)
+    with torch.inference_mode():
+        batch = BatchEncoder(model).encode([image])
+        assert batch.mask_tokens is not None and batch.patch_tokens is not None
+        text = torch.from_numpy(vocabulary.embeddings)
+        expected = model.classify(batch.mask_tokens, batch.patch_tokens, text)[0].softmax(-1).numpy()
+    order = np.lexsort(proposals.boxes[1].T)
+    np.testing.assert_allclose(scores_of(detections, 1, 3), expected[order], atol=1e-5)
+    assert (np.diff(detections.scores[detections.image_ids == 1]) <= 0).all()
+
+
+def test_methods_together_encode_each_image_once(
+    model: RegionSpot,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {"sam": 0, "clip": 0}
+
+    def counting(name: str, encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def count(images: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            counts[name] += len(images)
+            return encode(images, *rest)
+
+        return count
+
+    monkeypatch.setattr(model.sam, "encode_image", counting("sam", model.sam.encode_image))
+    monkeypatch.setattr(model.clip, "encode_image", counting("clip", model.clip.encode_image))
+    results = evaluate_methods(
+        model, dataset, vocabulary, proposals, ["head", "roi_pooling", "constant_token"], batch_size=2, progress=False
+    )
+    assert list(results) == ["head", "roi_pooling", "constant_token"]
+    assert counts == {"sam": 4, "clip": 4}  # the picture without regions is not encoded at all
+    evaluate_methods(model, dataset, vocabulary, proposals, ["clip_crops"], progress=False)
+    assert counts == {"sam": 4, "clip": 4 + NUM_OBJECTS}
+
+
+def test_constant_token_tells_no_regions_apart(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    detections = evaluate(model, dataset, vocabulary, proposals, "constant_token", batch_size=2, progress=False)[1]
+    scores = scores_of(detections, 5, 4)
+    np.testing.assert_allclose(scores, np.broadcast_to(scores[:1], scores.shape), atol=1e-5)
+
+
+def test_masks_are_shared_and_judged(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    metrics, detections = evaluate(model, dataset, vocabulary, proposals, masks=True, progress=False)
+    assert set(metrics["segm"]) == set(metrics) - {"segm", "protocol"}
+    assert detections.masks is not None
+    sizes = {image.id: (image.height, image.width) for image in dataset.images}
+    by_region: dict[tuple[float, ...], int] = {}
+    for image_id, box, mask in zip(detections.image_ids, detections.boxes, detections.masks, strict=True):
+        assert decode_rle(mask).shape == sizes[image_id]
+        assert by_region.setdefault((image_id, *box), id(mask)) == id(mask)
+    assert len(by_region) == NUM_OBJECTS
+    assert "segmentation" in detections.to_coco()[0]
+
+
+def test_detector_scores_multiply(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    halves = {image_id: np.full(len(boxes), 0.5) for image_id, boxes in proposals.boxes.items()}
+    plain, plain_detections = evaluate(model, dataset, vocabulary, proposals, progress=False)
+    half, detections = evaluate(model, dataset, vocabulary, replace(proposals, scores=halves), progress=False)
+    np.testing.assert_allclose(detections.scores, plain_detections.scores / 2)
+    assert half["protocol"]["scores"] == f"softmax over {NUM_OBJECTS} classes × detector score"
+    assert {**half, "protocol": None} == {**plain, "protocol": None}
+
+
+def test_no_proposals_at_all(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> None:
+    nothing = Proposals("none", {image.id: np.zeros((0, 4)) for image in dataset.images}, None)
+    metrics, detections = evaluate(model, dataset, vocabulary, nothing, masks=True, progress=False)
+    assert (metrics["AP"], metrics["segm"]["AP"], len(detections)) == (0, 0, 0)
+
+
+def test_the_protocol_is_stated(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    assert evaluate(model, dataset, vocabulary, proposals, progress=False)[0]["protocol"] == {
+        "model": "regionspot_mini",
+        "method": "RegionSpot's head",
+        "rules": "lvis",
+        "proposals": "ground-truth boxes",
+        "boxes_dropped": 0,
+        "scores": f"softmax over {NUM_OBJECTS} classes",
+        "pairs_per_image": 900,
+        "detections_judged": "300 per image",
+        "images": 5,
+        "regions": NUM_OBJECTS,
+    }
+
+
+def test_training_mode_is_left_as_it_was(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    expected = evaluate(model, dataset, vocabulary, proposals, progress=False)[1].scores
+    model.train()
+    try:
+        actual = evaluate(model, dataset, vocabulary, proposals, progress=False)[1].scores
+        assert model.head.training and not model.sam.training
+    finally:
+        model.eval()
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_whole_image_box_gives_clips_own_embedding_of_it(model: RegionSpot, dataset: CocoDataset) -> None:
+    record = dataset.images[3]
+    whole = np.array([[0.0, 0.0, record.width, record.height]])
+    image = load_image(dataset, record, whole, model.sam.image_size, model.clip.image_size)
+    with torch.inference_mode():
+        batch = BatchEncoder(model).encode([image])
+        assert batch.patch_tokens is not None
+        torch.testing.assert_close(embed_clip_crops(model, batch)[0], model.clip.pool(batch.patch_tokens))
+        mean = batch.patch_tokens[:, 1:].mean(1, keepdim=True)
+        torch.testing.assert_close(
+            embed_roi_pooled(model, batch)[0], model.clip.pool(mean.expand(-1, 2, -1)), rtol=1e-4, atol=1e-5
+        )
+        assert embed_with_head(model, batch).shape == (1, 1, model.clip.embed_dim)
+
+
+def test_cell_weights() -> None:
+    boxes = np.array([[0, 0, 20, 10], [0, 0, 10, 10], [1, 1, 2, 2], [14, 4.9, 16, 5.1]], float)
+    expected = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
+    np.testing.assert_allclose(cell_weights(boxes, height=10, width=20, grid=2), expected)
+    assert cell_weights(np.zeros((0, 4)), 10, 20, 2).shape == (0, 4)
+
+
+def test_unfit_input_is_named(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    with pytest.raises(InputError, match=r"unknown methods \['guess'\]: choose from head, clip_crops"):
+        evaluate(model, dataset, vocabulary, proposals, "guess")
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        evaluate(model, dataset, vocabulary, proposals, batch_size=0)
+    renamed = Vocabulary(("cup", *vocabulary.names[1:]), vocabulary.embeddings)
+    with pytest.raises(InputError, match=r"the vocabulary has 10 names .* 10 categories; they differ from index 0"):
+        evaluate(model, dataset, renamed, proposals)
+    shorter = Vocabulary(vocabulary.names[:4], vocabulary.embeddings[:4])
+    with pytest.raises(InputError, match="they differ from index 4"):
+        evaluate(model, dataset, shorter, proposals)
+    with pytest.raises(InputError, match="nothing to evaluate against"):
+        evaluate(model, replace(dataset, images=(), annotations_by_image={}), vocabulary, proposals)
+    with pytest.raises(InputError, match="no entry for the images 1"):
+        others = {image_id: boxes for image_id, boxes in proposals.boxes.items() if image_id != 1}
+        evaluate(model, dataset, vocabulary, replace(proposals, boxes=others))
+
+
+def test_unfit_images_are_named(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, tmp_path: Path
+) -> None:
+    other_size = (replace(dataset.images[0], width=91), *dataset.images[1:])
+    with pytest.raises(InputError, match=r"1\.png is 90 x 70 pixels but .* says 91 x 70"):
+        evaluate(model, replace(dataset, images=other_size), vocabulary, proposals, progress=False)
+    with pytest.raises(InputError, match="does not exist"):
+        evaluate(model, replace(dataset, image_root=tmp_path), vocabulary, proposals, progress=False)
+
+
+def test_nan_is_not_taken_for_an_answer(dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals) -> None:
+    broken = create_model("regionspot_mini", random_weights=0)
+    with torch.no_grad():
+        next(iter(broken.head.parameters())).fill_(float("nan"))
+    with pytest.raises(InputError, match=r"method 'head' gives NaN for image 5\.png"):
+        evaluate(broken, dataset, vocabulary, proposals, progress=False)
