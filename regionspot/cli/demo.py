@@ -1,0 +1,152 @@
+"""`regionspot demo`: the main job on the mini world, from pictures to a trained head, its AP, and named regions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from regionspot.config import TrainConfig
+    from regionspot.data.coco_json import CocoDataset
+    from regionspot.modeling.regionspot import RegionSpot
+    from regionspot.structures import Vocabulary
+    from regionspot.training.loop import TrainResult
+
+METHODS = ("head", "clip_crops", "roi_pooling", "constant_token")
+CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
+NUM_OVERLAYS = 6
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="regionspot demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory for everything (%(default)s)")
+    parser.add_argument("--train", type=int, default=9000, metavar="N", help="training pictures (%(default)s)")
+    parser.add_argument("--val", type=int, default=1000, metavar="N", help="held-out pictures (%(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of configs/mini.yaml)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures and of the training (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    began = time.perf_counter()
+    _headline(1, f"Build the mini world: {arguments.train} pictures to learn from, {arguments.val} held out")
+    from regionspot.mini.dataset import build_dataset
+
+    train_json, val_json = build_dataset(arguments.out / "data", arguments.train, arguments.val, arguments.seed)
+    _headline(2, "Train the head on frozen SAM and CLIP")
+    from regionspot.training.loop import train
+
+    result = train(_config(arguments, train_json), resume="auto")
+    _headline(3, "Measure it on the held-out pictures, with CLIP's own ways beside it")
+    from regionspot.data.coco_json import CocoDataset
+    from regionspot.modeling.presets import create_model
+    from regionspot.vocabulary import VocabularyEncoder
+
+    dataset = CocoDataset.load(val_json)
+    model = create_model("regionspot_mini", head_weights=result.head_path)
+    vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
+    _write_metrics(arguments.out / "metrics.json", _evaluate(model, dataset, vocabulary), result, dataset)
+    _headline(4, "Recognise regions of held-out pictures")
+    overlays = _draw_overlays(model, dataset, vocabulary, arguments.out / "overlays")
+    minutes, seconds = divmod(round(time.perf_counter() - began), 60)
+    print(f"\nDone in {minutes} min {seconds} s. Look at {overlays}\n")
+    print(_next_steps(result.head_path, dataset))
+    return 0
+
+
+def _headline(number: int, text: str) -> None:
+    print(f"\n[{number}/4] {text}", flush=True)
+
+
+def _config(arguments: argparse.Namespace, annotations: Path) -> TrainConfig:
+    from regionspot.config import load_config
+
+    overrides = [f"output_dir={arguments.out}", "name=train", f"seed={arguments.seed}"]
+    overrides += [f"datasets.0.annotations={annotations}", f"features.cache_dir={arguments.out / 'features'}"]
+    if arguments.steps:
+        overrides.append(f"steps={arguments.steps}")
+    return load_config(CONFIG, overrides)
+
+
+def _evaluate(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:
+    from regionspot.cli.evaluate import format_table
+    from regionspot.evaluation.evaluator import evaluate_methods
+    from regionspot.evaluation.proposals import ground_truth_proposals
+
+    results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), METHODS, batch_size=32)
+    metrics = {method: figures for method, (figures, _) in results.items()}
+    print(f"\n{format_table(metrics)}")
+    return metrics
+
+
+def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: TrainResult, dataset: CocoDataset) -> None:
+    from regionspot.files import write_atomically
+
+    summary = metrics | {
+        "train_seconds": round(result.train_seconds, 1),
+        "feature_seconds": round(result.feature_seconds, 1),
+        "train_images": result.images,
+        "val_images": len(dataset.images),
+        "regions": dataset.num_annotations,
+    }
+    write_atomically(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, directory: Path) -> Path:
+    """One overlay for each of the held-out pictures with most toys, and all of them on one sheet."""
+    from PIL import Image
+
+    from regionspot.predictor import RegionPredictor
+    from regionspot.transforms import read_image
+    from regionspot.visualize import draw_predictions
+
+    directory.mkdir(parents=True, exist_ok=True)
+    predictor, pictures = RegionPredictor(model), []
+    fullest = sorted(dataset.images, key=lambda image: -len(dataset.annotations_by_image[image.id]))
+    for record in fullest[:NUM_OVERLAYS]:
+        picture = read_image(dataset.image_path(record))
+        annotations = dataset.annotations_by_image[record.id]
+        found = predictor.set_image(picture).predict(boxes=[a.box for a in annotations], vocabulary=vocabulary)
+        pictures.append(draw_predictions(picture, found))
+        Image.fromarray(pictures[-1]).save(directory / f"{Path(record.file_name).stem}.png")
+        truth = [dataset.class_names[dataset.category_index[a.category_id]] for a in annotations]
+        right = sum(found.class_names[i] == name for i, name in zip(found.class_ids, truth, strict=True))
+        print(f"  {record.file_name}: {right} of {len(truth)} regions named right")
+    sheet = directory / "sheet.png"
+    Image.fromarray(_sheet(pictures)).save(sheet)
+    return sheet
+
+
+def _sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Pictures of (H, W, 3), each in the middle of a cell as large as the largest, on white."""
+    import numpy as np
+
+    side_h, side_w = (max(picture.shape[axis] for picture in pictures) + 16 for axis in (0, 1))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * side_h, columns * side_w, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top = index // columns * side_h + (side_h - picture.shape[0]) // 2
+        left = index % columns * side_w + (side_w - picture.shape[1]) // 2
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _next_steps(head: Path, dataset: CocoDataset) -> str:
+    record = dataset.images[0]
+    x0, y0, x1, y1 = (round(side) for side in dataset.annotations_by_image[record.id][0].box)
+    return f"""What to try next:
+  name a region in your own words (mini knows toys of its own world, not photographs)
+    .venv/bin/regionspot predict {dataset.image_path(record)} --box {x0},{y0},{x1},{y1} \\
+      --vocabulary "red toy with blue stripes,plain green toy,white toy with a pink border" \\
+      --head-weights {head} --out overlay.png
+  train on your own COCO or LVIS annotations, with SAM's and CLIP's real weights
+    .venv/bin/regionspot-train --config regionspot/configs/regionspot_bb_stage1.yaml --dry-run
+  see what works on this machine
+    .venv/bin/regionspot doctor"""

@@ -1,0 +1,149 @@
+"""`regionspot doctor [--json]`: what works on this machine, what does not, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import regionspot
+from regionspot.cli.probes import PROBES, Finding
+
+OLDEST_PYTHON = (3, 10)
+CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512-VNNI", "amx_tile": "AMX", "asimd": "NEON"}
+LOW_MEMORY_GIB = 4.0  # SAM ViT-B with its activations, and the head
+LOW_DISK_GIB = 5.0  # a feature cache and a few checkpoints
+PROBES_SECONDS = 120
+GIB = 2**30
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="regionspot doctor",
+        description="Report versions, devices and which runtimes work here. Exits with 1 if something required fails.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    findings = examine()
+    failed = [finding.name for finding in findings if finding.required and finding.status == "FAIL"]
+    if arguments.json:
+        listed = [asdict(finding) for finding in findings]
+        print(json.dumps({"regionspot": regionspot.__version__, "ok": not failed, "findings": listed}, indent=2))
+    else:
+        print(as_text(findings))
+        print(f"Required, but failing: {', '.join(failed)}." if failed else "Everything required works.")
+    return 1 if failed else 0
+
+
+def examine() -> list[Finding]:
+    """All findings: the machine first, then everything that is tried in a child process."""
+    return [check_python(), check_cpu(), check_memory(), check_disk(), *run_probes(list(PROBES))]
+
+
+def as_text(findings: Sequence[Finding]) -> str:
+    lines = [f"regionspot {regionspot.__version__}"]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        lines.append(f"{finding.status:<5} {finding.name:<{width}}  {finding.detail}")
+        if finding.mend:
+            lines.append(f"{'':<6}{'':<{width}}    to mend: {finding.mend}")
+    return "\n".join(lines)
+
+
+def run_probes(names: Sequence[str]) -> list[Finding]:
+    """A finding of each probe, from a child process; where one takes the child down, a new child goes on after it."""
+    findings: list[Finding] = []
+    while len(findings) < len(names):
+        pending = names[len(findings) :]
+        command = [sys.executable, "-m", "regionspot.cli.probes", *pending]
+        try:
+            child = subprocess.run(command, capture_output=True, timeout=PROBES_SECONDS)
+            output, how = child.stdout, _how_it_ended(child)
+        except subprocess.TimeoutExpired as error:
+            output, how = error.stdout or b"", f"did not end in {PROBES_SECONDS} s"
+        found = _parse(output)
+        findings += found
+        if len(found) < len(pending):
+            culprit = pending[len(found)]
+            mend = f"pip install --force-reinstall '{PROBES[culprit].install}'"
+            findings.append(Finding(culprit, "FAIL", f"trying it {how}", mend, PROBES[culprit].required))
+    return findings
+
+
+def check_python() -> Finding:
+    detail = f"{platform.python_version()} on {platform.platform()}"
+    if sys.version_info >= OLDEST_PYTHON:
+        return Finding("python", "OK", detail, required=True)
+    return Finding("python", "FAIL", f"{detail}: older than 3.10", "use Python 3.10 or later", required=True)
+
+
+def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
+    """Model, usable cores and the vector extensions that decide how fast the CPU runtimes are."""
+    fields: dict[str, str] = {}
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    flags = (fields.get("flags") or fields.get("Features", "")).split()
+    found = [label for flag, label in CPU_FEATURES.items() if flag in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    detail = f"{model}, {cores} cores, {' '.join(found) or 'no vector extensions known'}"
+    if flags and not {"avx2", "asimd"} & set(flags):
+        return Finding("cpu", "WARN", detail, "expect slow inference: a CPU with AVX2 or NEON is several times faster")
+    return Finding("cpu", "OK", detail)
+
+
+def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Finding:
+    """Memory available to this process: the machine's, or its container's limit where that is lower."""
+    if not meminfo.is_file():
+        return Finding("memory", "OK", "unknown on this system")
+    sizes = {
+        line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if ":" in line
+    }
+    total, available = sizes["MemTotal"], sizes["MemAvailable"]
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total, available = min(total, int(text)), min(available, int(text))
+    detail = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
+    if available < LOW_MEMORY_GIB * GIB:
+        return Finding(
+            "memory", "WARN", detail, f"full-size models want {LOW_MEMORY_GIB:.0f} GiB; regionspot_mini does not"
+        )
+    return Finding("memory", "OK", detail)
+
+
+def check_disk() -> Finding:
+    """Free space where training writes (here) and where text embeddings are cached."""
+    cache = Path(os.environ.get("REGIONSPOT_CACHE", "~/.cache/regionspot")).expanduser()
+    places = {"here": Path.cwd(), "cache": next(place for place in (cache, *cache.parents) if place.exists())}
+    free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    detail = ", ".join(
+        f"{size / GIB:.1f} GiB free {name if name == 'here' else 'for the cache'}" for name, size in free.items()
+    )
+    if min(free.values()) < LOW_DISK_GIB * GIB:
+        return Finding("disk", "WARN", detail, "free some space, or set REGIONSPOT_CACHE to another disk")
+    return Finding("disk", "OK", detail)
+
+
+def _parse(output: bytes) -> list[Finding]:
+    lines = output.decode(errors="replace").splitlines()
+    return [Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')]  # not a library's own chatter
+
+
+def _how_it_ended(child: subprocess.CompletedProcess[bytes]) -> str:
+    if child.returncode < 0:
+        return f"crashed ({signal.Signals(-child.returncode).name})"
+    last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    return f"ended with status {child.returncode}: {last}"

@@ -1,0 +1,83 @@
+"""`regionspot COMMAND ...`: finds the command, runs it, and says in one line what a user got wrong.
+
+Nothing heavy is imported here: `regionspot --help` must stay quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from regionspot import __version__
+from regionspot.errors import RegionSpotError
+
+COMMANDS = {
+    "predict": ("regionspot.cli.predict", "recognise regions of a picture"),
+    "train": ("regionspot.cli.train", "train a head on COCO- or LVIS-format data"),
+    "eval": ("regionspot.cli.evaluate", "average precision of a head, and of CLIP on box crops beside it"),
+    "convert": ("regionspot.cli.convert", "import a checkpoint of RegionSpot's authors"),
+    "mini": ("regionspot.cli.mini", "build the mini world and its foundation models"),
+    "demo": ("regionspot.cli.demo", "train on the mini world, evaluate, recognise regions"),
+    "doctor": ("regionspot.cli.doctor", "what works on this machine, and how to mend what does not"),
+}
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, or 2 for what the user can mend, or the command's own."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else EXIT_USER_ERROR
+    name, *rest = arguments
+    if name == "--version":
+        print(f"regionspot {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        return _fail(f"there is no command {name!r}.{meant} The commands are {', '.join(COMMANDS)}.")
+    try:
+        return int(import_module(COMMANDS[name][0]).main(rest))
+    except RegionSpotError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def train() -> int:
+    """The console script `regionspot-train`."""
+    return main(["train", *sys.argv[1:]])
+
+
+def evaluate() -> int:
+    """The console script `regionspot-eval`."""
+    return main(["eval", *sys.argv[1:]])
+
+
+def usage() -> str:
+    lines = [
+        "usage: regionspot COMMAND [argument ...]",
+        "",
+        "Recognise the regions of an image with a small head on a frozen SAM and a frozen CLIP.",
+        "",
+        "commands:",
+        *(f"  {name:<9}{summary}" for name, (_, summary) in COMMANDS.items()),
+        "",
+        "`regionspot COMMAND --help` describes a command; `regionspot --version` names this release.",
+    ]
+    return "\n".join(lines)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

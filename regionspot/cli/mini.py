@@ -1,0 +1,77 @@
+"""`regionspot mini`: make the mini world's pictures, or train its SAM and CLIP again."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from regionspot.mini.pretrain_clip import ClipRecipe
+    from regionspot.mini.pretrain_sam import SamRecipe
+
+Recipe = TypeVar("Recipe", "SamRecipe", "ClipRecipe")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="regionspot mini", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True)
+    build = actions.add_parser("build", help="write pictures and LVIS-format annotations")
+    build.add_argument("--out", type=Path, required=True, help="directory for train.json, val.json, train/ and val/")
+    build.add_argument("--train", type=int, default=9000, metavar="N", help="training pictures (%(default)s)")
+    build.add_argument("--val", type=int, default=1000, metavar="N", help="validation pictures (%(default)s)")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+    pretrain = actions.add_parser("pretrain", help="train the small SAM or CLIP on the mini world")
+    pretrain.add_argument("tower", choices=("sam", "clip"))
+    pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="a field of the recipe, such as steps=100")
+    pretrain.add_argument("--out", type=Path, required=True, help="directory for the weights")
+    pretrain.add_argument("--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)")
+    pretrain.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    return _build(arguments) if arguments.action == "build" else _pretrain(arguments)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from regionspot.mini.dataset import build_dataset
+
+    paths = build_dataset(arguments.out, arguments.train, arguments.val, arguments.seed, arguments.workers)
+    print("\n".join(map(str, paths)))
+    return 0
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from regionspot.mini import pretrain_clip, pretrain_sam, shipped
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.tower == "sam":
+        sam_recipe = _with_overrides(pretrain_sam.SamRecipe(), arguments.overrides)
+        path = shipped.save_sam(pretrain_sam.train(arguments.pool, sam_recipe), arguments.out)
+    else:
+        clip_recipe = _with_overrides(pretrain_clip.ClipRecipe(), arguments.overrides)
+        clip, token_ids = pretrain_clip.train(arguments.pool, clip_recipe)
+        path = shipped.save_clip(clip, token_ids, arguments.out)
+    print(path)
+    return 0
+
+
+def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    from regionspot.errors import InputError
+
+    kinds = {field.name: type(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
+    changes = {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        try:
+            changes[name] = kinds[name](value)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{override!r} is no override: write one of {', '.join(kinds)} as key=number") from error
+    return dataclasses.replace(recipe, **changes)

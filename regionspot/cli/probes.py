@@ -1,0 +1,203 @@
+"""What `regionspot doctor` tries of each library, one function for each.
+
+A broken driver or a mismatched wheel can take the whole process down, so doctor runs the probes in a child:
+`python -m regionspot.cli.probes NAME ...` prints one finding a line, as JSON, as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from regionspot.errors import ArtifactError
+
+Status = Literal["OK", "WARN", "FAIL"]
+TESTED_TORCH = ("2.10", "2.13")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. Only a required thing that fails makes doctor fail."""
+
+    name: str
+    status: Status
+    detail: str
+    mend: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`check` says in a few words what works, or returns a whole finding; an exception means that it does not work."""
+
+    check: Callable[[], str | Finding]
+    install: str  # what `pip install` takes
+    required: bool = False
+
+
+def run(name: str) -> Finding:
+    """The finding of one probe, here and now. A library that is not installed is a warning unless it is required."""
+    probe = PROBES[name]
+    install = f"pip install '{probe.install}'"
+    try:
+        found = probe.check()
+        finding = found if isinstance(found, Finding) else Finding(name, "OK", found)
+    except ModuleNotFoundError as error:
+        finding = Finding(name, "FAIL" if probe.required else "WARN", f"not installed ({error.name})", install)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        mend = f"{install} --force-reinstall"
+        finding = Finding(name, "FAIL", f"installed, but does not work: {type(error).__name__}: {reason}", mend)
+    return replace(finding, required=probe.required)
+
+
+def _packages() -> str:
+    homes = {"numpy": "numpy", "pillow": "PIL.Image", "safetensors": "safetensors", "PyYAML": "yaml"}
+    homes |= {"xxhash": "xxhash", "tqdm": "tqdm", "tensorboard": "tensorboard"}
+    for module in homes.values():
+        import_module(module)
+    return ", ".join(f"{distribution} {metadata.version(distribution)}" for distribution in homes)
+
+
+def _native() -> Finding | str:
+    try:
+        masks = import_module("regionspot.masks")
+    except ImportError as error:
+        return Finding("native extension", "FAIL", str(error), "make setup, or pip install .")
+    mask = import_module("numpy").eye(3, dtype=bool)  # runs 0 1 3 1 3 1, the last three written as differences
+    rle = masks.encode_rle(mask)
+    if rle["counts"] != "013000" or not (masks.decode_rle(rle) == mask).all():
+        return Finding("native extension", "FAIL", f"a 3x3 mask came out as {rle}", "build it again: make setup")
+    return "encodes and decodes masks"
+
+
+def _torch() -> Finding | str:
+    torch = import_module("torch")
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    detail = f"{torch.__version__} ({build}, {torch.get_num_threads()} threads)"
+    release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    first, last = (tuple(int(part) for part in version.split(".")) for version in TESTED_TORCH)
+    if first <= release <= last:
+        return detail
+    mend = "pip install -c constraints.txt torch torchvision"
+    return Finding("torch", "WARN", f"{detail}: tested with {TESTED_TORCH[0]} to {TESTED_TORCH[1]}", mend)
+
+
+def _devices() -> Finding | str:
+    torch = import_module("torch")
+    found = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            found.append(f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if found:
+        return "; ".join([*found, "cpu"])
+    if torch.version.cuda:
+        mend = "look at `nvidia-smi`: is there a driver, and does it know this CUDA?"
+        return Finding("devices", "WARN", f"cpu alone, though torch is built for CUDA {torch.version.cuda}", mend)
+    return "cpu"
+
+
+def _torchvision() -> str:
+    version = metadata.version("torchvision")
+    try:
+        import_module("torchvision")
+    except RuntimeError as error:
+        import_module("regionspot.modeling.torchvision_shim").import_safely()
+        return f"{version}, importable through regionspot's shim (without it: {error})"
+    return f"{version}, imports by itself: the shim does nothing"
+
+
+def _foundation(module: str, distribution: str) -> str:
+    import_module("regionspot.modeling.torchvision_shim").import_safely()
+    import_module(module)
+    return metadata.version(distribution)
+
+
+def mini_weights(folder: Path | None = None) -> Finding | str:
+    """Loads the weights of regionspot_mini, which verifies their checksums; `folder` instead of the shipped ones."""
+    shipped = import_module("regionspot.mini.shipped")
+    folder = folder or shipped.WEIGHTS_DIR
+    try:
+        shipped.load_mini_backbones(folder)
+        import_module("regionspot.modeling.checkpoint").load_head(folder / "head.safetensors")
+    except ArtifactError as error:
+        return Finding("mini weights", "FAIL", str(error), "install regionspot again, or restore them with git")
+    megabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    return f"SAM, CLIP and head load, their checksums agree ({megabytes:.1f} MB)"
+
+
+def _version(module: str) -> str:
+    return str(import_module(module).__version__)
+
+
+def _onnxruntime() -> str:
+    runtime = import_module("onnxruntime")
+    providers = (name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers())
+    return f"{runtime.__version__}, providers: {', '.join(providers)}"
+
+
+def _openvino() -> str:
+    openvino = import_module("openvino")
+    return f"{openvino.__version__.split('-')[0]}, devices: {', '.join(openvino.Core().available_devices)}"
+
+
+def _tensorrt() -> Finding | str:
+    tensorrt = import_module("tensorrt")
+    if not _has_nvidia_gpu():
+        detail = f"{tensorrt.__version__}, but there is no NVIDIA GPU: it can neither build nor run engines here"
+        return Finding("tensorrt", "WARN", detail, "use a machine with an NVIDIA GPU, or tensorrt_rtx to build")
+    tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
+    return str(tensorrt.__version__)
+
+
+def _tensorrt_rtx() -> Finding | str:
+    trt: Any = import_module("tensorrt_rtx_bindings")
+    trt.Builder(trt.Logger(trt.Logger.ERROR))
+    if not _has_nvidia_gpu():
+        detail = f"{trt.__version__}: builds engines ahead of time, but there is no NVIDIA GPU to run them"
+        return Finding("tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU")
+    return str(trt.__version__)
+
+
+def _tritonclient() -> str:
+    import_module("tritonclient.grpc")
+    import_module("tritonclient.http")
+    return metadata.version("tritonclient")
+
+
+def _has_nvidia_gpu() -> bool:
+    return bool(import_module("torch").cuda.is_available())
+
+
+PROBES: dict[str, Probe] = {
+    "packages": Probe(_packages, "regionspot", required=True),
+    "native extension": Probe(_native, "regionspot", required=True),
+    "torch": Probe(_torch, "regionspot", required=True),
+    "devices": Probe(_devices, "regionspot", required=True),
+    "torchvision": Probe(_torchvision, "torchvision", required=True),
+    "segment_anything": Probe(
+        lambda: _foundation("segment_anything", "segment-anything"), "segment-anything", required=True
+    ),
+    "open_clip": Probe(lambda: _foundation("open_clip", "open_clip_torch"), "open_clip_torch", required=True),
+    "mini weights": Probe(mini_weights, "regionspot"),
+    "hotcoco": Probe(lambda: metadata.version(import_module("hotcoco").__name__), "regionspot[eval]"),
+    "onnx": Probe(lambda: _version("onnx"), "regionspot[onnx]"),
+    "onnxruntime": Probe(_onnxruntime, "regionspot[onnx]"),
+    "openvino": Probe(_openvino, "regionspot[openvino]"),
+    "tensorrt": Probe(_tensorrt, "regionspot[tensorrt]"),
+    "tensorrt_rtx": Probe(_tensorrt_rtx, "regionspot[tensorrt-rtx]"),
+    "tritonclient": Probe(_tritonclient, "regionspot[serving]"),
+}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(json.dumps(asdict(run(name))), flush=True)

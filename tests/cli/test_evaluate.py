@@ -1,0 +1,124 @@
+"""`regionspot-eval` from the command line's side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionspot.cli import main as command_line
+from regionspot.cli.evaluate import COLUMNS, build_parser, format_table
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two pictures with two objects; regionspot_mini with random weights; an empty cache of vocabularies."""
+    from regionspot.modeling import presets
+
+    create_model = presets.create_model
+    monkeypatch.setattr(presets, "create_model", lambda name, **_: create_model(name, random_weights=0))
+    monkeypatch.setenv("REGIONSPOT_CACHE", str(tmp_path / "cache"))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in "ab":
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(pictures / f"{name}.png")
+    image = {"width": 40, "height": 30, "neg_category_ids": [1, 2], "not_exhaustive_category_ids": []}
+    mask = [[5, 5, 15, 5, 15, 15, 5, 15]]
+    content = {
+        "images": [image | {"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab", start=1)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "coffee cup", "novel": True}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": i, "bbox": [5, 5, 10, 10], "area": 100, "segmentation": mask}
+            for i in (1, 2)
+        ],
+    }
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def run(data: Path, *arguments: str) -> int:
+    return command_line.main(["eval", "--data", str(data), "--images", str(data.parent / "pictures"), *arguments])
+
+
+def test_table_and_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics_file, detections_file = tmp_path / "out" / "metrics.json", tmp_path / "out" / "detections.json"
+    methods = "head,clip_crops,roi_pooling,constant_token"
+    arguments = ["--methods", methods, "--iou-type", "both", "--device", "cpu", "--json", str(metrics_file)]
+    assert run(data, *arguments, "--detections", str(detections_file)) == 0
+    output = capsys.readouterr().out
+    assert "regionspot_mini on 2 images, 2 regions: ground-truth boxes" in output
+    assert "LVIS rules; score = softmax over 2 classes; the 900 best" in output
+    assert "300 per image judged" in output
+    for word in ("boxes", "masks", "AP_novel", *methods.split(",")):
+        assert word in output
+    metrics = json.loads(metrics_file.read_text())
+    assert list(metrics) == methods.split(",")
+    assert set(COLUMNS) < set(metrics["head"]) and set(COLUMNS) == set(metrics["head"]["segm"])
+    detections = json.loads((tmp_path / "out" / "detections.head.json").read_text())
+    assert len(detections) == 4  # 2 regions x 2 classes
+    assert detections[0]["bbox"] == [5, 5, 10, 10] and detections[0]["segmentation"]["size"] == [30, 40]
+
+
+def test_one_method_and_a_detectors_boxes_by_coco_rules(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps([{"image_id": 2, "bbox": [5, 5, 10, 10], "score": 0.5}]))
+    detections_file = tmp_path / "detections.json"
+    arguments = ["--proposals", str(boxes), "--rules", "coco", "--detections", str(detections_file)]
+    assert run(data, *arguments) == 0
+    output = capsys.readouterr().out
+    assert "1 regions: detector boxes of boxes.json" in output
+    assert "COCO rules; score = softmax over 2 classes × detector score" in output
+    assert {detection["image_id"] for detection in json.loads(detections_file.read_text())} == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "head,guess"], "unknown methods ['guess']"),
+        (["--proposals", "absent.json"], "cannot read the proposals absent.json"),
+        (["--images", "nowhere"], "2 of 2 images are not under nowhere: a.png, b.png"),
+        (["--device", "cuda:77"], "the device cuda:77 cannot be used here"),
+        (["--device", "abacus"], "the device abacus cannot be used here"),
+        (["--batch-size", "0"], "batch_size must be 1 or more"),
+    ],
+)
+def test_errors_are_one_line(
+    data: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from regionspot.cli.evaluate import build_parser; build_parser().format_help();"
+        "print(sorted({'torch', 'numpy', 'hotcoco'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert "--proposals" in build_parser().format_help()
+
+
+def test_a_missing_evaluator_is_named() -> None:
+    code = (
+        "import sys; sys.modules['hotcoco'] = None; from regionspot.cli.main import main; main(['eval', '--data', 'x'])"
+    )
+    error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert error == "error: evaluation needs hotcoco: pip install 'regionspot[eval]'\n"
+
+
+def test_a_group_without_classes_is_a_dash() -> None:
+    protocol: dict[str, Any] = {"model": "m", "images": 1, "regions": 2, "proposals": "p", "rules": "coco"}
+    protocol |= {"scores": "s", "pairs_per_image": 900, "detections_judged": "d", "boxes_dropped": 3}
+    table = format_table({"head": dict.fromkeys(COLUMNS, 12.345) | {"APr": None, "protocol": protocol}})
+    assert table.splitlines()[-1].split() == ["head", *["12.3"] * 6, "–", *["12.3"] * 4]
+    assert "3 proposals left out" in table

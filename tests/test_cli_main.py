@@ -1,0 +1,114 @@
+"""Dispatch, exit statuses and the one-line errors of `regionspot`."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from regionspot import __version__
+from regionspot.cli import main as cli
+from regionspot.errors import ArtifactError, InputError
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], int]], None]:
+    """Put a function in the place of `regionspot doctor`."""
+
+    def install(function: Callable[[list[str]], int]) -> None:
+        module = types.ModuleType("stand_in_command")
+        module.main = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "stand_in_command", module)
+        monkeypatch.setitem(cli.COMMANDS, "doctor", ("stand_in_command", "a stand-in"))
+
+    return install
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in cli.COMMANDS)
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_no_command_prints_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: regionspot" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"regionspot {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("predcit", "Did you mean predict?"), ("zzz", "The commands are predict")]
+)
+def test_unknown_command(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([typed]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: there is no command '{typed}'.") and meant in captured.err
+
+
+def test_arguments_and_status_are_passed_through(command: Callable) -> None:
+    seen = []
+
+    def stand_in(argv: list[str]) -> int:
+        seen.append(argv)
+        return 7
+
+    command(stand_in)
+    assert cli.main(["doctor", "--json", "x"]) == 7
+    assert seen == [["--json", "x"]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "printed"),
+    [
+        (InputError("box 3 is empty"), 2, "error: box 3 is empty\n"),
+        (ArtifactError("head.safetensors is damaged"), 2, "error: head.safetensors is damaged\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_a_user_meets(
+    raised: BaseException, status: int, printed: str, command: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stand_in(argv: list[str]) -> int:
+        raise raised
+
+    command(stand_in)
+    assert cli.main(["doctor"]) == status
+    assert capsys.readouterr().err == printed
+
+
+def test_a_defect_of_ours_is_not_hidden(command: Callable) -> None:
+    def stand_in(argv: list[str]) -> int:
+        raise ZeroDivisionError
+
+    command(stand_in)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(("script", "name"), [(cli.train, "train"), (cli.evaluate, "eval")])
+def test_console_scripts(script: Callable[[], int], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "main", lambda argv: 7 if argv == [name, "--config", "x.yaml"] else 1)
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "x.yaml"])
+    assert script() == 7
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_describes_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_convert_reports_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "head.safetensors")]) == 2
+    assert "none.pth does not exist" in capsys.readouterr().err

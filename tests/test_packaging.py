@@ -1,0 +1,94 @@
+"""The wheel: built from the checkout as it is, and what must be in it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "regionspot" / "mini"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--quiet"]
+    command += ["--no-cache-dir", "--wheel-dir", str(folder), "--config-settings", f"build-dir={folder / 'build'}"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_one_top_level_name(names: list[str]) -> None:
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"regionspot"}
+
+
+def test_every_module_of_the_checkout(names: list[str]) -> None:
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "regionspot").rglob("*.py")}
+    for folder in ("export", "serving", "benchmarks"):
+        expected |= {f"regionspot/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
+    assert expected == {name for name in names if name.endswith(".py")}
+
+
+def test_native_extension_and_types(names: list[str]) -> None:
+    assert sum(name.startswith("regionspot/_native.") and name.endswith((".so", ".pyd")) for name in names) == 1
+    assert {"regionspot/_native.pyi", "regionspot/py.typed"} <= set(names)
+
+
+def test_package_data(names: list[str]) -> None:
+    data = [*(ROOT / "regionspot" / "configs").glob("*.yaml"), *MINI.glob("*.md"), *(MINI / "weights").iterdir()]
+    assert {path.suffix for path in data} >= {".yaml", ".md", ".safetensors"}
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
+
+
+def test_nothing_else(names: list[str]) -> None:
+    assert not [name for name in names if "__pycache__" in name or name.endswith((".cpp", ".hpp", ".a", ".o"))]
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+
+
+def test_the_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "import sys; sys.path.insert(0, '.'); sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in"
+        " type(f).__name__]; import regionspot.masks, regionspot.export, regionspot.serving, regionspot.benchmarks;"
+        " print(regionspot.masks.__file__, regionspot.export.__file__, regionspot.masks._native.__file__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert all(Path(path).is_relative_to(tmp_path) for path in run.stdout.split())
+    shutil.rmtree(tmp_path / "regionspot")
+
+
+def test_every_dependency_is_pinned() -> None:
+    """`constraints.txt` names every direct dependency of `make setup` with one exact version."""
+    tomllib = pytest.importorskip("tomllib", reason="of Python 3.11")
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), "an inexact pin"
+    pinned = {_normal(line.split("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [
+        *project["project"]["dependencies"],
+        *extras["eval"],
+        *extras["dev"],
+        *project["build-system"]["requires"],
+    ]
+    assert {_normal(re.split(r"[<>=\[ ]", line)[0]) for line in wanted} <= pinned
+
+
+def _normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-").replace(".", "-")
