@@ -1,0 +1,65 @@
+"""The trained weights that come with the package, and how they are written.
+
+They are kept in half precision, and CLIP's token embedding without the rows of words that it never met: the numbers in
+the files, not those before rounding, are the model. In memory everything is single precision and full size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from regionspot.mini.architecture import build_mini_clip, build_mini_sam
+from regionspot.modeling.checkpoint import load_tensors, save_tensors
+from regionspot.modeling.clip import ClipBackbone
+from regionspot.modeling.sam import SamBackbone
+from regionspot.modeling.weights import load_strictly
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+FORMAT = "regionspot-mini-1"
+TOKEN_EMBEDDING = "token_embedding.weight"
+TOKEN_IDS = "token_ids"  # (K,) int32: which rows of the token embedding the file holds
+
+
+def save_sam(sam: nn.Module, directory: Path = WEIGHTS_DIR) -> Path:
+    """Write `sam.safetensors`."""
+    path = directory / "sam.safetensors"
+    save_tensors(path, _halved(sam.state_dict()), FORMAT)
+    return path
+
+
+def save_clip(clip: nn.Module, token_ids: Tensor, directory: Path = WEIGHTS_DIR) -> Path:
+    """Write `clip.safetensors`; `token_ids` (K,) are the tokens that the K rows of its embedding stand for."""
+    path = directory / "clip.safetensors"
+    save_tensors(path, _halved(clip.state_dict()) | {TOKEN_IDS: token_ids.int()}, FORMAT)
+    return path
+
+
+def load_mini_backbones(directory: Path = WEIGHTS_DIR) -> tuple[SamBackbone, ClipBackbone]:
+    """The small SAM and CLIP, frozen, on the CPU.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    sam, clip = build_mini_sam(), build_mini_clip()
+    for name, module in (("sam", sam), ("clip", clip)):
+        path = directory / f"{name}.safetensors"
+        tensors, _ = load_tensors(path, FORMAT)
+        load_strictly(module, _expanded(tensors, module), path)
+    return SamBackbone(sam), ClipBackbone(clip)
+
+
+def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _expanded(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The file's tensors in single precision, with the rows of unknown words zero."""
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    if TOKEN_IDS in state:
+        rows = torch.zeros_like(module.get_parameter(TOKEN_EMBEDDING))
+        rows[state.pop(TOKEN_IDS).long()] = state[TOKEN_EMBEDDING]
+        state[TOKEN_EMBEDDING] = rows
+    return state
