@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ CHANGEABLE_ON_RESUME = (
     "device",
     "datasets.*.annotations",
     "datasets.*.images",
+    "model.sam_weights",
+    "model.clip_weights",
     "features.cache_dir",
     "features.batch_size",
     "features.workers",
@@ -34,7 +37,7 @@ CHANGEABLE_ON_RESUME = (
     "checkpoints.*",
     "logging.*",
 )
-"""Keys that say where and how, not what: a resumed run may change them. (Data sets are compared by content.)"""
+"""Keys that say where and how, not what: a resumed run may change them. (Data and weights are compared by content.)"""
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,14 @@ _RANGES: tuple[tuple[str, Any, str], ...] = (
     ("features.images_per_shard", lambda v: v >= 1, "1 or more"),
     ("features.batch_size", lambda v: v >= 1, "1 or more"),
     ("features.workers", lambda v: v >= 1, "1 or more"),
+    ("features.max_memory_gib", lambda v: v >= 0, "0 or more"),
     ("augmentation.*_probability", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("augmentation.shortest_side_before_crop", lambda v: v and min(v) >= 1, "one or more lengths of 1 or more"),
     ("augmentation.crop_size", lambda v: v and 1 <= v[0] <= v[-1], "[smallest, largest], 1 or more"),
-    ("optimizer.learning_rate", lambda v: v > 0, "more than 0"),
+    ("optimizer.learning_rate", lambda v: 0 < v < math.inf, "more than 0 and finite"),
     ("optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
+    ("optimizer.milestones", lambda v: list(v) == sorted(set(v)) and min(v, default=0) >= 0, "increasing, 0 or more"),
+    ("optimizer.decay_factor", lambda v: 0 < v <= 1, "in (0, 1]"),
     ("optimizer.warmup_steps", lambda v: v >= 0, "0 or more"),
     ("optimizer.warmup_factor", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("optimizer.max_grad_norm", lambda v: v > 0, "more than 0"),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
+import time
 from pathlib import Path
-
-import xxhash
 
 from regionspot.errors import ArtifactError
 
 READ_BYTES = 1 << 20
+LEFTOVER_AGE_S = 3600.0
+"""A file written aside that nobody has touched for so long is of a process that was killed."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -23,7 +25,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         ArtifactError: it cannot be written. What was at `path` is untouched, and nothing is left beside it.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_flushed(aside, content)
@@ -33,6 +35,14 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise ArtifactError(f"cannot write {path}: {why_not_written(error)}") from error
+
+
+def delete_leftovers(directory: Path) -> None:
+    """Delete what killed processes left half-written by `write_atomically`; what another may be writing now stays."""
+    for path in directory.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+                path.unlink()
 
 
 def write_flushed(path: Path, content: bytes) -> None:
@@ -61,11 +71,18 @@ def why_not_written(error: OSError) -> str:
 
 def file_digest(path: Path) -> str:
     """xxh3 (64 bits, hexadecimal) of a file's content."""
+    import xxhash  # here, because `regionspot doctor` must run without it
+
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_root() -> Path:
+    """Where everything is cached: $REGIONSPOT_CACHE, or ~/.cache/regionspot where that is unset or empty."""
+    return Path(os.environ.get("REGIONSPOT_CACHE") or "~/.cache/regionspot").expanduser()
 
 
 def in_units(num_bytes: float) -> str:

@@ -108,7 +108,7 @@ class RegionPredictor:
             multimask: ask SAM for three readings of each prompt (whole, part, subpart) and name each: there are three
                 results in a row for each prompt. The same reading of all prompts is classified together.
             return_masks: also draw SAM's mask of each region. Recognition does not need it.
-            mask_chunk: how many masks are decoded at once; it bounds memory and changes no result.
+            mask_chunk: how many prompts' masks are decoded at once; it bounds memory and changes no result.
 
         Returns:
             Regions in the order boxes, points, masks. The box of a point is that of its mask where masks are returned,
@@ -127,9 +127,9 @@ class RegionPredictor:
         with self.model.inference():
             parts = [self._no_regions(multimask)]
             for kind in prompts:
-                for start in range(0, len(kind), mask_chunk):
-                    chunk = kind[start : start + mask_chunk]
-                    parts.append(self._decode(image, chunk, multimask, return_masks))
+                step = mask_chunk if return_masks else max(len(kind), 1)
+                chunks = [kind[start : start + step] for start in range(0, len(kind), step)]
+                parts += [self._decode(image, chunk, multimask, return_masks) for chunk in chunks]
             logits = self._classify(image, torch.cat([part.tokens for part in parts]), words)  # (N * T, V)
             ious = torch.cat([part.iou_predictions for part in parts]).flatten()  # (N * T,)
         top_scores, top_class_ids = logits.softmax(-1).topk(min(top_k, len(words)))  # (N * T, K)
@@ -196,8 +196,8 @@ class RegionPredictor:
         boxes = _repeat(prompts.boxes, readings)
         has_box = _repeat((prompts.labels == BOX_TOP_LEFT).any(1), readings)
         masks: list[Rle] = []
-        for index, logits in enumerate(low_res_masks.flatten(0, 1).float().cpu().numpy()):
-            mask = self._sam_transform.upscale_masks(logits[None], image.height, image.width)[0]
+        low_res = low_res_masks.flatten(0, 1).float().cpu().numpy()  # (n * T, 4h, 4w)
+        for index, mask in enumerate(self._sam_transform.upscale_masks(low_res, image.height, image.width)):
             masks.append(encode_rle(mask))
             if not has_box[index] and mask.any():
                 boxes[index] = mask_to_box(mask)

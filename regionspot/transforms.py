@@ -11,14 +11,19 @@ left of an S x S square. Normalisation is not here: it belongs to the models.
 from __future__ import annotations
 
 import io
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from regionspot.errors import InputError
 from regionspot.structures import BoolArray, FloatArray
@@ -35,6 +40,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000",
 MASK_PROMPT_EPSILON = 1e-3
 """A mask prompt's certainty: its logits are those of the probabilities 0.001 and 0.999."""
 
+_WARNINGS = threading.Lock()  # what is done about warnings holds for all threads
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,31 +53,40 @@ _UPRIGHT = {
 }
 
 
-def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> UInt8Array:
+def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: str = "white") -> UInt8Array:
     """Any picture as (H, W, 3) uint8 RGB, upright.
 
-    EXIF orientation is applied; transparency is laid over white; palette, grey, CMYK, 1-bit and 16-bit pictures are
-    converted; of an animation the first frame is taken.
+    EXIF orientation is applied; transparency is laid over the background; palette, grey, CMYK, 1-bit and 16-bit
+    pictures are converted; of an animation the first frame is taken.
 
     Args:
         source: a path, an encoded file's bytes, a Pillow image, or a (H, W, 3) uint8 RGB array, returned as it is.
         max_pixels: refuse larger pictures, judging by the header before any pixel is decoded.
+        background: a colour's name.
 
     Raises:
         InputError: no such file, not a picture, a damaged or truncated one, one that is too large.
     """
     if isinstance(source, np.ndarray):
         return _checked_array(source)
-    name = f"image {Path(source).name!r}" if isinstance(source, (str, PathLike)) else "the image"
-    image = source if isinstance(source, Image.Image) else _open_image(source, name)
-    _check_size(image, name, max_pixels)
-    try:
-        image.load()
-        return np.array(_to_rgb(_upright(image), name))
-    except InputError:
-        raise
-    except Exception as error:  # on damaged data Pillow's decoders raise almost anything
-        raise InputError(f"{name} is damaged or truncated ({error}): copy or export it again") from error
+    if isinstance(source, Image.Image):
+        return _decode(source, "the image", max_pixels, background)
+    if not isinstance(source, (str, PathLike, bytes)):
+        raise InputError(
+            f"an image is a path, a file's bytes, a Pillow image or an array, not a {type(source).__name__}"
+        )
+    name = "the image" if isinstance(source, bytes) else f"image {Path(source).name!r}"
+    with _open_file(source, name) as file:
+        return _decode(_open_image(file, name), name, max_pixels, background)
+
+
+def read_mask(source: ImageSource) -> BoolArray:
+    """A picture as a mask (H, W): True where it is white, False where it is black or transparent.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    return read_image(source, background="black")[..., 0] > 127
 
 
 def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
@@ -128,20 +143,20 @@ class SamTransform:
         logits: FloatArray = np.log(probability / (1 - probability))[:, None]  # (N, 1, m, m)
         return logits
 
-    def upscale_masks(self, low_res_masks: FloatArray, height: int, width: int) -> BoolArray:
-        """Logits (N, m, m) to masks (N, height, width): SAM's `postprocess_masks` and its threshold, without torch.
+    def upscale_masks(self, low_res_masks: FloatArray, height: int, width: int) -> Iterator[BoolArray]:
+        """Logits (N, m, m) to N masks (height, width): SAM's `postprocess_masks` and its threshold, without torch.
+
+        One at a time, since masks of many regions of a large picture would fill the memory.
 
         SAM enlarges to the frame, cuts the padding off and enlarges once more to the image, bilinearly each time. Both
         steps are linear and work on rows and columns separately, so each is one small matrix and so is their product.
         """
         valid_height, valid_width = self.input_size(height, width)
-        n, rows, columns = low_res_masks.shape
+        rows, columns = low_res_masks.shape[1:]
         row_weights = self._upscaling(rows, valid_height, height)  # (height, m)
         column_weights = self._upscaling(columns, valid_width, width).T  # (m, width)
-        masks = np.empty((n, height, width), bool)
-        for mask, logits in zip(masks, low_res_masks.astype(np.float32), strict=True):
-            np.greater(row_weights @ logits @ column_weights, 0, out=mask)
-        return masks
+        for logits in low_res_masks.astype(np.float32):
+            yield row_weights @ logits @ column_weights > 0
 
     def _upscaling(self, low_res: int, valid: int, original: int) -> FloatArray:
         to_frame = _bilinear_weights(low_res, self.image_size)[:valid]  # (valid, low_res)
@@ -196,20 +211,58 @@ def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:
     return array.view(np.uint8)
 
 
-def _open_image(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
-    """The header alone: pixels are decoded later."""
-    Image.init()
-    known = [file_format for file_format in IMAGE_FORMATS if file_format in Image.OPEN]  # a small Pillow lacks some
+def _open_file(source: str | PathLike[str] | bytes, name: str) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
     try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name} is too large ({error}): scale it down first") from error
+        return open(source, "rb")
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist: no file {str(source)!r}") from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
-    except Exception as error:  # a directory, no permission; and damaged headers raise almost anything
-        raise InputError(f"{name} cannot be opened ({error}): check the path and the file") from error
+    except (OSError, ValueError) as error:  # a directory, no permission, a null character
+        raise InputError(f"{name} cannot be opened ({error}): check the path") from error
+
+
+def _open_image(file: IO[bytes], name: str) -> Image.Image:
+    """The header alone: pixels are decoded later.
+
+    `Image.open` would do, but it warns of every picture from half of MAX_PIXELS on, and neither its limit nor Python's
+    warnings can be set for one thread alone.
+    """
+    Image.init()
+    known = [file_format for file_format in IMAGE_FORMATS if file_format in Image.OPEN]  # a small Pillow lacks some
+    prefix = file.read(16)
+    try:
+        for factory, accept in map(Image.OPEN.__getitem__, known):
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
+                if accept is None or accept(prefix) is True:
+                    file.seek(0)
+                    return factory(file, "")
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large ({error}): scale it down first") from error
+    except Exception as error:  # damaged headers raise almost anything
+        raise InputError(f"{name} cannot be opened ({error}): check the file") from error
+    raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}")
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> UInt8Array:
+    _check_size(image, name, max_pixels)
+    try:
+        _load(image)
+        return np.array(_to_rgb(_upright(image), name, background))
+    except InputError:
+        raise
+    except Exception as error:  # on damaged data Pillow's decoders raise almost anything
+        raise InputError(f"{name} is damaged or truncated ({error}): copy or export it again") from error
+
+
+def _load(image: Image.Image) -> None:
+    """Decode, without the warning of large pictures that Pillow's TIFF reader repeats here."""
+    if image.width * image.height <= (Image.MAX_IMAGE_PIXELS or np.inf):
+        image.load()
+        return
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image.load()
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -227,13 +280,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, background: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return _to_eight_bits(np.asarray(image), name).convert("RGB")
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
-        background = Image.new("RGBA", foreground.size, "white")
-        return Image.alpha_composite(background, foreground).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", foreground.size, background), foreground).convert("RGB")
     return image.convert("RGB")
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from regionspot.errors import InputError
-from regionspot.masks import decode_rle, mask_to_box
+from regionspot.masks import decode_rle, mask_to_box, rle_area
 from regionspot.structures import RegionPredictions, Rle
 from regionspot.transforms import UInt8Array, resize_image, scale_points
 
@@ -119,16 +119,19 @@ def _labels(predictions: RegionPredictions) -> list[tuple[str, str]]:
 def _draw_masks(
     canvas: Image.Image, masks: Sequence[Rle], colours: Sequence[Colour], style: _Style, enlargement: float
 ) -> None:
-    """Tints from the largest to the smallest, then the contours over all of them."""
-    decoded = [decode_rle(rle) for rle in masks]
-    order = [index for index in np.argsort([-mask.sum() for mask in decoded]) if decoded[index].any()]
+    """Tints from the largest to the smallest, then the contours over all of them.
+
+    Every mask is decoded twice, so that never more than one is in memory.
+    """
+    areas = np.array([rle_area(rle) for rle in masks], int)
+    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index]]
     blur = max(0.7 * style.line, 0.9 * enlargement)
-    patches = {index: _mask_patch(decoded[index], canvas.size, int(4 * blur) + style.line) for index in order}
+    margin = int(4 * blur) + style.line
     for index in order:
-        coverage, corner = patches[index]
+        coverage, corner = _mask_patch(decode_rle(masks[index]), canvas.size, margin)
         canvas.paste(colours[index], corner, coverage.point([round(FILL_OPACITY * value) for value in range(256)]))
     for index in order:
-        coverage, corner = patches[index]
+        coverage, corner = _mask_patch(decode_rle(masks[index]), canvas.size, margin)
         blurred = coverage.filter(ImageFilter.GaussianBlur(blur))
         canvas.paste(INK, corner, blurred.point(_contour_opacity(style.line + 2, blur, HALO_OPACITY)))
         canvas.paste(colours[index], corner, blurred.point(_contour_opacity(style.line, blur, 1.0)))
@@ -143,9 +146,12 @@ def _mask_patch(
     low, high = scale_points(mask_to_box(mask).reshape(2, 2), (height, width), (canvas_height, canvas_width))
     x0, y0 = np.maximum(np.floor(low).astype(int) - margin, 0).tolist()
     x1, y1 = np.minimum(np.ceil(high).astype(int) + margin, canvas_size).tolist()
-    grey = mask.astype(np.uint8) * np.uint8(255)
-    coverage = grey if (canvas_height, canvas_width) == mask.shape else resize_image(grey, canvas_height, canvas_width)
-    return Image.fromarray(np.ascontiguousarray(coverage[y0:y1, x0:x1])), (x0, y0)
+    if (canvas_height, canvas_width) == mask.shape:
+        coverage = mask[y0:y1, x0:x1].astype(np.uint8) * np.uint8(255)
+    else:
+        grey = mask.astype(np.uint8) * np.uint8(255)
+        coverage = np.ascontiguousarray(resize_image(grey, canvas_height, canvas_width)[y0:y1, x0:x1])
+    return Image.fromarray(coverage), (x0, y0)
 
 
 def _contour_opacity(width: float, blur: float, opacity: float) -> list[int]:
@@ -173,7 +179,8 @@ def _draw_boxes(canvas: Image.Image, boxes: npt.NDArray[np.int_], colours: Seque
 def _outline(pen: ImageDraw.ImageDraw, box: Sequence[int], fill: int | Colour, line: int, grown: int = 0) -> None:
     x0, y0, x1, y1 = box
     if x0 == x1 and y0 == y1:
-        pen.circle((x0, y0), 2 * line + grown, fill=fill)
+        radius = 2 * line + grown
+        pen.ellipse((x0 - radius, y0 - radius, x0 + radius, y0 + radius), fill=fill)
         return
     right, bottom = max(x1, x0 + 2) - 1, max(y1, y0 + 2) - 1
     pen.rectangle((x0 - grown, y0 - grown, right + grown, bottom + grown), outline=fill, width=line + 2 * grown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ import numpy as np
 import xxhash
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.files import write_atomically
-from regionspot.structures import Vocabulary, check_class_names
+from regionspot.files import cache_root, write_atomically
+from regionspot.structures import FloatArray, Vocabulary, check_class_names
 
 if TYPE_CHECKING:
     from regionspot.modeling.clip import ClipBackbone
@@ -52,14 +51,14 @@ def clean_name(name: str) -> str:
 class VocabularyEncoder:
     """Embeds class names with CLIP's text tower, each name once and then from a cache on disk.
 
-    A name's embedding is the mean of its un-normalised embeddings in all templates, normalised. Names are cached one
-    by one, so a new word costs one word. An entry is found by the text tower's weights, the tokenizer, the templates
-    and the name; a damaged one is made again.
+    A name's embedding is the mean of its un-normalised embeddings in all templates, normalised. Names are encoded one
+    by one, so that to the last bit no embedding depends on the company it is in, and cached one by one, so that a new
+    word costs one word. An entry is found by the text tower's weights, the tokenizer, the templates and the name; a
+    damaged one is made again.
 
     Args:
         clip: its weights must be loaded by now.
         cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
-        batch_size: how many texts go through CLIP at once.
         templates: with `{}` for the name; None stands for `TEMPLATES`.
     """
 
@@ -67,12 +66,10 @@ class VocabularyEncoder:
         self,
         clip: ClipBackbone,
         cache_dir: str | Path | None = None,
-        batch_size: int = 1024,
         templates: Sequence[str] | None = None,
     ) -> None:
         self.clip = clip
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self.batch_size = batch_size
         self.templates: tuple[str, ...] = tuple(templates) if templates is not None else _default_templates()
         self._key = xxhash.xxh3_128_hexdigest(json.dumps([clip.fingerprint(), self.templates]).encode())
 
@@ -87,39 +84,27 @@ class VocabularyEncoder:
         names = tuple(names)
         check_class_names(names)
         words = [clean_name(name) for name in names]
-        known: dict[str, np.ndarray] = {}
-        unknown: list[str] = []
+        embeddings: dict[str, FloatArray] = {}
         for word in dict.fromkeys(words):
-            if (cached := self._read(word)) is None:
-                unknown.append(word)
-            else:
-                known[word] = cached
-        group = max(1, self.batch_size // len(self.templates))
-        for start in range(0, len(unknown), group):
-            for word, embedding in self._encode_words(unknown[start : start + group]):
-                known[word] = embedding
-                self._write(word, embedding)
-        return Vocabulary(names, np.stack([known[word] for word in words]))
+            cached = self._read(word)
+            embeddings[word] = self._encode_word(word) if cached is None else cached
+        return Vocabulary(names, np.stack([embeddings[word] for word in words]))
 
-    def _encode_words(self, words: list[str]) -> list[tuple[str, np.ndarray]]:
+    def _encode_word(self, word: str) -> FloatArray:
+        """The embedding (E,), which is also put into the cache."""
         import torch
 
-        texts = [template.replace("{}", word) for word in words for template in self.templates]
         with torch.inference_mode():
-            embeddings = torch.cat(
-                [
-                    self.clip.encode_text(texts[start : start + self.batch_size])
-                    for start in range(0, len(texts), self.batch_size)
-                ]
-            )  # (words * templates, E)
-        means = embeddings.double().cpu().unflatten(0, (len(words), -1)).mean(dim=1).numpy()  # (words, E)
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        return list(zip(words, means.astype(np.float32), strict=True))
+            embeddings = self.clip.encode_text([template.replace("{}", word) for template in self.templates])
+        mean = embeddings.cpu().double().numpy().mean(axis=0)  # (templates, E) to (E,)
+        embedding: FloatArray = (mean / np.linalg.norm(mean)).astype(np.float32)
+        self._write(word, embedding)
+        return embedding
 
     def _path(self, word: str) -> Path:
         return self.cache_dir / self._key / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
 
-    def _read(self, word: str) -> np.ndarray | None:
+    def _read(self, word: str) -> FloatArray | None:
         """The cached embedding (E,), None where there is none or its checksum is wrong."""
         try:
             content = self._path(word).read_bytes()
@@ -130,7 +115,7 @@ class VocabularyEncoder:
             return None
         return np.frombuffer(payload, "<f4").astype(np.float32)
 
-    def _write(self, word: str, embedding: np.ndarray) -> None:
+    def _write(self, word: str, embedding: FloatArray) -> None:
         payload = embedding.astype("<f4").tobytes()
         try:
             write_atomically(self._path(word), self._digest(word, payload) + payload)
@@ -143,8 +128,7 @@ class VocabularyEncoder:
 
 def default_cache_dir() -> Path:
     """Where vocabularies are cached unless told otherwise."""
-    root = os.environ.get("REGIONSPOT_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "regionspot") / "vocabulary"
+    return cache_root() / "vocabulary"
 
 
 def parse_vocabulary(spec: str) -> tuple[str, ...]:

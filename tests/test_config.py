@@ -57,6 +57,7 @@ def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
         ("steps=12", "steps", 12),
         ("optimizer.learning_rate=1e-3", "optimizer.learning_rate", 1e-3),  # YAML alone would say: a string
         ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
+        ("optimizer.milestones=[]", "optimizer.milestones", ()),
         ("optimizer.milestones=[3,5]", "optimizer.milestones", (3, 5)),
         ("optimizer.ema_decay=0.999", "optimizer.ema_decay", 0.999),
         ("optimizer.ema_decay=null", "optimizer.ema_decay", None),
@@ -88,11 +89,18 @@ def test_overrides(override: str, key: str, value: object) -> None:
         ("optimizer.milestones=3", "optimizer.milestones must be a list, got 3"),
         ("optimizer.milestones=[a]", "optimizer.milestones.0 must be a whole number"),
         ("optimizer=3", "optimizer must hold keys and values"),
-        ("steps.x=1", r"steps is a plain value \(6000\): it has no keys"),
+        ("steps.x=1", r"steps is a plain value \(5200\): it has no keys"),
         ("features.dtype=float64", "features.dtype must be one of float32, float16, got 'float64'"),
         ("batch_size=0", "batch_size must be 1 or more, got 0"),
         ("model.dropout=1", r"model.dropout must be in \[0, 1\), got 1.0"),
-        ("optimizer.learning_rate=.nan", "optimizer.learning_rate must be more than 0, got nan"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate must be more than 0 and finite, got nan"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate must be more than 0 and finite, got inf"),
+        ("optimizer.decay_factor=0", r"optimizer.decay_factor must be in \(0, 1\], got 0.0"),
+        ("optimizer.decay_factor=10", r"optimizer.decay_factor must be in \(0, 1\]"),
+        ("optimizer.milestones=[5,3]", r"optimizer.milestones must be increasing, 0 or more, got \(5, 3\)"),
+        ("optimizer.milestones=[3,3]", "optimizer.milestones must be increasing"),
+        ("optimizer.milestones=[-1]", "optimizer.milestones must be increasing, 0 or more"),
+        ("features.max_memory_gib=-1", "features.max_memory_gib must be 0 or more"),
         ("name=a/b", "name must be a directory's name"),
         ("augmentation.crop_size=[5]", "crop_size must be two lengths"),
         ("datasets=[]", "datasets is empty"),
@@ -125,6 +133,7 @@ def test_what_a_resumed_run_may_change() -> None:
         return differences_on_resume(old, load_config(CONFIGS / "mini.yaml", overrides))
 
     assert changed("logging.every=3", "features.workers=9", "datasets.0.annotations=elsewhere.json", "name=b") == []
+    assert changed("model.sam_weights=elsewhere.pth", "model.clip_weights=elsewhere.pt") == []
     assert changed("seed=3", "optimizer.warmup_steps=7") == ["seed (0, now 3)", "optimizer.warmup_steps (100, now 7)"]
     assert changed("augmentation={}")[0] == "augmentation.flip_probability (None, now 0.5)"
 

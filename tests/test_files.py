@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from regionspot.errors import ArtifactError
-from regionspot.files import file_digest, in_units, write_atomically
+from regionspot.files import LEFTOVER_AGE_S, cache_root, delete_leftovers, file_digest, in_units, write_atomically
 
 
 def test_writes_and_makes_directories(tmp_path: Path) -> None:
@@ -33,6 +34,51 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ArtifactError, match=r"cannot write .*file: the disk is full; free some space"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have written aside before any renames, so each needs a place of its own."""
+    barrier, real = threading.Barrier(4), os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        barrier.wait(10)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    failures: list[Exception] = []
+
+    def write(content: bytes) -> None:
+        try:
+            write_atomically(tmp_path / "file", content)
+        except ArtifactError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(bytes([n]) * 1000,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(set((tmp_path / "file").read_bytes())) == 1 and os.listdir(tmp_path) == ["file"]
+
+
+def test_only_old_leftovers_are_deleted(tmp_path: Path) -> None:
+    old, new, other = tmp_path / ".shard.7.8.tmp", tmp_path / ".shard.9.8.tmp", tmp_path / "shard"
+    for path in (old, new, other):
+        path.write_bytes(b"")
+    for path in (old, other):
+        os.utime(path, (0, path.stat().st_mtime - LEFTOVER_AGE_S - 10))
+    delete_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [new.name, "shard"]
+    delete_leftovers(tmp_path / "none")
+
+
+def test_the_root_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, expected in [("~/c", tmp_path / "c"), ("", tmp_path / ".cache/regionspot"), ("a/b", Path("a/b"))]:
+        monkeypatch.setenv("REGIONSPOT_CACHE", value)
+        assert cache_root() == expected
+    monkeypatch.delenv("REGIONSPOT_CACHE")
+    assert cache_root() == tmp_path / ".cache" / "regionspot"
 
 
 def test_other_reasons_are_named(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class TestNothing:
     @pytest.mark.parametrize("prompts", [{"boxes": []}, {"points": np.zeros((0, 2))}, {"boxes": [], "masks": []}])
     @pytest.mark.parametrize("multimask", [False, True])
     def test_no_region(self, predictor: RegionPredictor, prompts: dict[str, Any], multimask: bool) -> None:
+        assert len(predictor.predict(**prompts, vocabulary=WORDS, multimask=multimask, return_masks=False)) == 0
         found = predictor.predict(**prompts, vocabulary=WORDS, multimask=multimask)
         assert len(found) == 0
         assert found.boxes.shape == (0, 4)
@@ -157,6 +158,14 @@ class TestAnswers:
         for other in (chunked, tokens_only):
             np.testing.assert_allclose(other.top_scores, whole.top_scores, atol=1e-5)
             np.testing.assert_allclose(ious(other), ious(whole), atol=1e-5)
+
+    def test_only_drawing_is_chunked(self, predictor: RegionPredictor, model: RegionSpot) -> None:
+        calls = Calls(model.sam.sam.mask_decoder.transformer)
+        predictor.predict(boxes=BOXES, vocabulary=WORDS, return_masks=False, mask_chunk=1)
+        assert calls.count == 1
+        predictor.predict(boxes=BOXES, vocabulary=WORDS, mask_chunk=1)
+        assert calls.count == 1 + len(BOXES)
+        calls.handle.remove()
 
     def test_dropout_is_off_and_the_mode_put_back(self, predictor: RegionPredictor, model: RegionSpot) -> None:
         first = predictor.predict(boxes=BOXES, vocabulary=WORDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,13 @@ from PIL import Image, ImageFile
 from regionspot.errors import InputError
 from regionspot.modeling.torchvision_shim import import_safely
 from regionspot.transforms import (
+    IMAGE_FORMATS,
     ClipTransform,
     SamTransform,
     crop_boxes,
     flip_boxes,
     read_image,
+    read_mask,
     resize_image,
     scale_points,
 )
@@ -78,7 +81,7 @@ class TestSamTransform:
 
 class TestUpscaleMasks:
     def test_none(self) -> None:
-        assert SamTransform(256).upscale_masks(np.zeros((0, 64, 64), np.float32), 30, 40).shape == (0, 30, 40)
+        assert list(SamTransform(256).upscale_masks(np.zeros((0, 64, 64), np.float32), 30, 40)) == []
 
     @pytest.mark.parametrize(("height", "width"), SIZES)
     def test_equals_segment_anything(self, height: int, width: int) -> None:
@@ -92,7 +95,7 @@ class TestUpscaleMasks:
         expected = sam.postprocess_masks(
             torch.from_numpy(logits)[:, None].double(), transform.input_size(height, width), (height, width)
         )[:, 0].numpy()
-        masks = transform.upscale_masks(logits, height, width)
+        masks = np.stack(list(transform.upscale_masks(logits, height, width)))
         assert masks.dtype == bool
         certain = np.abs(expected) > 1e-5
         assert certain.mean() > 0.999
@@ -111,7 +114,7 @@ class TestMaskPrompts:
         logits = transform.apply_masks(mask[None], (64, 64))
         assert logits.dtype == np.float32
         assert np.abs(logits).max() == pytest.approx(np.log(999), rel=1e-4)
-        back = transform.upscale_masks(logits[:, 0], height, width)[0]
+        (back,) = transform.upscale_masks(logits[:, 0], height, width)
         assert (back & mask).sum() / (back | mask).sum() > 0.93
 
     def test_padding_is_background(self) -> None:
@@ -213,6 +216,14 @@ class TestReadImage:
             image.putpixel((column, 0), (value,) * colours + (alpha,))
         np.testing.assert_array_equal(read_image(encoded(image, "PNG"))[0], [[200] * 3, [255] * 3, [127] * 3])
 
+    @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
+    def test_mask(self, mode: str) -> None:
+        image = Image.new("RGBA", (4, 1))
+        for column, (value, alpha) in enumerate([(255, 255), (0, 255), (255, 0), (0, 0)]):
+            image.putpixel((column, 0), (value,) * 3 + (alpha,))
+        expected = [True, False, mode != "RGBA", False]  # the transparent white one is outside
+        np.testing.assert_array_equal(read_mask(encoded(image.convert(mode), "PNG")), [expected])
+
     def test_palette(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
@@ -246,7 +257,6 @@ def png_header(width: int, height: int) -> bytes:
 
 class TestReadImageRefuses:
     @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (13_400, 13_300)])
-    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
     def test_too_many_pixels_before_decoding(self, width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
         with pytest.raises(InputError, match=r"too large.*scale it down"):
@@ -256,6 +266,21 @@ class TestReadImageRefuses:
         assert read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=100).shape == (10, 10, 3)
         with pytest.raises(InputError, match="too large: 10 x 10 pixels, at most 99"):
             read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=99)
+
+    @pytest.mark.parametrize("file_format", IMAGE_FORMATS)
+    def test_no_warning_of_what_is_accepted(
+        self, file_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Image.init()
+        if file_format not in Image.SAVE:
+            pytest.skip("not in this Pillow")
+        (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (10, 6)), file_format))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow warns from here on, and refuses twice as many
+        filters = list(warnings.filters)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read_image(tmp_path / "a").shape == (6, 10, 3)
+        assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == (50, filters)
 
     @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
     def test_truncated(self, file_format: str, tmp_path: Path) -> None:
@@ -270,6 +295,9 @@ class TestReadImageRefuses:
             (lambda folder: folder / "none.jpg", "image 'none.jpg' does not exist"),
             (lambda folder: folder, "cannot be opened"),
             (lambda folder: b"", "not a picture"),
+            (lambda folder: b"P", "not a picture"),
+            (lambda folder: [[1]], "an image is a path, a file's bytes, .* not a list"),
+            (lambda folder: "a\0.png", "cannot be opened"),
             (lambda folder: b"hello world", "not a picture that can be read: give one of JPEG"),
             (lambda folder: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
             (lambda folder: encoded(Image.new("F", (3, 3)), "TIFF"), "unknown range"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from PIL import ImageDraw
 
+from regionspot import visualize
 from regionspot.errors import InputError
-from regionspot.masks import encode_rle
-from regionspot.structures import RegionPredictions
+from regionspot.masks import decode_rle, encode_rle
+from regionspot.structures import RegionPredictions, Rle
 from regionspot.visualize import PALETTE, _chip, _class_colours, _place_chips, _style, draw_predictions
 
 NAMES = ("cat", "dog", "a very long class name that nobody would write but somebody will in the end")
@@ -107,6 +110,25 @@ class TestDrawing:
     def test_odd_boxes(self, box: list[float], masks: bool) -> None:
         drawn = draw_predictions(grey(800, 900), predictions(800, 900, [box], [2], masks=masks))
         assert (drawn != 128).any()
+
+    def test_a_dot_without_a_recent_pillow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(ImageDraw.ImageDraw, "circle", raising=False)  # new in Pillow 10.4
+        drawn = draw_predictions(grey(800, 800), predictions(800, 800, [[400, 400, 400, 400]], masks=False))
+        assert (drawn[397:404, 397:404] != 128).any(-1).all()
+
+    def test_one_mask_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        decoded: list[weakref.ref[np.ndarray]] = []
+
+        def counted(rle: Rle) -> np.ndarray:
+            assert all(mask() is None for mask in decoded)
+            mask = decode_rle(rle)
+            decoded.append(weakref.ref(mask))
+            return mask
+
+        monkeypatch.setattr(visualize, "decode_rle", counted)
+        boxes = [[10, 10, 300, 300], [50, 60, 200, 90], [700, 700, 800, 800]]
+        draw_predictions(grey(800, 800), predictions(800, 800, boxes))
+        assert len(decoded) == 6
 
     def test_forty_regions(self) -> None:
         rng = np.random.default_rng(0)

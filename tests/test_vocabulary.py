@@ -55,12 +55,23 @@ def test_embedding_is_the_mean_of_unnormalised_templates(clip: ClipBackbone, tmp
         np.testing.assert_allclose(embedding, (mean / mean.norm()).numpy(), atol=1e-6)
 
 
-def test_batches_change_nothing(clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = VocabularyEncoder(clip, tmp_path / "a").encode(NAMES)
-    counts = count_texts(clip, monkeypatch)
-    parts = VocabularyEncoder(clip, tmp_path / "b", batch_size=50).encode(NAMES)
-    assert max(counts) == 50 and sum(counts) == 3 * 81
-    np.testing.assert_allclose(parts.embeddings, whole.embeddings, atol=1e-6)
+def test_a_words_embedding_does_not_depend_on_its_company(clip: ClipBackbone, tmp_path: Path) -> None:
+    names = ("cat", "a rather long name of a thing that is hardly ever seen", "dog", "coffee cup")
+    together = VocabularyEncoder(clip, tmp_path / "together").encode(names).embeddings
+    for index, name in enumerate(names):
+        alone = VocabularyEncoder(clip, tmp_path / f"{index}").encode([name]).embeddings
+        assert np.array_equal(alone[0], together[index])
+
+
+def test_double_precision_is_asked_of_the_cpu_alone(
+    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnDeviceWithoutDoubles:
+        def cpu(self) -> torch.Tensor:
+            return torch.ones(81, 24)
+
+    monkeypatch.setattr(clip, "encode_text", lambda _: OnDeviceWithoutDoubles())
+    assert VocabularyEncoder(clip, tmp_path).encode(["cat"]).embeddings.shape == (1, 24)
 
 
 def test_second_time_comes_from_the_cache(clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

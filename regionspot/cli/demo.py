@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +36,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    began = time.perf_counter()
+    began, config = time.perf_counter(), _config(arguments)
     _headline(1, f"Build the mini world: {arguments.train} pictures to learn from, {arguments.val} held out")
     from regionspot.mini.dataset import build_dataset
 
-    train_json, val_json = build_dataset(arguments.out / "data", arguments.train, arguments.val, arguments.seed)
+    _, val_json = build_dataset(arguments.out / "data", arguments.train, arguments.val, arguments.seed)
     _headline(2, "Train the head on frozen SAM and CLIP")
     from regionspot.training.loop import train
 
-    result = train(_config(arguments, train_json), resume="auto")
+    result = train(config, resume="auto")
     _headline(3, "Measure it on the held-out pictures, with CLIP's own ways beside it")
     from regionspot.data.coco_json import CocoDataset
+    from regionspot.modeling.devices import resolve_device
     from regionspot.modeling.presets import create_model
     from regionspot.vocabulary import VocabularyEncoder
 
     dataset = CocoDataset.load(val_json)
-    model = create_model("regionspot_mini", head_weights=result.head_path)
+    model = create_model("regionspot_mini", head_weights=result.head_path).to(resolve_device(config.device))
     vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
     _write_metrics(arguments.out / "metrics.json", _evaluate(model, dataset, vocabulary), result, dataset)
     _headline(4, "Recognise regions of held-out pictures")
@@ -65,14 +67,31 @@ def _headline(number: int, text: str) -> None:
     print(f"\n[{number}/4] {text}", flush=True)
 
 
-def _config(arguments: argparse.Namespace, annotations: Path) -> TrainConfig:
-    from regionspot.config import load_config
+def _config(arguments: argparse.Namespace) -> TrainConfig:
+    """configs/mini.yaml with everything under `arguments.out`.
 
-    overrides = [f"output_dir={arguments.out}", "name=train", f"seed={arguments.seed}"]
-    overrides += [f"datasets.0.annotations={annotations}", f"features.cache_dir={arguments.out / 'features'}"]
-    if arguments.steps:
-        overrides.append(f"steps={arguments.steps}")
-    return load_config(CONFIG, overrides)
+    Raises:
+        InputError: that directory holds a demo of other arguments.
+    """
+    from regionspot.config import differences_on_resume, load_config
+    from regionspot.errors import InputError
+
+    shipped, out = load_config(CONFIG), arguments.out
+    config = replace(
+        shipped,
+        name="train",
+        output_dir=str(out),
+        seed=arguments.seed,
+        steps=arguments.steps or shipped.steps,
+        datasets=(replace(shipped.datasets[0], annotations=str(out / "data" / "train.json")),),
+        features=replace(shipped.features, cache_dir=str(out / "features")),
+    )
+    earlier = out / "train" / "config.yaml"
+    if earlier.is_file() and (changed := differences_on_resume(load_config(earlier), config)):
+        raise InputError(
+            f"{out} holds a demo of other arguments ({', '.join(changed)}): choose another --out, or delete it"
+        )
+    return config
 
 
 def _evaluate(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:

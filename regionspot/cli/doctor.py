@@ -16,6 +16,7 @@ from pathlib import Path
 
 import regionspot
 from regionspot.cli.probes import PROBES, Finding
+from regionspot.files import cache_root
 
 OLDEST_PYTHON = (3, 10)
 CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512-VNNI", "amx_tile": "AMX", "asimd": "NEON"}
@@ -126,7 +127,7 @@ def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys
 
 def check_disk() -> Finding:
     """Free space where training writes (here) and where text embeddings are cached."""
-    cache = Path(os.environ.get("REGIONSPOT_CACHE", "~/.cache/regionspot")).expanduser()
+    cache = cache_root()
     places = {"here": Path.cwd(), "cache": next(place for place in (cache, *cache.parents) if place.exists())}
     free = {name: shutil.disk_usage(place).free for name, place in places.items()}
     detail = ", ".join(

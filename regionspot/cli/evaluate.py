@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods.split(",")))
     from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.average_precision import check_ground_truth
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.methods import check_methods
     from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_methods(methods)
     dataset = CocoDataset.load(arguments.data, arguments.images)
+    check_ground_truth(dataset, arguments.rules, "bbox" if arguments.iou_type == "bbox" else "segm")
     proposals = (
         ground_truth_proposals(dataset) if arguments.proposals == "gt" else load_proposals(arguments.proposals, dataset)
     )

@@ -26,7 +26,14 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     pretrain = actions.add_parser("pretrain", help="train the small SAM or CLIP on the mini world")
     pretrain.add_argument("tower", choices=("sam", "clip"))
-    pretrain.add_argument("overrides", nargs="*", metavar="key=value", help="a field of the recipe, such as steps=100")
+    pretrain.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a field of the recipe, such as steps=100; may be given many times",
+    )
     pretrain.add_argument("--out", type=Path, required=True, help="directory for the weights")
     pretrain.add_argument("--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)")
     pretrain.add_argument("--threads", type=int, default=2)
@@ -73,5 +80,6 @@ def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         try:
             changes[name] = kinds[name](value)
         except (KeyError, ValueError) as error:
-            raise InputError(f"{override!r} is no override: write one of {', '.join(kinds)} as key=number") from error
+            fields = ", ".join(kinds)
+            raise InputError(f"{override!r} sets no field: write --set KEY=NUMBER with one of {fields}") from error
     return dataclasses.replace(recipe, **changes)

@@ -14,8 +14,7 @@ from regionspot.cli.models import add_model_options, load_model
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
-    from regionspot.predictor import RegionPredictor
-    from regionspot.structures import RegionPredictions
+    from regionspot.structures import BoolArray, RegionPredictions
     from regionspot.transforms import UInt8Array
 
 EXAMPLE = 'regionspot predict photo.jpg --box 10,20,200,300 --vocabulary "cat,dog,coffee cup" --out overlay.png'
@@ -49,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         type=Path,
-        help="a picture of the same size, white on the region and black elsewhere",
+        help="a picture of the same size, white on the region, black or transparent elsewhere",
     )
     parser.add_argument(
         "--vocabulary",
@@ -79,8 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     names = parse_vocabulary(arguments.vocabulary)
     image = read_image(arguments.image)
+    masks = _read_masks(arguments.masks)
     model = load_model(arguments)
-    predictions = _predict(RegionPredictor(model).set_image(image), names, arguments)
+    predictions = (
+        RegionPredictor(model)
+        .set_image(image)
+        .predict(
+            boxes=arguments.boxes,
+            points=arguments.points,
+            masks=masks,
+            vocabulary=names,
+            top_k=arguments.top_k,
+            return_masks=not arguments.no_masks,
+        )
+    )
     print(_table(predictions, f"{arguments.image.name}: {image.shape[1]} x {image.shape[0]} pixels, {model.name}"))
     _write(image, predictions, arguments)
     if len(names) == 1:
@@ -101,21 +112,14 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError(f"{option} {path} would overwrite the picture itself: choose another name")
 
 
-def _predict(predictor: RegionPredictor, names: Sequence[str], arguments: argparse.Namespace) -> RegionPredictions:
-    from regionspot.transforms import read_image
+def _read_masks(paths: Sequence[Path]) -> list[BoolArray]:
+    from regionspot.transforms import read_mask
 
-    masks = [read_image(path)[..., 0] > 127 for path in arguments.masks]
+    masks = [read_mask(path) for path in paths]
     sizes = {f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks}
     if len(sizes) > 1:
         raise InputError(f"the masks have different sizes, {', '.join(sorted(sizes))}: each must have the picture's")
-    return predictor.predict(
-        boxes=arguments.boxes,
-        points=arguments.points,
-        masks=masks,
-        vocabulary=names,
-        top_k=arguments.top_k,
-        return_masks=not arguments.no_masks,
-    )
+    return masks
 
 
 def _table(predictions: RegionPredictions, title: str) -> str:
@@ -132,18 +136,31 @@ def _table(predictions: RegionPredictions, title: str) -> str:
 def _write(image: UInt8Array, predictions: RegionPredictions, arguments: argparse.Namespace) -> None:
     from regionspot.files import write_atomically
 
+    overlay = _encoded_overlay(image, predictions, arguments.out) if arguments.out else b""
     if arguments.json:
         write_atomically(arguments.json, _json_text(predictions.to_json(arguments.image.name)).encode())
         print(f"wrote {arguments.json}")
     if arguments.out:
-        from PIL import Image
-
-        from regionspot.visualize import draw_predictions
-
-        overlay, encoded = Image.fromarray(draw_predictions(image, predictions)), io.BytesIO()
-        overlay.save(encoded, OVERLAY_FORMATS[arguments.out.suffix.lower()], quality=92)
-        write_atomically(arguments.out, encoded.getvalue())
+        write_atomically(arguments.out, overlay)
         print(f"wrote {arguments.out}")
+
+
+def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Path) -> bytes:
+    """The drawn picture as a file in the format that its name asks for."""
+    from PIL import Image
+
+    from regionspot.visualize import draw_predictions
+
+    overlay, encoded = Image.fromarray(draw_predictions(image, predictions)), io.BytesIO()
+    file_format = OVERLAY_FORMATS[path.suffix.lower()]
+    try:
+        overlay.save(encoded, file_format, quality=92)
+    except Exception as error:  # a format's limits, one that this Pillow lacks: its encoders raise almost anything
+        raise InputError(
+            f"--out {path}: the drawn picture, {overlay.width} x {overlay.height} pixels, cannot be written as "
+            f"{file_format} ({error}): choose a name that ends in .png"
+        ) from error
+    return encoded.getvalue()
 
 
 def _json_text(document: dict[str, Any]) -> str:

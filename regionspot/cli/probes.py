@@ -58,7 +58,7 @@ def run(name: str) -> Finding:
 
 def _packages() -> str:
     homes = {"numpy": "numpy", "pillow": "PIL.Image", "safetensors": "safetensors", "PyYAML": "yaml"}
-    homes |= {"xxhash": "xxhash", "tqdm": "tqdm", "tensorboard": "tensorboard"}
+    homes |= {"xxhash": "xxhash", "tensorboard": "tensorboard"}
     for module in homes.values():
         import_module(module)
     return ", ".join(f"{distribution} {metadata.version(distribution)}" for distribution in homes)

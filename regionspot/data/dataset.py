@@ -12,6 +12,7 @@ import xxhash
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
+from regionspot.structures import check_class_names
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -64,18 +65,20 @@ class TrainingSet:
 
     @cached_property
     def image_digest(self) -> str:
-        """Changes with the images (names and sizes in bytes), their boxes and the boxes' classes."""
+        """Changes with the images (names and sizes in bytes) and their boxes: what features depend on."""
         digest = xxhash.xxh3_128()
         for path, file_name in zip(self.paths, self.file_names, strict=True):
             digest.update(f"{file_name}\0{path.stat().st_size}\0".encode())
-        for array in (self.sizes, self.counts, self.boxes, self.class_ids):
+        for array in (self.sizes, self.counts, self.boxes):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
     @cached_property
     def digest(self) -> str:
-        """As `image_digest`, and it changes with the class names."""
-        return xxhash.xxh3_128("\0".join((self.image_digest, *self.class_names)).encode()).hexdigest()
+        """As `image_digest`, and it changes with the boxes' classes and the classes' names."""
+        digest = xxhash.xxh3_128("\0".join((self.image_digest, *self.class_names)).encode())
+        digest.update(self.class_ids.tobytes())
+        return digest.hexdigest()
 
 
 def load_training_set(name: str, annotations: str | Path, image_root: str | Path | None = None) -> TrainingSet:
@@ -85,10 +88,13 @@ def load_training_set(name: str, annotations: str | Path, image_root: str | Path
     area inside the image, and images without any region left.
 
     Raises:
-        InputError: the file is unusable (see `CocoDataset.load`), or nothing in it can be learnt from.
+        InputError: the file is unusable (see `CocoDataset.load`), two of its classes share a name, or nothing in it
+            can be learnt from.
     """
     dataset = CocoDataset.load(annotations, image_root)
     known = [category for category in dataset.categories if not category.novel]
+    class_names = tuple(category.name for category in known)
+    _check_class_names(class_names, annotations)
     class_of = {category.id: index for index, category in enumerate(known)}
     images, counts, boxes, class_ids = [], [], [], []
     for image in dataset.images:
@@ -107,7 +113,7 @@ def load_training_set(name: str, annotations: str | Path, image_root: str | Path
         )
     return TrainingSet(
         name=name,
-        class_names=tuple(category.name for category in known),
+        class_names=class_names,
         paths=tuple(dataset.image_path(image) for image in images),
         file_names=tuple(image.file_name for image in images),
         sizes=np.array([(image.height, image.width) for image in images], np.int64),
@@ -117,6 +123,13 @@ def load_training_set(name: str, annotations: str | Path, image_root: str | Path
         dropped_images=len(dataset.images) - len(images),
         dropped_regions=dataset.num_annotations - len(class_ids),
     )
+
+
+def _check_class_names(names: tuple[str, ...], annotations: str | Path) -> None:
+    try:
+        check_class_names(names)
+    except InputError as error:
+        raise InputError(f"the categories of {annotations}, but for novel ones: {error}") from error
 
 
 class BatchSchedule:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ import xxhash
 from torch import Tensor, nn
 
 from regionspot.data.dataset import FloatArray, IntArray, TrainingSet
-from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape
+from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import InputError
-from regionspot.files import in_units
+from regionspot.files import cache_root, delete_leftovers, in_units
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.sam import PADDING_LABEL, SamBackbone
 from regionspot.progress import Progress
@@ -125,12 +124,12 @@ def make_cache(
     root: str | Path | None, training_set: TrainingSet, extractor: FeatureExtractor, images_per_shard: int
 ) -> FeatureCache:
     """The cache for a training set, found by its key under `root`, or under the default directory. Computes nothing."""
-    root = default_cache_dir() if root is None else root
+    root = cache_root() / "features" if root is None else root
     return FeatureCache(root, training_set, extractor.shape, extractor.depends_on(), images_per_shard)
 
 
-def fill_cache(
-    cache: FeatureCache,
+def fill_caches(
+    caches: Sequence[FeatureCache],
     extractor: FeatureExtractor,
     batch_size: int = 8,
     workers: int = 4,
@@ -141,17 +140,28 @@ def fill_cache(
     Args:
         batch_size: images that go through the encoders at once.
         workers: threads that read images.
-        say: takes the size estimate, before anything is computed.
+        say: takes the size estimates, before anything is computed.
 
     Raises:
-        InputError: an image is unusable, or the disk has not enough space, which is looked at first.
+        InputError: an image is unusable, or the disk has not enough space for all, which is looked at first.
         ArtifactError: a shard cannot be written.
     """
-    missing, complaints = cache.missing_shards()
-    for complaint in complaints:
-        warnings.warn(f"{complaint}; it is made again", stacklevel=2)
-    say(describe_cache(cache, missing))
-    cache.check_space(missing)
+    missing = []
+    for cache in caches:
+        delete_leftovers(cache.directory)
+        shards, complaints = cache.missing_shards()
+        for complaint in complaints:
+            warnings.warn(f"{complaint}; it is made again", stacklevel=2)
+        say(describe_cache(cache, shards))
+        missing.append(shards)
+    check_space(caches, missing)
+    for cache, shards in zip(caches, missing, strict=True):
+        _fill_cache(cache, shards, extractor, batch_size, workers)
+
+
+def _fill_cache(
+    cache: FeatureCache, missing: list[int], extractor: FeatureExtractor, batch_size: int, workers: int
+) -> None:
     done = len(cache.training_set) - sum(len(cache.shard_images(shard)) for shard in missing)
     label = f"features of {cache.training_set.name}"
     with ThreadPoolExecutor(workers) as pool, Progress(label, len(cache.training_set), "images", done) as progress:
@@ -235,8 +245,3 @@ def weights_fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def default_cache_dir() -> Path:
-    root = os.environ.get("REGIONSPOT_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "regionspot") / "features"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from regionspot.data.dataset import IntArray, TrainingSet
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import file_digest, in_units, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 FREE_SPACE_MARGIN = 64 << 20  # bytes left free on the disk
 OPEN_SHARDS = 128
 DAMAGED = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError)
@@ -46,8 +46,8 @@ class FeatureShape:
 
     def num_bytes(self, images: int, regions: int) -> int:
         size = np.dtype(self.dtype).itemsize
-        per_region = size * int(np.prod(self.mask_tokens)) + 4 * 4 + 4  # box and class id
-        per_image = 4 + (size * int(np.prod(self.patch_tokens)) if self.patch_tokens else 0)
+        per_region = size * int(np.prod(self.mask_tokens))
+        per_image = size * int(np.prod(self.patch_tokens)) if self.patch_tokens else 0
         return regions * per_region + images * per_image
 
 
@@ -129,17 +129,6 @@ class FeatureCache:
                 complaints.append(f"feature shard {self.shard_path(shard)} is damaged ({reason})")
         return missing, complaints
 
-    def check_space(self, shards: list[int]) -> None:
-        """Raises InputError if these shards will not fit on the disk."""
-        place = next(p for p in (self.directory, *self.directory.absolute().parents) if p.is_dir())
-        needed, free = self.num_bytes(shards) + FREE_SPACE_MARGIN, shutil.disk_usage(place).free
-        if shards and free < needed:
-            raise InputError(
-                f"the features of {self.training_set.name} need {in_units(needed)}, but {place} has {in_units(free)} "
-                "free: free some space, or name another disk with features.cache_dir=DIR"
-                + ("" if self.shape.dtype == "float16" else ", or halve it with features.dtype=float16")
-            )
-
     def write_shard(self, shard: int, features: Features) -> None:
         """Store a shard.
 
@@ -147,13 +136,7 @@ class FeatureCache:
             ArtifactError: it cannot be written; finished shards are kept.
             InputError: a number is infinite or NaN.
         """
-        regions = self.training_set.region_indices(self.shard_images(shard))
-        arrays = {
-            "mask_tokens": np.ascontiguousarray(features.mask_tokens),
-            "boxes": self.training_set.boxes[regions],
-            "class_ids": self.training_set.class_ids[regions].astype(np.int32),
-            "counts": self.training_set.counts[self.shard_images(shard)].astype(np.int32),
-        }
+        arrays = {"mask_tokens": np.ascontiguousarray(features.mask_tokens)}
         if features.patch_tokens is not None:
             arrays["patch_tokens"] = np.ascontiguousarray(features.patch_tokens)
         self._check_arrays(shard, arrays)
@@ -210,10 +193,10 @@ class FeatureCache:
         )
 
     def _check_arrays(self, shard: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        images, regions = len(arrays["counts"]), len(arrays["boxes"])
-        expected = {"mask_tokens": (regions, *self.shape.mask_tokens)}
+        images = self.shard_images(shard)
+        expected = {"mask_tokens": (int(self.training_set.counts[images].sum()), *self.shape.mask_tokens)}
         if self.shape.patch_tokens:
-            expected["patch_tokens"] = (images, *self.shape.patch_tokens)
+            expected["patch_tokens"] = (len(images), *self.shape.patch_tokens)
         for name, shape in expected.items():
             if arrays[name].shape != shape or arrays[name].dtype != self.shape.dtype:
                 raise ValueError(
@@ -226,26 +209,38 @@ class FeatureCache:
                 )
 
     def _record_digests(self, shard: int, arrays: dict[str, npt.NDArray[Any]]) -> list[str]:
-        ends = np.cumsum(arrays["counts"])
-        patches = arrays.get("patch_tokens")
+        ends = np.cumsum(self.training_set.counts[self.shard_images(shard)])
+        tokens, patches = np.split(arrays["mask_tokens"], ends[:-1]), arrays.get("patch_tokens")
         return [
-            record_digest(
-                arrays["mask_tokens"][end - count : end],
-                arrays["boxes"][end - count : end],
-                arrays["class_ids"][end - count : end],
-                None if patches is None else patches[row],
-            )
-            for row, (end, count) in enumerate(zip(ends, arrays["counts"], strict=True))
+            record_digest(image_tokens, None if patches is None else patches[row])
+            for row, image_tokens in enumerate(tokens)
         ]
 
 
-def record_digest(*arrays: npt.NDArray[Any] | None) -> str:
-    """xxh3 of one image's mask tokens, boxes, class ids and, if there are any, patch tokens."""
-    digest = xxhash.xxh3_64()
-    for array in arrays:
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).data)
+def record_digest(mask_tokens: npt.NDArray[Any], patch_tokens: npt.NDArray[Any] | None) -> str:
+    """xxh3 of one image's mask tokens and, if there are any, patch tokens."""
+    digest = xxhash.xxh3_64(np.ascontiguousarray(mask_tokens).data)
+    if patch_tokens is not None:
+        digest.update(np.ascontiguousarray(patch_tokens).data)
     return digest.hexdigest()
+
+
+def check_space(caches: Sequence[FeatureCache], shards: Sequence[list[int]]) -> None:
+    """Raises InputError if these shards, a list for each cache of one root, will not fit on the disk together."""
+    wanting = [(cache, missing) for cache, missing in zip(caches, shards, strict=True) if missing]
+    if not wanting:
+        return
+    directory, dtype = wanting[0][0].directory, wanting[0][0].shape.dtype
+    place = next(p for p in (directory, *directory.absolute().parents) if p.is_dir())
+    needed = sum(cache.num_bytes(missing) for cache, missing in wanting) + FREE_SPACE_MARGIN
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        names = " and ".join(cache.training_set.name for cache, _ in wanting)
+        raise InputError(
+            f"the features of {names} need {in_units(needed)}, but {place} has {in_units(free)} free: free some space, "
+            "or name another disk with features.cache_dir=DIR"
+            + ("" if dtype == "float16" else ", or halve it with features.dtype=float16")
+        )
 
 
 class InMemoryFeatures:
@@ -297,11 +292,9 @@ class OnDiskFeatures:
         start, stop = self._offsets[image : image + 2] - self._offsets[image - row]
         try:
             file, digests = self._shard(shard)
-            tokens, boxes, class_ids = (
-                file.get_slice(name)[int(start) : int(stop)] for name in ("mask_tokens", "boxes", "class_ids")
-            )
+            tokens = file.get_slice("mask_tokens")[int(start) : int(stop)]
             patches = file.get_slice("patch_tokens")[row] if self._cache.shape.patch_tokens else None
-            if record_digest(tokens, boxes, class_ids, patches) != digests[row]:
+            if record_digest(tokens, patches) != digests[row]:
                 raise ValueError(f"the record of {self._cache.training_set.file_names[image]} has a wrong checksum")
         except DAMAGED as error:
             raise self._cache._damaged(shard, error) from error

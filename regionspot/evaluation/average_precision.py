@@ -6,7 +6,7 @@ theirs, so that every group of classes (rare, common, frequent, base, novel) is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -59,8 +59,7 @@ def evaluate_detections(
         InputError: unknown images or classes, no masks where masks are judged, LVIS's rules on a file without
             `neg_category_ids`, an unknown rule or IoU type.
     """
-    _check_choice("rules", rules, get_args(Rules))
-    _check_choice("iou_type", iou_type, get_args(IouType))
+    check_ground_truth(dataset, rules, iou_type)
     columns = detections if isinstance(detections, Detections) else Detections.from_coco(detections)
     _check_detections(dataset, columns, iou_type)
     ground_truth = hotcoco.COCO(_ground_truth(dataset, rules, iou_type))
@@ -71,6 +70,32 @@ def evaluate_detections(
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][..., -1]  # (10 thresholds, 101 recalls, V classes, 4 areas)
     return _figures(precision, dataset.categories)
+
+
+def check_ground_truth(dataset: CocoDataset, rules: Rules, iou_type: IouType) -> None:
+    """Whether the data set can be judged by these rules: the errors of `evaluate_detections` that need no detections.
+
+    Raises:
+        InputError: LVIS's rules on a file without `neg_category_ids`, masks to be judged on a file without them, an
+            unknown rule or IoU type.
+    """
+    _check_choice("rules", rules, get_args(Rules))
+    _check_choice("iou_type", iou_type, get_args(IouType))
+    if rules == "lvis":
+        for image in dataset.images:
+            if image.neg_category_ids is None:
+                raise InputError(
+                    f"{dataset.path}: image {image.id} has no neg_category_ids, so LVIS's rules cannot tell a wrong "
+                    "detection from one that was never judged. Use COCO's rules (--rules coco), or list for every "
+                    "image the classes that it does not show."
+                )
+    if iou_type == "segm":
+        for annotation in _annotations(dataset):
+            if annotation.segmentation is None:
+                raise InputError(
+                    f"{dataset.path}: annotation {annotation.id} has no segmentation, so masks cannot be judged. "
+                    "Evaluate boxes alone (--iou-type bbox), or add the masks."
+                )
 
 
 def _figures(precision: npt.NDArray[np.float64], categories: tuple[Category, ...]) -> Figures:
@@ -94,12 +119,11 @@ def _mean(precision: npt.NDArray[np.float64]) -> float | None:
 
 def _ground_truth(dataset: CocoDataset, rules: Rules, iou_type: IouType) -> dict[str, Any]:
     """The data set as the dictionary that its file was, with the annotations numbered from 1: 0 means unmatched."""
-    annotations = (a for image in dataset.images for a in dataset.annotations_by_image[image.id])
     return {
-        "images": [_image_entry(dataset, image, rules) for image in dataset.images],
+        "images": [_image_entry(image, rules) for image in dataset.images],
         "annotations": [
-            _annotation_entry(dataset, number, annotation, rules, iou_type)
-            for number, annotation in enumerate(annotations, start=1)
+            _annotation_entry(number, annotation, rules, iou_type)
+            for number, annotation in enumerate(_annotations(dataset), start=1)
         ],
         "categories": [
             {"id": c.id, "name": c.name} | ({"frequency": c.frequency} if c.frequency else {})
@@ -108,24 +132,19 @@ def _ground_truth(dataset: CocoDataset, rules: Rules, iou_type: IouType) -> dict
     }
 
 
-def _image_entry(dataset: CocoDataset, image: ImageRecord, rules: Rules) -> dict[str, Any]:
+def _annotations(dataset: CocoDataset) -> Iterator[Annotation]:
+    return (a for image in dataset.images for a in dataset.annotations_by_image[image.id])
+
+
+def _image_entry(image: ImageRecord, rules: Rules) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": image.id, "width": image.width, "height": image.height}
-    if rules == "coco":
-        return entry
-    if image.neg_category_ids is None:
-        raise InputError(
-            f"{dataset.path}: image {image.id} has no neg_category_ids, so LVIS's rules cannot tell a wrong detection "
-            "from one that was never judged. Use COCO's rules (--rules coco), or list for every image the classes "
-            "that it does not show."
-        )
-    entry["neg_category_ids"] = list(image.neg_category_ids)
-    entry["not_exhaustive_category_ids"] = list(image.not_exhaustive_category_ids or ())
+    if rules == "lvis":
+        entry["neg_category_ids"] = list(image.neg_category_ids or ())
+        entry["not_exhaustive_category_ids"] = list(image.not_exhaustive_category_ids or ())
     return entry
 
 
-def _annotation_entry(
-    dataset: CocoDataset, number: int, annotation: Annotation, rules: Rules, iou_type: IouType
-) -> dict[str, Any]:
+def _annotation_entry(number: int, annotation: Annotation, rules: Rules, iou_type: IouType) -> dict[str, Any]:
     x0, y0, x1, y1 = annotation.box
     entry: dict[str, Any] = {
         "id": number,
@@ -136,11 +155,6 @@ def _annotation_entry(
         "iscrowd": int(annotation.iscrowd and rules == "coco"),
     }
     if iou_type == "segm":
-        if annotation.segmentation is None:
-            raise InputError(
-                f"{dataset.path}: annotation {annotation.id} has no segmentation, so masks cannot be judged. "
-                "Evaluate boxes alone (--iou-type bbox), or add the masks."
-            )
         entry["segmentation"] = annotation.segmentation
     return entry
 

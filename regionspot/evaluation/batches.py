@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord
-from regionspot.errors import InputError
+from regionspot.data.extraction import read_upright, stack_images
 from regionspot.masks import encode_rle
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.structures import PADDING, Prompts, Rle
-from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, read_image
-
-MASK_CHUNK = 16  # masks of one image that are held at full size at once
+from regionspot.transforms import ClipTransform, SamTransform, UInt8Array
 
 ItemT = TypeVar("ItemT")
 LoadedT = TypeVar("LoadedT")
@@ -75,14 +74,8 @@ def load_image(
     Raises:
         InputError: it cannot be read, or its size is not the record's.
     """
-    path = dataset.image_path(record)
-    picture = read_image(path)
-    height, width = picture.shape[:2]
-    if (height, width) != (record.height, record.width):
-        raise InputError(
-            f"{path} is {width} x {height} pixels but {dataset.path} says {record.width} x {record.height}, so its "
-            "boxes would not fit. Was the image resized or rotated?"
-        )
+    height, width = record.height, record.width
+    picture = read_upright(dataset.image_path(record), (height, width))
     sam_transform = SamTransform(sam_size)
     sam_image, sam_input_size = sam_transform.apply_image(picture)
     prompts = Prompts.from_boxes(boxes).validated(height, width)
@@ -120,40 +113,32 @@ class BatchEncoder:
 
     def encode(self, images: Sequence[LoadedImage]) -> RegionBatch:
         """Every image goes through each wanted encoder once."""
-        device = next(self.model.head.parameters()).device
+        device = self.model.device
         points, labels, valid = (tensor.to(device) for tensor in _pad_prompts(images))
         mask_tokens, patch_tokens, masks = None, None, None
         if self.mask_tokens or self.masks:
             sizes = torch.tensor([image.sam_input_size for image in images], device=device)
-            pixels = as_pixels([image.sam_image for image in images], device)
+            pixels = stack_images([image.sam_image for image in images]).to(device)
             embeddings = self.model.sam.encode_image(pixels, sizes)  # (B, C, h, w)
-            if self.mask_tokens:
-                mask_tokens = self.model.sam.mask_tokens(embeddings, points, labels).tokens[:, :, 0]  # (B, N, C)
             if self.masks:
-                masks = [self._predict_masks(*pair) for pair in zip(images, embeddings.split(1), strict=True)]
+                pairs = zip(images, embeddings.split(1), strict=True)
+                of_images, masks = zip(*(self._tokens_and_masks(*pair) for pair in pairs), strict=True)
+                mask_tokens = pad_sequence(list(of_images), batch_first=True)  # (B, N, C)
+            else:
+                mask_tokens = self.model.sam.mask_tokens(embeddings, points, labels).tokens[:, :, 0]  # (B, N, C)
         if self.patch_tokens:
-            pixels = as_pixels([image.clip_image for image in images], device)
+            pixels = stack_images([image.clip_image for image in images]).to(device)
             patch_tokens = self.model.clip.encode_image(pixels)  # (B, L, D)
         return RegionBatch(images, valid, mask_tokens, patch_tokens, masks)
 
-    def _predict_masks(self, image: LoadedImage, image_embedding: Tensor) -> list[Rle]:
-        """SAM's mask of every region of one image, (1, C, h, w), a few at a time: at full size they are large."""
-        sam = self.model.sam
-        transform = SamTransform(sam.image_size)
-        height, width = image.picture.shape[:2]
-        masks: list[Rle] = []
-        for start in range(0, len(image.boxes), MASK_CHUNK):
-            points = image.points[None, start : start + MASK_CHUNK].to(image_embedding.device)
-            labels = image.labels[None, start : start + MASK_CHUNK].to(image_embedding.device)
-            low_res_masks, _ = sam.low_res_masks(image_embedding, points, labels)  # (1, n, 1, 4h, 4w)
-            upscaled = transform.upscale_masks(low_res_masks[0, :, 0].float().cpu().numpy(), height, width)
-            masks += [encode_rle(mask) for mask in upscaled]
-        return masks
-
-
-def as_pixels(images: Sequence[UInt8Array], device: torch.device) -> Tensor:
-    """B images (S, S, 3) as one (B, 3, S, S) uint8."""
-    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
+    def _tokens_and_masks(self, image: LoadedImage, image_embedding: Tensor) -> tuple[Tensor, list[Rle]]:
+        """Of one image (1, C, h, w): the tokens (n, C) of its regions and their masks, drawn one by one."""
+        sam, device = self.model.sam, self.model.device
+        points, labels = image.points[None].to(device), image.labels[None].to(device)
+        low_res_masks, found = sam.low_res_masks(image_embedding, points, labels)  # (1, n, 1, 4h, 4w)
+        low_res = low_res_masks[0, :, 0].float().cpu().numpy()  # (n, 4h, 4w)
+        upscaled = SamTransform(sam.image_size).upscale_masks(low_res, *image.picture.shape[:2])
+        return found.tokens[0, :, 0], [encode_rle(mask) for mask in upscaled]
 
 
 def _pad_prompts(images: Sequence[LoadedImage]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,13 @@ import torch
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
 from regionspot.errors import InputError
-from regionspot.evaluation.average_precision import LVIS_MAX_DETECTIONS, MAX_DETECTIONS, Rules, evaluate_detections
+from regionspot.evaluation.average_precision import (
+    LVIS_MAX_DETECTIONS,
+    MAX_DETECTIONS,
+    Rules,
+    check_ground_truth,
+    evaluate_detections,
+)
 from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch, load_image, prefetched
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import METHODS, check_methods
@@ -78,9 +84,11 @@ def evaluate_methods(
         figures for masks.
 
     Raises:
-        InputError: an unknown method, a vocabulary other than the data set's classes, nothing to evaluate, an image
+        InputError: before anything is computed: an unknown method, a vocabulary other than the data set's classes,
+            nothing to evaluate, annotations that the rules cannot judge (see `check_ground_truth`). Later: an image
             that cannot be read or has another size than its record says, a model that gives NaN.
     """
+    check_ground_truth(dataset, rules, "segm" if masks else "bbox")
     _check(dataset, vocabulary, proposals, methods, batch_size)
     collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
     needs = [METHODS[method] for method in methods]

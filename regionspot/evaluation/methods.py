@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from regionspot.data.extraction import stack_images
 from regionspot.errors import InputError
-from regionspot.evaluation.batches import RegionBatch, as_pixels
+from regionspot.evaluation.batches import RegionBatch
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.transforms import ClipTransform, crop_boxes
 
 CROP_SCALE = 1.3
 CROP_BATCH = 256
-
 
 RegionEmbedder = Callable[[RegionSpot, RegionBatch], Tensor]
 
@@ -55,8 +55,7 @@ def embed_clip_crops(model: RegionSpot, batch: RegionBatch) -> Tensor:
     )
     parts = []
     while chunk := list(islice(crops, CROP_BATCH)):
-        pixels = as_pixels(chunk, batch.valid.device)
-        parts.append(model.clip.pool(model.clip.encode_image(pixels)))
+        parts.append(model.clip.pool(model.clip.encode_image(stack_images(chunk).to(model.device))))
     embeddings = torch.cat(parts)  # (all regions, E)
     padded = embeddings.new_zeros(*batch.valid.shape, embeddings.shape[-1])
     padded[batch.valid] = embeddings
@@ -79,14 +78,13 @@ def embed_roi_pooled(model: RegionSpot, batch: RegionBatch) -> Tensor:
 def cell_weights(boxes: npt.NDArray[np.float64], height: int, width: int, grid: int) -> npt.NDArray[np.float32]:
     """(N, 4) boxes to (N, grid * grid) weights that sum to 1: the cells, row by row, whose centre a box holds.
 
-    A box between the centres takes the cell whose centre is nearest to its own.
+    In an axis in which a box holds no centre, it takes the one nearest to its own.
     """
     centres = (np.arange(grid) + 0.5) / grid
     low, high = boxes[:, :2] / [width, height], boxes[:, 2:] / [width, height]  # (N, 2) xy in 0..1
     within = (low[:, None] <= centres[:, None]) & (centres[:, None] <= high[:, None])  # (N, grid, 2)
     nearest = np.abs(centres[:, None] - ((low + high) / 2)[:, None]).argmin(1)  # (N, 2)
-    missed = ~np.all(within.any(1), axis=1)  # (N,)
-    within[missed] = np.arange(grid)[:, None] == nearest[missed][:, None]
+    within |= ~within.any(1, keepdims=True) & (np.arange(grid)[:, None] == nearest[:, None])
     cells = (within[:, :, None, 1] & within[:, None, :, 0]).reshape(len(boxes), grid * grid)
     return (cells / cells.sum(1, keepdims=True)).astype(np.float32)
 

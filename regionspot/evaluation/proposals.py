@@ -54,8 +54,8 @@ def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
     Other keys, the detector's own classes among them, are not read. An image without results has no regions.
 
     Raises:
-        InputError: no such file, not such a list, an image that the data set does not have, a box or a score that is
-            not finite, a size below 0.
+        InputError: no such file, not such a list, an image that the data set does not have, an image id that is no
+            integer, a box or a score that is not finite, a size below 0.
     """
     path = Path(path)
     results = _read_results(path)
@@ -103,12 +103,12 @@ def _columns(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Image ids (M,), boxes (M, 4) xyxy and scores (M,)."""
     try:
-        image_ids = np.array([result["image_id"] for result in results], np.int64)
+        image_ids = np.array([_integer(result["image_id"]) for result in results], np.int64)
         boxes = np.array([result["bbox"] for result in results], np.float64).reshape(-1, 4)
         scores = np.array([result["score"] for result in results], np.float64)
     except KeyError as error:
         raise InputError(f"{path}: a result has no key {error}; image_id, bbox and score are wanted.") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path} is no list of COCO-style detection results: {error}.") from error
     if len(boxes) != len(results):
         raise InputError(f"{path}: every bbox must be four numbers: x, y, width, height.")
@@ -121,3 +121,10 @@ def _columns(
         )
     boxes[:, 2:] += boxes[:, :2]
     return image_ids, boxes, scores
+
+
+def _integer(image_id: Any) -> int:
+    number = int(image_id)
+    if isinstance(image_id, float) and image_id != number:
+        raise ValueError(f"the image_id {image_id} is no integer")
+    return number

@@ -22,7 +22,7 @@ from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.masks import encode_rle, mask_to_box
 from regionspot.mini.render import render_scene
-from regionspot.mini.world import CATEGORIES, TAIL_WEIGHTS, UNIFORM_WEIGHTS, sample_scene
+from regionspot.mini.world import CATEGORIES, TAIL_WEIGHTS, UNIFORM_WEIGHTS, WORLD_VERSION, sample_scene
 from regionspot.progress import Progress
 
 SPLITS = {"train": 1, "val": 2}  # split -> its part of a scene's seed
@@ -46,7 +46,8 @@ def build_dataset(directory: Path, num_train: int, num_val: int, seed: int = 0, 
     if num_train < 1 or num_val < 1:
         raise InputError(f"a split needs one image or more, not {num_train} for training and {num_val} for validation")
     paths = directory / "train.json", directory / "val.json"
-    recipe = {"description": "regionspot mini world", "num_train": num_train, "num_val": num_val, "seed": seed}
+    recipe: dict[str, Any] = {"description": "regionspot mini world", "version": WORLD_VERSION, "seed": seed}
+    recipe |= {"num_train": num_train, "num_val": num_val}
     if all(_recipe_of(path) == recipe for path in paths):
         return paths
     for path in paths:

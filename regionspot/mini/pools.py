@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from regionspot.masks import mask_to_box
 from regionspot.mini.architecture import CLIP_IMAGE_SIZE, PATCH_SIZE, SAM_IMAGE_SIZE
 from regionspot.mini.render import render_scene
-from regionspot.mini.world import UNIFORM_WEIGHTS, sample_portrait, sample_scene
+from regionspot.mini.world import UNIFORM_WEIGHTS, WORLD_VERSION, sample_portrait, sample_scene
 from regionspot.progress import Progress
+from regionspot.transforms import ClipTransform, SamTransform
 
 MAX_TOYS = 7
 MASK_SIZE = SAM_IMAGE_SIZE // 4
@@ -62,14 +64,14 @@ _SCENE_FIELDS: _Fields = {
 
 def scene_pool(directory: Path, count: int, seed: int, workers: int = 2) -> ScenePool:
     """Open the pool of `count` scenes in `directory`, rendering it first if it is not there."""
-    directory = directory / f"scenes-{count}-{seed}"
+    directory = directory / f"scenes-{WORLD_VERSION}-{count}-{seed}"
     return ScenePool(**_open_or_render(directory, _SCENE_FIELDS, count, seed, _fill_scenes, workers))
 
 
 def portrait_pool(directory: Path, count: int, seed: int, side: int, workers: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Open or render `count` pictures of one toy: images (count, side, side, 3) uint8, categories (count,) int16."""
     fields: _Fields = {"images": ((side, side, 3), np.uint8), "categories": ((), np.int16)}
-    directory = directory / f"portraits-{count}-{side}-{seed}"
+    directory = directory / f"portraits-{WORLD_VERSION}-{count}-{side}-{seed}"
     arrays = _open_or_render(directory, fields, count, seed, _fill_portraits, workers)
     return arrays["images"], arrays["categories"]
 
@@ -95,26 +97,20 @@ def _open_or_render(
 
 def _fill_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
     out = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in _SCENE_FIELDS}
+    sam, clip = SamTransform(SAM_IMAGE_SIZE), ClipTransform(CLIP_IMAGE_SIZE)
     for index in range(start, stop):
         image, toys = render_scene(sample_scene(np.random.default_rng([seed, 0, index]), UNIFORM_WEIGHTS))
-        height, width = image.shape[:2]
-        scale = SAM_IMAGE_SIZE / max(height, width)
-        size = int(height * scale + 0.5), int(width * scale + 0.5)
-        picture = Image.fromarray(image)
-        out["sam_images"][index, : size[0], : size[1]] = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-        out["sam_sizes"][index] = size
-        out["clip_images"][index] = picture.resize((CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE), Image.Resampling.BILINEAR)
+        out["sam_images"][index], out["sam_sizes"][index] = sam.apply_image(image)
+        out["clip_images"][index] = clip.apply_image(image)
         out["categories"][index] = -1
         for slot, (category, mask) in enumerate(toys[:MAX_TOYS]):
-            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-            grey = Image.fromarray(mask.astype(np.uint8) * 255)
-            padded = Image.new("L", (SAM_IMAGE_SIZE, SAM_IMAGE_SIZE))
-            padded.paste(grey.resize(size[::-1], Image.Resampling.BILINEAR))
+            grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)  # (H, W, 3): the transforms take pictures
+            framed, _ = sam.apply_image(grey)
+            corners = sam.apply_points(mask_to_box(mask).reshape(2, 2), *mask.shape)
             out["categories"][index, slot] = category
-            out["boxes"][index, slot] = box * np.tile([size[1] / width, size[0] / height], 2)
-            out["masks"][index, slot] = padded.reduce(4)
-            out["covers"][index, slot] = grey.resize((GRID, GRID), Image.Resampling.BOX)
+            out["boxes"][index, slot] = corners.reshape(4)
+            out["masks"][index, slot] = Image.fromarray(framed[..., 0]).reduce(4)
+            out["covers"][index, slot] = Image.fromarray(grey[..., 0]).resize((GRID, GRID), Image.Resampling.BOX)
 
 
 def _fill_portraits(directory: Path, start: int, stop: int, seed: int) -> None:

@@ -1,15 +1,16 @@
 """Train the mini CLIP: single toys first, then whole scenes with captions of the picture and of its regions.
 
-Stage 1 pairs 64 px portraits with a caption. Stage 2 pairs 128 px scenes with a caption that lists their toys, and the
-patches under a toy with that toy's phrase; region captions name base categories only, so novel ones are known to CLIP
-from captions of whole pictures alone, which is what "novel" means for real CLIPs too.
+Stage 1 pairs 64 px portraits with a caption. Stage 2, in two cycles of the learning rate, pairs 128 px scenes with a
+caption that lists their toys, and the patches under a toy with that toy's phrase; region captions name base categories
+only, so novel ones are known to CLIP from captions of whole pictures alone, which is what "novel" means for real CLIPs
+too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,11 @@ class ClipRecipe:
     portrait_steps: int = 1500
     portrait_batch: int = 256
     scene_steps: int = 2200
+    second_scene_steps: int = 1200
     scene_batch: int = 64
     portrait_lr: float = 1e-3
     scene_lr: float = 8e-4
+    second_scene_lr: float = 5e-4
     weight_decay: float = 0.05
     region_loss_weight: float = 1.0
     seed: int = 0
@@ -79,7 +82,10 @@ def train(directory: Path, recipe: ClipRecipe, log: _Log = print) -> tuple[CLIP,
     # At these lengths the CPU's flash attention is slow: its backward pass alone is 43 % of a step.
     with sdpa_kernel(SDPBackend.MATH):
         _train_portraits(clip, tokenizer, directory, recipe, np.random.default_rng(recipe.seed), log)
-        _train_scenes(clip, tokenizer, directory, recipe, np.random.default_rng(recipe.seed + 1), log)
+        cycles = (recipe.scene_steps, recipe.scene_lr), (recipe.second_scene_steps, recipe.second_scene_lr)
+        for number, (steps, lr) in enumerate(cycles, start=1):
+            rng = np.random.default_rng(recipe.seed + number)
+            _train_scenes(clip, tokenizer, directory, replace(recipe, scene_steps=steps, scene_lr=lr), rng, log)
     return clip.eval(), torch.from_numpy(tokenizer.ids)
 
 

@@ -34,6 +34,7 @@ PATTERNS = {
 SHAPES = ("disc", "square", "triangle", "hexagon", "star", "cross")
 SIZES = ((256, 256), (320, 240), (240, 320), (384, 256), (256, 384), (288, 288), (360, 240))  # (width, height)
 NUM_NOVEL = 74
+WORLD_VERSION = 1  # raise it with any change to what the same seed draws: pictures of another version are made anew
 
 FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT = 1.0, 0.22, 0.022  # relative instance rates of the long tail's thirds
 

@@ -127,7 +127,7 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
     """Tensors, on the CPU, and header of a `save_tensors` file, both proven by the checksum.
 
     Raises:
-        ArtifactError: the file is missing, damaged (a single flipped bit is found), or of another format.
+        ArtifactError: the file is missing, unreadable, damaged (a single flipped bit is found), or of another format.
     """
     if not Path(path).is_file():
         raise ArtifactError(f"weight file {path} does not exist")
@@ -135,6 +135,8 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
         with safetensors.safe_open(path, framework="pt") as file:
             entries = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
     except (safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(
             f"{path} is damaged or no safetensors file ({error}). "

@@ -107,7 +107,7 @@ def create_model(
     else:
         with _seeded(random_weights):
             head = RegionHead(sam.token_dim, clip.width, clip.embed_dim)
-    return RegionSpot(sam, clip, head, name).eval().eval()
+    return RegionSpot(sam, clip, head, name).eval()
 
 
 def create_backbones(

@@ -25,7 +25,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     tensors and nothing else, so no code in the file runs.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or holds more than weights.
+        ArtifactError: the file is missing, unreadable, damaged, or holds more than weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,6 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"is no PyTorch file ({_first_line(error)}). Save its state dict alone, from a process that you trust, and "
             "use that file."
         ) from error
+    except OSError as error:
+        raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
     except (safetensors.SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ArtifactError(
             f"{path} cannot be read as weights, it is damaged or not a weight file ({_first_line(error)}). "

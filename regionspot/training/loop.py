@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from regionspot.config import TrainConfig
 from regionspot.data.augmentation import CropFlip
 from regionspot.data.collate import AugmentedBatches, BatchSource, CachedBatches, FeatureStore
 from regionspot.data.dataset import BatchSchedule
-from regionspot.data.extraction import fill_cache
+from regionspot.data.extraction import fill_caches
 from regionspot.errors import InputError
 from regionspot.modeling.checkpoint import save_head
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.sam import SamBackbone
 from regionspot.progress import Progress
 from regionspot.training.metrics import MetricsLog
-from regionspot.training.optim import Precision
 from regionspot.training.resume import Checkpoint, RunDirectory, git_commit, versions
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import StepReport, Trainer
@@ -69,7 +68,7 @@ def train(
 
     Args:
         on_step: called after each step.
-        resume: "auto", a checkpoint's path, or None for a new run (see `RunDirectory.begin`).
+        resume: "auto", a checkpoint's path, or None for a new run (see `RunDirectory.starting_point`).
         backbones: the frozen towers; by default those of `config.model`.
         say: takes lines for people.
 
@@ -78,12 +77,14 @@ def train(
         ArtifactError: a file is damaged, or cannot be written; what was saved before is whole.
     """
     run = RunDirectory(Path(config.output_dir) / config.name, config)
-    checkpoint = run.begin(resume)
+    checkpoint = run.starting_point(resume)
     setup = Setup.from_config(config, backbones)
     _check_inputs(checkpoint, setup.inputs())
     say(setup.describe())
+    run.begin()
     began = time.monotonic()
-    with prepare_batches(setup, say) as batches, torch.random.fork_rng():
+    used_gpus = [setup.device] if setup.device.type == "cuda" else []
+    with prepare_batches(setup, say) as batches, torch.random.fork_rng(devices=used_gpus):
         trainer = Trainer(setup, batches, checkpoint)
         feature_seconds = time.monotonic() - began
         train_seconds, loss = _run_steps(trainer, run, checkpoint, on_step)
@@ -106,8 +107,7 @@ def train(
 def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchSource]:
     """Fill the feature caches and yield the source of batches."""
     config = setup.config
-    for cache in setup.caches:
-        fill_cache(cache, setup.extractor, config.features.batch_size, config.features.workers, say)
+    fill_caches(setup.caches, setup.extractor, config.features.batch_size, config.features.workers, say)
     in_memory = sum(cache.num_bytes() for cache in setup.caches) <= config.features.max_memory_gib * 2**30
     stores: list[FeatureStore] = [cache.load() if in_memory else cache.open() for cache in setup.caches]
     ratios = [dataset.ratio for dataset in config.datasets]
@@ -116,11 +116,10 @@ def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchS
         yield CachedBatches(setup.sets, stores, schedule)
         return
     augmentation, transform = CropFlip(**asdict(config.augmentation)), ClipTransform(setup.clip.image_size)
-    precision = Precision.resolve(config.amp, setup.device)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        with precision.autocast():
+        with setup.precision.autocast():
             return setup.clip.encode_image(images.to(setup.device))
 
     with AugmentedBatches(
@@ -164,7 +163,7 @@ def _run_steps(
             report = trainer.step(step)
             interval.add(report)
             if report.step % config.logging.every == 0 or report.step == config.steps:
-                loss = _log_interval(log, interval, report, progress.eta_s)
+                loss = _log_interval(log, interval, report, progress.eta_s, run)
                 note = f"loss {loss:.4f}  {interval.images / (time.monotonic() - interval.began):.0f} images/s"
                 interval = _Interval(time.monotonic())
                 progress.update(report.step, note)
@@ -173,19 +172,19 @@ def _run_steps(
             if on_step is not None:
                 on_step(report)
             if report.step % config.checkpoints.every == 0 or report.step == config.steps:
-                seconds = earlier + time.monotonic() - began
-                run.save(report.step, trainer.state(), {"train_seconds": seconds, "inputs": trainer.inputs})
+                seconds, state = earlier + time.monotonic() - began, trainer.state()
+                _check_finite(interval, state, report.step, run)
+                run.save(report.step, state, {"train_seconds": seconds, "inputs": trainer.inputs})
     return earlier + time.monotonic() - began, loss
 
 
-def _log_interval(log: MetricsLog, interval: _Interval, report: StepReport, eta_s: float | None) -> float:
+def _log_interval(
+    log: MetricsLog, interval: _Interval, report: StepReport, eta_s: float | None, run: RunDirectory
+) -> float:
     """Write a line of the log; the interval's mean loss. Raises InputError if it is no number."""
     loss, seconds = float(interval.loss) / interval.steps, time.monotonic() - interval.began
     if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} at step {report.step}: lower optimizer.learning_rate, or try amp=off; checkpoints of "
-            "earlier steps are in the run's directory"
-        )
+        raise _diverged(f"the loss is {loss}", report.step, run)
     log.write(
         report.step,
         loss=loss,
@@ -197,14 +196,30 @@ def _log_interval(log: MetricsLog, interval: _Interval, report: StepReport, eta_
     return loss
 
 
+def _check_finite(interval: _Interval, state: Mapping[str, Tensor], step: int, run: RunDirectory) -> None:
+    """Raises InputError if the state of a step, or a loss since the last line of the log, is no number any more."""
+    if not math.isfinite(loss := float(interval.loss)):
+        raise _diverged(f"the loss is {loss}", step, run)
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise _diverged(f"the state has infinite or NaN values (in {broken[0]})", step, run)
+
+
+def _diverged(what: str, step: int, run: RunDirectory) -> InputError:
+    return InputError(
+        f"{what} at step {step}: lower optimizer.learning_rate, or try amp=off, in another run by name=NAME. This step "
+        f"is not saved; {run.describe_newest()}"
+    )
+
+
 def _check_inputs(checkpoint: Checkpoint | None, inputs: dict[str, Any]) -> None:
     """Raises InputError if a run would go on with other data, or other towers, than it began with."""
     if checkpoint is None:
         return
     old = checkpoint.manifest["inputs"]
     changed = [f"the data set {name}" for name, now in inputs["sets"].items() if old["sets"].get(name) != now]
-    if old["clip"] != inputs["clip"]:
-        changed.append("CLIP")
+    towers = {"clip_text": "CLIP's text tower", "clip_image": "CLIP's image tower"}
+    changed += [tower for key, tower in towers.items() if old.get(key) != inputs[key]]
     if changed:
         raise InputError(
             f"{' and '.join(changed)} changed since {checkpoint.path} was written (annotations, images or weights): "

@@ -38,9 +38,10 @@ class MetricsLog:
             self._board.close()
 
     def write(self, step: int, **values: Any) -> None:
-        """Add a line. Raises ArtifactError if the disk is full."""
+        """Add a line, with null for numbers that are not finite. Raises ArtifactError if the disk is full."""
+        values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise ArtifactError(
@@ -51,6 +52,10 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, step)
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _lines_up_to(path: Path, step: int) -> bytes:
@@ -70,4 +75,4 @@ def _open_tensorboard(directory: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(directory), purge_step=start + 1 if start else None)
+    return SummaryWriter(str(directory), purge_step=start + 1)

@@ -53,15 +53,14 @@ class RunDirectory:
 
     Args:
         path: made by `begin` if it does not exist.
-        keep: how many checkpoints are kept.
     """
 
     def __init__(self, path: str | Path, config: TrainConfig) -> None:
         self.path, self.config = Path(path), config
         self.checkpoints = self.path / "checkpoints"
 
-    def begin(self, resume: str | Path | None) -> Checkpoint | None:
-        """Make the directory, or go on in it.
+    def starting_point(self, resume: str | Path | None) -> Checkpoint | None:
+        """Look what is there. Nothing is written.
 
         Args:
             resume: None for a new run; "auto" for the newest whole checkpoint, if there is any; or a checkpoint's path.
@@ -74,19 +73,21 @@ class RunDirectory:
                 than the one to go on from is there.
             ArtifactError: the checkpoint is damaged; every one is.
         """
-        if resume is None and self.path.is_dir() and any(self.path.iterdir()):
+        begun = self._has_begun()
+        if resume is None and begun:
             raise InputError(
                 f"the run {self.path} exists: go on with it by --resume auto, choose another name by name=NAME, "
                 "or delete the directory"
             )
-        self._check_config()
-        checkpoint = None
-        if resume == "auto":
-            checkpoint = self.newest()
-        elif resume is not None:
-            checkpoint = self._chosen(Path(resume))
+        if begun:
+            self._check_config()
+        if resume is None:
+            return None
+        return self.newest() if resume == "auto" else self._chosen(Path(resume))
+
+    def begin(self) -> None:
+        """Make the directory, with the configuration in it. Raises ArtifactError if it cannot be written."""
         write_atomically(self.path / "config.yaml", config_to_yaml(self.config).encode())
-        return checkpoint
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete those that are older than the newest `checkpoints.keep`.
@@ -99,6 +100,7 @@ class RunDirectory:
         """
         target = self.checkpoints / f"step_{step:08}"
         aside = self.checkpoints / f".{target.name}.{os.getpid()}.tmp"
+        self._delete_leftovers()
         try:
             state = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
             manifest = json.dumps(self._manifest(step, state) | dict(extra), indent=2).encode()
@@ -134,6 +136,20 @@ class RunDirectory:
             )
         return None
 
+    def describe_newest(self) -> str:
+        """ "the newest good checkpoint is …", or that there is none."""
+        paths = self._paths()
+        return f"the newest good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+
+    def _has_begun(self) -> bool:
+        """Whether a checkpoint, a head or a line of the log is there; a configuration alone is of no use to anybody."""
+        log = self.path / "metrics.jsonl"
+        return (
+            bool(self._paths())
+            or (self.path / "head.safetensors").exists()
+            or (log.exists() and log.stat().st_size > 0)
+        )
+
     def _chosen(self, path: Path) -> Checkpoint:
         checkpoint = read_checkpoint(path)
         later = [p.name for p in self._paths() if _step_of(p) > checkpoint.step]
@@ -167,6 +183,9 @@ class RunDirectory:
     def _delete_old(self, step: int) -> None:
         for path in [p for p in self._paths() if _step_of(p) <= step][: -self.config.checkpoints.keep]:
             shutil.rmtree(path, ignore_errors=True)
+
+    def _delete_leftovers(self) -> None:
+        """Of processes that were killed while saving; one of them may have had our process id."""
         for leftover in self.checkpoints.glob(".step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -183,11 +202,9 @@ class RunDirectory:
         }
 
     def _not_saved(self, step: int, error: OSError) -> ArtifactError:
-        usable = self._paths()
-        kept = f"the newest whole one is {usable[-1]}" if usable else "there is none yet"
         return ArtifactError(
             f"the checkpoint of step {step} was not saved: {why_not_written(error)}. No older checkpoint was touched, "
-            f"{kept}; go on with --resume auto"
+            f"{self.describe_newest()}; go on with --resume auto"
         )
 
 

@@ -9,8 +9,8 @@ import torch
 
 from regionspot.config import TrainConfig
 from regionspot.data.dataset import TrainingSet, load_training_set
-from regionspot.data.extraction import FeatureExtractor, describe_cache, make_cache
-from regionspot.data.feature_cache import FeatureCache
+from regionspot.data.extraction import FeatureExtractor, describe_cache, make_cache, weights_fingerprint
+from regionspot.data.feature_cache import FeatureCache, check_space
 from regionspot.errors import ArtifactError
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.clip import ClipBackbone
@@ -18,6 +18,7 @@ from regionspot.modeling.devices import resolve_device
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
+from regionspot.training.optim import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Setup:
 
     config: TrainConfig
     device: torch.device
+    precision: Precision
     sam: SamBackbone
     clip: ClipBackbone
     sets: list[TrainingSet]
@@ -37,9 +39,11 @@ class Setup:
         """Load the towers, unless they are passed in, and read the annotation files.
 
         Raises:
-            InputError, ArtifactError: a weight file, an annotation file or an image is missing or unusable.
+            InputError, ArtifactError: the device cannot do what is asked, or a weight file, an annotation file or an
+                image is missing or unusable.
         """
         device = resolve_device(config.device)
+        precision = Precision.resolve(config.amp, device)
         sets = [load_training_set(d.name, d.annotations, d.images) for d in config.datasets]
         model = config.model
         sam, clip = backbones or create_backbones(model.preset, model.sam_weights, model.clip_weights)
@@ -48,7 +52,7 @@ class Setup:
         cached_clip = None if config.augmentation else clip
         extractor = FeatureExtractor(sam, cached_clip, features.multimask, features.dtype)
         caches = [make_cache(features.cache_dir, s, extractor, features.images_per_shard) for s in sets]
-        return cls(config, device, sam, clip, sets, extractor, caches)
+        return cls(config, device, precision, sam, clip, sets, extractor, caches)
 
     def build_head(self) -> RegionHead:
         """The head to train, on its device: of random weights drawn from the seed, or those of `model.initial_head`."""
@@ -71,7 +75,11 @@ class Setup:
     def inputs(self) -> dict[str, Any]:
         """What the run learns from, by content: a resumed run must have the same."""
         sets = {s.name: {"data": s.digest, "features": c.key} for s, c in zip(self.sets, self.caches, strict=True)}
-        return {"sets": sets, "clip": self.clip.fingerprint()}
+        return {
+            "sets": sets,
+            "clip_text": self.clip.fingerprint(),
+            "clip_image": weights_fingerprint(self.clip.clip.visual),
+        }
 
     def describe(self) -> str:
         """The plan, for people."""
@@ -90,8 +98,14 @@ class Setup:
         return "\n".join(lines)
 
     def describe_caches(self) -> str:
-        """The size estimate of each cache; shards that are there are not verified."""
-        return "\n".join(describe_cache(cache, cache.missing_shards(verify=False)[0]) for cache in self.caches)
+        """The size estimate of each cache; shards that are there are not verified.
+
+        Raises:
+            InputError: the disk has not enough space for all that are to be made.
+        """
+        missing = [cache.missing_shards(verify=False)[0] for cache in self.caches]
+        check_space(self.caches, missing)
+        return "\n".join(map(describe_cache, self.caches, missing))
 
     def _epochs(self) -> list[float]:
         ratios = [dataset.ratio for dataset in self.config.datasets]

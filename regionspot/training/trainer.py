@@ -14,7 +14,6 @@ from regionspot.data.dataset import step_seed
 from regionspot.modeling.head import RegionHead, fold_input_standardization
 from regionspot.modeling.losses import region_logits, sigmoid_focal_loss
 from regionspot.training.optim import (
-    Precision,
     WeightAverage,
     build_optimizer,
     learning_rate,
@@ -48,9 +47,9 @@ class Trainer:
     """
 
     def __init__(self, setup: Setup, batches: BatchSource, checkpoint: Checkpoint | None = None) -> None:
-        self.config, self.device, self.batches = setup.config, setup.device, batches
+        self.config, self.device, self.precision = setup.config, setup.device, setup.precision
+        self.batches = batches
         self.inputs = setup.inputs()
-        self.precision = Precision.resolve(self.config.amp, self.device)
         self.logit_scale = setup.clip.logit_scale
         encoder = VocabularyEncoder(setup.clip)
         vocabularies = [encoder.encode(training_set.class_names) for training_set in setup.sets]

@@ -99,6 +99,30 @@ def test_errors_are_one_line(
     assert error.startswith("error: ") and message in error
 
 
+@pytest.mark.parametrize(
+    ("lacking", "arguments", "message"),
+    [
+        ("neg_category_ids", [], "image 1 has no neg_category_ids"),
+        ("segmentation", ["--iou-type", "both"], "annotation 1 has no segmentation"),
+    ],
+)
+def test_annotations_are_checked_before_the_model_is_loaded(
+    data: Path,
+    lacking: str,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("regionspot.cli.evaluate.load_model", lambda _: pytest.fail("loaded"))
+    content = json.loads(data.read_text())
+    for entry in (*content["images"], *content["annotations"]):
+        entry.pop(lacking, None)
+    data.write_text(json.dumps(content))
+    assert run(data, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from regionspot.cli.evaluate import build_parser; build_parser().format_help();"

@@ -128,6 +128,32 @@ def test_masks_of_different_sizes(photo: Path, tmp_path: Path, capsys: pytest.Ca
     assert "the masks have different sizes, 5 x 5, 90 x 60" in capsys.readouterr().err
 
 
+def test_masks_are_read_before_the_model_is_loaded(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regionspot.cli.predict.load_model", lambda _: pytest.fail("loaded"))
+    assert main(["predict", str(photo), *ASKED, "--mask", "none.png"]) == 2
+
+
+def test_outside_a_mask_may_be_transparent(photo: Path, tmp_path: Path) -> None:
+    region = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    region[20:30, 50:80] = 255
+    Image.fromarray(region).save(tmp_path / "region.png")
+    document = tmp_path / "out.json"
+    more = ["--mask", str(tmp_path / "region.png"), "--no-masks", "--json", str(document)]
+    assert main(["predict", str(photo), *ASKED, *more]) == 0
+    assert json.loads(document.read_text())["regions"][1]["box"] == [50, 20, 80, 30]
+
+
+def test_a_format_too_small_for_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (16_400, 8)).save(tmp_path / "wide.png")
+    overlay, document = tmp_path / "overlay.webp", tmp_path / "out.json"
+    asked = [*ASKED[2:], "--box", "10,1,40,7", "--no-masks", "--out", str(overlay), "--json", str(document)]
+    assert main(["predict", str(tmp_path / "wide.png"), *asked]) == 2
+    assert re.search(
+        r"error: --out .*overlay\.webp: .*16400 x 8 pixels, cannot be written as WEBP .*\.png", capsys.readouterr().err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

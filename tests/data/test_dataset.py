@@ -73,16 +73,26 @@ def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
 
 
 def test_digests_follow_the_content(tmp_path: Path) -> None:
-    def load(box: list[float], name: str = "cat") -> TrainingSet:
-        path = write(tmp_path, [(0, 5, box, {})])
+    def load(box: list[float], name: str = "cat", category: int = 5) -> TrainingSet:
+        path = write(tmp_path, [(0, category, box, {})])
         path.write_text(path.read_text().replace('"cat"', f'"{name}"'))
         return load_training_set("d", path)
 
     first = load([1, 2, 3, 4])
     assert first.digest == load([1, 2, 3, 4]).digest
     assert first.image_digest != load([1, 2, 3, 5]).image_digest
-    renamed = load([1, 2, 3, 4], "dog")
-    assert first.image_digest == renamed.image_digest and first.digest != renamed.digest
+    for other in (load([1, 2, 3, 4], "dog"), load([1, 2, 3, 4], category=7)):
+        assert first.image_digest == other.image_digest and first.digest != other.digest
+
+
+def test_classes_that_share_a_name_are_an_error_unless_one_is_novel(tmp_path: Path) -> None:
+    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {})])
+    content = path.read_text()
+    path.write_text(content.replace('"new"', '"cat"'))
+    assert load_training_set("d", path).class_names == ("cat", "cup")
+    path.write_text(content.replace('"cup"', '"cat"'))
+    with pytest.raises(InputError, match=r"train.json, but for novel ones: .*'cat' more than once"):
+        load_training_set("d", path)
 
 
 def test_every_image_comes_once_in_each_epoch_and_the_order_changes() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from PIL import Image
 
 from regionspot.data import extraction, feature_cache
 from regionspot.data.dataset import TrainingSet
-from regionspot.data.extraction import FeatureExtractor, fill_cache, make_cache
-from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape
+from regionspot.data.extraction import FeatureExtractor, fill_caches, make_cache
+from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.presets import create_backbones
@@ -137,6 +138,8 @@ def test_the_key_follows_everything_the_features_depend_on(tmp_path: Path) -> No
         return FeatureCache(tmp_path, make_set(tmp_path / "p", counts, seed), shape, {"sam": sam}, 2).key
 
     assert key() == key()
+    relabelled = replace(make_set(tmp_path / "p", (2, 1)), class_ids=np.array([1, 0, 1]), class_names=("c", "d"))
+    assert FeatureCache(tmp_path, relabelled, SHAPE, {"sam": "x"}, 2).key == key()  # features are of no class
     others = [key((1, 2)), key(seed=1), key(shape=FeatureShape((3, 6), (3, 4), "float16")), key(sam="y")]
     assert len({key(), *others}) == 5
 
@@ -148,8 +151,8 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage(0, 0, 1 << 20))
     with pytest.raises(InputError, match=r"need 64.0 MiB, but .* has 1.0 MiB free: .*features.cache_dir=DIR, or halve"):
-        cache.check_space([0])
-    cache.check_space([])
+        check_space([cache], [[0]])
+    check_space([cache], [[]])
 
 
 @pytest.mark.parametrize("call", range(6))
@@ -199,7 +202,7 @@ def backbones() -> tuple[SamBackbone, ClipBackbone]:
 
 def filled(root: Path, training_set: TrainingSet, extractor: FeatureExtractor, **options: Any) -> FeatureCache:
     cache = make_cache(root / "cache", training_set, extractor, images_per_shard=2)
-    fill_cache(cache, extractor, say=lambda _: None, **options)
+    fill_caches([cache], extractor, say=lambda _: None, **options)
     return cache
 
 
@@ -298,6 +301,19 @@ def test_killed_in_the_middle_finished_shards_are_kept(
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
+def test_what_a_killed_run_left_half_written_is_deleted(
+    tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]
+) -> None:
+    training_set, extractor = make_set(tmp_path / "pictures"), FeatureExtractor(*backbones)
+    directory = filled(tmp_path, training_set, extractor).directory
+    leftover, running = (directory / f".shard_00001.safetensors.{pid}.1.tmp" for pid in (1, 2))
+    for path in (leftover, running):
+        path.write_bytes(b"half of it")
+    os.utime(leftover, (0, 0))
+    filled(tmp_path, training_set, extractor)
+    assert list(directory.glob(".*")) == [running]
+
+
 def test_the_estimate_comes_before_the_work(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,4 +322,4 @@ def test_the_estimate_comes_before_the_work(
     cache = make_cache(tmp_path, make_set(tmp_path / "pictures"), extractor, 2)
     monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"already at work; said {said}"))
     with pytest.raises(pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"):
-        fill_cache(cache, extractor, say=said.append)
+        fill_caches([cache], extractor, say=said.append)

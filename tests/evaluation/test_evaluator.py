@@ -259,6 +259,8 @@ def test_cell_weights() -> None:
     expected = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_allclose(cell_weights(boxes, height=10, width=20, grid=2), expected)
     assert cell_weights(np.zeros((0, 4)), 10, 20, 2).shape == (0, 4)
+    thin = np.array([[7, 0, 9, 10], [0, 6, 20, 7]], float)  # between the centres of one axis, across those of the other
+    np.testing.assert_allclose(cell_weights(thin, height=10, width=20, grid=2), [[0.5, 0, 0.5, 0], [0, 0, 0.5, 0.5]])
 
 
 def test_unfit_input_is_named(
@@ -281,11 +283,53 @@ def test_unfit_input_is_named(
         evaluate(model, dataset, vocabulary, replace(proposals, boxes=others))
 
 
+def test_annotations_that_cannot_be_judged_are_named_before_anything_is_computed(
+    model: RegionSpot,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BatchEncoder, "encode", lambda *_: pytest.fail("computed"))
+    unlisted = replace(dataset, images=tuple(replace(image, neg_category_ids=None) for image in dataset.images))
+    with pytest.raises(InputError, match="image 1 has no neg_category_ids"):
+        evaluate(model, unlisted, vocabulary, proposals, progress=False)
+    boxes_alone = {
+        image_id: tuple(replace(annotation, segmentation=None) for annotation in annotations)
+        for image_id, annotations in dataset.annotations_by_image.items()
+    }
+    with pytest.raises(InputError, match="annotation 1 has no segmentation"):
+        without_masks = replace(dataset, annotations_by_image=boxes_alone)
+        evaluate(model, without_masks, vocabulary, proposals, masks=True, progress=False)
+    with pytest.raises(InputError, match="unknown rules 'voc'"):
+        evaluate(model, dataset, vocabulary, proposals, rules="voc", progress=False)  # type: ignore[arg-type]
+
+
+def test_masks_and_tokens_take_one_pass_of_the_decoder(
+    model: RegionSpot, dataset: CocoDataset, proposals: Proposals
+) -> None:
+    sizes = (model.sam.image_size, model.clip.image_size)
+    images = [load_image(dataset, dataset.images[index], proposals.boxes[index + 1], *sizes) for index in (0, 1)]
+    prompts: list[int] = []
+    handle = model.sam.sam.mask_decoder.transformer.register_forward_hook(
+        lambda _module, inputs, _output: prompts.append(len(inputs[0]))
+    )
+    with torch.inference_mode():
+        with_masks = BatchEncoder(model, masks=True).encode(images)
+        assert sum(prompts) == len(BOXES[0]) + len(BOXES[1])
+        handle.remove()
+        without = BatchEncoder(model).encode(images)
+    assert with_masks.mask_tokens is not None and without.mask_tokens is not None and with_masks.masks is not None
+    assert [len(masks) for masks in with_masks.masks] == [3, 1]
+    valid = without.valid
+    torch.testing.assert_close(with_masks.mask_tokens[valid], without.mask_tokens[valid], rtol=1e-4, atol=1e-5)
+
+
 def test_unfit_images_are_named(
     model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, tmp_path: Path
 ) -> None:
     other_size = (replace(dataset.images[0], width=91), *dataset.images[1:])
-    with pytest.raises(InputError, match=r"1\.png is 90 x 70 pixels but .* says 91 x 70"):
+    with pytest.raises(InputError, match=r"1\.png is 90 x 70 pixels .* annotations are for 91 x 70"):
         evaluate(model, replace(dataset, images=other_size), vocabulary, proposals, progress=False)
     with pytest.raises(InputError, match="does not exist"):
         evaluate(model, replace(dataset, image_root=tmp_path), vocabulary, proposals, progress=False)

@@ -82,6 +82,9 @@ RESULT = {"image_id": 4, "bbox": [0, 0, 9, 9], "score": 0.5}
         (json.dumps([RESULT | {"bbox": [0, 0, -1, 9]}]), "result 0 has bbox"),
         (json.dumps([RESULT | {"bbox": [0, 0, 1]}]), "no list of COCO-style|four numbers"),
         (json.dumps([RESULT | {"score": None}]), "result 0 has bbox"),
+        (json.dumps([RESULT | {"image_id": 4.5}]), "the image_id 4.5 is no integer"),
+        (json.dumps([RESULT | {"image_id": "four"}]), "four"),
+        (json.dumps([RESULT | {"image_id": 2**70}]), "no list of COCO-style detection results"),
     ],
 )
 def test_bad_results_are_named(dataset: CocoDataset, tmp_path: Path, content: str, message: str) -> None:

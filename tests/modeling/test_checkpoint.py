@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regionspot.errors import ArtifactError
 from regionspot.modeling.checkpoint import convert_official, load_head, read_head_metadata, save_head
 from regionspot.modeling.head import RegionHead
+from regionspot.modeling.weights import read_checkpoint
 
 TOKEN_DIM, WIDTH, EMBED_DIM = 20, 48, 24
 
@@ -107,6 +108,20 @@ def test_cut_and_foreign_files_are_named(head: RegionHead, tmp_path: Path) -> No
         load_head(tmp_path / "official.pth")
     with pytest.raises(ArtifactError, match="does not exist"):
         load_head(tmp_path / "absent.safetensors")
+
+
+def test_unreadable_files_are_named(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    save_head(head, tmp_path / "head.safetensors")
+    monkeypatch.setattr("safetensors.safe_open", refused)
+    with pytest.raises(ArtifactError, match=r"head\.safetensors cannot be read: Permission denied"):
+        load_head(tmp_path / "head.safetensors")
+    monkeypatch.setattr("torch.load", refused)
+    (tmp_path / "official.pth").touch()
+    with pytest.raises(ArtifactError, match=r"official\.pth cannot be read: Permission denied"):
+        read_checkpoint(tmp_path / "official.pth")
 
 
 def test_full_disk_leaves_the_old_file(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

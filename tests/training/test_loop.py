@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from regionspot.config import TrainConfig, config_to_yaml
+from regionspot.data import feature_cache
 from regionspot.data.extraction import read_upright, stack_images
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.checkpoint import load_head, read_head_metadata
@@ -29,6 +33,7 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.structures import Prompts
 from regionspot.training.loop import TrainResult, prepare_batches, train
+from regionspot.training.resume import read_checkpoint
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import StepReport, Trainer
 from regionspot.transforms import ClipTransform, SamTransform
@@ -115,8 +120,6 @@ def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
         assert all(p.grad is None and not p.requires_grad for p in tower.parameters())
         assert not any(module.training for child in tower.children() for module in child.modules())
     names = set(load_head(result.head_path).state_dict())
-    from regionspot.training.resume import read_checkpoint
-
     tensors = read_checkpoint(result.run_directory / "checkpoints" / "step_00000006").tensors
     assert {name.split(".")[0] for name in tensors} == {"head", "optimizer", "inputs"}
     assert {name.removeprefix("head.") for name in tensors if name.startswith("head.")} == names
@@ -203,13 +206,101 @@ def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backb
 def test_bf16_on_the_cpu_and_fp16_refused(make_config: MakeConfig, backbones: Backbones) -> None:
     assert np.isfinite(quietly(make_config(amp="bf16", steps=2), backbones).loss)
     with pytest.raises(InputError, match="amp=fp16 needs a GPU"):
-        quietly(make_config(name="other", amp="fp16"), backbones)
+        Setup.from_config(make_config(name="other", amp="fp16"), backbones)
+
+
+def test_categories_that_share_a_name_are_refused_before_anything_is_computed(
+    make_config: MakeConfig, backbones: Backbones, data: Path
+) -> None:
+    content = json.loads(data.read_text())
+    content["categories"][1]["name"] = content["categories"][0]["name"]
+    path = data.with_name("twice.json")
+    path.write_text(json.dumps(content))
+    config = make_config(datasets=[{"name": "twice", "annotations": str(path)}])
+    with pytest.raises(InputError, match=r"twice.json, but for novel ones: .* 'red square' more than once"):
+        Setup.from_config(config, backbones)
+
+
+def test_an_attempt_that_cannot_begin_leaves_nothing_and_does_not_block_the_corrected_one(
+    make_config: MakeConfig, backbones: Backbones, tmp_path: Path
+) -> None:
+    missing = make_config(datasets=[{"name": "squares", "annotations": str(tmp_path / "typo.json")}])
+    too_large = make_config(model={"initial_head": str(tmp_path / "none")}, standardize_inputs=False)
+    for config in (missing, too_large):
+        with pytest.raises((InputError, ArtifactError)):
+            quietly(config, backbones)
+        assert not (tmp_path / "runs").exists()
+    assert np.isfinite(quietly(make_config(steps=2), backbones).loss)
+
+
+def test_space_for_all_caches_is_looked_at_before_any_is_filled(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [{"name": name, "annotations": str(data)} for name in ("one", "two")]
+    setup = Setup.from_config(make_config(datasets=sets, features={"cache_dir": str(tmp_path / "cache")}), backbones)
+    one, both = (sum(c.num_bytes() for c in caches) for caches in (setup.caches[:1], setup.caches))
+    free = feature_cache.FREE_SPACE_MARGIN + (one + both) // 2  # enough for each, not for both
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    said: list[str] = []
+    with pytest.raises(InputError, match="the features of one and two need"), prepare_batches(setup, said.append):
+        pass
+    assert len(said) == 2 and not (tmp_path / "cache").exists()
+    with pytest.raises(InputError, match="the features of one and two need"):
+        setup.describe_caches()
+
+
+def test_random_numbers_of_other_devices_are_left_alone(
+    make_config: MakeConfig, backbones: Backbones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    real = torch.random.fork_rng
+
+    def fork_rng(**options: Any) -> Any:
+        asked.append(options)
+        return real(**options)
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    before = torch.get_rng_state()
+    quietly(make_config(steps=2), backbones)
+    assert asked and all(options == {"devices": []} for options in asked)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig, backbones: Backbones) -> None:
     config = make_config(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, steps=20)
     with pytest.raises(InputError, match=r"the loss is nan at step \d+: lower optimizer.learning_rate"):
         quietly(config, backbones)
+
+
+@pytest.mark.parametrize("broken", ["loss", "weight", "average"])
+def test_what_is_not_finite_is_never_saved_over_good_checkpoints(
+    make_config: MakeConfig, backbones: Backbones, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """Step 6 goes wrong, between the lines of the log, and its checkpoint would be the only one kept."""
+    config = make_config(
+        steps=8, checkpoints={"every": 2, "keep": 1}, logging={"every": 100}, optimizer={"ema_decay": 0.5}
+    )
+    real = Trainer.step
+
+    def step(self: Trainer, number: int) -> StepReport:
+        report = real(self, number)
+        if number != 5:
+            return report
+        if broken == "loss":
+            return replace(report, loss=report.loss * np.nan)
+        assert self.average is not None
+        with torch.no_grad():
+            (self.head if broken == "weight" else self.average.head).projector.bias[3] = np.inf
+        return report
+
+    monkeypatch.setattr(Trainer, "step", step)
+    what = "the loss is nan" if broken == "loss" else "the state has infinite or NaN values"
+    with pytest.raises(InputError, match=rf"{what}.* at step 6: lower .*newest good checkpoint is .*step_00000004$"):
+        quietly(config, backbones)
+    checkpoints = Path(config.output_dir) / config.name / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000004"]
+    tensors = read_checkpoint(checkpoints / "step_00000004").tensors
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_run_is_not_overwritten_and_resume_needs_the_same_configuration(
@@ -233,6 +324,36 @@ def test_resume_notices_other_data(make_config: MakeConfig, backbones: Backbones
     config = make_config(datasets=[{"name": "squares", "annotations": str(changed)}])
     with pytest.raises(InputError, match="the data set squares changed since"):
         quietly(config, backbones, resume="auto")
+
+
+@pytest.mark.parametrize("augmentation", [None, {}])
+def test_resume_notices_another_clip_wherever_its_weights_are(
+    make_config: MakeConfig, backbones: Backbones, augmentation: dict[str, Any] | None
+) -> None:
+    quietly(make_config(steps=2, augmentation=augmentation), backbones)
+    moved = make_config(steps=2, augmentation=augmentation, model={"clip_weights": "new.pt", "sam_weights": "new.pth"})
+    quietly(moved, backbones, resume="auto")  # the same weights in other files
+    other = copy.deepcopy(backbones[1])
+    with torch.no_grad():
+        other.clip.visual.conv1.weight[0, 0, 0, 0] += 1
+    with pytest.raises(InputError, match="CLIP's image tower changed since"):
+        quietly(moved, (backbones[0], other), resume="auto")
+
+
+def test_resume_notices_other_classes_though_features_stay(
+    make_config: MakeConfig, backbones: Backbones, data: Path
+) -> None:
+    config = make_config(steps=2)
+    quietly(config, backbones)
+    content = json.loads(data.read_text())
+    content["annotations"][0]["category_id"] ^= 1  # 10 and 11 are classes
+    changed = data.with_name("relabelled.json")
+    changed.write_text(json.dumps(content))
+    relabelled = make_config(steps=2, datasets=[{"name": "squares", "annotations": str(changed)}])
+    with pytest.raises(InputError, match="the data set squares changed since"):
+        quietly(relabelled, backbones, resume="auto")
+    keys = [Setup.from_config(c, backbones).caches[0].key for c in (config, relabelled)]
+    assert keys[0] == keys[1]
 
 
 def test_an_image_of_another_size_than_annotated_is_named(

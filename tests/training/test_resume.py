@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 def run(make_config: MakeConfig, tmp_path: Path) -> RunDirectory:
     """A run with the checkpoints of steps 2 and 4."""
     directory = RunDirectory(tmp_path / "run", make_config())
-    assert directory.begin(None) is None
+    assert directory.starting_point(None) is None
+    directory.begin()
     for step in (2, 4):
         directory.save(step, tensors(step), {"train_seconds": step})
     return directory
@@ -42,7 +44,7 @@ def names(run: RunDirectory) -> list[str]:
 
 
 def test_a_checkpoint_is_read_as_it_was_written(run: RunDirectory) -> None:
-    checkpoint = run.begin("auto")
+    checkpoint = run.starting_point("auto")
     assert checkpoint is not None and checkpoint.step == 4
     assert checkpoint.tensors.keys() == tensors(4).keys()
     assert all(torch.equal(checkpoint.tensors[name], tensor) for name, tensor in tensors(4).items())
@@ -60,6 +62,17 @@ def test_the_newest_are_kept(run: RunDirectory) -> None:
     assert names(run) == ["step_00000006", "step_00000010"]
 
 
+def test_what_a_killed_save_of_the_same_process_id_left_is_in_nobodys_way(run: RunDirectory) -> None:
+    """As after a restart of a container, where a process gets the id that the killed one had."""
+    for step in (5, 6):
+        aside = run.checkpoints / f".step_{step:08}.{os.getpid()}.tmp"
+        aside.mkdir()
+        (aside / "state.safetensors").write_bytes(b"half of it")
+    run.save(6, tensors(6), {})
+    assert names(run) == ["step_00000004", "step_00000006"]
+    assert read_checkpoint(run.checkpoints / "step_00000006").step == 6
+
+
 @pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDirectory, file: str, damage: str) -> None:
@@ -74,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDirectory, f
     if damage == "gone":
         path.unlink()
     with pytest.warns(UserWarning, match=r"step_00000004 is missing or damaged .*the one before is tried"):
-        checkpoint = run.begin("auto")
+        checkpoint = run.starting_point("auto")
     assert checkpoint is not None and checkpoint.step == 2
     run.save(4, tensors(40), {})  # made again in its place
     assert torch.equal(
@@ -86,39 +99,59 @@ def test_all_damaged_is_an_error_and_none_is_the_beginning(run: RunDirectory) ->
     for path in run.checkpoints.glob("*/state.safetensors"):
         path.write_bytes(b"")
     with pytest.warns(UserWarning), pytest.raises(ArtifactError, match=r"every checkpoint in .* is damaged: delete"):
-        run.begin("auto")
+        run.starting_point("auto")
     shutil.rmtree(run.checkpoints)
-    assert run.begin("auto") is None
+    assert run.starting_point("auto") is None
 
 
 def test_a_chosen_checkpoint(run: RunDirectory, make_config: MakeConfig, tmp_path: Path) -> None:
     two, four = run.checkpoints / "step_00000002", run.checkpoints / "step_00000004"
-    chosen = run.begin(four)
+    chosen = run.starting_point(four)
     assert chosen is not None and chosen.step == 4
     with pytest.raises(InputError, match=r"has later checkpoints than .*step_00000002 \(step_00000004\): delete them"):
-        run.begin(two)
+        run.starting_point(two)
     with pytest.raises(ArtifactError, match="step_00000099 is missing"):
-        run.begin(run.checkpoints / "step_00000099")
+        run.starting_point(run.checkpoints / "step_00000099")
     elsewhere = RunDirectory(tmp_path / "other", make_config(name="other"))
-    begun = elsewhere.begin(two)
+    begun = elsewhere.starting_point(two)
     assert begun is not None and begun.step == 2
     different = RunDirectory(tmp_path / "third", make_config(name="third", seed=5))
     with pytest.raises(InputError, match=r"another configuration: seed \(0, now 5\)"):
-        different.begin(two)
+        different.starting_point(two)
 
 
 def test_an_existing_run_is_not_overwritten(run: RunDirectory) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     with pytest.raises(InputError, match=r"exists: go on with it by --resume auto, choose another name by name=NAME"):
-        run.begin(None)
+        run.starting_point(None)
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_configuration_alone_is_no_run(make_config: MakeConfig, tmp_path: Path, resume: str | None) -> None:
+    """What is left of an attempt that failed before its first step does not block the corrected one."""
+    RunDirectory(tmp_path / "run", make_config(seed=1)).begin()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    corrected = RunDirectory(tmp_path / "run", make_config(seed=2))
+    assert corrected.starting_point(resume) is None
+    corrected.begin()
+    assert "seed: 2" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("trace", ["metrics.jsonl", "head.safetensors"])
+def test_a_line_of_the_log_or_a_head_is_a_run(make_config: MakeConfig, tmp_path: Path, trace: str) -> None:
+    run = RunDirectory(tmp_path / "run", make_config())
+    run.begin()
+    (run.path / trace).write_text("{}")
+    with pytest.raises(InputError, match="exists: go on with it"):
+        run.starting_point(None)
 
 
 def test_a_damaged_configuration_is_named(run: RunDirectory) -> None:
     for content in ("a: [", "3", "sed: 1"):
         (run.path / "config.yaml").write_text(content)
         with pytest.raises(ArtifactError, match=r"config.yaml is damaged"):
-            run.begin("auto")
+            run.starting_point("auto")
 
 
 FAILING: list[tuple[str, int]] = [("open", 0), ("open", 1), ("write", 0), ("write", 1), ("mkdir", 0), ("rename", 0)]
@@ -153,12 +186,12 @@ def test_a_full_disk_leaves_the_older_checkpoints_usable_and_says_so(
             patch.setattr(builtins, "open", lambda file, mode="r", **_: FullFile(file, mode.replace("b", "")))
         else:
             patch.setattr(os, function, failing(getattr(os, function)))
-        message = r"step 6 was not saved: the disk is full; free some space.*newest whole one is .*--resume auto"
+        message = r"step 6 was not saved: the disk is full; free some space.*newest good checkpoint is .*--resume auto"
         with pytest.raises(ArtifactError, match=message):
             run.save(6, tensors(6), {"train_seconds": 6})
     complete = function == "fsync" and call == 3  # renamed, only the directory's own flush failed
     assert names(run) == ["step_00000002", "step_00000004"] + ["step_00000006"] * complete
-    checkpoint = run.begin("auto")
+    checkpoint = run.starting_point("auto")
     assert checkpoint is not None and checkpoint.step == (6 if complete else 4)
     assert torch.equal(checkpoint.tensors["head.weight"], tensors(checkpoint.step)["head.weight"])
     run.save(6, tensors(6), {"train_seconds": 6})
@@ -183,3 +216,22 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
         log.write(3, loss=0.25, eta_s=None)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.25)]
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """As the norm of a gradient that overflowed in float16: JSON has neither Infinity nor NaN."""
+    with MetricsLog(tmp_path, 0, tensorboard=False) as log:
+        log.write(2, loss=0.5, grad_norm=float("inf"), eta_s=float("nan"))
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 2, "loss": 0.5, "grad_norm": None, "eta_s": None}
+
+
+def test_tensorboard_forgets_what_a_killed_run_wrote_before_its_first_checkpoint(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for loss, steps in ((0.25, (3, 6)), (0.75, (3,))):
+        with MetricsLog(tmp_path, 0, tensorboard=True) as log:
+            for step in steps:
+                log.write(step, loss=loss)
+        time.sleep(1.1)  # files of events are ordered by the second in their names
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.75)]
