@@ -11,11 +11,10 @@ left of an S x S square. Normalisation is not here: it belongs to the models.
 from __future__ import annotations
 
 import io
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from regionspot.errors import InputError
 from regionspot.structures import BoolArray, FloatArray
@@ -40,7 +39,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000",
 MASK_PROMPT_EPSILON = 1e-3
 """A mask prompt's certainty: its logits are those of the probabilities 0.001 and 0.999."""
 
-_WARNINGS = threading.Lock()  # what is done about warnings holds for all threads
+_WARNINGS = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -223,25 +222,26 @@ def _open_file(source: str | PathLike[str] | bytes, name: str) -> IO[bytes]:
 
 
 def _open_image(file: IO[bytes], name: str) -> Image.Image:
-    """The header alone: pixels are decoded later.
-
-    `Image.open` would do, but it warns of every picture from half of MAX_PIXELS on, and neither its limit nor Python's
-    warnings can be set for one thread alone.
-    """
+    """The header alone: pixels are decoded later."""
     Image.init()
     known = [file_format for file_format in IMAGE_FORMATS if file_format in Image.OPEN]  # a small Pillow lacks some
-    prefix = file.read(16)
     try:
-        for factory, accept in map(Image.OPEN.__getitem__, known):
-            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # not of this format after all
-                if accept is None or accept(prefix) is True:
-                    file.seek(0)
-                    return factory(file, "")
+        with _without_size_warning():
+            return Image.open(file, formats=known)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): scale it down first") from error
     except Exception as error:  # damaged headers raise almost anything
         raise InputError(f"{name} cannot be opened ({error}): check the file") from error
-    raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}")
+
+
+@contextmanager
+def _without_size_warning() -> Iterator[None]:
+    """Pillow warns of every picture from half of MAX_PIXELS on. Warning filters are shared by all threads."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> UInt8Array:
@@ -260,8 +260,7 @@ def _load(image: Image.Image) -> None:
     if image.width * image.height <= (Image.MAX_IMAGE_PIXELS or np.inf):
         image.load()
         return
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _without_size_warning():
         image.load()
 
 

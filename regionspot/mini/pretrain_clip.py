@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regionspot.mini.architecture import CONTEXT_LENGTH, PATCH_SIZE, build_mini_clip, position_table
 from regionspot.mini.pools import portrait_pool, scene_pool
 from regionspot.mini.world import CATEGORIES
-from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, tokenize
+from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, encode_tokens, tokenize
 from regionspot.vocabulary import TEMPLATES
 
 PHRASES = [category.name for category in CATEGORIES]
@@ -189,12 +189,7 @@ class _Stepper:
 
 
 def _text_features(clip: CLIP, tokenizer: CompactTokenizer, texts: list[str]) -> torch.Tensor:
-    tokens = tokenizer(texts)  # (n, T)
-    length = tokens.shape[1]
-    x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-    x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
-    pooled = x[torch.arange(len(tokens)), tokens.argmax(dim=1)]
-    return F.normalize((pooled @ clip.text_projection).float(), dim=-1)
+    return F.normalize(encode_tokens(clip, tokenizer(texts)).float(), dim=-1)
 
 
 def _caption(categories: Sequence[int], rng: np.random.Generator) -> str:

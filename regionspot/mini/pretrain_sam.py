@@ -18,7 +18,7 @@ from torch import nn
 
 from regionspot.mini.architecture import SAM_IMAGE_SIZE, build_mini_sam
 from regionspot.mini.pools import ScenePool, scene_pool
-from regionspot.modeling.sam import Sam
+from regionspot.modeling.sam import Sam, normalise
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train(directory: Path, recipe: SamRecipe, log: Callable[[str], None] = print
         images, sizes, prompts = _sample_batch(pool, recipe, rng)
         with_mask = rng.random() < recipe.mask_prompt_share
         with torch.autocast("cpu", torch.bfloat16):
-            embeddings = sam.image_encoder(preprocess(sam, images, sizes))  # (B, C, h, w)
+            embeddings = sam.image_encoder(normalise(sam, images, sizes))  # (B, C, h, w)
             logits, iou_predictions = predict_masks(sam, embeddings.float(), prompts, with_mask)
         loss, iou = mask_loss(logits.float(), iou_predictions.float(), prompts.targets.flatten(0, 1))
         optimizer.zero_grad(set_to_none=True)
@@ -77,13 +77,6 @@ def train(directory: Path, recipe: SamRecipe, log: Callable[[str], None] = print
             seconds = time.perf_counter() - start
             log(f"sam {step} loss {loss.item():.3f} ({kind} IoU token 0 {iou[:, 0].mean():.3f}) {seconds:.0f} s")
     return sam.eval()
-
-
-def preprocess(sam: Sam, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Normalise (B, 3, S, S) images of 0..255 and zero what lies beyond each one's valid (height, width)."""
-    positions = torch.arange(images.shape[-1])
-    rows, columns = positions < sizes[:, :1], positions < sizes[:, 1:]  # (B, S) each
-    return (images - sam.pixel_mean) / sam.pixel_std * (rows[:, None, :, None] & columns[:, None, None, :])
 
 
 def predict_masks(

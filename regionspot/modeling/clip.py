@@ -155,17 +155,7 @@ class ClipBackbone(Frozen):
         With a causal text tower T need only reach the last end token: no token sees a later one, and the embedding is
         read at the end token, so cutting the padding changes nothing.
         """
-        clip = self.clip
-        length = tokens.shape[1]
-        mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
-        hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (n, T, width)
-        hidden = clip.ln_final(clip.transformer(hidden, attn_mask=mask))  # (n, T, width)
-        pooled = text_global_pool(hidden, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)  # (n, width)
-        if clip.text_projection is None:
-            return pooled
-        if isinstance(clip.text_projection, nn.Linear):
-            return clip.text_projection(pooled)
-        return pooled @ clip.text_projection
+        return encode_tokens(self.clip, tokens)
 
     def _cut_padding(self, tokens: Tensor) -> Tensor:
         """(n, context_length) to (n, T), T reaching the last end token; whole where that would not be exact."""
@@ -183,6 +173,20 @@ class ClipBackbone(Frozen):
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         digest.update(self.tokenizer(_TOKENIZER_PROBES, context_length=self.context_length).numpy().data)
         return digest.hexdigest()
+
+
+def encode_tokens(clip: CLIP, tokens: Tensor) -> Tensor:
+    """Un-normalised embeddings (n, E) of (n, T) int tokens; see `ClipBackbone.encode_tokens`."""
+    length = tokens.shape[1]
+    mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
+    hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (n, T, width)
+    hidden = clip.ln_final(clip.transformer(hidden, attn_mask=mask))  # (n, T, width)
+    pooled = text_global_pool(hidden, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)  # (n, width)
+    if clip.text_projection is None:
+        return pooled
+    if isinstance(clip.text_projection, nn.Linear):
+        return clip.text_projection(pooled)
+    return pooled @ clip.text_projection
 
 
 def build_clip(name: str, quick_gelu: bool = False) -> open_clip.CLIP:

@@ -91,12 +91,7 @@ class SamBackbone(Frozen):
         Returns:
             (B, C, h, w).
         """
-        normalised = (images.to(self.sam.pixel_mean.dtype) - self.sam.pixel_mean) / self.sam.pixel_std
-        positions = torch.arange(self.image_size, device=images.device)
-        rows = positions < input_sizes[:, :1]  # (B, S)
-        columns = positions < input_sizes[:, 1:]  # (B, S)
-        valid = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # (B, 1, S, S)
-        return self.sam.image_encoder(normalised * valid)
+        return self.sam.image_encoder(normalise(self.sam, images, input_sizes))
 
     def mask_tokens(
         self,
@@ -204,6 +199,19 @@ class SamBackbone(Frozen):
         networks = decoder.output_hypernetworks_mlps[1:] if multimask else decoder.output_hypernetworks_mlps[:1]
         weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1)  # (n, T, C / 8)
         return (weights @ upscaled.flatten(2)).unflatten(2, self.mask_size)
+
+
+def normalise(sam: Sam, images: Tensor, input_sizes: Tensor) -> Tensor:
+    """SAM's pixels: normalised first, zero beyond each image's valid part after. Arguments as in `encode_image`.
+
+    Returns:
+        (B, 3, S, S).
+    """
+    pixels = (images.to(sam.pixel_mean.dtype) - sam.pixel_mean) / sam.pixel_std
+    positions = torch.arange(images.shape[-1], device=images.device)
+    rows = positions < input_sizes[:, :1]  # (B, S)
+    columns = positions < input_sizes[:, 1:]  # (B, S)
+    return pixels * (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
 
 def _gather(labels: Tensor, tokens: list[Tensor], iou_predictions: list[Tensor]) -> MaskTokens:
