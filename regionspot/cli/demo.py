@@ -119,7 +119,7 @@ def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: Train
 
 
 def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, directory: Path) -> Path:
-    """One overlay for each of the held-out pictures with most toys, and all of them on one sheet."""
+    """An overlay for each of the first held-out pictures with four toys, or nearly so, and all on one sheet."""
     from PIL import Image
 
     from regionspot.predictor import RegionPredictor
@@ -128,8 +128,8 @@ def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabula
 
     directory.mkdir(parents=True, exist_ok=True)
     predictor, pictures = RegionPredictor(model), []
-    fullest = sorted(dataset.images, key=lambda image: -len(dataset.annotations_by_image[image.id]))
-    for record in fullest[:NUM_OVERLAYS]:
+    typical = sorted(dataset.images, key=lambda image: abs(len(dataset.annotations_by_image[image.id]) - 4))
+    for record in typical[:NUM_OVERLAYS]:
         picture = read_image(dataset.image_path(record))
         annotations = dataset.annotations_by_image[record.id]
         found = predictor.set_image(picture).predict(boxes=[a.box for a in annotations], vocabulary=vocabulary)
