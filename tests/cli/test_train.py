@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -99,11 +98,9 @@ def test_errors_are_one_line(
     assert error.startswith(message) and error.count("\n") == 1
 
 
-def test_help_is_quick_and_without_torch() -> None:
+def test_help_loads_neither_torch_nor_numpy() -> None:
     code = (
         "import sys; from regionspot.cli.train import build_parser; build_parser().format_help();"
         "sys.exit(int('torch' in sys.modules or 'numpy' in sys.modules))"
     )
-    began = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-    assert time.monotonic() - began < 5
