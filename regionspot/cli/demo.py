@@ -165,7 +165,7 @@ def _next_steps(head: Path, dataset: CocoDataset) -> str:
     .venv/bin/regionspot predict {dataset.image_path(record)} --box {x0},{y0},{x1},{y1} \\
       --vocabulary "red toy with blue stripes,plain green toy,white toy with a pink border" \\
       --head-weights {head} --out overlay.png
-  train on your own COCO or LVIS annotations, with SAM's and CLIP's real weights
-    .venv/bin/regionspot-train --config regionspot/configs/regionspot_bb_stage1.yaml --dry-run
+  train on your own COCO or LVIS annotations with real weights: write their paths into this recipe
+    .venv/bin/regionspot-train --config regionspot/configs/regionspot_bb_stage1.yaml --print-config
   see what works on this machine
     .venv/bin/regionspot doctor"""
