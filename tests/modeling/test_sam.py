@@ -11,6 +11,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.mini.shipped import load_mini_backbones
 from regionspot.modeling.sam import MaskTokens, SamBackbone, build_sam, load_sam_weights
 
 
@@ -94,8 +95,15 @@ def test_tokens_equal_segment_anything_at_vit_b(generator: torch.Generator) -> N
         torch.manual_seed(3)
         sam = build_sam("vit_b")
     assert SamBackbone(sam).embedding_size == (64, 64)
-    for kind in ("boxes", "single_points", "padded_points"):
+    for kind in KINDS:
         assert_equal_to_reference(sam, kind, kind == "boxes", count=2, generator=generator)
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_equal_segment_anything_at_mini(kind: str, multimask: bool, generator: torch.Generator) -> None:
+    sam, _ = load_mini_backbones()
+    assert_equal_to_reference(sam.sam, kind, multimask, count=7, generator=generator)
 
 
 def test_mask_prompts_equal_segment_anything(tiny_sam: Sam, generator: torch.Generator) -> None:
