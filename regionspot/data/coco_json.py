@@ -91,7 +91,7 @@ class CocoDataset:
                 twice, or a box is not four finite numbers with width and height of 0 or more.
         """
         path = Path(path)
-        content = _read_json(path)
+        content = _read_annotations(path)
         categories = sorted(_read_records(path, content, "categories", _category), key=lambda c: c.id)
         images = _read_records(path, content, "images", _image)
         annotations = _read_records(path, content, "annotations", _annotation)
@@ -134,13 +134,26 @@ class CocoDataset:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str, wanted: str) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        what: the file, as an error names it.
+        wanted: what it should have been.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read the annotation file {path}: {error.strerror}.") from error
+        raise InputError(f"cannot read {what} {path}: {error.strerror}.") from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}). A COCO or LVIS annotation file is wanted.") from error
+        raise InputError(f"{path} is not JSON ({error}). {wanted} is wanted.") from error
+
+
+def _read_annotations(path: Path) -> dict[str, Any]:
+    content = read_json(path, "the annotation file", "A COCO or LVIS annotation file")
     missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
     if missing:
         raise InputError(f"{path} is no COCO or LVIS annotation file: it has no list {first_few(sorted(missing))}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few, read_json
 from regionspot.errors import InputError
 
 
@@ -87,12 +86,7 @@ def _overlaps_image(boxes: npt.NDArray[np.float64], image: ImageRecord) -> npt.N
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:
-    try:
-        results = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the proposals {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}). A list of COCO-style detection results is wanted.") from error
+    results = read_json(path, "the proposals", "A list of COCO-style detection results")
     if not isinstance(results, list):
         raise InputError(f"{path} is no list of COCO-style detection results but a {type(results).__name__}.")
     return results
