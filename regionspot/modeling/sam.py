@@ -5,16 +5,17 @@ The only module that imports `segment_anything`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from regionspot.errors import InputError
 from regionspot.modeling.freezing import Frozen, freeze
+from regionspot.modeling.token_decoder import PADDING_LABEL as PADDING_LABEL
+from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.modeling.torchvision_shim import import_safely
 from regionspot.modeling.weights import load_strictly, read_checkpoint
 
@@ -29,20 +30,6 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
-PADDING_LABEL = -1
-
-
-class MaskTokens(NamedTuple):
-    """What SAM's mask decoder says about each prompt.
-
-    Attributes:
-        tokens: (B, N, T, C) the decoder transformer's output at the mask-token rows, before the hypernetworks.
-        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token.
-    """
-
-    tokens: Tensor
-    iou_predictions: Tensor
-
 
 class SamBackbone(Frozen):
     """A frozen Sam of any size.
@@ -51,14 +38,15 @@ class SamBackbone(Frozen):
     padded right and bottom to a square (see `regionspot.transforms.SamTransform`).
 
     Args:
-        sam: a `segment_anything` model. It is frozen in place.
-        prompt_chunk: how many prompts go through the decoder at once. Each holds its own copy of the image tokens
-            (4 MiB for a full-size SAM, several times over), so this bounds the memory; it changes no result.
+        sam: a `segment_anything` model with its weights loaded. It is frozen in place.
+        prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
+            with masks, so this bounds the memory and keeps it in the caches; it changes no result.
     """
 
-    def __init__(self, sam: Sam, prompt_chunk: int = 64) -> None:
+    def __init__(self, sam: Sam, prompt_chunk: int = 8) -> None:
         super().__init__()
         self.sam = freeze(sam)
+        self.token_decoder = TokenDecoder(sam)
         self.prompt_chunk = prompt_chunk
 
     @property
@@ -117,12 +105,12 @@ class SamBackbone(Frozen):
         Returns:
             T = 3 tokens for each prompt with `multimask`, else 1.
         """
-        tokens, iou_predictions = [], []
-        for chunk in self._chunks(image_embeddings, points, labels, mask_inputs):
-            decoded, _ = self._transform(*chunk)
-            tokens.append(self._wanted(decoded[:, 1:], multimask))
-            iou_predictions.append(self._predict_iou(decoded, multimask))
-        return _gather(labels, tokens, iou_predictions)
+        token_ids = self._token_ids(multimask)
+
+        def decode(_: Tensor, context: ImageContext, points: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            return self.token_decoder.prompt_part(context, points, labels, token_ids)
+
+        return MaskTokens(*self._in_chunks(decode, image_embeddings, points, labels, mask_inputs))
 
     def low_res_masks(
         self,
@@ -138,67 +126,53 @@ class SamBackbone(Frozen):
             (B, N, T, 4h, 4w) float logits in the SAM frame at a quarter of the patch size, above 0 inside, and the
             tokens they were made from.
         """
-        masks, tokens, iou_predictions = [], [], []
-        for chunk in self._chunks(image_embeddings, points, labels, mask_inputs):
-            decoded, image_tokens = self._transform(*chunk)
-            tokens.append(self._wanted(decoded[:, 1:], multimask))
-            iou_predictions.append(self._predict_iou(decoded, multimask))
-            masks.append(self._draw_masks(tokens[-1], image_tokens, multimask))
-        all_masks = torch.cat(masks).unflatten(0, labels.shape[:2])  # (B, N, T, 4h, 4w)
-        return all_masks, _gather(labels, tokens, iou_predictions)
+        token_ids = self._token_ids(multimask)
 
-    def _chunks(
-        self, image_embeddings: Tensor, points: Tensor, labels: Tensor, mask_inputs: Tensor | None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """All B * N prompts, each with its image embedding, `prompt_chunk` at a time; one empty chunk if N = 0."""
-        batch, count, num_points = labels.shape
-        image_index = torch.arange(batch, device=labels.device).unsqueeze(1).expand(batch, count).reshape(batch * count)
-        points = points.reshape(batch * count, num_points, 2)
-        labels = labels.reshape(batch * count, num_points)
-        if mask_inputs is not None:
-            mask_inputs = mask_inputs.reshape(batch * count, 1, *self.mask_size)
-        for start in range(0, max(batch * count, 1), self.prompt_chunk):
-            rows = slice(start, start + self.prompt_chunk)
-            masks = None if mask_inputs is None else mask_inputs[rows]
-            yield image_embeddings[image_index[rows]], points[rows], labels[rows], masks
+        def decode(images: Tensor, context: ImageContext, points: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            masks, found = self.token_decoder.masks(images, context, points, labels, token_ids)
+            return masks, *found
 
-    def _transform(
-        self, image_embeddings: Tensor, points: Tensor, labels: Tensor, mask_inputs: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """SAM's decoder transformer for n prompts: (n, 1 + 4 + P, C) IoU, mask and prompt tokens, (n, h*w, C) image."""
-        encoder, decoder = self.sam.prompt_encoder, self.sam.mask_decoder
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + 4, C)
-        output_tokens = output_tokens.expand(labels.shape[0], -1, -1)  # (n, 1 + 4, C)
-        tokens = torch.cat([output_tokens, self._embed_points(points, labels)], dim=1)  # (n, 1 + 4 + P, C)
+        masks, *found = self._in_chunks(decode, image_embeddings, points, labels, mask_inputs)
+        return masks, MaskTokens(*found)
+
+    def _token_ids(self, multimask: bool) -> Tensor:
+        return torch.tensor([1, 2, 3] if multimask else [0], device=self.sam.device)
+
+    def _in_chunks(
+        self,
+        decode: Callable[..., tuple[Tensor, ...]],
+        image_embeddings: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        mask_inputs: Tensor | None,
+    ) -> list[Tensor]:
+        """`decode(image_embeddings, context, points, labels)` of `prompt_chunk` prompts at a time, joined along N."""
+        step = max(1, self.prompt_chunk // len(labels))
+        chunks = [slice(start, start + step) for start in range(0, max(labels.shape[1], 1), step)]
         if mask_inputs is None:
-            dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            context = self.token_decoder.image_part(image_embeddings)
+            parts = [decode(image_embeddings, context, points[:, rows], labels[:, rows]) for rows in chunks]
         else:
-            dense = encoder.mask_downscaling(mask_inputs)  # (n, C, h, w)
-        return decoder.transformer(image_embeddings + dense, encoder.get_dense_pe(), tokens)
+            asked = ((points[:, rows], labels[:, rows], mask_inputs[:, rows]) for rows in chunks)
+            parts = [self._decode_with_masks(decode, image_embeddings, *of_chunk) for of_chunk in asked]
+        return [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
 
-    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(n, P, 2), (n, P) to (n, P, C): SAM's `_embed_points` and `_embed_boxes` in one, in a form that traces."""
-        encoder = self.sam.prompt_encoder
-        positions = encoder.pe_layer._pe_encoding((points + 0.5) / self.image_size)  # (n, P, C), at pixel centres
-        positions = torch.where((labels == PADDING_LABEL).unsqueeze(-1), 0.0, positions)
-        kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
-        return positions + torch.cat(kinds)[labels.long() - PADDING_LABEL]
-
-    def _predict_iou(self, decoded: Tensor, multimask: bool) -> Tensor:
-        return self._wanted(self.sam.mask_decoder.iou_prediction_head(decoded[:, 0]), multimask)
-
-    def _wanted(self, of_masks: Tensor, multimask: bool) -> Tensor:
-        """(n, 4 or more, ...) to (n, T, ...): what belongs to the mask tokens that were asked for."""
-        return of_masks[:, 1 : self.sam.mask_decoder.num_mask_tokens] if multimask else of_masks[:, :1]
-
-    def _draw_masks(self, tokens: Tensor, image_tokens: Tensor, multimask: bool) -> Tensor:
-        """(n, T, C) and (n, h*w, C) to (n, T, 4h, 4w), through SAM's upscaling and the wanted tokens' hypernetworks."""
-        decoder = self.sam.mask_decoder
-        image = image_tokens.transpose(1, 2).unflatten(2, self.embedding_size)  # (n, C, h, w)
-        upscaled = decoder.output_upscaling(image)  # (n, C / 8, 4h, 4w)
-        networks = decoder.output_hypernetworks_mlps[1:] if multimask else decoder.output_hypernetworks_mlps[:1]
-        weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(networks)], dim=1)  # (n, T, C / 8)
-        return (weights @ upscaled.flatten(2)).unflatten(2, self.mask_size)
+    def _decode_with_masks(
+        self,
+        decode: Callable[..., tuple[Tensor, ...]],
+        image_embeddings: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        mask_inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """A mask prompt changes the image it looks at: B images with n prompts become B * n images with one each."""
+        encoder, shape = self.sam.prompt_encoder, labels.shape[:2]
+        dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, shape)  # (B, n, C, h, w)
+        instead = dense - encoder.no_mask_embed.weight[0, :, None, None]
+        own = (image_embeddings.unsqueeze(1) + instead).flatten(0, 1)  # (B * n, C, h, w)
+        prompts = (tensor.flatten(0, 1).unsqueeze(1) for tensor in (points, labels))  # (B * n, 1, P, 2), (B * n, 1, P)
+        decoded = decode(own, self.token_decoder.image_part(own), *prompts)
+        return tuple(tensor.squeeze(1).unflatten(0, shape) for tensor in decoded)
 
 
 def normalise(sam: Sam, images: Tensor, input_sizes: Tensor) -> Tensor:
@@ -212,11 +186,6 @@ def normalise(sam: Sam, images: Tensor, input_sizes: Tensor) -> Tensor:
     rows = positions < input_sizes[:, :1]  # (B, S)
     columns = positions < input_sizes[:, 1:]  # (B, S)
     return pixels * (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
-
-
-def _gather(labels: Tensor, tokens: list[Tensor], iou_predictions: list[Tensor]) -> MaskTokens:
-    shape = labels.shape[:2]
-    return MaskTokens(torch.cat(tokens).unflatten(0, shape), torch.cat(iou_predictions).unflatten(0, shape))
 
 
 def build_sam(size: str) -> Sam:

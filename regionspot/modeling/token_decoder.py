@@ -1,0 +1,506 @@
+"""SAM's mask decoder for many prompts of one image, in exact algebra that never copies the image for a prompt.
+
+`segment_anything` gives each prompt its own copy of the image's M x C tokens, projects every copy, and upscales masks
+that nobody asked for. But all prompts see the same image, and image-to-token attention changes it by a matrix of rank
+R = heads x tokens (56 for a box). So the image tokens X after layer 0 are
+
+    a0 * (Xc + P0 U0) * gamma0 + beta0        Xc: X + bias, centred over C;  P0 (M, R): the probabilities of all heads
+                                              U0 (R, C): value times output projection, centred;  a0 (M): 1 / std
+
+and what later layers need of them, projections and the variance of a LayerNorm, are products of P0 with small matrices,
+added to projections of Xc that all prompts share. The latter are the image part, computed once for an image. The prompt
+part works on (R, M) matrices; tokens in all other layers are few. Results are those of SAM's decoder up to rounding.
+
+In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of
+`a0 * (Y + P0 W0) + d + P1 U1`, `d` holding the biases. Matrices of an image are kept channels first, (C / 2, M).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+PADDING_LABEL = -1
+
+
+class MaskTokens(NamedTuple):
+    """What SAM's mask decoder says about each prompt.
+
+    Attributes:
+        tokens: (B, N, T, C) the decoder transformer's output at the mask-token rows, before the hypernetworks.
+        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token.
+    """
+
+    tokens: Tensor
+    iou_predictions: Tensor
+
+
+class ImageContext(NamedTuple):
+    """What all prompts of an image share.
+
+    Attributes:
+        projections: (B, 11, C / 2, M), see `TokenDecoder.image_part`.
+        statistics: (B, 3, M): |Xc|^2, |Y|^2 and Y d of each image token.
+    """
+
+    projections: Tensor
+    statistics: Tensor
+
+
+class _Change(NamedTuple):
+    """What n prompts did to the image in both layers: it is now `a1 * (a0 * (Y + P0 W0) + d + P1 U1)`, scaled.
+
+    Attributes:
+        p0, p1: (B, n, R, M) the probabilities of each layer's image-to-token attention.
+        a0, a1: (B, n, 1, M) one over the standard deviation in the LayerNorm behind it.
+        w0, u1: (B, n, R, C) what a unit of probability adds.
+    """
+
+    p0: Tensor
+    a0: Tensor
+    w0: Tensor
+    p1: Tensor
+    a1: Tensor
+    u1: Tensor
+
+
+class _Shared(NamedTuple):
+    """The image part's projections in their order, (B, H, c, M) each."""
+
+    key0: Tensor
+    value0: Tensor
+    query0: Tensor
+    out0: Tensor
+    key1: Tensor
+    value1: Tensor
+    query1: Tensor
+    out0_scaled: Tensor
+    out1: Tensor
+    final_key: Tensor
+    final_value: Tensor
+
+
+class TokenDecoder(nn.Module):
+    """The decoder of a frozen `segment_anything` model with two layers, as all of Meta's have.
+
+    Args:
+        sam: with its weights loaded, in the precision to work in. It is not changed; its modules are shared.
+    """
+
+    first: Any  # the two layers, and attentions, are `segment_anything`'s own
+    second: Any
+    final: Any
+    positional_encoding: Any
+    point_kinds: Tensor
+    output_tokens: Tensor
+    no_mask: Tensor
+    gamma0: Tensor
+    drift: Tensor
+    out0: Tensor
+    out0_scaled: Tensor
+    out1: Tensor
+    position_key0: Tensor
+    position_query0: Tensor
+    position_key1: Tensor
+    position_query1: Tensor
+    position_final_key: Tensor
+    key1: Tensor
+    query1: Tensor
+    value1: Tensor
+    value1_bias: Tensor
+    final_key: Tensor
+    final_value: Tensor
+    final_value_bias: Tensor
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        encoder, decoder = sam.prompt_encoder, sam.mask_decoder
+        transformer = decoder.transformer
+        self.image_size: int = sam.image_encoder.img_size
+        self.embedding_size: tuple[int, int] = encoder.image_embedding_size
+        self.num_heads: int = transformer.num_heads
+        self.positional_encoding = encoder.pe_layer
+        self.first, self.second = transformer.layers
+        self.final = transformer.final_attn_token_to_image
+        self.norm_final = transformer.norm_final_attn
+        self.iou_prediction_head = decoder.iou_prediction_head
+        self.output_upscaling = decoder.output_upscaling
+        self.hypernetworks = decoder.output_hypernetworks_mlps
+        self.variance0 = FirstVariance(self.first.norm4.eps)
+        self.variance1 = SecondVariance(self.second.norm4.eps)
+        kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
+        self._constant("point_kinds", torch.cat(kinds))  # (5, C), of the labels -1 to 3
+        self._constant("output_tokens", torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]))  # (1 + 4, C)
+        self._constant("no_mask", encoder.no_mask_embed.weight.T)  # (C, 1)
+        self._fold(self._cell_positions())
+
+    def _constant(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.detach().clone(), persistent=False)
+
+    @torch.no_grad()
+    def _cell_positions(self) -> Tensor:
+        """SAM's `get_dense_pe` in any precision: (C, M), the encoding of each image token's centre."""
+        of_sides = [(torch.arange(size, dtype=self.no_mask.dtype) + 0.5) / size for size in self.embedding_size]
+        y, x = torch.meshgrid(*of_sides, indexing="ij")
+        centres = torch.stack([x, y], dim=-1).to(self.no_mask.device)  # (h, w, 2)
+        return self.positional_encoding._pe_encoding(centres).flatten(0, 1).T
+
+    @torch.no_grad()
+    def _fold(self, positions: Tensor) -> None:
+        """Products of weights with each other, and with the positional encoding (C, M)."""
+        read0, write0 = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
+        read1, write1 = self.second.cross_attn_token_to_image, self.second.cross_attn_image_to_token
+        gamma0, beta0 = self.first.norm4.weight, self.first.norm4.bias  # (C,)
+        gamma1, beta1 = self.second.norm4.weight, self.second.norm4.bias
+        out0 = _centred(write0.out_proj.weight.T, -1)  # (C / 2, C)
+        self._constant("gamma0", gamma0)
+        self._constant("drift", _centred(beta0 + write1.out_proj.bias, 0))  # d, (C,)
+        self._constant("out0", out0)
+        self._constant("out0_scaled", _centred(out0 * gamma0, -1))  # (C / 2, C)
+        self._constant("out1", _centred(write1.out_proj.weight.T, -1))  # (C / 2, C)
+        # What positions and biases add to keys and queries of the image: (C / 2, M).
+        self._constant("position_key0", _project(read0.k_proj, positions))
+        self._constant("position_query0", _project(write0.q_proj, positions))
+        self._constant("position_key1", _project(read1.k_proj, positions + beta0[:, None]))
+        self._constant("position_query1", _project(write1.q_proj, positions + beta0[:, None]))
+        self._constant("position_final_key", _project(self.final.k_proj, positions + beta1[:, None]))
+        # Projections that take in the LayerNorm's scale: (C / 2, C). And what its bias comes to: (C / 2,).
+        self._constant("key1", read1.k_proj.weight * gamma0)
+        self._constant("query1", write1.q_proj.weight * gamma0)
+        self._constant("value1", read1.v_proj.weight * gamma0)
+        self._constant("value1_bias", read1.v_proj(beta0))
+        self._constant("final_key", self.final.k_proj.weight * gamma1)
+        self._constant("final_value", self.final.v_proj.weight * gamma1)
+        self._constant("final_value_bias", self.final.v_proj(beta1))
+
+    def image_part(self, image_embeddings: Tensor) -> ImageContext:
+        """What all prompts of an image share.
+
+        Args:
+            image_embeddings: (B, C, h, w) from SAM's image encoder. The embedding that stands for "no mask" is added
+                here.
+        """
+        read, write = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
+        image = image_embeddings.flatten(2) + self.no_mask  # (B, C, M)
+        centred, rescaled = self._normalised(image)  # Xc and Y, (B, C, M)
+        projections = [
+            read.k_proj.weight @ image + self.position_key0,
+            _project(read.v_proj, image),
+            write.q_proj.weight @ image + self.position_query0,
+            self.out0 @ centred,
+            self.key1 @ centred,
+            self.value1 @ centred,
+            self.query1 @ centred,
+            self.out0_scaled @ rescaled,
+            self.out1 @ rescaled,
+            self.final_key @ rescaled,
+            self.final_value @ rescaled,
+        ]
+        statistics = [centred.square().sum(1), rescaled.square().sum(1), self.drift @ rescaled]
+        assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
+        return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
+
+    def prompt_part(self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor) -> MaskTokens:
+        """The tokens of N prompts of each of B images.
+
+        Args:
+            context: from `image_part`.
+            points: (B, N, P, 2) float xy in SAM-frame pixels.
+            labels: (B, N, P) int, see `SamBackbone.mask_tokens`.
+            token_ids: (T,) int, the mask tokens that are wanted: 0 is the single mask's, 1 to 3 are whole, part and
+                subpart.
+        """
+        return self._decode(context, points, labels, token_ids)[0]
+
+    def masks(
+        self, image_embeddings: Tensor, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
+    ) -> tuple[Tensor, MaskTokens]:
+        """The masks of N prompts of each of B images; arguments as in `image_part` and `prompt_part`.
+
+        Returns:
+            (B, N, T, 4h, 4w) float logits, above 0 inside, and the tokens they were made from.
+        """
+        found, change = self._decode(context, points, labels, token_ids)
+        _, rescaled = self._normalised(image_embeddings.flatten(2) + self.no_mask)  # Y, (B, C, M)
+        image_tokens = self._image_tokens(rescaled, change)  # (B, N, C, M)
+        upscaled = self.output_upscaling(image_tokens.flatten(0, 1).unflatten(2, self.embedding_size))
+        filters = torch.stack([network(found.tokens) for network in self.hypernetworks], 3)  # (B, N, T, 4, C / 8)
+        own = token_ids.long()[:, None, None].expand(*filters.shape[:3], 1, filters.shape[4])
+        filters = filters.gather(3, own).squeeze(3)  # (B, N, T, C / 8)
+        masks = filters.flatten(0, 1) @ upscaled.flatten(2)  # (B * N, T, 16 * M)
+        return masks.unflatten(2, upscaled.shape[2:]).unflatten(0, labels.shape[:2]), found
+
+    def _normalised(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Xc and Y of image tokens (B, C, M)."""
+        centred = _centred(image + self.first.cross_attn_image_to_token.out_proj.bias[:, None], 1)
+        return centred, _centred(self.gamma0[:, None] * centred, 1)
+
+    def _decode(
+        self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
+    ) -> tuple[MaskTokens, _Change]:
+        shared = _Shared(*(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1)))
+        prompts = self._prompt_tokens(points, labels)  # (B, N, 1 + 4 + P, C)
+
+        layer = self.first
+        tokens = layer.norm1(_self_attention(layer.self_attn, prompts, prompts))
+        weights = self._weights(layer.cross_attn_token_to_image, tokens + prompts, shared.key0)  # (B, N, R, M)
+        tokens = self._read(layer, tokens, self._sum_over_image(weights, shared.value0))
+        write = layer.cross_attn_image_to_token
+        p0 = self._over_tokens(_by_head(self._queries(write.k_proj, tokens + prompts), shared.query0))  # (B, N, R, M)
+        v0 = self._heads(write.v_proj(tokens))  # (B, N, H, T, c)
+        u0 = self._rank_one(v0, self.out0)  # (B, N, R, C)
+        w0 = _centred(u0 * self.gamma0, -1)
+        length, scaled_length, along_drift = context.statistics[:, :, None, None].unbind(1)  # (B, 1, 1, M)
+        a0 = self.variance0(length, p0, u0, _by_head(2 * v0, shared.out0))  # (B, N, 1, M)
+
+        layer = self.second
+        tokens = layer.norm1(tokens + _self_attention(layer.self_attn, tokens + prompts, tokens))
+        read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        queries = self._queries(read.q_proj, tokens + prompts)
+        scores = self._scores(queries, shared.key1, self.position_key1, u0 @ self.key1.T, p0, a0)
+        weights = _scale(scores.softmax(-1), a0)  # (B, N, R, M)
+        values = self._sum_over_image(weights, shared.value1) + self._mix(weights @ p0.mT, u0 @ self.value1.T)
+        tokens = self._read(layer, tokens, values + self.value1_bias)
+        keys = self._queries(write.k_proj, tokens + prompts)
+        p1 = self._over_tokens(self._scores(keys, shared.query1, self.position_query1, u0 @ self.query1.T, p0, a0))
+        v1 = self._heads(write.v_proj(tokens))
+        u1 = self._rank_one(v1, self.out1)
+        along0, along1 = _by_head(2 * v0, shared.out0_scaled), _by_head(2 * v1, shared.out1)  # (B, N, R, M)
+        a1 = self.variance1(scaled_length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1)
+        change = _Change(p0, a0, w0, p1, a1, u1)
+        return self._read_wanted(shared, change, tokens, prompts, token_ids), change
+
+    def _read_wanted(
+        self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor, token_ids: Tensor
+    ) -> MaskTokens:
+        """The last attention to the image, for the IoU token and the mask tokens that are wanted alone."""
+        p0, a0, w0, p1, a1, u1 = change
+        drift = self.drift.expand(1, 1, 1, -1)  # (1, 1, 1, C)
+        rows = torch.cat([token_ids.new_zeros(1), token_ids + 1]).long()  # (1 + T,)
+        tokens, prompts = tokens[:, :, rows], prompts[:, :, rows]  # (B, N, 1 + T, C)
+        queries = self._queries(self.final.q_proj, tokens + prompts)
+        scores = self._scores(queries, shared.final_key, None, w0 @ self.final_key.T, p0, a0)
+        scores = _add_product(scores, self._along(queries, u1 @ self.final_key.T), p1)
+        scores = _scale(scores + self._along(queries, drift @ self.final_key.T), a1)  # (B, N, R, M)
+        scores = _by_head(queries, self._shared_heads(self.position_final_key), onto=scores)
+        weights = _scale(scores.softmax(-1), a1)
+        values = self._mix(weights @ p1.mT, u1 @ self.final_value.T)
+        values = values + self._mix(weights.sum(-1, keepdim=True), drift @ self.final_value.T)
+        weights = _scale(weights, a0)
+        values = values + self._mix(weights @ p0.mT, w0 @ self.final_value.T)
+        values = values + self._sum_over_image(weights, shared.final_value)
+        tokens = self.norm_final(tokens + self.final.out_proj(values + self.final_value_bias))
+        iou_predictions = self.iou_prediction_head(tokens[:, :, 0])  # (B, N, 4)
+        return MaskTokens(tokens[:, :, 1:], iou_predictions[:, :, token_ids.long()])
+
+    def _image_tokens(self, rescaled: Tensor, change: _Change) -> Tensor:
+        """The image after both layers: Y (B, C, M) to (B, N, C, M)."""
+        p0, a0, w0, p1, a1, u1 = change
+        image = (rescaled.unsqueeze(1) + w0.mT @ p0) * a0 + self.drift[:, None] + u1.mT @ p1  # (B, N, C, M)
+        norm = self.second.norm4
+        return image * a1 * norm.weight[:, None] + norm.bias[:, None]
+
+    def _prompt_tokens(self, points: Tensor, labels: Tensor) -> Tensor:
+        """(B, N, P, 2), (B, N, P) to (B, N, 1 + 4 + P, C): IoU and mask tokens, and SAM's embedding of each point.
+
+        SAM's `_embed_points` and `_embed_boxes` in one.
+        """
+        positions = self.positional_encoding._pe_encoding((points + 0.5) / self.image_size)  # at pixel centres
+        positions = torch.where((labels == PADDING_LABEL).unsqueeze(-1), 0.0, positions)  # (B, N, P, C)
+        embedded = positions + self.point_kinds[labels.long() - PADDING_LABEL]
+        return torch.cat([self.output_tokens.expand(*labels.shape[:2], -1, -1), embedded], dim=2)
+
+    def _read(self, layer: Any, tokens: Tensor, values: Tensor) -> Tensor:
+        """Add to tokens (B, N, T, C) what they read from the image (B, N, T, C / 2); then the MLP."""
+        tokens = layer.norm2(tokens + layer.cross_attn_token_to_image.out_proj(values))
+        return layer.norm3(tokens + layer.mlp(tokens))
+
+    def _weights(self, read: Any, tokens: Tensor, keys: Tensor) -> Tensor:
+        return _by_head(self._queries(read.q_proj, tokens), keys).softmax(-1)
+
+    def _scores(
+        self, queries: Tensor, image: Tensor, positions: Tensor | None, changes: Tensor, p0: Tensor, a0: Tensor
+    ) -> Tensor:
+        """Scores of tokens with the image after layer 0: (B, N, H, T, c) to (B, N, R, M).
+
+        Args:
+            image: (B, H, c, M) projections of the image before it.
+            positions: (C / 2, M) projections of what is added after the LayerNorm.
+            changes: (B, N, R, C / 2) projections of what a unit of p0 adds.
+        """
+        scores = _add_product(_by_head(queries, image), self._along(queries, changes), p0)
+        scores = _scale(scores, a0)
+        return scores if positions is None else _by_head(queries, self._shared_heads(positions), onto=scores)
+
+    def _along(self, queries: Tensor, changes: Tensor) -> Tensor:
+        """(B, N, H, T, c) and (B, N, R, C / 2) to their products by head (B, N, H * T, R)."""
+        return _rows(queries @ self._heads(changes).mT)
+
+    def _mix(self, weights: Tensor, values: Tensor) -> Tensor:
+        """(B, N, H * T, R) weights of values (B, N, R, C / 2), by head, to (B, N, T, C / 2)."""
+        return _join(weights.unflatten(2, (self.num_heads, -1)) @ self._heads(values))
+
+    def _sum_over_image(self, weights: Tensor, values: Tensor) -> Tensor:
+        """(B, N, H * T, M) weights of values (B, H, c, M) to (B, N, T, C / 2)."""
+        return _join(_sum_by_head(weights, values))
+
+    def _over_tokens(self, scores: Tensor) -> Tensor:
+        """Softmax over the T tokens of each head: (B, N, H * T, M)."""
+        return _rows(scores.unflatten(2, (self.num_heads, -1)).softmax(-2))
+
+    def _rank_one(self, values: Tensor, out: Tensor) -> Tensor:
+        """(B, N, H, T, c) through the output projection (C / 2, C), each head by itself: (B, N, R, C)."""
+        return _rows(values @ out.unflatten(0, (self.num_heads, -1)))
+
+    def _queries(self, projection: Any, tokens: Tensor) -> Tensor:
+        """(B, N, T, C) to (B, N, H, T, c), over the square root of c."""
+        queries = self._heads(projection(tokens))
+        return queries * queries.shape[-1] ** -0.5
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(..., T, C / 2) to (..., H, T, c)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+    def _shared_heads(self, x: Tensor) -> Tensor:
+        """(C / 2, M) to (1, H, c, M)."""
+        return x.unflatten(0, (self.num_heads, -1)).unsqueeze(0)
+
+
+class FirstVariance(nn.Module):
+    """One over the standard deviation in layer 0's LayerNorm of the image, Xc + P0 U0, without forming that.
+
+    A module of its own, as `SecondVariance`, because sums cancel here: in half-precision graphs it stays in float32.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, length: Tensor, p0: Tensor, u0: Tensor, along: Tensor) -> Tensor:
+        """To (B, N, 1, M).
+
+        Args:
+            length: (B, 1, 1, M) |Xc|^2.
+            p0, u0: (B, N, R, M) and (B, N, R, C).
+            along: (B, N, R, M) twice Xc U0; it may be overwritten.
+        """
+        squares = length + _dot(_add_product(along, u0 @ u0.mT, p0), p0)
+        return (squares / u0.shape[-1] + self.eps).rsqrt()
+
+
+class SecondVariance(nn.Module):
+    """The same of layer 1, a0 * (Y + P0 W0) + d + P1 U1."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(
+        self,
+        length: Tensor,
+        along_drift: Tensor,
+        drift: Tensor,
+        a0: Tensor,
+        p0: Tensor,
+        w0: Tensor,
+        along0: Tensor,
+        p1: Tensor,
+        u1: Tensor,
+        along1: Tensor,
+    ) -> Tensor:
+        """To (B, N, 1, M).
+
+        Args:
+            length, along_drift: (B, 1, 1, M) |Y|^2 and Y d.
+            drift: (C,) d.
+            a0: (B, N, 1, M) from `FirstVariance`.
+            p0, p1, w0, u1: (B, N, R, M) and (B, N, R, C).
+            along0, along1: (B, N, R, M) twice Y W0 and twice Y U1; they may be overwritten.
+        """
+        both0 = length + _dot(_add_product(along0, w0 @ w0.mT, p0), p0)
+        along_drift = along_drift + (w0 @ drift).unsqueeze(2) @ p0
+        cross = _scale(_add_product(along1, 2 * u1 @ w0.mT, p0), a0)
+        both1 = _dot(_add_product(cross, u1 @ u1.mT, p1), p1) + 2 * (u1 @ drift).unsqueeze(2) @ p1
+        squares = a0 * (a0 * both0 + 2 * along_drift) + both1 + drift @ drift
+        return (squares / drift.shape[0] + self.eps).rsqrt()
+
+
+def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tensor:
+    """(B, N, H, T, c) times (B, H, c, M), which all N share, to (B, N, H * T, M); added to `onto`, which it overwrites.
+
+    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all the rest.
+    """
+    if torch.compiler.is_exporting():
+        product = _rows(vectors @ image.unsqueeze(1))
+        return product if onto is None else onto + product
+    heads, length = vectors.shape[2:4]
+    total = vectors.new_empty(*vectors.shape[:2], heads * length, image.shape[3]) if onto is None else onto
+    for of_image, shared, out in zip(vectors, image.expand(len(vectors), -1, -1, -1), total, strict=True):
+        for of_prompt, out_of_prompt in zip(of_image, out.unflatten(1, (heads, length)), strict=True):
+            if onto is None:
+                torch.bmm(of_prompt, shared, out=out_of_prompt)
+            else:
+                out_of_prompt.baddbmm_(of_prompt, shared)
+    return total
+
+
+def _sum_by_head(weights: Tensor, values: Tensor) -> Tensor:
+    """(B, N, H * T, M) weights of values (B, H, c, M), which all N share, to (B, N, H, T, c)."""
+    weights = weights.unflatten(2, (values.shape[1], -1))
+    if torch.compiler.is_exporting():
+        return weights @ values.mT.unsqueeze(1)
+    sums = weights.new_empty(*weights.shape[:4], values.shape[2])
+    for of_image, shared, out in zip(weights, values.mT, sums, strict=True):
+        for of_prompt, out_of_prompt in zip(of_image, out, strict=True):
+            torch.bmm(of_prompt, shared, out=out_of_prompt)
+    return sums
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total + left @ right for (B, N, ...) matrices; `total` is overwritten where nothing is traced."""
+    if torch.compiler.is_exporting():
+        return total + left @ right
+    total.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
+    return total
+
+
+def _scale(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor; `x` is overwritten where nothing is traced."""
+    return x * factor if torch.compiler.is_exporting() else x.mul_(factor)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """(B, N, R, M) twice, to the sum of products over R, (B, N, 1, M); `x` may be overwritten."""
+    return _scale(x, y).sum(2, keepdim=True)
+
+
+def _self_attention(attention: Any, queries: Tensor, values: Tensor) -> Tensor:
+    """`segment_anything`'s attention of (B, N, T, C) tokens of a prompt to each other."""
+    queries, flat = queries.flatten(0, 1), values.flatten(0, 1)
+    return attention(q=queries, k=queries, v=flat).unflatten(0, values.shape[:2])
+
+
+def _centred(x: Tensor, dim: int) -> Tensor:
+    return x - x.mean(dim, keepdim=True)
+
+
+def _project(linear: nn.Linear, image: Tensor) -> Tensor:
+    """A linear layer over (..., C, M), channels first."""
+    return linear.weight @ image + linear.bias[:, None]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, N, H, T, X) to (B, N, H * T, X)."""
+    return x.flatten(2, 3)
+
+
+def _join(x: Tensor) -> Tensor:
+    """(B, N, H, T, c) to (B, N, T, H * c)."""
+    return x.transpose(2, 3).flatten(3)

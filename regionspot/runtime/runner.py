@@ -1,0 +1,73 @@
+"""What runs one graph, whatever the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from regionspot.errors import InputError
+from regionspot.runtime.graph_spec import GraphSpec
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Any]
+"""Name -> numpy array, or what a runner of the same runtime left on its device."""
+
+
+class Runner(Protocol):
+    """One graph in one runtime. Use as a context manager, or call `close`; not safe for several threads at once."""
+
+    spec: GraphSpec
+
+    def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
+        """Run the graph once.
+
+        Args:
+            feeds: every input by name: numpy arrays of the spec's dtypes, or outputs that a runner of the same
+                runtime kept.
+            keep: names of outputs that stay on the device, in a form that only runners of this runtime take. On a CPU
+                that is a numpy array like the others.
+
+        Returns:
+            Every output by name.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another dtype or shape than the spec says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the runtime holds."""
+        ...
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
+    """Raises InputError unless the feeds are what `spec` asks for; the axes that share a name must agree."""
+    if missing := [name for name in spec.input_names if name not in feeds]:
+        raise InputError(f"{spec.name} needs {', '.join(missing)} too: its inputs are {', '.join(spec.input_names)}")
+    if unknown := [name for name in feeds if name not in spec.input_names]:
+        raise InputError(f"{spec.name} takes no {', '.join(unknown)}: its inputs are {', '.join(spec.input_names)}")
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        value = feeds[tensor.name]
+        if not isinstance(value, np.ndarray):
+            continue
+        expected = f"{tensor.dtype} {tensor.shape}"
+        if value.dtype != np.dtype(tensor.dtype) or value.ndim != len(tensor.shape):
+            raise InputError(f"{spec.name}: {tensor.name} must be {expected}, not {value.dtype} {value.shape}")
+        for axis, size in zip(tensor.shape, value.shape, strict=True):
+            wanted = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
+            if size != wanted:
+                raise InputError(
+                    f"{spec.name}: {tensor.name} must be {expected}, not {value.shape}"
+                    + (f": {axis} is {wanted} in the inputs before it" if isinstance(axis, str) else "")
+                )
