@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,dev]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,dev]"
 	@touch $@
 
 demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/

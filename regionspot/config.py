@@ -22,6 +22,12 @@ import yaml
 
 from regionspot.errors import InputError
 
+Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+"""What runs the model: PyTorch its weights, the others its exported graphs."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+"""Of exported graphs."""
+
 CHANGEABLE_ON_RESUME = (
     "name",
     "output_dir",
@@ -34,10 +40,14 @@ CHANGEABLE_ON_RESUME = (
     "features.batch_size",
     "features.workers",
     "features.max_memory_gib",
+    "features.runtime",
+    "features.artifacts",
+    "features.precision",
     "checkpoints.*",
     "logging.*",
 )
-"""Keys that say where and how, not what: a resumed run may change them. (Data and weights are compared by content.)"""
+"""Keys that say where and how, not what: a resumed run may change them. (Data, weights and artefacts are compared by
+content.)"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,9 @@ class FeatureConfig:
 
     `multimask`: three tokens of each region, each learnt on its own, instead of SAM's single-mask token.
     `cache_dir`: default $REGIONSPOT_CACHE/features or ~/.cache/regionspot/features. `batch_size` counts images while
-    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory.
+    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory. `runtime`:
+    what runs SAM and CLIP while extracting; other than torch it runs the graphs in `artifacts`, a directory that
+    regionspot-export made of these weights, in that `precision` or the finest that is there.
     """
 
     cache_dir: str | None = None
@@ -83,6 +95,21 @@ class FeatureConfig:
     batch_size: int = 8
     workers: int = 4
     max_memory_gib: float = 8.0
+    runtime: Runtime = "torch"
+    artifacts: str | None = None
+    precision: Precision | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime != "torch" and self.artifacts is None:
+            raise InputError(
+                f"features.runtime {self.runtime} runs exported graphs: name their directory with "
+                "features.artifacts=DIR (regionspot-export makes it), or set features.runtime=torch"
+            )
+        if self.runtime == "torch" and (self.artifacts is not None or self.precision is not None):
+            raise InputError(
+                "features.artifacts and features.precision are of exported graphs, and torch runs the weights "
+                "themselves: set features.runtime too, or leave them out"
+            )
 
 
 @dataclass(frozen=True)

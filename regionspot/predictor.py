@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.masks import encode_rle, mask_to_box
-from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
+from regionspot.runtime.scores import best_classes, softmax
 from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
-from regionspot.transforms import ClipTransform, ImageSource, SamTransform, UInt8Array, read_image
+from regionspot.transforms import ClipTransform, ImageSource, SamTransform, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
+
+if TYPE_CHECKING:
+    from regionspot.modeling.regionspot import RegionSpot
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -27,16 +29,16 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 class _EncodedImage:
     height: int
     width: int
-    image_embeddings: Tensor  # (1, C, h, w)
-    patch_tokens: Tensor  # (1, L, D)
+    encoded: EncodedImages  # one image
+    patch_tokens: FloatArray  # (1, L, D)
 
 
 @dataclass(frozen=True, eq=False)
 class _Regions:
     """What SAM says about n prompts, T tokens each."""
 
-    tokens: Tensor  # (n, T, C)
-    iou_predictions: Tensor  # (n, T)
+    tokens: FloatArray  # (n, T, C)
+    iou_predictions: FloatArray  # (n, T)
     boxes: FloatArray  # (n * T, 4)
     masks: tuple[Rle, ...]  # n * T, or none
 
@@ -48,15 +50,16 @@ class RegionPredictor:
     >>> predictor.predict(boxes=[[10, 20, 200, 300]], vocabulary=["cat", "coffee cup"])  # doctest: +SKIP
 
     Args:
-        model: on any device; the work is done there.
+        model: on any device, the work is done there; or a pipeline of exported graphs.
         cache_dir: where embeddings of class names are kept, see `VocabularyEncoder`.
     """
 
-    def __init__(self, model: RegionSpot, cache_dir: str | Path | None = None) -> None:
+    def __init__(self, model: RegionSpot | RegionPipeline, cache_dir: str | Path | None = None) -> None:
         self.model = model
+        self.pipeline = _pipeline_of(model)
         self._cache_dir = cache_dir
-        self._sam_transform = SamTransform(model.sam.image_size)
-        self._clip_transform = ClipTransform(model.clip.image_size)
+        self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
+        self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
         self._image: _EncodedImage | None = None
         self._vocabulary: Vocabulary | None = None
 
@@ -68,15 +71,12 @@ class RegionPredictor:
         """
         pixels = read_image(image)
         sam_image, input_size = self._sam_transform.apply_image(pixels)
-        with self.model.inference():
-            self._image = _EncodedImage(
-                height=pixels.shape[0],
-                width=pixels.shape[1],
-                image_embeddings=self.model.sam.encode_image(
-                    self._as_batch(sam_image), torch.tensor([input_size], device=self.model.device)
-                ),
-                patch_tokens=self.model.clip.encode_image(self._as_batch(self._clip_transform.apply_image(pixels))),
-            )
+        self._image = _EncodedImage(
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            encoded=self.pipeline.encode_image(sam_image[None], [input_size]),
+            patch_tokens=self.pipeline.encode_clip(self._clip_transform.apply_image(pixels)[None]),
+        )
         return self
 
     def predict(
@@ -115,7 +115,9 @@ class RegionPredictor:
             else the point itself.
 
         Raises:
-            InputError: no picture set, no prompt given, an impossible one (see `Prompts.validated`), bad words.
+            InputError: no picture set, no prompt given, an impossible one (see `Prompts.validated`), bad words; or, of
+                exported graphs, more regions than they take, or masks as prompts.
+            ArtifactError: the model answers with NaN.
         """
         image = self._image
         if image is None:
@@ -123,42 +125,42 @@ class RegionPredictor:
         if top_k < 1 or mask_chunk < 1:
             raise InputError(f"top_k and mask_chunk must be 1 or more, got {top_k} and {mask_chunk}")
         prompts = [part.validated(image.height, image.width) for part in _prompts(boxes, points, point_labels, masks)]
+        self.pipeline.check_num_regions(sum(map(len, prompts)))
+        if any(len(part) and part.mask_inputs is not None for part in prompts):
+            self.pipeline.check_mask_prompts()
         words = self._encode_vocabulary(vocabulary)
-        with self.model.inference():
-            parts = [self._no_regions(multimask)]
-            for kind in prompts:
-                step = mask_chunk if return_masks else max(len(kind), 1)
-                chunks = [kind[start : start + step] for start in range(0, len(kind), step)]
-                parts += [self._decode(image, chunk, multimask, return_masks) for chunk in chunks]
-            logits = self._classify(image, torch.cat([part.tokens for part in parts]), words)  # (N * T, V)
-            ious = torch.cat([part.iou_predictions for part in parts]).flatten()  # (N * T,)
-        top_scores, top_class_ids = logits.softmax(-1).topk(min(top_k, len(words)))  # (N * T, K)
+        parts = [self._no_regions(multimask)]
+        for kind in prompts:
+            step = mask_chunk if return_masks else max(len(kind), 1)
+            chunks = [kind[start : start + step] for start in range(0, len(kind), step)]
+            parts += [self._decode(image, chunk, multimask, return_masks) for chunk in chunks]
+        logits = self._classify(image, np.concatenate([part.tokens for part in parts]), words)  # (N * T, V)
+        top_scores, top_class_ids = best_classes(softmax(logits), top_k)  # (N * T, K)
         return RegionPredictions(
             image_height=image.height,
             image_width=image.width,
             boxes=np.concatenate([part.boxes for part in parts]),
             class_names=words.names,
-            scores=top_scores[:, 0].cpu().numpy(),
-            class_ids=top_class_ids[:, 0].cpu().numpy(),
-            top_class_ids=top_class_ids.cpu().numpy(),
-            top_scores=top_scores.cpu().numpy(),
+            scores=top_scores[:, 0],
+            class_ids=top_class_ids[:, 0],
+            top_class_ids=top_class_ids,
+            top_scores=top_scores,
             masks=sum((part.masks for part in parts), ()) if return_masks else None,
-            iou_predictions=ious.float().cpu().numpy(),
+            iou_predictions=np.concatenate([part.iou_predictions for part in parts]).flatten(),  # (N * T,)
         )
 
     @cached_property
     def _vocabulary_encoder(self) -> VocabularyEncoder:
-        return VocabularyEncoder(self.model.clip, self._cache_dir)
+        from regionspot.modeling.pipelines import text_encoder_of
 
-    def _as_batch(self, pixels: UInt8Array) -> Tensor:
-        return torch.from_numpy(pixels).to(self.model.device).permute(2, 0, 1)[None]  # (1, 3, S, S)
+        return VocabularyEncoder(text_encoder_of(self.model), self._cache_dir)
 
     def _encode_vocabulary(self, vocabulary: Sequence[str] | str | Vocabulary) -> Vocabulary:
         if isinstance(vocabulary, Vocabulary):
-            if vocabulary.embeddings.shape[1] != self.model.clip.embed_dim:
+            if vocabulary.embeddings.shape[1] != self.pipeline.info.embed_dim:
                 raise InputError(
                     f"the vocabulary's embeddings have {vocabulary.embeddings.shape[1]} numbers each, this model needs "
-                    f"{self.model.clip.embed_dim}: encode the words with this model's own CLIP"
+                    f"{self.pipeline.info.embed_dim}: encode the words with this model's own CLIP"
                 )
             return vocabulary
         names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else tuple(vocabulary)
@@ -167,51 +169,55 @@ class RegionPredictor:
         return self._vocabulary
 
     def _no_regions(self, multimask: bool) -> _Regions:
-        tokens = torch.zeros(0, 3 if multimask else 1, self.model.sam.token_dim, device=self.model.device)
+        tokens = np.zeros((0, 3 if multimask else 1, self.pipeline.info.token_dim), np.float32)
         return _Regions(tokens, tokens[..., 0], np.zeros((0, 4), np.float32), ())
 
     def _decode(self, image: _EncodedImage, prompts: Prompts, multimask: bool, return_masks: bool) -> _Regions:
-        sam, transform, size = self.model.sam, self._sam_transform, (image.height, image.width)
-        points = torch.from_numpy(transform.apply_points(prompts.points, *size)).to(self.model.device)  # (n, P, 2)
-        labels = torch.from_numpy(prompts.labels).to(self.model.device)  # (n, P)
-        mask_inputs = None
+        transform, mask_inputs = self._sam_transform, None
+        points = transform.apply_points(prompts.points, image.height, image.width)  # (n, P, 2)
         if prompts.mask_inputs is not None:
-            mask_logits = transform.apply_masks(prompts.mask_inputs, sam.mask_size)  # (n, 1, 4h, 4w)
-            mask_inputs = torch.from_numpy(mask_logits).to(self.model.device)[None]
-        asked = (image.image_embeddings, points[None], labels[None], multimask, mask_inputs)
+            mask_inputs = transform.apply_masks(prompts.mask_inputs, self.pipeline.info.mask_size)[None]
+        asked = (image.encoded, points[None], prompts.labels[None], multimask, mask_inputs)
         if not return_masks:
-            found = sam.mask_tokens(*asked)
-            return _Regions(
-                found.tokens[0], found.iou_predictions[0], _repeat(prompts.boxes, found.tokens.shape[2]), ()
-            )
-        low_res_masks, found = sam.low_res_masks(*asked)  # (1, n, T, 4h, 4w)
+            tokens, ious = self.pipeline.mask_tokens(*asked)
+            return _Regions(tokens[0], ious[0], _repeat(prompts.boxes, ious.shape[2]), ())
+        low_res_masks, tokens, ious = self.pipeline.low_res_masks(*asked)  # (1, n, T, 4h, 4w)
         boxes, masks = self._draw_masks(image, prompts, low_res_masks[0])
-        return _Regions(found.tokens[0], found.iou_predictions[0], boxes, masks)
+        return _Regions(tokens[0], ious[0], boxes, masks)
 
     def _draw_masks(
-        self, image: _EncodedImage, prompts: Prompts, low_res_masks: Tensor
+        self, image: _EncodedImage, prompts: Prompts, low_res_masks: FloatArray
     ) -> tuple[FloatArray, tuple[Rle, ...]]:
         """(n, T, 4h, 4w) to boxes (n * T, 4) and masks, one at a time: at the picture's size they may be large."""
         readings = low_res_masks.shape[1]
         boxes = _repeat(prompts.boxes, readings)
         has_box = _repeat((prompts.labels == BOX_TOP_LEFT).any(1), readings)
         masks: list[Rle] = []
-        low_res = low_res_masks.flatten(0, 1).float().cpu().numpy()  # (n * T, 4h, 4w)
+        low_res = low_res_masks.reshape(-1, *low_res_masks.shape[2:])  # (n * T, 4h, 4w)
         for index, mask in enumerate(self._sam_transform.upscale_masks(low_res, image.height, image.width)):
             masks.append(encode_rle(mask))
             if not has_box[index] and mask.any():
                 boxes[index] = mask_to_box(mask)
         return boxes, tuple(masks)
 
-    def _classify(self, image: _EncodedImage, tokens: Tensor, words: Vocabulary) -> Tensor:
+    def _classify(self, image: _EncodedImage, tokens: FloatArray, words: Vocabulary) -> FloatArray:
         """(N, T, C) to logits (N * T, V). Each of the T readings is a set of regions of its own."""
-        readings = tokens.transpose(0, 1)  # (T, N, C)
-        patch_tokens = image.patch_tokens.expand(len(readings), -1, -1)  # (T, L, D)
-        text_embeddings = torch.from_numpy(words.embeddings).to(self.model.device)  # (V, E)
-        logits = self.model.classify(readings, patch_tokens, text_embeddings)  # (T, N, V)
-        if not logits.isfinite().all():
+        readings = [
+            self.pipeline.classify(tokens[None, :, reading], image.patch_tokens, None, words.embeddings)  # (1, N, V)
+            for reading in range(tokens.shape[1])
+        ]
+        logits = np.stack([logits[0] for logits in readings], axis=1)  # (N, T, V)
+        if not np.isfinite(logits).all():
             raise ArtifactError("the model answers with NaN: its weights are damaged, or half precision overflowed")
-        return logits.transpose(0, 1).flatten(0, 1)  # (N * T, V)
+        return logits.reshape(-1, len(words))  # (N * T, V)
+
+
+def _pipeline_of(model: RegionSpot | RegionPipeline) -> RegionPipeline:
+    if isinstance(model, RegionPipeline):
+        return model
+    from regionspot.modeling.pipelines import pipeline_from_model
+
+    return pipeline_from_model(model)
 
 
 def _repeat(rows: npt.NDArray[Scalar], times: int) -> npt.NDArray[Scalar]:

@@ -33,6 +33,9 @@ ImageSource = str | PathLike[str] | bytes | Image.Image | UInt8Array
 MAX_PIXELS = 178_000_000
 """Larger images are refused from their header; it is where Pillow, too, stops believing one."""
 
+RESIZE = "Pillow bilinear on uint8, antialiased"
+"""What `resize_image` does, in words: caches and artefacts that were made with another resize are not used."""
+
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is opened: Pillow knows more formats, some of which run other programs on the file."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -13,9 +13,6 @@ import xxhash
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import cache_root, write_atomically
 from regionspot.structures import FloatArray, Vocabulary, check_class_names
-
-if TYPE_CHECKING:
-    from regionspot.modeling.clip import ClipBackbone
 
 TEMPLATES: tuple[str, ...]
 """CLIP's 80 ImageNet templates and the bare "{}." (loads open_clip when first used)."""
@@ -48,6 +45,23 @@ def clean_name(name: str) -> str:
     return name
 
 
+class TextEncoder(Protocol):
+    """A text tower: `ClipBackbone`, or `regionspot.modeling.pipelines.GraphTextEncoder` of an exported one."""
+
+    @property
+    def embed_dim(self) -> int:
+        """E, length of an embedding."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A text that changes with anything that embeddings depend on."""
+        ...
+
+    def encode_text(self, texts: list[str]) -> Any:
+        """Un-normalised embeddings (n, E) of n texts, an array or a tensor on any device."""
+        ...
+
+
 class VocabularyEncoder:
     """Embeds class names with CLIP's text tower, each name once and then from a cache on disk.
 
@@ -57,21 +71,21 @@ class VocabularyEncoder:
     damaged one is made again.
 
     Args:
-        clip: its weights must be loaded by now.
+        text_encoder: with its weights loaded by now.
         cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
         templates: with `{}` for the name; None stands for `TEMPLATES`.
     """
 
     def __init__(
         self,
-        clip: ClipBackbone,
+        text_encoder: TextEncoder,
         cache_dir: str | Path | None = None,
         templates: Sequence[str] | None = None,
     ) -> None:
-        self.clip = clip
+        self.text_encoder = text_encoder
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         self.templates: tuple[str, ...] = tuple(templates) if templates is not None else _default_templates()
-        self._key = xxhash.xxh3_128_hexdigest(json.dumps([clip.fingerprint(), self.templates]).encode())
+        self._key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
 
     def encode(self, names: Sequence[str]) -> Vocabulary:
         """The vocabulary of `names`, in their order.
@@ -95,8 +109,9 @@ class VocabularyEncoder:
         import torch
 
         with torch.inference_mode():
-            embeddings = self.clip.encode_text([template.replace("{}", word) for template in self.templates])
-        mean = embeddings.cpu().double().numpy().mean(axis=0)  # (templates, E) to (E,)
+            embeddings = self.text_encoder.encode_text([template.replace("{}", word) for template in self.templates])
+        on_cpu = embeddings if isinstance(embeddings, np.ndarray) else embeddings.cpu().double().numpy()
+        mean = on_cpu.mean(axis=0, dtype=np.float64)  # (templates, E) to (E,)
         embedding: FloatArray = (mean / np.linalg.norm(mean)).astype(np.float32)
         self._write(word, embedding)
         return embedding
@@ -111,7 +126,7 @@ class VocabularyEncoder:
         except OSError:
             return None
         digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if len(payload) != 4 * self.clip.embed_dim or digest != self._digest(word, payload):
+        if len(payload) != 4 * self.text_encoder.embed_dim or digest != self._digest(word, payload):
             return None
         return np.frombuffer(payload, "<f4").astype(np.float32)
 

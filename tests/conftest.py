@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,18 @@ def cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGIONSPOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def mini_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """regionspot_mini as ONNX in single precision, all that recognising boxes takes, verified. Copy it to change it."""
+    from regionspot.cli.main import main
+    from regionspot.export.build import PIPELINE_GRAPHS
+
+    directory = tmp_path_factory.mktemp("artifacts")
+    graphs = ",".join([*PIPELINE_GRAPHS, "clip_text_encoder"])
+    assert main(["export", "--out", str(directory), "--graphs", graphs, "--parity-images", "2"]) == 0
+    return directory
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -127,12 +127,27 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         load_config(tmp_path / "list.yaml")
 
 
+def test_exported_graphs_extract_features_where_all_is_said() -> None:
+    graphs = ["features.runtime=openvino", "features.artifacts=artifacts"]
+    features = load_config(CONFIGS / "mini.yaml", graphs).features
+    assert (features.runtime, features.artifacts, features.precision) == ("openvino", "artifacts", None)
+    assert load_config(CONFIGS / "mini.yaml", [*graphs, "features.precision=fp16"]).features.precision == "fp16"
+    with pytest.raises(InputError, match=r"features.runtime openvino runs exported graphs: .*features.artifacts=DIR"):
+        load_config(CONFIGS / "mini.yaml", graphs[:1])
+    for alone in (graphs[1], "features.precision=int8"):
+        with pytest.raises(InputError, match=r"torch runs the weights themselves: set features\.runtime too"):
+            load_config(CONFIGS / "mini.yaml", [alone])
+    with pytest.raises(InputError, match=r"features\.runtime must be one of torch, onnxruntime, openvino"):
+        load_config(CONFIGS / "mini.yaml", ["features.runtime=abacus"])
+
+
 def test_what_a_resumed_run_may_change() -> None:
     def changed(*overrides: str) -> list[str]:
         old: TrainConfig = load_config(CONFIGS / "mini.yaml")
         return differences_on_resume(old, load_config(CONFIGS / "mini.yaml", overrides))
 
     assert changed("logging.every=3", "features.workers=9", "datasets.0.annotations=elsewhere.json", "name=b") == []
+    assert changed("features.runtime=openvino", "features.artifacts=artifacts") == []
     assert changed("model.sam_weights=elsewhere.pth", "model.clip_weights=elsewhere.pt") == []
     assert changed("seed=3", "optimizer.warmup_steps=7") == ["seed (0, now 3)", "optimizer.warmup_steps (100, now 7)"]
     assert changed("augmentation={}")[0] == "augmentation.flip_probability (None, now 0.5)"

@@ -135,8 +135,10 @@ class TestAnswers:
         assert image is not None
         points = torch.from_numpy(BOXES.reshape(1, 3, 2, 2)) * (256 / WIDTH)
         with torch.inference_mode():
-            tokens = model.sam.mask_tokens(image.image_embeddings, points, torch.tensor([[[2, 3]] * 3])).tokens
-            logits = model.classify(tokens[:, :, 0], image.patch_tokens, torch.from_numpy(words.embeddings))
+            embeddings = torch.from_numpy(image.encoded.parts[0].tensors[0])
+            tokens = model.sam.mask_tokens(embeddings, points, torch.tensor([[[2, 3]] * 3])).tokens
+            patch_tokens = torch.from_numpy(image.patch_tokens)
+            logits = model.classify(tokens[:, :, 0], patch_tokens, torch.from_numpy(words.embeddings))
         expected = logits[0].softmax(-1).max(-1).values
         found = predictor.predict(boxes=BOXES, vocabulary=WORDS)
         np.testing.assert_allclose(found.scores, expected, atol=1e-5)
@@ -159,13 +161,18 @@ class TestAnswers:
             np.testing.assert_allclose(other.top_scores, whole.top_scores, atol=1e-5)
             np.testing.assert_allclose(ious(other), ious(whole), atol=1e-5)
 
-    def test_only_drawing_is_chunked(self, predictor: RegionPredictor, model: RegionSpot) -> None:
-        calls = Calls(model.sam.sam.mask_decoder.transformer)
+    def test_only_drawing_is_chunked(self, predictor: RegionPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+        graphs, run = [], predictor.pipeline._run
+
+        def noted(graph: str, *arguments: Any, **options: Any) -> Any:
+            graphs.append(graph)
+            return run(graph, *arguments, **options)
+
+        monkeypatch.setattr(predictor.pipeline, "_run", noted)
         predictor.predict(boxes=BOXES, vocabulary=WORDS, return_masks=False, mask_chunk=1)
-        assert calls.count == 1
+        assert graphs == ["sam_token_decoder_prompts", "region_head"]
         predictor.predict(boxes=BOXES, vocabulary=WORDS, mask_chunk=1)
-        assert calls.count == 1 + len(BOXES)
-        calls.handle.remove()
+        assert graphs[2:] == ["sam_mask_decoder"] * len(BOXES) + ["region_head"]
 
     def test_dropout_is_off_and_the_mode_put_back(self, predictor: RegionPredictor, model: RegionSpot) -> None:
         first = predictor.predict(boxes=BOXES, vocabulary=WORDS)

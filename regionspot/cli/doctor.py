@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import regionspot
+from regionspot.child_process import how_it_ended
 from regionspot.cli.probes import PROBES, Finding
 from regionspot.files import cache_root
 
@@ -71,15 +71,16 @@ def run_probes(names: Sequence[str]) -> list[Finding]:
         command = [sys.executable, "-m", "regionspot.cli.probes", *pending]
         try:
             child = subprocess.run(command, capture_output=True, timeout=PROBES_SECONDS)
-            output, how = child.stdout, _how_it_ended(child)
+            output, how = child.stdout, how_it_ended(child)
         except subprocess.TimeoutExpired as error:
             output, how = error.stdout or b"", f"did not end in {PROBES_SECONDS} s"
         found = _parse(output)
         findings += found
         if len(found) < len(pending):
             culprit = pending[len(found)]
-            mend = f"pip install --force-reinstall '{PROBES[culprit].install}'"
-            findings.append(Finding(culprit, "FAIL", f"trying it {how}", mend, PROBES[culprit].required))
+            probe = PROBES[culprit]
+            mend = probe.mend("--force-reinstall")
+            findings.append(Finding(culprit, "FAIL", f"trying it {how}", mend, probe.required))
     return findings
 
 
@@ -141,10 +142,3 @@ def check_disk() -> Finding:
 def _parse(output: bytes) -> list[Finding]:
     lines = output.decode(errors="replace").splitlines()
     return [Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')]  # not a library's own chatter
-
-
-def _how_it_ended(child: subprocess.CompletedProcess[bytes]) -> str:
-    if child.returncode < 0:
-        return f"crashed ({signal.Signals(-child.returncode).name})"
-    last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-    return f"ended with status {child.returncode}: {last}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import add_model_options, load_model
+from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
 
 if TYPE_CHECKING:
     from regionspot.evaluation.detections import Detections
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="JSON", help="annotations in COCO or LVIS format")
     parser.add_argument("--images", metavar="DIR", help="where the images are (default: beside the annotations)")
     add_model_options(parser)
+    add_runtime_options(parser)
     parser.add_argument(
         "--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes (default) or a detector's COCO results"
     )
@@ -51,25 +52,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    check_runtime(arguments)
     methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods.split(",")))
     from regionspot.data.coco_json import CocoDataset
     from regionspot.evaluation.average_precision import check_ground_truth
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.methods import check_methods
     from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
+    from regionspot.modeling.pipelines import text_encoder_of
     from regionspot.vocabulary import VocabularyEncoder
 
-    check_methods(methods)
+    check_methods(methods, arguments.runtime)
     dataset = CocoDataset.load(arguments.data, arguments.images)
     check_ground_truth(dataset, arguments.rules, "bbox" if arguments.iou_type == "bbox" else "segm")
     proposals = (
         ground_truth_proposals(dataset) if arguments.proposals == "gt" else load_proposals(arguments.proposals, dataset)
     )
-    model = load_model(arguments)
+    model = load_recognizer(arguments)
     results = evaluate_methods(
         model,
         dataset,
-        VocabularyEncoder(model.clip).encode(dataset.class_names),
+        VocabularyEncoder(text_encoder_of(model)).encode(dataset.class_names),
         proposals,
         methods,
         arguments.rules,
@@ -91,7 +94,8 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
     """
     protocol = next(iter(metrics.values()))["protocol"]
     lines = [
-        f"{protocol['model']} on {protocol['images']} images, {protocol['regions']} regions: {protocol['proposals']}",
+        f"{protocol['model']} by {protocol['runtime']} in {protocol['precision']} on {protocol['images']} images, "
+        f"{protocol['regions']} regions: {protocol['proposals']}",
         f"{protocol['rules'].upper()} rules; score = {protocol['scores']}; the {protocol['pairs_per_image']} best "
         f"(region, class) pairs of an image; {protocol['detections_judged']} judged",
     ]

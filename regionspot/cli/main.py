@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": ("regionspot.cli.predict", "recognise regions of a picture"),
     "train": ("regionspot.cli.train", "train a head on COCO- or LVIS-format data"),
     "eval": ("regionspot.cli.evaluate", "average precision of a head, and of CLIP on box crops beside it"),
+    "export": ("regionspot.cli.export", "make ONNX, OpenVINO and TensorRT artefacts, each verified"),
+    "parity": ("regionspot.cli.parity", "compare two runtimes of a model, graph by graph and end to end"),
     "convert": ("regionspot.cli.convert", "import a checkpoint of RegionSpot's authors"),
     "mini": ("regionspot.cli.mini", "build the mini world and its foundation models"),
     "demo": ("regionspot.cli.demo", "train on the mini world, evaluate, recognise regions"),
@@ -58,6 +60,11 @@ def train() -> int:
 def evaluate() -> int:
     """The console script `regionspot-eval`."""
     return main(["eval", *sys.argv[1:]])
+
+
+def export() -> int:
+    """The console script `regionspot-export`."""
+    return main(["export", *sys.argv[1:]])
 
 
 def usage() -> str:

@@ -1,23 +1,44 @@
-"""The options that name a model, the same for every command that loads one."""
+"""The options that name a model and what runs it, the same for every command that loads one."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import shlex
+from typing import TYPE_CHECKING, get_args
+
+from regionspot.config import Precision, Runtime
+from regionspot.errors import InputError
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
+    from regionspot.runtime.pipeline import RegionPipeline
+
+DEFAULT_MODEL = "regionspot_mini"
+WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, its weight files and --device."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="NAME", default="regionspot_mini", help="a preset (default: %(default)s)")
+    model.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL, help="a preset (default: %(default)s)")
     model.add_argument("--head-weights", metavar="FILE", help="from regionspot-train or `regionspot convert`")
     model.add_argument("--sam-weights", metavar="FILE", help="SAM's official .pth; regionspot_mini brings its own")
     model.add_argument("--clip-weights", metavar="FILE", help="OpenAI's .pt or open_clip's file; likewise")
     model.add_argument("--random-weights", metavar="SEED", type=int, help="in place of files: to try sizes and speed")
     model.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add --runtime, --artifacts, --precision and --threads."""
+    runtime = parser.add_argument_group("runtime")
+    runtime.add_argument(
+        "--runtime", choices=get_args(Runtime), default="torch", help="what runs the model (default: %(default)s)"
+    )
+    runtime.add_argument(
+        "--artifacts", metavar="DIR", help="from regionspot-export: takes the weights' place for all but torch"
+    )
+    runtime.add_argument("--precision", choices=get_args(Precision), help="of the artefacts (default: the finest)")
+    runtime.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
 
 
 def load_model(arguments: argparse.Namespace) -> RegionSpot:
@@ -38,3 +59,77 @@ def load_model(arguments: argparse.Namespace) -> RegionSpot:
         random_weights=arguments.random_weights,
     )
     return model.to(device)
+
+
+def check_runtime(arguments: argparse.Namespace) -> None:
+    """What of the runtime's options can be refused before anything heavy is loaded.
+
+    Raises:
+        InputError: options that do not go together.
+    """
+    if arguments.threads is not None and arguments.threads < 1:
+        raise InputError(f"--threads must be 1 or more, not {arguments.threads}")
+    if arguments.runtime == "torch":
+        if arguments.artifacts or arguments.precision:
+            raise InputError(
+                "torch runs the weights themselves: --artifacts and --precision go with another --runtime "
+                f"({', '.join(get_args(Runtime)[1:])})"
+            )
+        return
+    if not arguments.artifacts:
+        raise InputError(
+            f"--runtime {arguments.runtime} runs exported graphs: name their directory with --artifacts. "
+            f"To make it:\n  {export_command(arguments)}"
+        )
+    given = [option for option in WEIGHT_OPTIONS if getattr(arguments, option) is not None]
+    if given:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise InputError(
+            f"{options} would be ignored: the artefacts in {arguments.artifacts} hold their own weights. Leave out the "
+            "weights, or use --runtime torch without --artifacts"
+        )
+
+
+def export_command(arguments: argparse.Namespace) -> str:
+    """The command that makes artefacts of the model that the options name, for the runtime that they name."""
+    from regionspot.runtime.runtimes import FORMAT_OPTION, RUNTIME_FORMATS
+
+    words = ["regionspot-export", "--model", arguments.model]
+    for option in WEIGHT_OPTIONS:
+        if (value := getattr(arguments, option)) is not None:
+            name = "weights" if option == "head_weights" else option.replace("_", "-")
+            words += [f"--{name}", str(value)]
+    words += ["--out", arguments.artifacts or "artifacts", f"--{FORMAT_OPTION[RUNTIME_FORMATS[arguments.runtime][0]]}"]
+    return shlex.join([*words, "--precision", arguments.precision] if arguments.precision else words)
+
+
+def load_recognizer(arguments: argparse.Namespace) -> RegionSpot | RegionPipeline:
+    """The model with PyTorch, or a pipeline of the artefacts that the options name, without any weights loaded.
+
+    Raises:
+        InputError, ArtifactError: as `load_model` and `check_runtime`; artefacts that are missing, damaged, of another
+            model, or made for another runtime or precision.
+    """
+    check_runtime(arguments)
+    if arguments.runtime == "torch":
+        model = load_model(arguments)
+        if arguments.threads:
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        return model
+    from regionspot.runtime.artifacts import pipeline_from_artifacts
+
+    pipeline = pipeline_from_artifacts(
+        arguments.artifacts,
+        arguments.runtime,
+        arguments.precision,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+    if arguments.model not in (DEFAULT_MODEL, pipeline.name):
+        raise InputError(
+            f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of {arguments.model}: leave out "
+            f"--model, or make others:\n  {export_command(arguments)}"
+        )
+    return pipeline

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import add_model_options, load_model
+from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='"cat,dog", a .txt file with a name on each line, a COCO or LVIS .json, or one of mini, coco, imagenet',
     )
     add_model_options(parser)
+    add_runtime_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", metavar="FILE", type=Path, help="the picture with its regions drawn (.png, .jpg, .webp)"
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = parse_vocabulary(arguments.vocabulary)
     image = read_image(arguments.image)
     masks = _read_masks(arguments.masks)
-    model = load_model(arguments)
+    model = load_recognizer(arguments)
     predictions = (
         RegionPredictor(model)
         .set_image(image)
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return_masks=not arguments.no_masks,
         )
     )
-    print(_table(predictions, f"{arguments.image.name}: {image.shape[1]} x {image.shape[0]} pixels, {model.name}"))
+    by = "" if arguments.runtime == "torch" else f" by {arguments.runtime}"
+    print(_table(predictions, f"{arguments.image.name}: {image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}"))
     _write(image, predictions, arguments)
     if len(names) == 1:
         print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
@@ -107,6 +109,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--top-k must be 1 or more, not {arguments.top_k}")
     if arguments.out and arguments.out.suffix.lower() not in OVERLAY_FORMATS:
         raise InputError(f"--out {arguments.out}: its name must end in one of {', '.join(OVERLAY_FORMATS)}")
+    check_runtime(arguments)
+    if arguments.masks and arguments.runtime != "torch":
+        raise InputError(f"--mask needs PyTorch, not {arguments.runtime}: give a --box instead, or leave out --runtime")
     for option, path in (("--out", arguments.out), ("--json", arguments.json)):
         if path and path.resolve() == arguments.image.resolve():
             raise InputError(f"{option} {path} would overwrite the picture itself: choose another name")

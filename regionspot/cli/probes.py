@@ -18,6 +18,7 @@ from regionspot.errors import ArtifactError
 
 Status = Literal["OK", "WARN", "FAIL"]
 TESTED_TORCH = ("2.10", "2.13")
+NVIDIA_INDEX = "https://pypi.nvidia.com"
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,29 @@ class Probe:
     check: Callable[[], str | Finding]
     install: str  # what `pip install` takes
     required: bool = False
+    index: str = ""  # where pip looks besides PyPI
+
+    def mend(self, *flags: str) -> str:
+        """The command that installs it, and why it is not the usual one."""
+        flags = (f"--extra-index-url {self.index}", *flags) if self.index else flags
+        command = " ".join(["pip install", *flags, f"'{self.install}'"])
+        return (
+            f"{command} (the wheels are there; what PyPI has is a stub that downloads them)" if self.index else command
+        )
 
 
 def run(name: str) -> Finding:
     """The finding of one probe, here and now. A library that is not installed is a warning unless it is required."""
     probe = PROBES[name]
-    install = f"pip install '{probe.install}'"
     try:
         found = probe.check()
         finding = found if isinstance(found, Finding) else Finding(name, "OK", found)
     except ModuleNotFoundError as error:
-        finding = Finding(name, "FAIL" if probe.required else "WARN", f"not installed ({error.name})", install)
+        finding = Finding(name, "FAIL" if probe.required else "WARN", f"not installed ({error.name})", probe.mend())
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
-        mend = f"{install} --force-reinstall"
-        finding = Finding(name, "FAIL", f"installed, but does not work: {type(error).__name__}: {reason}", mend)
+        detail = f"installed, but does not work: {type(error).__name__}: {reason}"
+        finding = Finding(name, "FAIL", detail, probe.mend("--force-reinstall"))
     return replace(finding, required=probe.required)
 
 
@@ -192,7 +201,7 @@ PROBES: dict[str, Probe] = {
     "onnx": Probe(lambda: _version("onnx"), "regionspot[onnx]"),
     "onnxruntime": Probe(_onnxruntime, "regionspot[onnx]"),
     "openvino": Probe(_openvino, "regionspot[openvino]"),
-    "tensorrt": Probe(_tensorrt, "regionspot[tensorrt]"),
+    "tensorrt": Probe(_tensorrt, "regionspot[tensorrt]", index=NVIDIA_INDEX),
     "tensorrt_rtx": Probe(_tensorrt_rtx, "regionspot[tensorrt-rtx]"),
     "tritonclient": Probe(_tritonclient, "regionspot[serving]"),
 }

@@ -13,21 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from regionspot.data.dataset import FloatArray, IntArray, TrainingSet
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import InputError
 from regionspot.files import cache_root, delete_leftovers, in_units
-from regionspot.modeling.clip import ClipBackbone
-from regionspot.modeling.sam import PADDING_LABEL, SamBackbone
 from regionspot.progress import Progress
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.structures import PADDING, BoolArray, Prompts
 from regionspot.structures import IntArray as LabelArray
-from regionspot.structures import Prompts
-from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, read_image
+from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, read_image
 
-RESIZE = "Pillow bilinear on uint8, antialiased"  # goes into the key of the cache
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -47,29 +44,35 @@ class FeatureExtractor:
     """Computes what is cached of each image.
 
     Args:
-        sam: on its device.
-        clip: None where maps are not cached.
+        pipeline: of the model, or of its towers alone, in any runtime.
+        maps: cache CLIP's maps too.
         multimask: SAM's three mask tokens for a box, T = 3, instead of its single-mask token.
         dtype: "float32" or "float16".
     """
 
-    def __init__(self, sam: SamBackbone, clip: ClipBackbone | None, multimask: bool = False, dtype: str = "float32"):
-        self.sam, self.clip, self.multimask, self.dtype = sam, clip, multimask, dtype
-        self.sam_transform = SamTransform(sam.image_size)
-        self.clip_transform = ClipTransform(clip.image_size) if clip else None
+    def __init__(
+        self, pipeline: RegionPipeline, maps: bool = True, multimask: bool = False, dtype: str = "float32"
+    ) -> None:
+        self.pipeline, self.maps, self.multimask, self.dtype = pipeline, maps, multimask, dtype
+        self.sam_transform = SamTransform(pipeline.info.sam_image_size)
+        self.clip_transform = ClipTransform(pipeline.info.clip_image_size) if maps else None
 
     @property
     def shape(self) -> FeatureShape:
-        patches = (self.clip.num_tokens, self.clip.width) if self.clip else None
-        return FeatureShape((3 if self.multimask else 1, self.sam.token_dim), patches, self.dtype)
+        info = self.pipeline.info
+        patches = (info.num_patch_tokens, info.clip_width) if self.maps else None
+        return FeatureShape((3 if self.multimask else 1, info.token_dim), patches, self.dtype)
 
     def depends_on(self) -> dict[str, Any]:
-        """What the features depend on besides the images: the cache's key is made from it."""
+        """What the features depend on besides the images: the cache's key is made from it.
+
+        The weights are those of PyTorch's modules, or the SHA-256 of the artefacts that stand for them.
+        """
         return {
-            "sam_weights": weights_fingerprint(self.sam),
-            "sam_image_size": self.sam.image_size,
-            "clip_weights": weights_fingerprint(self.clip.clip.visual) if self.clip else None,
-            "clip_image_size": self.clip.image_size if self.clip else None,
+            "sam_weights": self.pipeline.sam_fingerprint(),
+            "sam_image_size": self.pipeline.info.sam_image_size,
+            "clip_weights": self.pipeline.clip_fingerprint() if self.maps else None,
+            "clip_image_size": self.pipeline.info.clip_image_size if self.maps else None,
             "resize": RESIZE,
             "prompts": "boxes",
             "multimask": self.multimask,
@@ -92,32 +95,39 @@ class FeatureExtractor:
             self.clip_transform.apply_image(image) if self.clip_transform else None,
         )
 
-    @torch.inference_mode()
     def extract(self, images: list[PreparedImage]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         """Mask tokens (n, T, C) and the map (L, D) or None of each image."""
-        device = self.sam.sam.device
-        sam_images = stack_images([image.sam_image for image in images]).to(device)
-        input_sizes = torch.tensor([image.input_size for image in images], device=device)
-        counts = [len(image.labels) for image in images]
-        points = torch.zeros(len(images), max(counts), 2, 2)
-        labels = torch.full((len(images), max(counts), 2), PADDING_LABEL)
-        for row, image in enumerate(images):
-            points[row, : counts[row]] = torch.from_numpy(image.points)
-            labels[row, : counts[row]] = torch.from_numpy(image.labels)
-        embeddings = self.sam.encode_image(sam_images, input_sizes)  # (B, C, h, w)
-        tokens = self.sam.mask_tokens(embeddings, points.to(device), labels.to(device), self.multimask).tokens
-        maps: list[Tensor | None] = [None] * len(images)
-        if self.clip:
-            clip_images = stack_images([image.clip_image for image in images if image.clip_image is not None])
-            maps = list(self.clip.encode_image(clip_images.to(device)))
+        encoded = self.pipeline.encode_image(
+            np.stack([image.sam_image for image in images]), [image.input_size for image in images]
+        )
+        points, labels, _ = pad_prompts([image.points for image in images], [image.labels for image in images])
+        tokens, _ = self.pipeline.mask_tokens(encoded, points, labels, self.multimask)  # (B, N, T, C)
+        maps: Sequence[FloatArray | None] = [None] * len(images)
+        if self.maps:
+            clip_images = [image.clip_image for image in images if image.clip_image is not None]
+            maps = list(self.pipeline.encode_clip(np.stack(clip_images)))
         return [
-            (self._stored(tokens[row, :count]), None if patches is None else self._stored(patches))
-            for row, (count, patches) in enumerate(zip(counts, maps, strict=True))
+            (self._stored(own_tokens[: len(image.labels)]), None if own_map is None else self._stored(own_map))
+            for image, own_tokens, own_map in zip(images, tokens, maps, strict=True)
         ]
 
-    def _stored(self, features: Tensor) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = features.to(getattr(torch, self.dtype)).cpu().numpy()
-        return array
+    def _stored(self, features: FloatArray) -> npt.NDArray[Any]:
+        with np.errstate(over="ignore"):  # the cache refuses what is infinite, and says what to do
+            return features.astype(self.dtype)
+
+
+def pad_prompts(points: Sequence[FloatArray], labels: Sequence[LabelArray]) -> tuple[FloatArray, LabelArray, BoolArray]:
+    """From prompts by image, (n, P, 2) and (n, P), to (B, N, P, 2), (B, N, P) and validity (B, N).
+
+    N is that of the image with most regions; the others are padded with prompts that ask nothing.
+    """
+    counts = [len(of_image) for of_image in labels]
+    shape = (len(counts), max(counts))
+    all_points = np.zeros((*shape, *points[0].shape[1:]), np.float32)
+    all_labels = np.full((*shape, *labels[0].shape[1:]), PADDING, np.int32)
+    for row, count in enumerate(counts):
+        all_points[row, :count], all_labels[row, :count] = points[row], labels[row]
+    return all_points, all_labels, np.arange(max(counts)) < np.array(counts)[:, None]
 
 
 def make_cache(
@@ -236,12 +246,3 @@ def read_upright(path: Path, size: tuple[int, int]) -> UInt8Array:
 def stack_images(images: list[UInt8Array]) -> Tensor:
     """B images (S, S, 3) as (B, 3, S, S) uint8."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """32 hexadecimal digits that change with any weight of a module."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -9,17 +9,15 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord
-from regionspot.data.extraction import read_upright, stack_images
+from regionspot.data.extraction import pad_prompts, read_upright
 from regionspot.masks import encode_rle
-from regionspot.modeling.regionspot import RegionSpot
-from regionspot.structures import PADDING, Prompts, Rle
+from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
+from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, Rle
 from regionspot.transforms import ClipTransform, SamTransform, UInt8Array
 
+MASKS_AT_ONCE = 32
 ItemT = TypeVar("ItemT")
 LoadedT = TypeVar("LoadedT")
 
@@ -43,8 +41,8 @@ class LoadedImage:
     sam_image: UInt8Array
     sam_input_size: tuple[int, int]
     clip_image: UInt8Array
-    points: Tensor
-    labels: Tensor
+    points: FloatArray
+    labels: IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +58,9 @@ class RegionBatch:
     """
 
     images: Sequence[LoadedImage]
-    valid: Tensor
-    mask_tokens: Tensor | None
-    patch_tokens: Tensor | None
+    valid: BoolArray
+    mask_tokens: FloatArray | None
+    patch_tokens: FloatArray | None
     masks: Sequence[list[Rle]] | None
 
 
@@ -86,8 +84,8 @@ def load_image(
         sam_image,
         sam_input_size,
         ClipTransform(clip_size).apply_image(picture),
-        torch.from_numpy(sam_transform.apply_points(prompts.points, height, width)),
-        torch.from_numpy(prompts.labels),
+        sam_transform.apply_points(prompts.points, height, width),
+        prompts.labels,
     )
 
 
@@ -106,48 +104,40 @@ def prefetched(batches: Sequence[Sequence[ItemT]], load: Callable[[ItemT], Loade
 class BatchEncoder:
     """The frozen part of the model over a batch of images; what is not wanted is not computed."""
 
-    model: RegionSpot
+    pipeline: RegionPipeline
     mask_tokens: bool = True
     patch_tokens: bool = True
     masks: bool = False
 
     def encode(self, images: Sequence[LoadedImage]) -> RegionBatch:
         """Every image goes through each wanted encoder once."""
-        device = self.model.device
-        points, labels, valid = (tensor.to(device) for tensor in _pad_prompts(images))
+        points, labels, valid = pad_prompts([image.points for image in images], [image.labels for image in images])
         mask_tokens, patch_tokens, masks = None, None, None
         if self.mask_tokens or self.masks:
-            sizes = torch.tensor([image.sam_input_size for image in images], device=device)
-            pixels = stack_images([image.sam_image for image in images]).to(device)
-            embeddings = self.model.sam.encode_image(pixels, sizes)  # (B, C, h, w)
+            encoded = self.pipeline.encode_image(
+                np.stack([image.sam_image for image in images]), [image.sam_input_size for image in images]
+            )
             if self.masks:
-                pairs = zip(images, embeddings.split(1), strict=True)
-                of_images, masks = zip(*(self._tokens_and_masks(*pair) for pair in pairs), strict=True)
-                mask_tokens = pad_sequence(list(of_images), batch_first=True)  # (B, N, C)
+                mask_tokens, masks = self._tokens_and_masks(images, encoded, points, labels)
             else:
-                mask_tokens = self.model.sam.mask_tokens(embeddings, points, labels).tokens[:, :, 0]  # (B, N, C)
+                mask_tokens = self.pipeline.mask_tokens(encoded, points, labels)[0][:, :, 0]  # (B, N, C)
         if self.patch_tokens:
-            pixels = stack_images([image.clip_image for image in images]).to(device)
-            patch_tokens = self.model.clip.encode_image(pixels)  # (B, L, D)
+            patch_tokens = self.pipeline.encode_clip(np.stack([image.clip_image for image in images]))  # (B, L, D)
         return RegionBatch(images, valid, mask_tokens, patch_tokens, masks)
 
-    def _tokens_and_masks(self, image: LoadedImage, image_embedding: Tensor) -> tuple[Tensor, list[Rle]]:
-        """Of one image (1, C, h, w): the tokens (n, C) of its regions and their masks, drawn one by one."""
-        sam, device = self.model.sam, self.model.device
-        points, labels = image.points[None].to(device), image.labels[None].to(device)
-        low_res_masks, found = sam.low_res_masks(image_embedding, points, labels)  # (1, n, 1, 4h, 4w)
-        low_res = low_res_masks[0, :, 0].float().cpu().numpy()  # (n, 4h, 4w)
-        upscaled = SamTransform(sam.image_size).upscale_masks(low_res, *image.picture.shape[:2])
-        return found.tokens[0, :, 0], [encode_rle(mask) for mask in upscaled]
-
-
-def _pad_prompts(images: Sequence[LoadedImage]) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (B, N, 2, 2) in the SAM frame, labels (B, N, 2), valid (B, N), N that of the image with most regions."""
-    num_regions = max(len(image.boxes) for image in images)
-    points = torch.zeros(len(images), num_regions, 2, 2)
-    labels = torch.full((len(images), num_regions, 2), PADDING, dtype=torch.int32)
-    valid = torch.zeros(len(images), num_regions, dtype=torch.bool)
-    for row, image in enumerate(images):
-        n = len(image.boxes)
-        points[row, :n], labels[row, :n], valid[row, :n] = image.points, image.labels, True
-    return points, labels, valid
+    def _tokens_and_masks(
+        self, images: Sequence[LoadedImage], encoded: EncodedImages, points: FloatArray, labels: IntArray
+    ) -> tuple[FloatArray, list[list[Rle]]]:
+        """The tokens (B, N, C) of all regions, and the n masks of each image, drawn one by one."""
+        transform = SamTransform(self.pipeline.info.sam_image_size)
+        masks: list[list[Rle]] = [[] for _ in images]
+        tokens = []
+        step = max(1, MASKS_AT_ONCE // len(images))
+        for start in range(0, labels.shape[1], step):
+            chunk = slice(start, start + step)
+            low_res, found, _ = self.pipeline.low_res_masks(encoded, points[:, chunk], labels[:, chunk])
+            tokens.append(found[:, :, 0])
+            for of_image, image, logits in zip(masks, images, low_res[:, :, 0], strict=True):
+                own = logits[: max(len(image.boxes) - start, 0)]  # (n, 4h, 4w), without padding
+                of_image += [encode_rle(mask) for mask in transform.upscale_masks(own, *image.picture.shape[:2])]
+        return np.concatenate(tokens, axis=1), masks

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
 from regionspot.errors import InputError
@@ -30,16 +29,18 @@ from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import METHODS, check_methods
 from regionspot.evaluation.proposals import Proposals
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
-from regionspot.modeling.losses import region_logits
+from regionspot.modeling.pipelines import as_pipeline
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.scores import softmax
 from regionspot.structures import Vocabulary
 
 Metrics = dict[str, Any]
 
 
 def evaluate(
-    model: RegionSpot,
+    model: RegionSpot | RegionPipeline,
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
@@ -55,7 +56,7 @@ def evaluate(
 
 
 def evaluate_methods(
-    model: RegionSpot,
+    model: RegionSpot | RegionPipeline,
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
@@ -68,7 +69,8 @@ def evaluate_methods(
     """Measure several methods on the same regions, every image encoded once.
 
     Args:
-        model: on any device; the work is done there.
+        model: on any device, the work is done there; or a pipeline of exported graphs, for the methods that need no
+            PyTorch.
         dataset: images and ground truth.
         vocabulary: the data set's class names, in the order of `dataset.class_names`, with their embeddings.
         proposals: the regions.
@@ -84,38 +86,41 @@ def evaluate_methods(
         figures for masks.
 
     Raises:
-        InputError: before anything is computed: an unknown method, a vocabulary other than the data set's classes,
-            nothing to evaluate, annotations that the rules cannot judge (see `check_ground_truth`). Later: an image
-            that cannot be read or has another size than its record says, a model that gives NaN.
+        InputError: before anything is computed: an unknown method, or one that this runtime has not, a vocabulary other
+            than the data set's classes, nothing to evaluate, annotations that the rules cannot judge (see
+            `check_ground_truth`), more regions in an image than a graph takes. Later: an image that cannot be read or
+            has another size than its record says, a model that gives NaN.
     """
+    pipeline = as_pipeline(model)
     check_ground_truth(dataset, rules, "segm" if masks else "bbox")
-    _check(dataset, vocabulary, proposals, methods, batch_size)
+    check_methods(methods, pipeline.runtime)
+    _check(dataset, vocabulary, proposals, batch_size)
+    pipeline.check_num_regions(max(map(len, proposals.boxes.values()), default=0))
     collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
     needs = [METHODS[method] for method in methods]
     encoder = BatchEncoder(
-        model,
+        pipeline,
         mask_tokens=any(method.needs_mask_tokens for method in needs),
         patch_tokens=any(method.needs_patch_tokens for method in needs),
         masks=masks,
     )
-    embedders = {method: METHODS[method].start() for method in methods}
-    with model.inference():
-        text_embeddings = torch.from_numpy(vocabulary.embeddings).to(model.device)  # (V, E)
-        for images in _loaded_batches(model, dataset, proposals, batch_size, progress):
-            batch = encoder.encode(images)
-            for method, embed in embedders.items():
-                logits = region_logits(embed(model, batch), text_embeddings, model.clip.logit_scale)  # (B, N, V)
-                collector.add(method, batch, logits.float().softmax(-1).cpu().numpy())
-    return {method: _measure(model, collector, method, masks) for method in methods}
+    module = model if isinstance(model, RegionSpot) else None
+    scorers = {method: METHODS[method].start(pipeline, module) for method in methods}
+    for images in _loaded_batches(pipeline, dataset, proposals, batch_size, progress):
+        batch = encoder.encode(images)
+        for method, score in scorers.items():
+            collector.add(method, batch, softmax(score(batch, vocabulary.embeddings)))
+    return {method: _measure(pipeline, collector, method, masks) for method in methods}
 
 
 def _loaded_batches(
-    model: RegionSpot, dataset: CocoDataset, proposals: Proposals, batch_size: int, progress: bool
+    pipeline: RegionPipeline, dataset: CocoDataset, proposals: Proposals, batch_size: int, progress: bool
 ) -> Iterator[list[LoadedImage]]:
     """All images that have regions, those with most first."""
+    sizes = pipeline.info.sam_image_size, pipeline.info.clip_image_size
 
     def load(record: ImageRecord) -> LoadedImage:
-        return load_image(dataset, record, proposals.boxes[record.id], model.sam.image_size, model.clip.image_size)
+        return load_image(dataset, record, proposals.boxes[record.id], *sizes)
 
     with_regions = [record for record in dataset.images if len(proposals.boxes[record.id])]
     records = sorted(with_regions, key=lambda record: -len(proposals.boxes[record.id]))
@@ -174,20 +179,22 @@ class _Collector:
         return Detections.concatenate([by_image[i.id] for i in self.dataset.images if i.id in by_image])
 
 
-def _measure(model: RegionSpot, collector: _Collector, method: str, masks: bool) -> tuple[Metrics, Detections]:
+def _measure(pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool) -> tuple[Metrics, Detections]:
     detections = collector.all_detections(method)
     metrics: Metrics = dict(evaluate_detections(collector.dataset, detections, collector.rules, "bbox"))
     if masks:
         metrics["segm"] = evaluate_detections(collector.dataset, detections, collector.rules, "segm")
-    metrics["protocol"] = _protocol(model, collector, method)
+    metrics["protocol"] = _protocol(pipeline, collector, method)
     return metrics, detections
 
 
-def _protocol(model: RegionSpot, collector: _Collector, method: str) -> dict[str, Any]:
+def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str) -> dict[str, Any]:
     dataset, proposals = collector.dataset, collector.proposals
     scores = f"softmax over {len(dataset.categories)} classes"
     return {
-        "model": model.name,
+        "model": pipeline.name,
+        "runtime": pipeline.runtime,
+        "precision": pipeline.precision,
         "method": METHODS[method].description,
         "rules": collector.rules,
         "proposals": proposals.source,
@@ -200,10 +207,7 @@ def _protocol(model: RegionSpot, collector: _Collector, method: str) -> dict[str
     }
 
 
-def _check(
-    dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, methods: Sequence[str], batch_size: int
-) -> None:
-    check_methods(methods)
+def _check(dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     if not dataset.images or not dataset.num_annotations:

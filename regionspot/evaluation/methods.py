@@ -1,7 +1,7 @@
-"""The ways to embed a region that are measured side by side: RegionSpot's head, two baselines, one control.
+"""The ways to score a region that are measured side by side: RegionSpot's head, two baselines, one control.
 
-Each is a function of the model and a batch of encoded images that gives region embeddings (B, N, E) in CLIP's space;
-what follows, cosines with the text embeddings and a softmax, is the same for all.
+Each is a function of a batch of encoded images and of the words' embeddings that gives logits (B, N, V). The head and
+its control go through a `RegionPipeline`, in any runtime; the baselines use CLIP's own modules, so they need PyTorch.
 """
 
 from __future__ import annotations
@@ -19,30 +19,63 @@ from torch import Tensor
 from regionspot.data.extraction import stack_images
 from regionspot.errors import InputError
 from regionspot.evaluation.batches import RegionBatch
+from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.structures import FloatArray
 from regionspot.transforms import ClipTransform, crop_boxes
 
 CROP_SCALE = 1.3
 CROP_BATCH = 256
 
+RegionScorer = Callable[[RegionBatch, FloatArray], FloatArray]
+"""Logits (B, N, V) of a batch's regions over words with embeddings (V, E); rows of padding mean nothing."""
+
+Start = Callable[[RegionPipeline, RegionSpot | None], RegionScorer]
+"""Takes the model as a pipeline, and as itself where it is there."""
+
 RegionEmbedder = Callable[[RegionSpot, RegionBatch], Tensor]
+"""Region embeddings (B, N, E) in CLIP's space."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to embed regions: what it is in words, what it needs of the encoders, and how to start one run of it."""
+    """One way to score regions: what it is in words, what it needs, and how to start one run of it."""
 
     description: str
-    start: Callable[[], RegionEmbedder] = field(repr=False)
+    start: Start = field(repr=False)
     needs_mask_tokens: bool = False
     needs_patch_tokens: bool = False
+    needs_torch: bool = False
 
 
-def embed_with_head(model: RegionSpot, batch: RegionBatch) -> Tensor:
+def score_with_head(pipeline: RegionPipeline, _: RegionSpot | None) -> RegionScorer:
     """RegionSpot itself: all regions of an image at once, padding masked out."""
-    assert batch.mask_tokens is not None and batch.patch_tokens is not None
-    embeddings: Tensor = model.head(batch.mask_tokens, batch.patch_tokens, batch.valid)  # (B, N, E)
-    return embeddings
+
+    def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
+        assert batch.mask_tokens is not None and batch.patch_tokens is not None
+        return pipeline.classify(batch.mask_tokens, batch.patch_tokens, batch.valid, text_embeddings)
+
+    return score
+
+
+def scored_by(embed: RegionEmbedder) -> Start:
+    """Cosines of what a baseline embeds, at CLIP's own scale."""
+
+    def start(_: RegionPipeline, model: RegionSpot | None) -> RegionScorer:
+        if model is None:
+            raise InputError("this baseline runs CLIP's own modules: give it the model, not a pipeline of it")
+
+        def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
+            with model.inference():
+                words = torch.from_numpy(text_embeddings).to(model.device)  # (V, E)
+                logits = region_logits(embed(model, batch), words, model.clip.logit_scale)  # (B, N, V)
+                found: FloatArray = logits.float().cpu().numpy()
+            return found
+
+        return score
+
+    return start
 
 
 def embed_clip_crops(model: RegionSpot, batch: RegionBatch) -> Tensor:
@@ -58,7 +91,7 @@ def embed_clip_crops(model: RegionSpot, batch: RegionBatch) -> Tensor:
         parts.append(model.clip.pool(model.clip.encode_image(stack_images(chunk).to(model.device))))
     embeddings = torch.cat(parts)  # (all regions, E)
     padded = embeddings.new_zeros(*batch.valid.shape, embeddings.shape[-1])
-    padded[batch.valid] = embeddings
+    padded[torch.from_numpy(batch.valid)] = embeddings
     return padded  # (B, N, E)
 
 
@@ -66,11 +99,11 @@ def embed_roi_pooled(model: RegionSpot, batch: RegionBatch) -> Tensor:
     """The mean of CLIP's patch tokens within each box, through CLIP's own last norm and projection."""
     assert batch.patch_tokens is not None
     grid = math.isqrt(batch.patch_tokens.shape[1] - 1)
-    weights = batch.patch_tokens.new_zeros(*batch.valid.shape, grid * grid)  # (B, N, L - 1)
+    weights = np.zeros((*batch.valid.shape, grid * grid), np.float32)  # (B, N, L - 1)
     for row, image in zip(weights, batch.images, strict=True):
         height, width = image.picture.shape[:2]
-        row[: len(image.boxes)] = torch.from_numpy(cell_weights(image.boxes, height, width, grid))
-    pooled = (weights @ batch.patch_tokens[:, 1:]).flatten(0, 1)  # (B * N, D)
+        row[: len(image.boxes)] = cell_weights(image.boxes, height, width, grid)
+    pooled = torch.from_numpy(weights @ batch.patch_tokens[:, 1:]).to(model.device).flatten(0, 1)  # (B * N, D)
     as_sequence = pooled.unsqueeze(1).expand(-1, 2, -1)  # twice: as the class token, and as the mean of the patches
     return model.clip.pool(as_sequence).unflatten(0, batch.valid.shape)  # (B, N, E)
 
@@ -95,30 +128,39 @@ class ConstantToken:
     The token is the mean over the first batch, and stays that for the whole run.
     """
 
-    def __init__(self) -> None:
-        self._token: Tensor | None = None
+    def __init__(self, pipeline: RegionPipeline, _: RegionSpot | None = None) -> None:
+        self._pipeline = pipeline
+        self._token: FloatArray | None = None
 
-    def __call__(self, model: RegionSpot, batch: RegionBatch) -> Tensor:
+    def __call__(self, batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
         assert batch.mask_tokens is not None and batch.patch_tokens is not None
         if self._token is None:
             self._token = batch.mask_tokens[batch.valid].mean(0)  # (C,)
-        same = self._token.expand_as(batch.mask_tokens)
-        embeddings: Tensor = model.head(same, batch.patch_tokens, batch.valid)  # (B, N, E)
-        return embeddings
+        same = np.tile(self._token, (*batch.valid.shape, 1))  # (B, N, C)
+        return self._pipeline.classify(same, batch.patch_tokens, batch.valid, text_embeddings)
 
 
 METHODS: dict[str, Method] = {
-    "head": Method("RegionSpot's head", lambda: embed_with_head, needs_mask_tokens=True, needs_patch_tokens=True),
-    "clip_crops": Method(f"CLIP on box crops ×{CROP_SCALE}", lambda: embed_clip_crops),
-    "roi_pooling": Method("CLIP's patch tokens, RoI-pooled", lambda: embed_roi_pooled, needs_patch_tokens=True),
+    "head": Method("RegionSpot's head", score_with_head, needs_mask_tokens=True, needs_patch_tokens=True),
+    "clip_crops": Method(f"CLIP on box crops ×{CROP_SCALE}", scored_by(embed_clip_crops), needs_torch=True),
+    "roi_pooling": Method(
+        "CLIP's patch tokens, RoI-pooled", scored_by(embed_roi_pooled), needs_patch_tokens=True, needs_torch=True
+    ),
     "constant_token": Method(
         "the head with one constant mask token", ConstantToken, needs_mask_tokens=True, needs_patch_tokens=True
     ),
 }
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Raises InputError for a method that is not in METHODS, or none at all."""
+def check_methods(names: Sequence[str], runtime: str = "torch") -> None:
+    """Raises InputError for a method that is not in METHODS, or not in this runtime, or none at all."""
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise InputError(f"unknown methods {unknown}: choose from {', '.join(METHODS)}")
+    wanting = [name for name in names if METHODS[name].needs_torch]
+    if wanting and runtime != "torch":
+        anywhere = ", ".join(name for name, method in METHODS.items() if not method.needs_torch)
+        raise InputError(
+            f"{' and '.join(wanting)} run CLIP's own modules in PyTorch, not exported graphs in {runtime}: leave out "
+            f"--runtime and --artifacts, or choose from {anywhere}"
+        )

@@ -46,7 +46,7 @@ class SamBackbone(Frozen):
     def __init__(self, sam: Sam, prompt_chunk: int = 8) -> None:
         super().__init__()
         self.sam = freeze(sam)
-        self.token_decoder = TokenDecoder(sam)
+        self.token_decoder = freeze(TokenDecoder(sam))
         self.prompt_chunk = prompt_chunk
 
     @property

@@ -203,7 +203,8 @@ class TokenDecoder(nn.Module):
             self.final_key @ rescaled,
             self.final_value @ rescaled,
         ]
-        statistics = [centred.square().sum(1), rescaled.square().sum(1), self.drift @ rescaled]
+        along_drift = (self.drift[None] @ rescaled)[:, 0]  # (B, M); of a vector's product TensorRT thinks B = 1
+        statistics = [centred.square().sum(1), rescaled.square().sum(1), along_drift]
         assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
         return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
 

@@ -9,15 +9,17 @@ import torch
 
 from regionspot.config import TrainConfig
 from regionspot.data.dataset import TrainingSet, load_training_set
-from regionspot.data.extraction import FeatureExtractor, describe_cache, make_cache, weights_fingerprint
+from regionspot.data.extraction import FeatureExtractor, describe_cache, make_cache
 from regionspot.data.feature_cache import FeatureCache, check_space
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.devices import resolve_device
 from regionspot.modeling.head import RegionHead
+from regionspot.modeling.pipelines import pipeline_from_backbones, weights_fingerprint
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
+from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.training.optim import Precision
 
 
@@ -49,8 +51,8 @@ class Setup:
         sam, clip = backbones or create_backbones(model.preset, model.sam_weights, model.clip_weights)
         sam, clip = sam.to(device), clip.to(device)
         features = config.features
-        cached_clip = None if config.augmentation else clip
-        extractor = FeatureExtractor(sam, cached_clip, features.multimask, features.dtype)
+        pipeline = _feature_pipeline(config, sam, clip)
+        extractor = FeatureExtractor(pipeline, config.augmentation is None, features.multimask, features.dtype)
         caches = [make_cache(features.cache_dir, s, extractor, features.images_per_shard) for s in sets]
         return cls(config, device, precision, sam, clip, sets, extractor, caches)
 
@@ -85,6 +87,8 @@ class Setup:
         """The plan, for people."""
         config, epochs = self.config, self._epochs()
         lines = [f"run {config.name}: {config.model.preset} on {self.device}"]
+        if config.features.runtime != "torch":
+            lines.append(f"features by {config.features.runtime} from {config.features.artifacts}")
         for training_set, epoch in zip(self.sets, epochs, strict=True):
             dropped = f"; left out {training_set.dropped_images} images, {training_set.dropped_regions} regions"
             lines.append(
@@ -111,6 +115,28 @@ class Setup:
         ratios = [dataset.ratio for dataset in self.config.datasets]
         images = self.config.steps * self.config.batch_size
         return [images * r / sum(ratios) / len(s) for r, s in zip(ratios, self.sets, strict=True)]
+
+
+def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone) -> RegionPipeline:
+    """What extracts features: the towers themselves, or artefacts that were made of them.
+
+    Raises:
+        InputError: the artefacts are of another model, or of other weights of its CLIP.
+    """
+    features = config.features
+    if features.artifacts is None:
+        return pipeline_from_backbones(sam, clip, config.model.preset)
+    from regionspot.runtime.artifacts import pipeline_from_artifacts
+
+    pipeline = pipeline_from_artifacts(features.artifacts, features.runtime, features.precision, device=config.device)
+    expected = (config.model.preset, clip.fingerprint())
+    if (pipeline.info.name, pipeline.info.text_fingerprint) != expected:
+        raise InputError(
+            f"features.artifacts {features.artifacts} is of {pipeline.info.name}, and this run of {expected[0]}"
+            + ("" if pipeline.info.name != expected[0] else " with other weights of CLIP")
+            + ": export this run's model, or set features.runtime=torch"
+        )
+    return pipeline
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:

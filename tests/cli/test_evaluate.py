@@ -53,7 +53,7 @@ def test_table_and_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = ["--methods", methods, "--iou-type", "both", "--device", "cpu", "--json", str(metrics_file)]
     assert run(data, *arguments, "--detections", str(detections_file)) == 0
     output = capsys.readouterr().out
-    assert "regionspot_mini on 2 images, 2 regions: ground-truth boxes" in output
+    assert "regionspot_mini by torch in fp32 on 2 images, 2 regions: ground-truth boxes" in output
     assert "LVIS rules; score = softmax over 2 classes; the 900 best" in output
     assert "300 per image judged" in output
     for word in ("boxes", "masks", "AP_novel", *methods.split(",")):
@@ -114,7 +114,7 @@ def test_annotations_are_checked_before_the_model_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("regionspot.cli.evaluate.load_model", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("regionspot.cli.evaluate.load_recognizer", lambda _: pytest.fail("loaded"))
     content = json.loads(data.read_text())
     for entry in (*content["images"], *content["annotations"]):
         entry.pop(lacking, None)
@@ -141,8 +141,9 @@ def test_a_missing_evaluator_is_named() -> None:
 
 
 def test_a_group_without_classes_is_a_dash() -> None:
-    protocol: dict[str, Any] = {"model": "m", "images": 1, "regions": 2, "proposals": "p", "rules": "coco"}
-    protocol |= {"scores": "s", "pairs_per_image": 900, "detections_judged": "d", "boxes_dropped": 3}
+    protocol: dict[str, Any] = {"model": "m", "runtime": "torch", "precision": "fp32", "images": 1, "regions": 2}
+    protocol |= {"proposals": "p", "rules": "coco", "scores": "s", "pairs_per_image": 900}
+    protocol |= {"detections_judged": "d", "boxes_dropped": 3}
     table = format_table({"head": dict.fromkeys(COLUMNS, 12.345) | {"APr": None, "protocol": protocol}})
     assert table.splitlines()[-1].split() == ["head", *["12.3"] * 6, "–", *["12.3"] * 4]
     assert "3 proposals left out" in table

@@ -129,7 +129,7 @@ def test_masks_of_different_sizes(photo: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_masks_are_read_before_the_model_is_loaded(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regionspot.cli.predict.load_model", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr("regionspot.cli.predict.load_recognizer", lambda _: pytest.fail("loaded"))
     assert main(["predict", str(photo), *ASKED, "--mask", "none.png"]) == 2
 
 

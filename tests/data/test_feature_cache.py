@@ -23,6 +23,7 @@ from regionspot.data.extraction import FeatureExtractor, fill_caches, make_cache
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.clip import ClipBackbone
+from regionspot.modeling.pipelines import pipeline_from_backbones
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
 from regionspot.structures import Prompts
@@ -200,6 +201,10 @@ def backbones() -> tuple[SamBackbone, ClipBackbone]:
     return create_backbones("regionspot_mini", random_weights=0)
 
 
+def extractor_of(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> FeatureExtractor:
+    return FeatureExtractor(pipeline_from_backbones(sam, clip), **options)
+
+
 def filled(root: Path, training_set: TrainingSet, extractor: FeatureExtractor, **options: Any) -> FeatureCache:
     cache = make_cache(root / "cache", training_set, extractor, images_per_shard=2)
     fill_caches([cache], extractor, say=lambda _: None, **options)
@@ -213,7 +218,7 @@ def test_features_are_those_of_each_image_by_itself(
 ) -> None:
     sam, clip = backbones
     training_set = make_set(tmp_path / "pictures")
-    extractor = FeatureExtractor(sam, clip if with_clip else None, multimask)
+    extractor = extractor_of(sam, clip, maps=with_clip, multimask=multimask)
     store = filled(tmp_path, training_set, extractor, batch_size=3).load()
     for index, path in enumerate(training_set.paths):
         tokens, maps = store.gather(np.array([index]))
@@ -236,7 +241,7 @@ def test_features_are_those_of_each_image_by_itself(
 def test_a_damaged_shard_alone_is_computed_again(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_set, extractor = make_set(tmp_path / "pictures"), FeatureExtractor(*backbones, dtype="float16")
+    training_set, extractor = make_set(tmp_path / "pictures"), extractor_of(*backbones, dtype="float16")
     cache = filled(tmp_path, training_set, extractor)
     whole = [cache.shard_path(shard).read_bytes() for shard in range(3)]
     damaged = bytearray(whole[1])
@@ -261,13 +266,14 @@ def test_a_damaged_shard_alone_is_computed_again(
 
 def test_changed_weights_make_a_new_cache(tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]) -> None:
     training_set = make_set(tmp_path / "pictures")
-    first = make_cache(tmp_path, training_set, FeatureExtractor(*backbones), 2)
-    other = FeatureExtractor(*create_backbones("regionspot_mini", random_weights=1))
-    assert first.directory != make_cache(tmp_path, training_set, other, 2).directory
-    with_other_clip = FeatureExtractor(backbones[0], other.clip)
-    assert first.key != make_cache(tmp_path, training_set, with_other_clip, 2).key
-    without = make_cache(tmp_path, training_set, FeatureExtractor(backbones[0], None), 2)
-    assert without.key == make_cache(tmp_path, training_set, FeatureExtractor(backbones[0], None), 2).key
+
+    def key(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> str:
+        return make_cache(tmp_path, training_set, extractor_of(sam, clip, **options), 2).key
+
+    (sam, clip), (other_sam, other_clip) = backbones, create_backbones("regionspot_mini", random_weights=1)
+    keys = [key(sam, clip), key(other_sam, clip), key(sam, other_clip), key(sam, clip, maps=False)]
+    assert len(set(keys)) == 4
+    assert key(sam, other_clip, maps=False) == keys[3]
 
 
 KILLED = """
@@ -276,7 +282,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_feature_cache import *
 torch.set_num_threads(1)
-extractor = FeatureExtractor(*create_backbones("regionspot_mini", random_weights=0))
+extractor = extractor_of(*create_backbones("regionspot_mini", random_weights=0))
 filled(Path(sys.argv[2]), make_set(Path(sys.argv[2]) / "pictures", (1,) * 60), extractor, batch_size=1)
 """
 
@@ -296,7 +302,7 @@ def test_killed_in_the_middle_finished_shards_are_kept(
     assert 3 <= len(finished) < 30
 
     training_set = make_set(tmp_path / "pictures", (1,) * 60)
-    cache = filled(tmp_path, training_set, FeatureExtractor(*backbones))
+    cache = filled(tmp_path, training_set, extractor_of(*backbones))
     assert cache.missing_shards() == ([], [])
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
@@ -304,7 +310,7 @@ def test_killed_in_the_middle_finished_shards_are_kept(
 def test_what_a_killed_run_left_half_written_is_deleted(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]
 ) -> None:
-    training_set, extractor = make_set(tmp_path / "pictures"), FeatureExtractor(*backbones)
+    training_set, extractor = make_set(tmp_path / "pictures"), extractor_of(*backbones)
     directory = filled(tmp_path, training_set, extractor).directory
     leftover, running = (directory / f".shard_00001.safetensors.{pid}.1.tmp" for pid in (1, 2))
     for path in (leftover, running):
@@ -318,7 +324,7 @@ def test_the_estimate_comes_before_the_work(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    extractor = FeatureExtractor(*backbones)
+    extractor = extractor_of(*backbones)
     cache = make_cache(tmp_path, make_set(tmp_path / "pictures"), extractor, 2)
     monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"already at work; said {said}"))
     with pytest.raises(pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"):

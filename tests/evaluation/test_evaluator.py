@@ -18,9 +18,10 @@ from regionspot.errors import InputError
 from regionspot.evaluation.batches import BatchEncoder, load_image
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.evaluator import evaluate, evaluate_methods
-from regionspot.evaluation.methods import METHODS, cell_weights, embed_clip_crops, embed_roi_pooled, embed_with_head
+from regionspot.evaluation.methods import METHODS, cell_weights, embed_clip_crops, embed_roi_pooled
 from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.masks import decode_rle, encode_rle
+from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.structures import Vocabulary
@@ -95,16 +96,17 @@ def test_vocabulary_of_the_regions_themselves_is_perfect(
 ) -> None:
     """With each object's own embedding as its class's text embedding nothing is mistaken, but by the control."""
     monkeypatch.setattr(type(model.clip), "logit_scale", 1e5)  # random weights embed all regions much alike
-    embed = METHODS[method].start()
+    pipeline = pipeline_from_model(model)
+    score, axes = METHODS[method].start(pipeline, model), np.eye(model.clip.embed_dim, dtype=np.float32)
     embeddings = np.zeros((NUM_OBJECTS, model.clip.embed_dim), np.float32)
     position = 0
-    with torch.inference_mode():
-        for record in sorted(dataset.images, key=lambda image: image.id):
-            boxes = proposals.boxes[record.id]
-            if len(boxes):
-                image = load_image(dataset, record, boxes, model.sam.image_size, model.clip.image_size)
-                embeddings[position : position + len(boxes)] = embed(model, BatchEncoder(model).encode([image]))[0]
-                position += len(boxes)
+    for record in sorted(dataset.images, key=lambda image: image.id):
+        boxes = proposals.boxes[record.id]
+        if len(boxes):
+            image = load_image(dataset, record, boxes, model.sam.image_size, model.clip.image_size)
+            cosines_with_axes = score(BatchEncoder(pipeline).encode([image]), axes)[0]  # the embeddings, scaled
+            embeddings[position : position + len(boxes)] = cosines_with_axes
+            position += len(boxes)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     own = Vocabulary(dataset.class_names, embeddings)
     metrics, detections = evaluate(model, dataset, own, proposals, method, "coco", batch_size=3, progress=False)
@@ -132,11 +134,11 @@ def test_scores_are_the_models_own(
     detections = evaluate(model, dataset, vocabulary, proposals, progress=False)[1]
     record = dataset.images[0]
     image = load_image(dataset, record, proposals.boxes[1], model.sam.image_size, model.clip.image_size)
+    batch = BatchEncoder(pipeline_from_model(model)).encode([image])
+    assert batch.mask_tokens is not None and batch.patch_tokens is not None
+    inputs = [torch.from_numpy(array) for array in (batch.mask_tokens, batch.patch_tokens, vocabulary.embeddings)]
     with torch.inference_mode():
-        batch = BatchEncoder(model).encode([image])
-        assert batch.mask_tokens is not None and batch.patch_tokens is not None
-        text = torch.from_numpy(vocabulary.embeddings)
-        expected = model.classify(batch.mask_tokens, batch.patch_tokens, text)[0].softmax(-1).numpy()
+        expected = model.classify(*inputs)[0].softmax(-1).numpy()
     order = np.lexsort(proposals.boxes[1].T)
     np.testing.assert_allclose(scores_of(detections, 1, 3), expected[order], atol=1e-5)
     assert (np.diff(detections.scores[detections.image_ids == 1]) <= 0).all()
@@ -214,6 +216,8 @@ def test_the_protocol_is_stated(
 ) -> None:
     assert evaluate(model, dataset, vocabulary, proposals, progress=False)[0]["protocol"] == {
         "model": "regionspot_mini",
+        "runtime": "torch",
+        "precision": "fp32",
         "method": "RegionSpot's head",
         "rules": "lvis",
         "proposals": "ground-truth boxes",
@@ -243,15 +247,17 @@ def test_whole_image_box_gives_clips_own_embedding_of_it(model: RegionSpot, data
     record = dataset.images[3]
     whole = np.array([[0.0, 0.0, record.width, record.height]])
     image = load_image(dataset, record, whole, model.sam.image_size, model.clip.image_size)
+    batch = BatchEncoder(pipeline_from_model(model)).encode([image])
+    assert batch.patch_tokens is not None
+    patch_tokens = torch.from_numpy(batch.patch_tokens)
     with torch.inference_mode():
-        batch = BatchEncoder(model).encode([image])
-        assert batch.patch_tokens is not None
-        torch.testing.assert_close(embed_clip_crops(model, batch)[0], model.clip.pool(batch.patch_tokens))
-        mean = batch.patch_tokens[:, 1:].mean(1, keepdim=True)
+        torch.testing.assert_close(
+            embed_clip_crops(model, batch)[0], model.clip.pool(patch_tokens), rtol=1e-4, atol=1e-5
+        )
+        mean = patch_tokens[:, 1:].mean(1, keepdim=True)
         torch.testing.assert_close(
             embed_roi_pooled(model, batch)[0], model.clip.pool(mean.expand(-1, 2, -1)), rtol=1e-4, atol=1e-5
         )
-        assert embed_with_head(model, batch).shape == (1, 1, model.clip.embed_dim)
 
 
 def test_cell_weights() -> None:
@@ -306,23 +312,27 @@ def test_annotations_that_cannot_be_judged_are_named_before_anything_is_computed
 
 
 def test_masks_and_tokens_take_one_pass_of_the_decoder(
-    model: RegionSpot, dataset: CocoDataset, proposals: Proposals
+    model: RegionSpot, dataset: CocoDataset, proposals: Proposals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = (model.sam.image_size, model.clip.image_size)
     images = [load_image(dataset, dataset.images[index], proposals.boxes[index + 1], *sizes) for index in (0, 1)]
-    prompts: list[int] = []
-    handle = model.sam.sam.mask_decoder.transformer.register_forward_hook(
-        lambda _module, inputs, _output: prompts.append(len(inputs[0]))
-    )
-    with torch.inference_mode():
-        with_masks = BatchEncoder(model, masks=True).encode(images)
-        assert sum(prompts) == len(BOXES[0]) + len(BOXES[1])
-        handle.remove()
-        without = BatchEncoder(model).encode(images)
+    pipeline, graphs = pipeline_from_model(model), []
+    run = pipeline._run
+
+    def noted(graph: str, *arguments: Any, **options: Any) -> Any:
+        graphs.append(graph)
+        return run(graph, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "_run", noted)
+    with_masks = BatchEncoder(pipeline, masks=True).encode(images)
+    encoders = ["sam_image_encoder", "sam_token_decoder_image"]
+    assert graphs == [*encoders, "sam_mask_decoder", "clip_image_encoder"]
+    without = BatchEncoder(pipeline).encode(images)
+    assert graphs[4:] == [*encoders, "sam_token_decoder_prompts", "clip_image_encoder"]
     assert with_masks.mask_tokens is not None and without.mask_tokens is not None and with_masks.masks is not None
     assert [len(masks) for masks in with_masks.masks] == [3, 1]
     valid = without.valid
-    torch.testing.assert_close(with_masks.mask_tokens[valid], without.mask_tokens[valid], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(with_masks.mask_tokens[valid], without.mask_tokens[valid], rtol=1e-4, atol=1e-5)
 
 
 def test_unfit_images_are_named(

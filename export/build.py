@@ -1,0 +1,343 @@
+"""Make every artefact of a plan, compare each with the model as soon as it is there, and keep the manifest true.
+
+Whatever happens to one artefact is a row of the table; the others are made all the same. The manifest is written after
+each, so that a run that was killed can go on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from regionspot.errors import ArtifactError, InputError, RegionSpotError
+from regionspot.export.inputs import ParityInputs
+from regionspot.export.manifest import git_commit, preprocessing_of, tensors_fingerprint, versions
+from regionspot.export.parity import Parity, verify_graph, verify_pipeline, why_not_here
+from regionspot.export.plan import Step
+from regionspot.export.report import Report, in_words
+from regionspot.modeling.graphs import graph_module, model_info
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
+from regionspot.runtime.engine_file import FLAVOURS, file_sha256, sidecar_path
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.run_graph import TIMEOUT_S
+from regionspot.runtime.runtimes import FORMAT_RUNTIME
+from regionspot.runtime.tolerance import TOLERANCES, tolerance_for
+
+PIPELINE_GRAPHS = (
+    "sam_image_encoder",
+    "clip_image_encoder",
+    "sam_token_decoder_image",
+    "sam_token_decoder_prompts",
+    "region_head",
+)
+"""What recognising a picture takes."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """For TensorRT's engines, see `regionspot.export.trt_engine.build_engine`."""
+
+    compute_capabilities: tuple[int, ...] | None = None
+    optimization_level: int = 3
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to export.
+
+    Args:
+        out: the directory of artefacts.
+        resume: keep what is there, intact, equal to the model, and would be made the same way.
+        source: what the manifest says of the weights' origin: files, or the seed of random ones.
+        engine: for TensorRT.
+        threads: of CPU runtimes, while artefacts are verified.
+        timeout_s: for running one artefact.
+    """
+
+    out: Path
+    resume: bool = False
+    source: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineOptions = EngineOptions()
+    threads: int | None = None
+    timeout_s: float = TIMEOUT_S
+
+
+def export(
+    model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, settings: Settings, say: Say = print
+) -> Report:
+    """Make what `steps` say, sources first, as `make_plan` gives them.
+
+    Args:
+        inputs: what to compare on, and to calibrate int8 with.
+        say: takes lines of progress.
+
+    Raises:
+        InputError: the directory holds artefacts of another model.
+        ArtifactError: its manifest is damaged, or cannot be written.
+    """
+    build = _Build(model, inputs, settings, say, _open_manifest(model, settings, say), len(steps))
+    entries: list[GraphEntry] = []
+    for spec, of_graph in groupby(steps, key=lambda step: step.spec):
+        entries += build.graph(spec, list(of_graph))
+    kinds = dict.fromkeys((step.format, step.precision) for step in steps)
+    rows = [row for kind in kinds if (row := build.end_to_end(*kind)) is not None]
+    return Report(tuple(entries), tuple(rows))
+
+
+class _Build:
+    """The state of one export: the manifest as it grows."""
+
+    def __init__(
+        self, model: RegionSpot, inputs: ParityInputs, settings: Settings, say: Say, manifest: Manifest, total: int
+    ) -> None:
+        self.model, self.inputs, self.settings, self.say = model, inputs, settings, say
+        self.manifest, self.total, self.done = manifest, total, 0
+
+    def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
+        """Make and verify every artefact of one graph. The reference is computed once, where it is needed."""
+        weights = tensors_fingerprint(graph_module(self.model, spec.name))
+        entries = []
+        for step in steps:
+            self.done += 1
+            entry = self._step(step, weights)
+            self.manifest = self.manifest.with_entry(entry)
+            self.manifest.save()
+            self.say(f"[{self.done}/{self.total}] {step.title}: {in_words(entry)}")
+            entries.append(entry)
+        self.inputs.forget(spec)
+        return entries
+
+    def _step(self, step: Step, weights: str) -> GraphEntry:
+        made_with = versions(step.format)
+        recipe = self._recipe(step, weights, made_with)
+        if self.settings.resume and (kept := self._still_good(step, recipe)) is not None:
+            return kept
+        self.manifest = self.manifest.without(step.key)
+        self.manifest.save()  # nothing half-made is listed
+        entry = GraphEntry(step.spec, step.format, step.precision, weights=weights, recipe=recipe, versions=made_with)
+        entry = replace(entry, tolerance=tolerance_for(step.format, step.precision).name)
+        self.say(f"[{self.done}/{self.total}] {step.title}: making")
+        began = time.monotonic()
+        try:
+            self._make(step)
+        except Exception as error:  # exporters and converters raise almost anything
+            reason = self._shortened(f"making it failed: {_first_line(error)}")
+            return replace(entry, passed=False, reason=reason, build_s=round(time.monotonic() - began, 2))
+        files = files_of(self.settings.out / step.file, step.format)
+        entry = replace(
+            entry,
+            file=step.file,
+            files={path.relative_to(self.settings.out).as_posix(): file_sha256(path) for path in files},
+            size_bytes=sum(path.stat().st_size for path in files),
+            build_s=round(time.monotonic() - began, 2),
+        )
+        return self._verified(entry)
+
+    def _still_good(self, step: Step, recipe: str) -> GraphEntry | None:
+        """The entry of an earlier run, verified now if it could not be then; None where it must be made again."""
+        entry = self.manifest.get(*step.key)
+        if entry is None or entry.recipe != recipe or entry.passed is False:
+            return None
+        try:
+            path = self.manifest.verify(entry)
+        except ArtifactError:
+            return None
+        if entry.passed is None and why_not_here(FORMAT_RUNTIME[entry.format], entry.precision, path) is None:
+            return self._verified(entry)
+        return entry
+
+    def _verified(self, entry: GraphEntry) -> GraphEntry:
+        assert entry.file is not None
+        parity = verify_graph(
+            self.settings.out / entry.file,
+            entry.spec,
+            FORMAT_RUNTIME[entry.format],
+            entry.precision,
+            self.inputs.trials(entry.spec),
+            tolerance_for(entry.format, entry.precision),
+            self.settings.threads,
+            timeout_s=self.settings.timeout_s,
+        )
+        return with_parity(entry, replace(parity, reason=self._shortened(parity.reason)))
+
+    def _make(self, step: Step) -> None:
+        path = self.settings.out / step.file
+        for old in files_of(path, step.format):
+            old.unlink(missing_ok=True)
+        if step.source is None:
+            from regionspot.export.onnx_graph import export_onnx
+
+            export_onnx(self.model, step.spec, path, {"preprocessing": self.manifest.preprocessing.fingerprint()})
+            return
+        source = self.settings.out / step.source.file
+        if not source.is_file():
+            raise ArtifactError(f"{step.source.title}, which it is made from, was not made")
+        if step.format == "openvino":
+            from regionspot.export.openvino_ir import convert
+
+            convert(source, path, step.precision)
+        elif step.format in FLAVOURS:
+            self._make_engine(step, source, path)
+        elif step.precision == "int8":
+            from regionspot.export.quantization import quantize
+
+            quantize(source, self.inputs.calibration(step.spec), path)
+        else:
+            from regionspot.export.precision import write_half
+
+            write_half(source, path, step.precision)
+
+    def _make_engine(self, step: Step, source: Path, path: Path) -> None:
+        from regionspot.export.trt_engine import build_engine
+        from regionspot.export.trt_progress import PERCENT
+        from regionspot.progress import Progress
+
+        options = self.settings.engine
+        if step.format == "tensorrt":  # for the GPU here, whatever others are for
+            options = replace(options, compute_capabilities=None)
+        with Progress(f"building {step.title}", PERCENT, "percent") as progress:
+            build_engine(source, step.spec, path, step.format, **asdict(options), progress=progress)
+
+    def _recipe(self, step: Step, weights: str, made_with: Mapping[str, str]) -> str:
+        """What would make the same file again has the same recipe."""
+        content: dict[str, Any] = {
+            "weights": weights,
+            "preprocessing": self.manifest.preprocessing.fingerprint(),
+            "graph": repr(step.spec),
+            "kind": step.key,
+            "versions": dict(made_with),
+        }
+        if step.source is not None:
+            source = self.manifest.get(*step.source.key)
+            content["source"] = source.sha256 if source else None
+        if step.format in FLAVOURS:
+            engine = self.settings.engine
+            content["engine"] = [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]
+        if step.precision == "int8":
+            content["calibration"] = self.inputs.calibration_fingerprint()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _shortened(self, reason: str) -> str:
+        """Without the directory, which the manifest lies in and may leave with it."""
+        return reason.replace(f"{self.settings.out}/", "")
+
+    def end_to_end(self, artefact_format: str, precision: str) -> Mapping[str, Any] | None:
+        """The row of a whole pipeline, kept where nothing of it changed; None where a graph of it is not there."""
+        of = _pipeline_fingerprint(self.manifest, artefact_format, precision)
+        if of is None:
+            return None
+        kept = next((row for row in self.manifest.end_to_end if row["of"] == of), None)
+        if kept is not None and kept["passed"] and self.settings.resume:
+            return kept
+        self.say(f"end to end, {artefact_format} {precision}: running")
+        text = self.manifest.get("clip_text_encoder", artefact_format, precision)
+        head = self.manifest.find("region_head", artefact_format, precision)
+        recognizer = recognizer_spec(self.inputs.specs["region_recognizer"], head.spec)
+        found = verify_pipeline(
+            self.settings.out,
+            FORMAT_RUNTIME[artefact_format],
+            precision,
+            self.inputs.pipeline_trials(recognizer, text is not None and text.file is not None),
+            tolerance_for(artefact_format, precision),
+            self.settings.threads,
+            self.settings.timeout_s,
+        )
+        row = {"format": artefact_format, "precision": precision, "of": of, **found.to_json()}
+        row["reason"] = self._shortened(found.reason)
+        self.manifest = replace(self.manifest, end_to_end=(*_still_true(self.manifest, of), row))
+        self.manifest.save()
+        return row
+
+
+def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: str) -> str | None:
+    """Changes with any file of a pipeline; None where one is missing."""
+    used = [manifest.get(name, artefact_format, precision) for name in PIPELINE_GRAPHS]
+    text = manifest.get("clip_text_encoder", artefact_format, precision)
+    files = [entry.sha256 if entry else None for entry in used]
+    if None in files:
+        return None
+    content = [artefact_format, precision, *files, text.sha256 if text else None]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _still_true(manifest: Manifest, but: str | None = None) -> tuple[Mapping[str, Any], ...]:
+    """The rows of pipelines whose files have not changed since, `but` one."""
+    return tuple(
+        row
+        for row in manifest.end_to_end
+        if row["of"] != but and row["of"] == _pipeline_fingerprint(manifest, row["format"], row["precision"])
+    )
+
+
+def recognizer_spec(recognizer: GraphSpec, head: GraphSpec) -> GraphSpec:
+    """The spec of `region_recognizer` with the sizes that a head takes: what a pipeline in its place can be asked."""
+    return replace(recognizer, ranges={**recognizer.ranges, **head.ranges})
+
+
+def files_of(path: Path, artefact_format: str) -> list[Path]:
+    """The file to open and what belongs to it, as far as they are there."""
+    companions = {"onnx": [path.with_name(f"{path.name}.data")], "openvino": [path.with_suffix(".bin")]}
+    every = [path, *companions.get(artefact_format, [sidecar_path(path)])]
+    return [file for file in every if file.is_file()]
+
+
+def with_parity(entry: GraphEntry, parity: Parity) -> GraphEntry:
+    """The entry with a verdict on it."""
+    worst = parity.worst
+    return replace(
+        entry,
+        passed=parity.passed,
+        reason=parity.reason,
+        max_abs_diff=worst.max_abs_diff if worst else None,
+        cosine=worst.cosine if worst else None,
+        sqnr_db=worst.sqnr_db if worst else None,
+        outputs={name: difference.to_json() for name, difference in parity.outputs.items()},
+        tolerance=parity.tolerance.name,
+    )
+
+
+def _open_manifest(model: RegionSpot, settings: Settings, say: Say) -> Manifest:
+    """What is in the directory already of this model, or an empty one.
+
+    Graphs of other weights are left out: two versions of a model must not stand in one directory.
+    """
+    info = model_info(model)
+    manifest = Manifest(settings.out, info, preprocessing_of(model))
+    if (settings.out / MANIFEST).exists():
+        manifest = Manifest.load(settings.out)
+        if manifest.model.name != info.name:
+            raise InputError(
+                f"{settings.out} holds artefacts of {manifest.model.name}, and this model is {info.name}: name another "
+                "directory with --out, or delete that one"
+            )
+        names = {entry.name for entry in manifest.graphs}
+        weights = {name: tensors_fingerprint(graph_module(model, name)) for name in names}
+        for entry in manifest.graphs:
+            if entry.weights != weights[entry.name]:
+                say(f"{entry.title} is of other weights and is dropped from the manifest")
+                manifest = manifest.without(entry.key)
+    return replace(
+        manifest,
+        model=info,
+        preprocessing=preprocessing_of(model),
+        source=dict(settings.source),
+        git_commit=git_commit(),
+        tolerances={tolerance.name: tolerance.to_json() for tolerance in TOLERANCES.values()},
+        end_to_end=_still_true(manifest),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    message = (str(error).strip().splitlines() or [""])[0]
+    return message if isinstance(error, RegionSpotError) else f"{type(error).__name__}: {message}"

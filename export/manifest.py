@@ -1,0 +1,78 @@
+"""What goes into a manifest besides the graphs: fingerprints of weights, preprocessing, versions, the commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import nn
+
+import regionspot
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.preprocessing import Preprocessing
+
+PACKAGES = {
+    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx-cu13-libs",),
+}
+"""The distributions that an artefact of a format depends on; later formats are made from ONNX."""
+
+
+def preprocessing_of(model: RegionSpot) -> Preprocessing:
+    """What happens to a picture before and in this model's graphs."""
+    return Preprocessing.of_this_release(
+        sam_mean=_numbers(model.sam.sam.pixel_mean),
+        sam_std=_numbers(model.sam.sam.pixel_std),
+        clip_mean=_numbers(model.clip.image_mean),
+        clip_std=_numbers(model.clip.image_std),
+    )
+
+
+def tensors_fingerprint(module: nn.Module) -> str:
+    """32 hexadecimal digits that change with any parameter or buffer of a module, those that are not saved included."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions(artefact_format: str) -> dict[str, str]:
+    """Release -> version of everything that an artefact of this format is made with; what is absent is left out."""
+    names = (*PACKAGES["onnx"], *(PACKAGES[artefact_format] if artefact_format != "onnx" else ()))
+    found = {"regionspot": regionspot.__version__, "python": platform.python_version()}
+    return found | {name: version for name in names if (version := version_of(name)) is not None}
+
+
+def version_of(distribution: str) -> str | None:
+    """Of an installed distribution."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, with "+changes" where it was edited since; None elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _numbers(buffer: torch.Tensor) -> tuple[float, ...]:
+    return tuple(float(value) for value in buffer.flatten().tolist())

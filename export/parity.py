@@ -1,0 +1,210 @@
+"""Is an artefact equal to the model? Outputs compared name by name, then the whole pipeline on pictures.
+
+Artefacts run in child processes (`regionspot.runtime.run_graph`): whatever a runtime does, the answer is a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regionspot.errors import ArtifactError
+from regionspot.export.inputs import Trial
+from regionspot.runtime.engine_file import FLAVOURS, read_sidecar
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.run_graph import TIMEOUT_S, graph_request, pipeline_request, run_in_child
+from regionspot.runtime.runner import Array
+from regionspot.runtime.scores import softmax
+from regionspot.runtime.tolerance import Difference, Tolerance, measure, worst
+
+TIE = 1e-4
+"""Two classes whose probabilities differ by no more are equally good: either may come out first."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What comparing one graph came to.
+
+    Args:
+        passed: None where it could not be run here; `reason` then says why, as it does where it failed.
+        outputs: the worst of all samples for each output; empty where nothing could be compared.
+    """
+
+    tolerance: Tolerance
+    passed: bool | None
+    reason: str = ""
+    outputs: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Difference | None:
+        """Of all outputs."""
+        return worst(list(self.outputs.values())) if self.outputs else None
+
+    def to_json(self) -> dict[str, Any]:
+        figures = self.worst.to_json() if self.worst else dict.fromkeys(("max_abs_diff", "cosine", "sqnr_db"))
+        return {
+            "passed": self.passed,
+            "reason": self.reason,
+            "tolerance": self.tolerance.name,
+            **figures,
+            "outputs": {name: difference.to_json() for name, difference in self.outputs.items()},
+        }
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """What comparing the whole pipeline came to.
+
+    Args:
+        images, regions: how many were recognised.
+        top1_agreement: share of regions whose best class is the reference's, or as good as it (see TIE).
+        score_difference: the largest, of a probability.
+    """
+
+    tolerance: Tolerance
+    passed: bool | None
+    reason: str = ""
+    images: int = 0
+    regions: int = 0
+    top1_agreement: float | None = None
+    score_difference: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("passed", "reason", "images", "regions", "top1_agreement", "score_difference")
+        return {name: getattr(self, name) for name in names} | {"tolerance": self.tolerance.name}
+
+
+def verify_graph(
+    path: Path,
+    spec: GraphSpec,
+    runtime: str,
+    precision: str,
+    trials: Sequence[Trial],
+    tolerance: Tolerance,
+    threads: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Parity:
+    """Run a graph's file in a child process and compare it; never raises for what the runtime does."""
+    if (reason := why_not_here(runtime, precision, path)) is not None:
+        return Parity(tolerance, None, reason)
+    request = graph_request(path, spec, runtime, precision, device_for(runtime, precision), threads)
+    try:
+        return compare(spec, trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
+    except ArtifactError as error:
+        return Parity(tolerance, False, str(error))
+
+
+def verify_pipeline(
+    directory: Path,
+    runtime: str,
+    precision: str,
+    trials: Sequence[Trial],
+    tolerance: Tolerance,
+    threads: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> EndToEnd:
+    """Run the pipeline of a directory of artefacts in a child process and compare it; see `verify_graph`."""
+    if (reason := why_not_here(runtime, precision)) is not None:
+        return EndToEnd(tolerance, None, reason)
+    request = pipeline_request(directory, runtime, precision, device_for(runtime, precision), threads)
+    try:
+        return compare_pipeline(trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
+    except ArtifactError as error:
+        return EndToEnd(tolerance, False, str(error))
+
+
+def compare(
+    spec: GraphSpec, trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance
+) -> Parity:
+    """A verdict on the outputs of a graph, one for each trial.
+
+    Raises:
+        ArtifactError: outputs are not those of the spec: names, dtypes, shapes; or not finite.
+    """
+    found: dict[str, list[Difference]] = {name: [] for name in spec.output_names}
+    for trial, actual in zip(trials, outputs, strict=True):
+        check_outputs(spec, trial.feeds, actual)
+        if tolerance.real_only and not trial.real:
+            continue
+        for name, differences in found.items():
+            differences.append(measure(trial.expected[name], actual[name]))
+    worst_of = {name: worst(differences) for name, differences in found.items()}
+    breaches = [
+        f"{name}: {breach}" for name, difference in worst_of.items() for breach in tolerance.breaches(difference)
+    ]
+    return Parity(tolerance, not breaches, "; ".join(breaches), worst_of)
+
+
+def check_outputs(spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Raises ArtifactError unless the outputs for a sample have the spec's names, dtypes and shapes and are finite."""
+    if set(outputs) != set(spec.output_names):
+        raise ArtifactError(f"its outputs are {', '.join(sorted(outputs))}, not {', '.join(spec.output_names)}")
+    sizes = {
+        axis: size
+        for tensor in spec.inputs
+        for axis, size in zip(tensor.shape, sample[tensor.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    for tensor in spec.outputs:
+        output, shape = outputs[tensor.name], tensor.resolved(sizes)
+        if output.dtype != np.dtype(tensor.dtype) or output.shape != shape:
+            raise ArtifactError(
+                f"{tensor.name} came out as {output.dtype} {output.shape} instead of {tensor.dtype} {shape}"
+            )
+        if not np.isfinite(output).all():
+            share = 1 - np.isfinite(output).mean()
+            raise ArtifactError(f"{share:.1%} of {tensor.name} is NaN or infinite: the precision's range is too small")
+
+
+def compare_pipeline(trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance) -> EndToEnd:
+    """A verdict on logits (B, N, V) of the regions that are `valid`.
+
+    Raises:
+        ArtifactError: logits of another shape, or not finite.
+    """
+    agreed: list[Array] = []
+    largest, images = 0.0, 0
+    for trial, actual in zip(trials, outputs, strict=True):
+        wanted, logits = trial.expected["logits"], actual["logits"]
+        if logits.shape != wanted.shape or not np.isfinite(logits).all():
+            raise ArtifactError(f"its logits are {logits.shape} where {wanted.shape} are wanted, or not finite")
+        valid = trial.feeds["valid"]
+        expected, found = softmax(wanted[valid]), softmax(logits[valid])  # (regions, V)
+        chosen = found.argmax(-1)
+        agreed.append(expected[np.arange(len(chosen)), chosen] >= expected.max(-1, initial=0) - TIE)
+        largest = max(largest, float(np.abs(found - expected).max(initial=0)))
+        images += len(valid)
+    regions = np.concatenate(agreed)
+    agreement = float(regions.mean()) if len(regions) else 1.0
+    breaches = tolerance.end_to_end_breaches(agreement, largest)
+    return EndToEnd(tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest)
+
+
+def why_not_here(runtime: str, precision: str, path: Path | None = None) -> str | None:
+    """Why this machine cannot run artefacts of a runtime and precision, or `path` in particular; None if it can."""
+    if runtime == "onnxruntime" and precision == "bf16" and device_for(runtime, precision) == "cpu":
+        return "ONNX Runtime computes bf16 on GPUs alone, and here is none that it can use"
+    if runtime not in FLAVOURS:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU here to run it"
+    capabilities = read_sidecar(path).compute_capabilities if path is not None else ()
+    major, minor = torch.cuda.get_device_capability()
+    if capabilities and 10 * major + minor not in capabilities:
+        return f"it is for other GPUs than the one here, of compute capability {major}.{minor}"
+    return None
+
+
+def device_for(runtime: str, precision: str) -> str:
+    """Where artefacts are compared: on the CPU, unless only a GPU can run them."""
+    if runtime == "onnxruntime" and precision == "bf16":
+        from regionspot.runtime.ort_runner import best_device
+
+        return best_device()
+    return "cpu" if runtime in ("onnxruntime", "openvino") else "auto"

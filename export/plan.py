@@ -1,0 +1,234 @@
+"""What an export makes, in which order, and what it will take: sizes and memory, from parameter counts alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from regionspot.errors import InputError
+from regionspot.export.report import aligned
+from regionspot.files import in_units
+from regionspot.modeling.checkpoint import load_head
+from regionspot.modeling.head import RegionHead
+from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.engine_file import FLAVOURS
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.runtimes import FORMATS, SUFFIXES
+from regionspot.runtime.tolerance import PRECISIONS
+
+OPTIONAL_GRAPHS = ("region_recognizer",)
+"""Made only when they are asked for by name: it repeats what the others hold."""
+
+LIBRARIES = {
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install 'regionspot[onnx]'"),
+    "openvino": (("openvino",), "pip install 'regionspot[openvino]'"),
+    **{name: ((flavour.module,), flavour.install) for name, flavour in FLAVOURS.items()},
+}
+"""Format -> modules that must be there, and how to install them."""
+
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
+_LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
+_COPIES = {"onnx": 4.0, "openvino": 4.0, "tensorrt": 6.0, "tensorrt-rtx": 6.0}
+"""How often a graph's weights are in memory at most while it is made: peaks measured at ViT-L/14, over their size."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artefact to make. `source` is the one of the same graph that it is made from."""
+
+    spec: GraphSpec
+    format: str
+    precision: str
+    source: Step | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.spec.name, self.format, self.precision
+
+    @property
+    def title(self) -> str:
+        return f"{self.spec.name} {self.format} {self.precision}"
+
+    @property
+    def file(self) -> str:
+        """Relative to the directory of artefacts."""
+        return f"{self.format}/{self.precision}/{self.spec.name}{SUFFIXES[self.format]}"
+
+
+def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Iterable[str]) -> tuple[Step, ...]:
+    """All that `formats` and `precisions` ask for of some graphs, and what those are made from, sources first.
+
+    Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every other format from the
+    ONNX of its precision.
+    """
+    wanted_formats = [one for one in FORMATS if one in set(formats)]
+    wanted = [one for one in PRECISIONS if one in set(precisions)]
+    steps = []
+    for spec in specs:
+        exported = Step(spec, "onnx", "fp32")
+        steps.append(exported)
+        for precision in wanted:
+            source = exported if precision == "fp32" else Step(spec, "onnx", precision, exported)
+            if source is not exported:
+                steps.append(source)
+            steps += [Step(spec, one, precision, source) for one in wanted_formats if one != "onnx"]
+    return tuple(steps)
+
+
+def choose_graphs(specs: Mapping[str, GraphSpec], names: str | None) -> tuple[GraphSpec, ...]:
+    """The graphs that `--graphs` names, in the order of `specs`.
+
+    Args:
+        names: with commas between, or "all"; None stands for all that are not optional.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if names is None:
+        return tuple(spec for spec in specs.values() if spec.name not in OPTIONAL_GRAPHS)
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in asked if name != "all" and name not in specs]:
+        raise InputError(f"there is no graph {', '.join(unknown)}: choose of {', '.join(specs)}, or all")
+    if not asked:
+        raise InputError(f"no graph is named: choose of {', '.join(specs)}, or all")
+    return tuple(spec for spec in specs.values() if "all" in asked or spec.name in asked)
+
+
+def choose_precisions(text: str) -> tuple[str, ...]:
+    """ "fp32,fp16" to its parts, in the order of PRECISIONS. Raises InputError for others."""
+    asked = [part.strip() for part in text.split(",") if part.strip()]
+    if not asked or set(asked) - set(PRECISIONS):
+        raise InputError(f"{text!r} is not one or more of {', '.join(PRECISIONS)}, with commas between")
+    return tuple(precision for precision in PRECISIONS if precision in asked)
+
+
+def check_libraries(formats: Iterable[str]) -> None:
+    """Raises InputError unless what makes these formats is installed; says how to install it."""
+    for artefact_format in dict.fromkeys(("onnx", *formats)):
+        modules, install = LIBRARIES[artefact_format]
+        if missing := [name for name in modules if find_spec(name) is None]:
+            raise InputError(f"{artefact_format} artefacts need {', '.join(missing)}: {install}")
+
+
+def sizing_model(name: str, head_weights: str | Path | None = None) -> RegionSpot:
+    """The model without any weight in memory: it knows shapes alone, and takes a moment at any size.
+
+    Args:
+        head_weights: where the head's sizes are read; None stands for the preset's own.
+    """
+    if head_weights is None and name == MINI:
+        head_weights = MINI_HEAD
+    head = None if head_weights is None else load_head(head_weights).to("meta")
+    with torch.device("meta"):
+        sam, clip = create_backbones(name, random_weights=0)
+        return RegionSpot(sam, clip, head or RegionHead(sam.token_dim, clip.width, clip.embed_dim), name)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one step. Files are estimated from parameter counts; memory is that of making and verifying it, at most."""
+
+    step: Step
+    file_bytes: int
+    memory_bytes: int
+
+
+def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
+    """What each step will take; `model` may be a `sizing_model`."""
+    resident = _parameter_bytes([model.sam.sam, model.clip.clip, model.head])
+    found = []
+    for step in steps:
+        weights = _parameter_bytes(_parts(model, step.spec.name))
+        at_work = _LIBRARIES_BYTES + _COPIES[step.format] * weights + activation_bytes(step.spec, model)
+        found.append(Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work)))
+    return found
+
+
+def activation_bytes(spec: GraphSpec, model: RegionSpot) -> float:
+    """The largest activations of one run at the sizes that the ranges are best at, in single precision: a rough figure.
+
+    Inputs, outputs, and what outweighs the rest: attention over a whole image and the token decoder's probabilities,
+    each twice, for the scores and their softmax.
+    """
+    sizes = {axis: limits.opt for axis, limits in spec.ranges.items()}
+    held = sum(math.prod(tensor.resolved(sizes)) for tensor in (*spec.inputs, *spec.outputs))
+    return 4.0 * (held + 2 * sum(_probabilities(part, sizes, model) for part in _ATTENTION[spec.name]))
+
+
+_ATTENTION = {
+    "sam_image_encoder": ("sam",),
+    "clip_image_encoder": ("clip",),
+    "sam_token_decoder_image": (),
+    "sam_token_decoder_prompts": ("decoder",),
+    "sam_mask_decoder": ("decoder", "masks"),
+    "region_head": (),
+    "clip_text_encoder": (),
+    "region_recognizer": ("sam", "clip", "decoder"),
+}
+
+
+def _probabilities(part: str, sizes: Mapping[str, int], model: RegionSpot) -> int:
+    """Elements of a part's largest activation."""
+    height, width = model.sam.embedding_size
+    cells, prompts = height * width, sizes["batch"] * sizes.get("regions", 0)
+    decoder = model.sam.sam.mask_decoder
+    if part == "sam":
+        return sizes["batch"] * model.sam.sam.image_encoder.blocks[0].attn.num_heads * cells**2
+    if part == "clip":
+        return (
+            sizes["batch"] * model.clip.clip.visual.transformer.resblocks[0].attn.num_heads * model.clip.num_tokens**2
+        )
+    if part == "masks":
+        return prompts * cells * (model.sam.token_dim + 16 * model.sam.token_dim // 8)
+    tokens = 1 + decoder.num_mask_tokens + sizes.get("points", 2)
+    return 2 * prompts * decoder.transformer.num_heads * tokens * cells  # both layers
+
+
+def _parts(model: RegionSpot, name: str) -> list[nn.Module]:
+    """The modules whose weights a graph holds."""
+    sam, clip = model.sam.sam, model.clip.clip
+    text = [module for child, module in clip.named_children() if child != "visual"]
+    parts: dict[str, list[nn.Module]] = {
+        "sam_image_encoder": [sam.image_encoder],
+        "clip_image_encoder": [clip.visual],
+        "sam_token_decoder_image": [layer.cross_attn_token_to_image for layer in sam.mask_decoder.transformer.layers],
+        "sam_token_decoder_prompts": [sam.mask_decoder],
+        "sam_mask_decoder": [sam.mask_decoder],
+        "region_head": [model.head],
+        "clip_text_encoder": text,
+        "region_recognizer": [sam.image_encoder, sam.mask_decoder, clip.visual, model.head],
+    }
+    return parts[name]
+
+
+def _parameter_bytes(modules: Iterable[nn.Module]) -> int:
+    """In single precision."""
+    return 4 * sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def format_plan(estimates: Sequence[Estimate]) -> str:
+    """An aligned table: graph, format, precision, file and its size, what it is made from, memory."""
+    header = ("graph", "format", "precision", "size", "made from", "memory", "file")
+    rows = [
+        (
+            one.step.spec.name,
+            one.step.format,
+            one.step.precision,
+            in_units(one.file_bytes),
+            f"{one.step.source.format} {one.step.source.precision}" if one.step.source else "PyTorch",
+            in_units(one.memory_bytes),
+            one.step.file,
+        )
+        for one in estimates
+    ]
+    total = in_units(sum(one.file_bytes for one in estimates))
+    most = in_units(max((one.memory_bytes for one in estimates), default=0))
+    summary = f"{len(estimates)} artefacts, about {total} in all; memory at most about {most}"
+    return "\n".join([*aligned(header, rows), "", summary])

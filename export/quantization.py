@@ -1,0 +1,333 @@
+"""int8 for linear layers, decided in the graph by QuantizeLinear / DequantizeLinear pairs (QDQ).
+
+Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output channel of its weight;
+biases and results stay in single precision. Everything between linear layers does too: attention, normalisation,
+convolutions, and the token decoder's low-rank algebra.
+
+How a layer is quantised is searched for, by how much of its output survives on calibration inputs: where to clip, and
+how much of the differences between channels to move into the weights (SmoothQuant, arXiv 2211.10438), where a
+LayerNorm before it takes the inverse. A layer of which too little survives stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxscript import ir
+
+from regionspot.errors import InputError
+from regionspot.export.onnx_graph import add_weight, constant, save
+from regionspot.runtime.threads import default_threads
+
+FloatArray = npt.NDArray[np.float32]
+
+MIN_SQNR_DB = 20.0
+"""A layer whose output would keep less stays in single precision."""
+
+ROWS = 256
+"""Input vectors of a layer that recipes are judged on; ranges are taken from all."""
+
+CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+SMOOTHING = (0.0, 0.5, 0.7, 0.85)
+"""What is tried: the share of the largest input that int8 reaches, and SmoothQuant's exponent."""
+
+_LEVELS = 127
+_ROW_STEP = 7  # of a layer's input vectors every so many are looked at
+_LOOKS = ("max", "min", "rows")
+_MOVING = ("Transpose", "Reshape", "Pad", "Identity")
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Of the linear layers that read one tensor: how much of their outputs survives, in decibel."""
+
+    names: tuple[str, ...]
+    sqnr_db: float
+
+    @property
+    def quantized(self) -> bool:
+        return self.sqnr_db >= MIN_SQNR_DB
+
+
+@dataclass(frozen=True, eq=False)
+class _Linears:
+    """MatMul nodes that read the same value."""
+
+    source: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+    @property
+    def weights(self) -> FloatArray:
+        """(K, N) of all nodes side by side."""
+        return np.concatenate([_weight(node) for node in self.nodes], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Observed:
+    """What calibration showed of a tensor: the largest value of each of its K channels, and some of its vectors."""
+
+    channel_max: FloatArray
+    rows: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """`scale` of the inputs after division by `smoothing` (K,)."""
+
+    scale: float
+    smoothing: FloatArray
+    sqnr_db: float
+
+
+def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[LayerReport, ...]:
+    """Write the int8 version of a graph.
+
+    Args:
+        onnx_path: from `export_onnx`, in single precision.
+        feeds: real inputs of the graph, see `regionspot.export.calibration`.
+        out: the file to write.
+
+    Returns:
+        What became of each linear layer. Of a graph without any, such as the token decoder's image part, the int8
+        version is the graph as it was.
+
+    Raises:
+        InputError: there is nothing to calibrate with.
+    """
+    if not feeds:
+        raise InputError("int8 needs inputs to calibrate with: name pictures of your own with --calibration")
+    model = ir.load(onnx_path)
+    groups = find_linears(model.graph)
+    observed = observe(onnx_path, [str(group.source.name) for group in groups], feeds) if groups else {}
+    reports = []
+    for group in groups:
+        before = _smoothable(group)
+        recipe = find_recipe(observed[str(group.source.name)], group.weights, before is not None)
+        report = LayerReport(tuple(str(node.name) for node in group.nodes), recipe.sqnr_db)
+        if report.quantized:
+            _apply(model.graph, group, recipe, before)
+        reports.append(report)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    done = sum(report.quantized for report in reports)
+    model.metadata_props.update({"precision": "int8", "quantized_layers": f"{done} of {len(reports)}"})
+    save(model, out)
+    return tuple(reports)
+
+
+def find_linears(graph: ir.Graph) -> list[_Linears]:
+    """Linear layers by what they read.
+
+    Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for int8.
+    """
+    groups: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type != "MatMul" or not (node.name or "").rpartition("/")[0]:
+            continue
+        source, weight = node.inputs
+        assert source is not None and weight is not None
+        if constant(source) is None and (array := constant(weight)) is not None and array.ndim == 2:
+            groups.setdefault(source, []).append(node)
+    return [_Linears(source, tuple(nodes)) for source, nodes in groups.items()]
+
+
+def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> dict[str, _Observed]:
+    """Run a graph and look at some of its (..., K) values: only what is looked at is ever kept."""
+    looks = [(name, kind) for name in names for kind in _LOOKS]
+    seen: dict[tuple[str, str], list[FloatArray]] = {look: [] for look in looks}
+    rng = np.random.default_rng(0)
+    share = max(ROWS // len(feeds), 1)
+    with TemporaryDirectory(prefix="regionspot-") as folder:
+        session = _observing_session(onnx_path, names, Path(folder, "observed.onnx"))
+        for feed in feeds:
+            for (name, kind), found in zip(
+                looks, session.run([".".join(look) for look in looks], dict(feed)), strict=True
+            ):
+                seen[name, kind].append(found[rng.permutation(len(found))[:share]] if kind == "rows" else found)
+    return {
+        name: _Observed(
+            np.maximum(np.max(seen[name, "max"], 0), -np.min(seen[name, "min"], 0)), np.concatenate(seen[name, "rows"])
+        )
+        for name in names
+    }
+
+
+def _observing_session(onnx_path: str | Path, names: Sequence[str], probed: Path) -> ort.InferenceSession:
+    """The graph with three more outputs for each value: each channel's largest and smallest, and every so many vectors.
+
+    They are taken as soon as a value is there, so that calibration needs no more memory than running the graph.
+    """
+    model = ir.load(onnx_path)
+    graph = model.graph
+    values = {value.name: value for value in (*graph.inputs, *(value for node in graph for value in node.outputs))}
+    step = [
+        add_weight(graph, f"observe.{name}", np.array([number], np.int64))
+        for name, number in (("start", 0), ("end", 2**62), ("axis", 0), ("step", _ROW_STEP))
+    ]
+    for name in names:
+        value = values[name]
+        rank, channels = len(_shape(value)), _shape(value)[-1]
+        axes = add_weight(graph, f"{name}.axes", np.arange(rank - 1, dtype=np.int64))
+        flat = add_weight(graph, f"{name}.flat", np.array([-1, channels], np.int64))
+        largest = ir.node("ReduceMax", [value, axes], {"keepdims": 0})
+        smallest = ir.node("ReduceMin", [value, axes], {"keepdims": 0})
+        vectors = ir.node("Reshape", [value, flat])
+        rows = ir.node("Slice", [vectors.outputs[0], *step])
+        graph.insert_before(next(usage.node for usage in value.uses()), [largest, smallest, vectors, rows])
+        for node, kind in zip((largest, smallest, rows), _LOOKS, strict=True):
+            node.outputs[0].name, node.outputs[0].dtype = f"{name}.{kind}", ir.DataType.FLOAT
+            graph.outputs.append(node.outputs[0])
+    ir.passes.common.TopologicalSortPass()(model)
+    ir.save(model, probed, external_data=f"{probed.name}.data")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = default_threads()
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(probed, options, providers=["CPUExecutionProvider"])
+
+
+def find_recipe(observed: _Observed, weights: FloatArray, smoothable: bool) -> _Recipe:
+    """The best of SMOOTHING and CLIPPING, by the SQNR of the product with `weights` (K, N)."""
+    wanted = observed.rows @ weights
+    best: _Recipe | None = None
+    for exponent in SMOOTHING if smoothable else SMOOTHING[:1]:
+        smoothing = _smoothing(observed.channel_max, np.abs(weights).max(1), exponent)
+        rows = observed.rows / smoothing
+        scaled = weights * smoothing[:, None]
+        quantized = _rounded(scaled, _scales(scaled)) * _scales(scaled)
+        largest = float((observed.channel_max / smoothing).max())
+        for clipping in CLIPPING:
+            scale = max(largest * clipping, 1e-6) / _LEVELS
+            sqnr_db = _sqnr_db(wanted, _rounded(rows, scale) * np.float32(scale) @ quantized)
+            if best is None or sqnr_db > best.sqnr_db:
+                best = _Recipe(scale, smoothing, sqnr_db)
+    assert best is not None
+    return best
+
+
+def _smoothing(inputs: FloatArray, weights: FloatArray, exponent: float) -> FloatArray:
+    """(K,) what to divide each channel by, from the largest inputs and weights of each; 1 on average."""
+    if not exponent:
+        return np.ones_like(inputs)
+    factors = np.maximum(inputs, 1e-5) ** exponent / np.maximum(weights, 1e-5) ** (1 - exponent)
+    factors /= np.exp(np.log(factors).mean())
+    return factors.astype(np.float32)
+
+
+def _scales(weights: FloatArray) -> FloatArray:
+    """(K, N) to (1, N): the scale of each output channel."""
+    largest = np.abs(weights).max(0, keepdims=True)
+    return (np.where(largest > 0, largest, 1.0) / _LEVELS).astype(np.float32)
+
+
+def _rounded(x: FloatArray, scale: FloatArray | float) -> FloatArray:
+    return np.clip(np.rint(x / np.float32(scale)), -_LEVELS, _LEVELS)
+
+
+def _sqnr_db(wanted: FloatArray, found: FloatArray) -> float:
+    signal, noise = float(np.square(wanted).sum()), float(np.square(found - wanted).sum())
+    return 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+
+
+def _weight(node: ir.Node) -> FloatArray:
+    """(K, N)."""
+    value = node.inputs[1]
+    array = constant(value) if value is not None else None
+    assert array is not None
+    return array
+
+
+def _shape(value: ir.Value) -> tuple[Any, ...]:
+    assert value.shape is not None
+    return tuple(value.shape)
+
+
+def _smoothable(group: _Linears) -> ir.Node | None:
+    """The LayerNorm whose result these layers read, moved about at most, and nothing else reads; None without one."""
+    value, readers = group.source, set(group.nodes)
+    channels = _shape(value)[-1]
+    while True:
+        if {usage.node for usage in value.uses()} != readers or _shape(value)[-1] != channels:
+            return None
+        node = value.producer()
+        if node is None or node.op_type == "LayerNormalization":
+            return node
+        if node.op_type not in _MOVING or not _keeps_channels(node) or node.inputs[0] is None:
+            return None
+        value, readers = node.inputs[0], {node}
+
+
+def _keeps_channels(node: ir.Node) -> bool:
+    if node.op_type != "Transpose":
+        return True  # a Reshape to as many channels cuts elsewhere; a Pad that adds some changes their number
+    order = node.attributes["perm"].as_ints()
+    return order[-1] == len(order) - 1
+
+
+def _apply(graph: ir.Graph, group: _Linears, recipe: _Recipe, before: ir.Node | None) -> None:
+    """Put the pairs in, and the smoothing into the LayerNorm `before`."""
+    if before is not None and not (recipe.smoothing == 1).all():
+        for index in (1, 2)[: len(before.inputs) - 1]:
+            old = before.inputs[index]
+            array = constant(old) if old is not None else None
+            assert array is not None
+            smoothed = add_weight(graph, f"{before.name}.{index}.smoothed", array / recipe.smoothing)
+            before.replace_input_with(index, smoothed)
+    name = str(group.source.name)
+    scale = add_weight(graph, f"{name}.scale", np.array(recipe.scale, np.float32))
+    zero = add_weight(graph, f"{name}.zero_point", np.array(0, np.int8))
+    rounded = _node("QuantizeLinear", [group.source, scale, zero], name, ir.DataType.INT8)
+    restored = _node("DequantizeLinear", [rounded.outputs[0], scale, zero], name, ir.DataType.FLOAT)
+    weight = _quantized_weight(graph, group, recipe.smoothing)
+    graph.insert_before(group.nodes[0], [rounded, restored, weight, *_products(graph, group, restored, weight)])
+    for node in group.nodes:
+        graph.remove(node, safe=True)
+
+
+def _quantized_weight(graph: ir.Graph, group: _Linears, smoothing: FloatArray) -> ir.Node:
+    """A DequantizeLinear of the group's weights as int8, with a scale for each output channel."""
+    weights = group.weights * smoothing[:, None]  # (K, N)
+    scales = _scales(weights)  # (1, N)
+    name = f"{group.nodes[0].name}.weight"
+    inputs = [
+        add_weight(graph, f"{name}.int8", _rounded(weights, scales).astype(np.int8)),
+        add_weight(graph, f"{name}.scale", scales[0]),
+        add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], np.int8)),
+    ]
+    return _node("DequantizeLinear", inputs, name, ir.DataType.FLOAT, axis=1)
+
+
+def _products(graph: ir.Graph, group: _Linears, restored: ir.Node, weight: ir.Node) -> list[ir.Node]:
+    """One product in place of all of the group's: ONNX Runtime has no int8 for several that share an input."""
+    first = group.nodes[0]
+    product = ir.node("MatMul", [restored.outputs[0], weight.outputs[0]], name=first.name)
+    (result,) = product.outputs
+    result.name, result.type = f"{first.name}.int8:0", ir.TensorType(ir.DataType.FLOAT)
+    result.shape = ir.Shape([*_shape(group.source)[:-1], group.weights.shape[1]])
+    if len(group.nodes) == 1:
+        _take_place(first.outputs[0], result)
+        return [product]
+    widths = add_weight(graph, f"{first.name}.widths", np.array([_weight(n).shape[1] for n in group.nodes], np.int64))
+    split = ir.node("Split", [result, widths], {"axis": -1}, num_outputs=len(group.nodes), name=f"{first.name}/Split")
+    for node, part in zip(group.nodes, split.outputs, strict=True):
+        part.name, part.shape, part.type = f"{node.name}.part:0", node.outputs[0].shape, node.outputs[0].type
+        _take_place(node.outputs[0], part)
+    return [product, split]
+
+
+def _take_place(old: ir.Value, new: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def _node(kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Node:
+    """A node whose result is as large as its first input."""
+    node = ir.node(kind, inputs, attributes, name=f"{name}/{kind}")
+    (output,) = node.outputs
+    output.name, output.shape, output.type = f"{node.name}:0", inputs[0].shape, ir.TensorType(dtype)
+    return node

@@ -1,0 +1,182 @@
+"""The two sides of a comparison: the weights in PyTorch, or a directory of artefacts in some runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.export.inputs import ParityInputs, Trial
+from regionspot.export.parity import EndToEnd, Parity, compare, compare_pipeline, device_for, why_not_here
+from regionspot.runtime.artifacts import Manifest, choose_artifacts
+from regionspot.runtime.graph_spec import GraphSpec, Range, graph_specs
+from regionspot.runtime.run_graph import graph_request, pipeline_request, run_in_child
+from regionspot.runtime.runner import Array
+from regionspot.runtime.runtimes import RUNTIME_FORMATS
+from regionspot.runtime.tolerance import PRECISIONS, RUNTIME_FP32, TOLERANCES, Tolerance, tolerance_for
+
+Outputs = Sequence[Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a user wrote, such as "torch" or "artifacts:openvino:int8".
+
+    Args:
+        manifest: of the directory; None for PyTorch.
+        runtime, format, precision: as artefacts have them; "torch", "torch" and "fp32" for PyTorch.
+    """
+
+    manifest: Manifest | None
+    runtime: str = "torch"
+    format: str = "torch"
+    precision: str = "fp32"
+
+    @classmethod
+    def parse(cls, text: str) -> Side:
+        """From "torch" or "DIR[:RUNTIME[:PRECISION]]", by default onnxruntime and fp32.
+
+        Raises:
+            InputError: an unknown runtime or precision.
+            ArtifactError: no artefacts there, or none for that runtime in that precision.
+        """
+        if text == "torch":
+            return cls(None)
+        directory, runtime, precision = _split(text)
+        manifest = Manifest.load(directory)
+        artefact_format, precision = choose_artifacts(manifest, runtime, precision)
+        return cls(manifest, runtime, artefact_format, precision)
+
+    @property
+    def title(self) -> str:
+        """ "artifacts onnxruntime fp32"."""
+        return "torch" if self.manifest is None else f"{self.manifest.directory} {self.runtime} {self.precision}"
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far it may be from the model."""
+        return RUNTIME_FP32 if self.manifest is None else tolerance_for(self.format, self.precision)
+
+    @property
+    def _device(self) -> str:
+        return device_for(self.runtime, self.precision)
+
+    def specs(self) -> dict[str, GraphSpec] | None:
+        """The graphs that it has, with their ranges; None for PyTorch, which has all at any size."""
+        if self.manifest is None:
+            return None
+        mine = (self.format, self.precision)
+        return {one.name: one.spec for one in self.manifest.graphs if (one.format, one.precision) == mine}
+
+    def why_not_here(self, graph: str | None = None) -> str | None:
+        """Why it cannot run on this machine; None if it can."""
+        if self.manifest is None:
+            return None
+        entry = self.manifest.get(graph, self.format, self.precision) if graph else None
+        return why_not_here(self.runtime, self.precision, self.manifest.verify(entry) if entry else None)
+
+    def run(self, spec: GraphSpec, trials: Sequence[Trial], threads: int | None) -> Outputs:
+        """A graph's outputs; trials expect what PyTorch gives. Raises ArtifactError where it does not run."""
+        if self.manifest is None:
+            return [trial.expected for trial in trials]
+        path = self.manifest.verify(self.manifest.find(spec.name, self.format, self.precision))
+        request = graph_request(path, spec, self.runtime, self.precision, self._device, threads)
+        return run_in_child(request, [trial.feeds for trial in trials])
+
+    def run_pipeline(self, trials: Sequence[Trial], threads: int | None) -> Outputs:
+        """Logits of the whole pipeline; as `run`."""
+        if self.manifest is None:
+            return [trial.expected for trial in trials]
+        request = pipeline_request(self.manifest.directory, self.runtime, self.precision, self._device, threads)
+        return run_in_child(request, [trial.feeds for trial in trials])
+
+
+def shared_specs(a: Side, b: Side) -> dict[str, GraphSpec]:
+    """The graphs that both sides have, with the sizes that both take, in the order in which data flows.
+
+    Raises:
+        InputError: there is none, or both sides are PyTorch, or of different models.
+    """
+    manifests = [side.manifest for side in (a, b) if side.manifest is not None]
+    if not manifests:
+        raise InputError("both sides are torch: compare it with a directory of artefacts")
+    if len({manifest.model.name for manifest in manifests}) > 1:
+        names = " and ".join(manifest.model.name for manifest in manifests)
+        raise InputError(f"the two directories are of different models, {names}: compare artefacts of one model")
+    of_sides = [specs for side in (a, b) if (specs := side.specs()) is not None]
+    shared = {}
+    for name in graph_specs(manifests[0].model):
+        of_name = [specs[name] for specs in of_sides if name in specs]
+        if len(of_name) == len(of_sides):
+            shared[name] = replace(of_name[0], ranges=_common_ranges(of_name))
+    if not shared:
+        raise InputError("the two sides have no graph in common: export the same graphs for both")
+    return shared
+
+
+def compare_graph(a: Side, b: Side, spec: GraphSpec, inputs: ParityInputs, threads: int | None = None) -> Parity:
+    """How far B is from A in one graph; never raises for what a runtime does."""
+    tolerance = looser(a, b)
+    try:
+        if (reason := a.why_not_here(spec.name) or b.why_not_here(spec.name)) is not None:
+            return Parity(tolerance, None, reason)
+        trials = inputs.trials(spec)
+        expected = [
+            replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run(spec, trials, threads), strict=True)
+        ]
+        return compare(spec, expected, b.run(spec, trials, threads), tolerance)
+    except ArtifactError as error:
+        return Parity(tolerance, False, str(error))
+
+
+def compare_pipelines(
+    a: Side, b: Side, recognizer: GraphSpec, with_text: bool, inputs: ParityInputs, threads: int | None = None
+) -> EndToEnd:
+    """How far B is from A end to end; arguments as `ParityInputs.pipeline_trials`."""
+    tolerance = looser(a, b)
+    try:
+        if (reason := a.why_not_here() or b.why_not_here()) is not None:
+            return EndToEnd(tolerance, None, reason)
+        trials = inputs.pipeline_trials(recognizer, with_text)
+        expected = [
+            replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run_pipeline(trials, threads), strict=True)
+        ]
+        return compare_pipeline(expected, b.run_pipeline(trials, threads), tolerance)
+    except ArtifactError as error:
+        return EndToEnd(tolerance, False, str(error))
+
+
+def looser(a: Side, b: Side) -> Tolerance:
+    """The tolerance of the side that may be further from the model."""
+    order = list(TOLERANCES)
+    return max((a.tolerance, b.tolerance), key=lambda tolerance: order.index(tolerance.name))
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """ "DIR:RUNTIME:PRECISION" to its parts; a directory may have colons in its name."""
+    rest, _, last = text.rpartition(":")
+    precision = "fp32"
+    if rest and last in PRECISIONS:
+        precision, text = last, rest
+        rest, _, last = text.rpartition(":")
+    if rest and last in RUNTIME_FORMATS:
+        return rest, last, precision
+    if rest and not Path(text).is_dir() and Path(rest.split(":")[0]).is_dir():
+        raise InputError(
+            f"{text!r} names no runtime after its directory: write DIR:RUNTIME:PRECISION with one of "
+            f"{', '.join(RUNTIME_FORMATS)} and one of {', '.join(PRECISIONS)}"
+        )
+    return text, "onnxruntime", precision
+
+
+def _common_ranges(specs: Sequence[GraphSpec]) -> dict[str, Range]:
+    common = {}
+    for axis in specs[0].ranges:
+        ranges = [spec.ranges[axis] for spec in specs]
+        low, high = max(one.min for one in ranges), min(one.max for one in ranges)
+        if low > high:
+            both = " and ".join(map(str, ranges))
+            raise InputError(f"{specs[0].name}: the sides take no {axis} of one size, {both}: export with equal ranges")
+        common[axis] = Range(low, min(max(ranges[0].opt, low), high), high)
+    return common

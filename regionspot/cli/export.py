@@ -1,0 +1,136 @@
+"""`regionspot-export`: weights to artefacts that are proven to be equal to the model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, load_model
+
+if TYPE_CHECKING:
+    from regionspot.export.build import EngineOptions
+    from regionspot.export.plan import Step
+    from regionspot.modeling.regionspot import RegionSpot
+
+EXIT_BREACH = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="regionspot-export",
+        description="Turn weights into ONNX, OpenVINO and TensorRT artefacts. Each is run in a process of its own and "
+        "compared with the PyTorch model, graph by graph and end to end; exits with 1 if one differs. OpenVINO and "
+        "TensorRT are made from ONNX, which is kept as well.",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for manifest.json and the artefacts")
+    add_model_options(parser)
+    parser.add_argument("--weights", dest="head_weights", metavar="HEAD", help="the same as --head-weights")
+    parser.set_defaults(device="cpu")
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--onnx", action="store_true", help="ONNX files (the default where nothing is asked for)")
+    what.add_argument("--openvino", action="store_true", help="OpenVINO's IR, for CPUs")
+    what.add_argument("--trt", action="store_true", help="TensorRT engines, for the GPU of this machine")
+    what.add_argument("--trt-rtx", action="store_true", help="TensorRT-RTX engines, for RTX GPUs; needs no GPU")
+    what.add_argument(
+        "--precision", default="fp32", metavar="LIST", help="of fp32, fp16, bf16 and int8 (default: %(default)s)"
+    )
+    what.add_argument(
+        "--graphs", metavar="LIST", help="only these, or all; region_recognizer, all in one, is made on request alone"
+    )
+    what.add_argument("--batch", metavar="MIN:OPT:MAX", help="images at a time (default: 1:1:8)")
+    what.add_argument("--regions", metavar="MIN:OPT:MAX", help="regions of an image (default: 1:32:300)")
+    what.add_argument("--dry-run", action="store_true", help="say what would be made, and how large; load no weights")
+    what.add_argument("--resume", action="store_true", help="keep what an earlier run made and verified")
+    compared = parser.add_argument_group("verification and calibration")
+    compared.add_argument(
+        "--calibration",
+        metavar="JSON|DIR",
+        help="pictures for int8's ranges and for the comparison: annotations in COCO format, or a folder (default: "
+        "scenes of the mini world)",
+    )
+    compared.add_argument(
+        "--parity-images", type=int, default=4, metavar="N", help="pictures to compare on (%(default)s)"
+    )
+    compared.add_argument("--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)")
+    engines = parser.add_argument_group("TensorRT")
+    engines.add_argument(
+        "--compute-capability", metavar="LIST", help="the GPUs that RTX engines are for, such as 89,120"
+    )
+    engines.add_argument("--opt-level", type=int, default=3, metavar="N", help="0 builds fastest, 5 searches longest")
+    engines.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a layer")
+    engines.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes later builds faster")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    from regionspot.export.plan import estimate, format_plan, sizing_model
+
+    if arguments.dry_run:
+        sizes = sizing_model(arguments.model, arguments.head_weights)
+        print(format_plan(estimate(_plan(arguments, sizes), sizes)))
+        return 0
+    return _export(arguments)
+
+
+def formats_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The formats that the options ask for, in the order in which they are made."""
+    from regionspot.runtime.runtimes import FORMAT_OPTION
+
+    asked = [name for name, option in FORMAT_OPTION.items() if getattr(arguments, option.replace("-", "_"))]
+    return tuple(asked) or ("onnx",)
+
+
+def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
+    """Raises InputError for options that name nothing that there is."""
+    from regionspot.export.plan import choose_graphs, choose_precisions, make_plan
+    from regionspot.modeling.graphs import model_sizes
+    from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
+
+    given = {name: Range.parse(text) for name in ("batch", "regions") if (text := getattr(arguments, name))}
+    specs = graph_specs(model_sizes(model), Ranges(**given))
+    precisions = choose_precisions(arguments.precision)
+    return make_plan(choose_graphs(specs, arguments.graphs), formats_of(arguments), precisions)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from regionspot.export.plan import check_libraries, sizing_model
+
+    check_libraries(formats_of(arguments))
+    engine = _engine_options(arguments)
+    _plan(arguments, sizing_model(arguments.model))  # what is wrong with it, before weights are loaded
+    from regionspot.export.build import Settings, export
+    from regionspot.export.inputs import ParityInputs
+    from regionspot.export.report import format_report
+
+    model = load_model(arguments)
+    inputs = ParityInputs(model, arguments.calibration, arguments.parity_images)
+    print(f"comparing on {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs")
+    settings = Settings(arguments.out, arguments.resume, _source(arguments), engine, arguments.threads)
+    report = export(model, _plan(arguments, model), inputs, settings, partial(print, flush=True))
+    print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")
+    return 0 if report.passed else EXIT_BREACH
+
+
+def _source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Names of the weight files, without their folders, or the seed."""
+    named = {option: getattr(arguments, option) for option in WEIGHT_OPTIONS if getattr(arguments, option) is not None}
+    return {option: Path(value).name if isinstance(value, str) else value for option, value in named.items()}
+
+
+def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    from regionspot.errors import InputError
+    from regionspot.export.build import EngineOptions
+
+    capabilities = None
+    if arguments.compute_capability:
+        try:
+            capabilities = tuple(int(part.replace(".", "")) for part in arguments.compute_capability.split(","))
+        except ValueError as error:
+            raise InputError(
+                f"--compute-capability {arguments.compute_capability!r} is no list of numbers such as 89,120"
+            ) from error
+    return EngineOptions(capabilities, arguments.opt_level, arguments.workspace, arguments.timing_cache)

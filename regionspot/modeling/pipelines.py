@@ -1,0 +1,162 @@
+"""The model's own modules as a `RegionPipeline`, and what a pipeline of exported graphs borrows from PyTorch's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+
+from regionspot.errors import InputError
+from regionspot.modeling.clip import ClipBackbone, tokenize
+from regionspot.modeling.graphs import graph_module, model_info
+from regionspot.modeling.head import RegionHead
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.modeling.sam import SamBackbone
+from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
+from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
+from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating
+from regionspot.structures import FloatArray, IntArray
+from regionspot.vocabulary import TextEncoder
+
+ANY_SIZE = Range(1, 1, 1 << 30)
+PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+WITH_HEAD = ("region_head", "region_recognizer")
+
+
+def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
+    """Over the model's own modules: it follows the model to another device, and sees when its weights change.
+
+    Its work is chunked as `SamBackbone.prompt_chunk` says.
+    """
+    return _pipeline(model, lambda graph: graph_module(model, graph))
+
+
+def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "regionspot") -> RegionPipeline:
+    """As `pipeline_from_model`, of the towers alone: it encodes, and raises InputError where it should classify."""
+    with torch.random.fork_rng(devices=[]):
+        no_head = RegionHead(sam.token_dim, clip.width, clip.embed_dim, num_layers=0)  # stands where one must
+    model = RegionSpot(sam, clip, no_head, name)
+
+    def module(graph: str) -> nn.Module:
+        if graph in WITH_HEAD:
+            raise InputError(f"{graph} needs a head, and there are only SAM and CLIP here: train one, or load one")
+        return graph_module(model, graph)
+
+    return _pipeline(model, module)
+
+
+def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPipeline:
+    info = model_info(model)
+    specs = graph_specs(info, Ranges(*[ANY_SIZE] * len(fields(Ranges))))
+
+    def open_runner(graph: str) -> TorchRunner:
+        with evaluating(model):  # making the module switches what it shares with the model to evaluation
+            return TorchRunner(module(graph), specs[graph])
+
+    return RegionPipeline(
+        info,
+        open_runner,
+        runtime="torch",
+        precision=PRECISIONS[next(model.sam.parameters()).dtype],
+        fingerprint=_fingerprints(model),
+        prompt_chunk=model.sam.prompt_chunk,
+        mask_prompts=_MaskPrompts(model.sam),
+    )
+
+
+def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
+    """A pipeline over a model; a pipeline as it is."""
+    return pipeline_from_model(model) if isinstance(model, RegionSpot) else model
+
+
+def text_encoder_of(model: RegionSpot | RegionPipeline) -> TextEncoder:
+    """What `VocabularyEncoder` takes: a model's CLIP, or a pipeline's graph of its text tower."""
+    return model.clip if isinstance(model, RegionSpot) else GraphTextEncoder(model)
+
+
+class GraphTextEncoder:
+    """CLIP's text tower as the graph `clip_text_encoder`, behind the tokenizer of OpenAI's CLIP.
+
+    Args:
+        pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
+    """
+
+    def __init__(self, pipeline: RegionPipeline) -> None:
+        self._pipeline = pipeline
+
+    @property
+    def embed_dim(self) -> int:
+        return self._pipeline.info.embed_dim
+
+    def fingerprint(self) -> str:
+        """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
+        pipeline = self._pipeline
+        if pipeline.runtime == "torch":
+            return pipeline.info.text_fingerprint
+        return f"{pipeline.info.text_fingerprint} {pipeline.runtime} {pipeline.fingerprint('clip_text_encoder')}"
+
+    def encode_text(self, texts: list[str]) -> FloatArray:
+        """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is cut off."""
+        if not texts:
+            return np.zeros((0, self.embed_dim), np.float32)
+        tokens = tokenize(texts, context_length=self._pipeline.info.context_length).numpy()  # (n, context length)
+        length = int(tokens.argmax(axis=1).max()) + 1  # the end token has the largest number
+        return self._pipeline.encode_tokens(tokens[:, :length].astype(np.int32))
+
+
+class _MaskPrompts:
+    """A `MaskPromptDecoder`: each mask changes the image that its prompt sees, so it goes through `SamBackbone`."""
+
+    def __init__(self, sam: SamBackbone) -> None:
+        self._sam = sam
+
+    def __call__(
+        self,
+        image_embeddings: Any,
+        points: FloatArray,
+        labels: IntArray,
+        mask_inputs: FloatArray,
+        multimask: bool,
+        draw: bool,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        device = next(self._sam.parameters()).device
+        given = (as_tensor(array).to(device) for array in (image_embeddings, points, labels, mask_inputs))
+        embeddings, asked_points, asked_labels, masks = given
+        with torch.inference_mode():
+            if draw:
+                low_res_masks, found = self._sam.low_res_masks(embeddings, asked_points, asked_labels, multimask, masks)
+            else:
+                found = self._sam.mask_tokens(embeddings, asked_points, asked_labels, multimask, masks)
+                low_res_masks = found.tokens.new_zeros(*found.tokens.shape[:3], 0, 0)
+        return as_array(low_res_masks), as_array(found.tokens), as_array(found.iou_predictions)
+
+
+def _fingerprints(model: RegionSpot) -> Callable[[str], str]:
+    """Of the part that a graph is of. Weights are hashed when first asked, each part once."""
+
+    @cache
+    def of_part(part: str) -> str:
+        if part == "text":
+            return model.clip.fingerprint()
+        sam = nn.ModuleDict({"sam": model.sam.sam})  # its own weights, not what the token decoder derives from them
+        modules = {"sam": sam, "clip": model.clip.clip.visual, "head": model.head}
+        return weights_fingerprint(modules.get(part, model))
+
+    parts = {"clip_image_encoder": "clip", "clip_text_encoder": "text", "region_head": "head"}
+    parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder"), "sam")
+    return lambda graph: of_part(parts.get(graph, "model"))
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """32 hexadecimal digits that change with any weight of a module."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

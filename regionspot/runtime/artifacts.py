@@ -1,0 +1,403 @@
+"""A directory of artefacts: its manifest, checked when it is read, and each file checked before it is opened.
+
+`regionspot-export` writes one: `manifest.json` beside `FORMAT/PRECISION/GRAPH.*`. Everything here is free of PyTorch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.files import write_atomically
+from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec, graph_specs
+from regionspot.runtime.preprocessing import Preprocessing
+from regionspot.runtime.runner import Runner
+from regionspot.runtime.runtimes import FORMAT_OPTION, FORMAT_RUNTIME, FORMATS, RUNTIME_FORMATS, open_graph
+from regionspot.runtime.tolerance import PRECISIONS
+
+if TYPE_CHECKING:
+    from regionspot.runtime.pipeline import RegionPipeline
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = "regionspot-artifacts-1"
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One artefact.
+
+    Args:
+        spec: its tensors, and the ranges it was made for.
+        format, precision: one of FORMATS and of PRECISIONS.
+        file: the file to open, relative to the directory, with "/"; None where making it failed.
+        files: every file that it needs -> its SHA-256; `file` is one of them.
+        size_bytes: of all files.
+        weights: fingerprint of the weights behind it.
+        recipe: fingerprint of all that it was made from and with: another recipe would make another file.
+        versions: of the packages that it was made with.
+        build_s: seconds that making it took.
+        passed: whether it agrees with the PyTorch model; None where this could not be tried, `reason` says why.
+        max_abs_diff, cosine, sqnr_db: the worst of all outputs and inputs tried; None where nothing was compared.
+        outputs: the same for each output.
+        tolerance: the class of parity that it was judged by.
+    """
+
+    spec: GraphSpec
+    format: str
+    precision: str
+    file: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    size_bytes: int = 0
+    weights: str = ""
+    recipe: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    build_s: float = 0.0
+    passed: bool | None = None
+    reason: str = ""
+    max_abs_diff: float | None = None
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    outputs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tolerance: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells one artefact of a directory from another."""
+        return self.name, self.format, self.precision
+
+    @property
+    def sha256(self) -> str | None:
+        """Of `file`."""
+        return self.files[self.file] if self.file else None
+
+    @property
+    def title(self) -> str:
+        """ "region_head (onnx, fp16)"."""
+        return f"{self.name} ({self.format}, {self.precision})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "file": self.file,
+            "sha256": self.sha256,
+            "format": self.format,
+            "precision": self.precision,
+            "max_abs_diff": self.max_abs_diff,
+            "cosine": self.cosine,
+            "sqnr_db": self.sqnr_db,
+            "passed": self.passed,
+            "reason": self.reason,
+            "tolerance": self.tolerance,
+            "outputs_measured": {name: dict(figures) for name, figures in self.outputs.items()},
+            "files": dict(self.files),
+            "size_bytes": self.size_bytes,
+            "build_s": self.build_s,
+            "weights": self.weights,
+            "recipe": self.recipe,
+            "versions": dict(self.versions),
+            **spec_to_json(self.spec),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], specs: Mapping[str, GraphSpec]) -> GraphEntry:
+        """Raises KeyError, TypeError or ValueError for what `to_json` never writes, ArtifactError for other tensors."""
+        entry = cls(
+            spec=spec_from_json(content),
+            outputs=content["outputs_measured"],
+            **{name: content[name] for name in _PLAIN_FIELDS},
+        )
+        own = specs.get(entry.name)
+        if own is None or (own.inputs, own.outputs) != (entry.spec.inputs, entry.spec.outputs):
+            raise ArtifactError(
+                f"{entry.title} has other tensors than this release's graph of that name"
+                if own
+                else f"this release has no graph {entry.name!r}"
+            )
+        if entry.format not in FORMATS or entry.precision not in PRECISIONS:
+            raise ValueError(f"{entry.title} is of no known format and precision")
+        if entry.file is not None and entry.file not in entry.files:
+            raise ValueError(f"{entry.title} has no checksum")
+        return replace(entry, spec=replace(own, ranges=entry.spec.ranges))
+
+
+_PLAIN_FIELDS = (
+    *("format", "precision", "file", "files", "size_bytes", "weights", "recipe", "versions", "build_s"),
+    *("passed", "reason", "max_abs_diff", "cosine", "sqnr_db", "tolerance"),
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a directory of artefacts holds.
+
+    Args:
+        model: sizes of the model.
+        preprocessing: of its pictures.
+        source: where the weights came from: fingerprints and files' names.
+        git_commit: of the code that made it.
+        tolerances: the classes of parity, as they were then.
+        end_to_end: rows of the whole pipeline, for each format and precision.
+    """
+
+    directory: Path
+    model: ModelInfo
+    preprocessing: Preprocessing
+    source: Mapping[str, Any] = field(default_factory=dict)
+    git_commit: str | None = None
+    tolerances: Mapping[str, Any] = field(default_factory=dict)
+    graphs: tuple[GraphEntry, ...] = ()
+    end_to_end: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Manifest:
+        """Read and check `manifest.json`; the files it names are checked when they are opened.
+
+        Raises:
+            ArtifactError: there is none, it is damaged or was edited, or it was made for another release's tensors or
+                preprocessing.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(
+                f"{directory} holds no artefacts: {path} cannot be read ({error.strerror}). Make them with "
+                f"`regionspot-export --out {directory}`, or name another directory."
+            ) from error
+        except ValueError as error:
+            raise ArtifactError(f"{path} is damaged: it is not JSON ({error}). Export again.") from error
+        if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
+            raise ArtifactError(f"{path} is no manifest that this release can read ({MANIFEST_FORMAT}): export again")
+        if content.pop("checksum", None) != _checksum(content):
+            raise ArtifactError(
+                f"{path} was changed after it was written: its content does not match its checksum. Export again, "
+                "or get the unchanged file."
+            )
+        try:
+            return cls._from_json(content, directory)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{path} is damaged or of another release ({error!r}): export again") from error
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any], directory: Path) -> Manifest:
+        path = directory / MANIFEST
+        preprocessing = Preprocessing.from_json(content["preprocessing"])
+        preprocessing.check(path)
+        info = dict(content["model"])
+        model = ModelInfo(**info | {"embedding_size": tuple(info["embedding_size"])})
+        specs = graph_specs(model)
+        try:
+            graphs = tuple(GraphEntry.from_json(entry, specs) for entry in content["graphs"])
+        except InputError as error:  # an impossible range
+            raise ValueError(str(error)) from error
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}. Export again, or use the release that made it.") from error
+        kept = {name: content[name] for name in ("source", "git_commit", "tolerances")}
+        return cls(directory, model, preprocessing, graphs=graphs, end_to_end=tuple(content["end_to_end"]), **kept)
+
+    def save(self) -> None:
+        """Write `manifest.json`, atomically."""
+        content: dict[str, Any] = {
+            "format": MANIFEST_FORMAT,
+            "model": asdict(self.model),
+            "preprocessing": self.preprocessing.to_json(),
+            "source": dict(self.source),
+            "git_commit": self.git_commit,
+            "tolerances": dict(self.tolerances),
+            "graphs": [entry.to_json() for entry in self.graphs],
+            "end_to_end": [dict(row) for row in self.end_to_end],
+        }
+        content["checksum"] = _checksum(content)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.directory / MANIFEST, (text + "\n").encode())
+
+    def with_entry(self, entry: GraphEntry) -> Manifest:
+        """The same with `entry` in place of what had its key, or at the end."""
+        if self.get(*entry.key) is None:
+            return replace(self, graphs=(*self.graphs, entry))
+        return replace(self, graphs=tuple(entry if old.key == entry.key else old for old in self.graphs))
+
+    def without(self, key: tuple[str, str, str]) -> Manifest:
+        return replace(self, graphs=tuple(entry for entry in self.graphs if entry.key != key))
+
+    def get(self, name: str, artefact_format: str, precision: str) -> GraphEntry | None:
+        """The entry of a key, if there is one."""
+        return next((entry for entry in self.graphs if entry.key == (name, artefact_format, precision)), None)
+
+    def find(self, name: str, artefact_format: str, precision: str) -> GraphEntry:
+        """The entry of a key.
+
+        Raises:
+            ArtifactError: it was not made; says what there is.
+        """
+        entry = self.get(name, artefact_format, precision)
+        if entry is None:
+            others = [f"{other.format} {other.precision}" for other in self.graphs if other.name == name]
+            raise ArtifactError(
+                f"{self.directory} has no {name} as {artefact_format} in {precision}; it has "
+                f"{', '.join(others) or 'none of that name'}. Make it: regionspot-export --graphs {name} "
+                f"--{FORMAT_OPTION[artefact_format]} --precision {precision} --out {self.directory}"
+            )
+        return entry
+
+    def precisions(self, artefact_format: str) -> list[str]:
+        """In which there are graphs of a format, in the order of PRECISIONS."""
+        found = {entry.precision for entry in self.graphs if entry.format == artefact_format}
+        return [precision for precision in PRECISIONS if precision in found]
+
+    def verify(self, entry: GraphEntry) -> Path:
+        """Compare the files of an entry with their checksums; where the one to open lies.
+
+        Raises:
+            ArtifactError: a file is missing, lies outside the directory, or is not what was exported.
+        """
+        if entry.file is None:
+            raise ArtifactError(f"{entry.title} was not made: {entry.reason}. Export it again.")
+        for name, sha256 in entry.files.items():
+            path = self._inside(name)
+            if not path.is_file():
+                raise ArtifactError(
+                    f"{entry.title} is not whole: {path} is missing. Copy the whole directory, or export it again."
+                )
+            if file_sha256(path) != sha256:
+                raise ArtifactError(
+                    f"{path} is not the file that was exported as {entry.title}: its SHA-256 differs from the "
+                    "manifest's. It was damaged, cut short or replaced: copy it or export it again."
+                )
+        return self._inside(entry.file)
+
+    def _inside(self, name: str) -> Path:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+            raise ArtifactError(f"{self.directory / MANIFEST} names a file outside its directory: {name!r}")
+        return self.directory / parts
+
+
+def spec_to_json(spec: GraphSpec) -> dict[str, Any]:
+    """A spec as plain values."""
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "inputs": [asdict(tensor) for tensor in spec.inputs],
+        "outputs": [asdict(tensor) for tensor in spec.outputs],
+        "ranges": {axis: [limits.min, limits.opt, limits.max] for axis, limits in spec.ranges.items()},
+    }
+
+
+def spec_from_json(content: Mapping[str, Any]) -> GraphSpec:
+    """What `spec_to_json` wrote."""
+
+    def tensors(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in content[key])
+
+    ranges = {axis: Range(*limits) for axis, limits in content["ranges"].items()}
+    return GraphSpec(content["name"], content["description"], tensors("inputs"), tensors("outputs"), ranges)
+
+
+def open_runner(
+    manifest: Manifest,
+    entry: GraphEntry,
+    runtime: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_failed: bool = False,
+) -> Runner:
+    """Open an artefact whose files are proven to be what was exported.
+
+    Args:
+        runtime: a key of RUNTIME_FORMATS; by default the one that its format is named after.
+        device, threads: see `open_graph`.
+        allow_failed: open it even if it was found to differ from the model.
+
+    Raises:
+        ArtifactError: it did not pass its parity check, a file is missing or changed, or the runtime refuses it.
+        InputError: the runtime is not installed or cannot open that format.
+    """
+    if entry.passed is False and not allow_failed:
+        raise ArtifactError(
+            f"{entry.title} of {manifest.directory} failed its parity check, so it is not used: {entry.reason}. "
+            "Export it again, or choose another precision."
+        )
+    path = manifest.verify(entry)
+    if entry.passed is None:
+        warnings.warn(
+            f"{entry.title} of {manifest.directory} was never compared with the model ({entry.reason}); "
+            f"do that here with `regionspot parity torch {manifest.directory}:{FORMAT_RUNTIME[entry.format]}`",
+            stacklevel=2,
+        )
+    return open_graph(path, entry.spec, runtime or FORMAT_RUNTIME[entry.format], entry.precision, device, threads)
+
+
+def pipeline_from_artifacts(
+    directory: str | Path,
+    runtime: str = "onnxruntime",
+    precision: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_failed: bool = False,
+) -> RegionPipeline:
+    """The whole model out of a directory of artefacts; each graph is opened when it is first needed.
+
+    Args:
+        runtime: a key of RUNTIME_FORMATS.
+        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that there is.
+
+    Raises:
+        InputError: an unknown runtime or precision.
+        ArtifactError: no usable artefacts there, at once or when a graph is first needed.
+    """
+    from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, RegionPipeline
+
+    manifest = Manifest.load(directory)
+    artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
+
+    on_cpu = runtime in ("onnxruntime", "openvino") and device in ("auto", "cpu")
+
+    def entry(graph: str) -> GraphEntry:
+        return manifest.find(graph, artefact_format, chosen)
+
+    return RegionPipeline(
+        manifest.model,
+        lambda graph: open_runner(manifest, entry(graph), runtime, device, threads, allow_failed),
+        runtime=runtime,
+        precision=chosen,
+        fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
+        prompt_chunk=CPU_PROMPT_CHUNK if on_cpu else GPU_PROMPT_CHUNK,
+    )
+
+
+def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) -> tuple[str, str]:
+    """The format and the precision that a runtime takes from a directory. Errors as `pipeline_from_artifacts`."""
+    if runtime not in RUNTIME_FORMATS:
+        hint = "; torch runs the weights themselves, without artefacts" if runtime == "torch" else ""
+        raise InputError(f"there is no runtime {runtime!r} for artefacts: choose {', '.join(RUNTIME_FORMATS)}{hint}")
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    for artefact_format in RUNTIME_FORMATS[runtime]:
+        there = manifest.precisions(artefact_format)
+        if there and (precision is None or precision in there):
+            return artefact_format, precision or there[0]
+    made = [f"{one} {', '.join(manifest.precisions(one))}" for one in FORMATS if manifest.precisions(one)]
+    option = FORMAT_OPTION[RUNTIME_FORMATS[runtime][0]]
+    raise ArtifactError(
+        f"{manifest.directory} holds nothing for {runtime}{f' in {precision}' if precision else ''}; it holds "
+        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export --{option}."
+    )
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in a manifest but this."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""A graph in OpenVINO, on the CPU.
+
+The only module that imports `openvino` to run graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.runner import Tensors, check_feeds
+from regionspot.runtime.signature import check_signature
+from regionspot.runtime.threads import default_threads
+
+try:
+    import openvino
+except ImportError as error:
+    raise InputError(f"this runtime needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
+
+_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "uint8", "i32": "int32", "boolean": "bool"}
+
+
+class OpenVinoRunner:
+    """A `Runner` over OpenVINO's IR or an ONNX file. What it keeps are arrays.
+
+    Args:
+        path: the `.xml` file, its `.bin` beside it, or an `.onnx` file.
+        spec: its tensors; the file must have them.
+        precision: what floating-point arithmetic is done in, "f32", "bf16" or "f16". OpenVINO's own choice is bf16
+            where the CPU has it, which loses more than a graph that claims single precision may. int8 operations of a
+            quantised graph stay int8.
+        threads: None stands for `default_threads()`.
+
+    Raises:
+        ArtifactError: the file cannot be loaded, or is not the spec's graph.
+    """
+
+    def __init__(self, path: str | Path, spec: GraphSpec, precision: str = "f32", threads: int | None = None) -> None:
+        self.path, self.spec = Path(path), spec
+        if not self.path.is_file():
+            raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
+        config = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads or default_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # two processes that pin their threads pin them to the same cores
+        }
+        try:
+            compiled = openvino.Core().compile_model(str(path), "CPU", config)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO cannot load {path} ({_last_line(error)}): the file is damaged, or this version lacks an "
+                "operator in its precision; export it again, or choose another precision"
+            ) from error
+        check_signature(
+            spec, _tensors(compiled.inputs, spec.input_names), _tensors(compiled.outputs, spec.output_names), path
+        )
+        self._request: openvino.InferRequest | None = compiled.create_infer_request()
+
+    def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
+        """See `Runner.infer`."""
+        if self._request is None:
+            raise InputError(f"{self.path} was closed: open it again")
+        check_feeds(self.spec, feeds)
+        results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
+        return {name: results[name] for name in self.spec.output_names}
+
+    def close(self) -> None:
+        self._request = None
+
+    def __enter__(self) -> OpenVinoRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tensors(ports: list[Any], wanted: Collection[str]) -> list[TensorSpec]:
+    """What a compiled model says of its inputs or outputs; of a tensor's several names the one that is wanted."""
+    found = []
+    for port in ports:
+        kind = port.element_type.get_type_name()
+        shape = tuple(size.get_length() if size.is_static else str(size) for size in port.partial_shape)
+        name = next((name for name in wanted if name in port.names), port.any_name)
+        found.append(TensorSpec(name, _DTYPES.get(kind, kind), shape))
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO's messages begin with places in its source and end with the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,239 @@
+"""A graph in ONNX Runtime, on the CPU, on CUDA, or through its TensorRT provider.
+
+The only module that imports `onnxruntime` to run graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.files import cache_root
+from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.runner import Tensors, check_feeds
+from regionspot.runtime.signature import check_signature
+from regionspot.runtime.threads import default_threads
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise InputError(f"this runtime needs ONNX Runtime ({error}): pip install 'regionspot[onnx]'") from error
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not numpy's
+_ERRORS_ONLY = 3
+
+
+class OrtRunner:
+    """A `Runner` over an ONNX file. On a GPU everything goes through I/O binding; what it keeps stays there.
+
+    Args:
+        path: the `.onnx` file; data beside it is found by itself.
+        spec: its tensors; the file must have them.
+        provider: "cpu", "cuda" or "tensorrt".
+        threads: on the CPU; None stands for `default_threads()`.
+        precision: of the graph. In half precision the CPU provider can crash in its last optimisations, so they are
+            left out there.
+        device_id: which GPU.
+        cuda_graph: capture the graph's kernels once and replay them, which saves their launches. Every axis of the spec
+            must have one size, and every node must run on CUDA.
+
+    Raises:
+        InputError: ONNX Runtime lacks the provider, or it does not start here, or cannot capture these shapes.
+        ArtifactError: the file cannot be loaded, or is not the spec's graph.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: GraphSpec,
+        provider: str = "cpu",
+        threads: int | None = None,
+        precision: str = "fp32",
+        device_id: int = 0,
+        cuda_graph: bool = False,
+    ) -> None:
+        self.path, self.spec = Path(path), spec
+        if cuda_graph:
+            _check_fixed(spec, provider)
+        self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
+        providers = _providers(spec, provider, device_id, cuda_graph)
+        options = _session_options(provider, threads, precision)
+        self._session: ort.InferenceSession | None = _open(self.path, options, providers)
+        check_signature(spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path)
+        self._fixed = FixedBuffers(self._session, spec, self._device) if cuda_graph else None
+
+    def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
+        """See `Runner.infer`. What is kept on a GPU is an `OrtValue`."""
+        if self._session is None:
+            raise InputError(f"{self.path} was closed: open it again")
+        check_feeds(self.spec, feeds)
+        kept = () if self._device[0] == "cpu" else keep
+        if self._fixed is not None:
+            return self._fixed.infer(feeds, kept)
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in self.spec.output_names:
+            binding.bind_output(name, *(self._device if name in kept else ("cpu", 0)))
+        self._session.run_with_iobinding(binding)
+        named = zip(self.spec.output_names, binding.get_outputs(), strict=True)
+        return {name: value if name in kept else value.numpy() for name, value in named}
+
+    def close(self) -> None:
+        self._session = self._fixed = None
+
+    def __enter__(self) -> OrtRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class FixedBuffers:
+    """Inputs and outputs that stay where they are in memory, as a captured CUDA graph needs them.
+
+    Args:
+        session: of a graph whose axes have one size each.
+        device: where the buffers are, such as ("cuda", 0).
+    """
+
+    def __init__(self, session: ort.InferenceSession, spec: GraphSpec, device: tuple[str, int]) -> None:
+        self._session, self._spec, self._device = session, spec, device
+        self._inputs = {tensor.name: self._buffer(tensor) for tensor in spec.inputs}
+        self._outputs = {tensor.name: self._buffer(tensor) for tensor in spec.outputs}
+        self._binding = session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def infer(self, feeds: Tensors, keep: Collection[str]) -> dict[str, Any]:
+        """Copy the feeds in, run, copy the outputs out: those to keep to new memory on the device."""
+        for name, value in feeds.items():
+            self._inputs[name].update_inplace(value)
+        self._session.run_with_iobinding(self._binding)
+        results: dict[str, Any] = {}
+        for tensor in self._spec.outputs:
+            output = self._outputs[tensor.name]
+            if tensor.name in keep:
+                results[tensor.name] = self._buffer(tensor)
+                results[tensor.name].update_inplace(output)
+            else:
+                results[tensor.name] = np.array(output.numpy())
+        return results
+
+    def _buffer(self, tensor: TensorSpec) -> ort.OrtValue:
+        shape = tensor.resolved({axis: sizes.max for axis, sizes in self._spec.ranges.items()})
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype), *self._device)
+
+
+def best_device() -> str:
+    """ "cuda" where this ONNX Runtime can use an NVIDIA GPU and there is one, else "cpu"."""
+    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+    return "cuda" if has_gpu and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+
+
+def profile_options(spec: GraphSpec) -> dict[str, str]:
+    """The ranges of a graph's dynamic inputs, as the TensorRT provider's options say them."""
+    dynamic = [tensor for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
+    options = {}
+    for bound in ("min", "opt", "max"):
+        sizes = {axis: getattr(allowed, bound) for axis, allowed in spec.ranges.items()}
+        shapes = (f"{tensor.name}:{'x'.join(map(str, tensor.resolved(sizes)))}" for tensor in dynamic)
+        options[f"trt_profile_{bound}_shapes"] = ",".join(shapes)
+    return options
+
+
+def _check_fixed(spec: GraphSpec, provider: str) -> None:
+    dynamic = [f"{axis} {allowed}" for axis, allowed in spec.ranges.items() if allowed.min != allowed.max]
+    if provider != "cuda" or dynamic:
+        raise InputError(
+            f"{spec.name} cannot be captured as a CUDA graph: "
+            + (f"its shapes are dynamic ({', '.join(dynamic)}); export it with one size of each" if dynamic else "")
+            + (f"the provider is {provider}, not cuda" if not dynamic else "")
+        )
+
+
+def _session_options(provider: str, threads: int | None, precision: str) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # several graphs share the cores, in turn
+    if provider == "cpu" and precision in ("fp16", "bf16"):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return options
+
+
+def _providers(spec: GraphSpec, provider: str, device_id: int, cuda_graph: bool) -> list[tuple[str, dict[str, str]]]:
+    """The provider asked for and what it falls back on for single nodes, with their options."""
+    if provider not in PROVIDERS:
+        raise InputError(f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
+    there = ort.get_available_providers()
+    if PROVIDERS[provider] not in there:
+        raise InputError(
+            f"this ONNX Runtime has no {PROVIDERS[provider]} (it has {', '.join(there)}): "
+            "pip install onnxruntime-gpu in place of onnxruntime, or work on the CPU"
+        )
+    if provider != "cpu":
+        ort.preload_dlls()
+    cuda = {
+        "device_id": str(device_id),
+        "use_tf32": "0",  # single precision stays single precision: a faster graph is one exported in fp16 or bf16
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew for each shape
+        "enable_cuda_graph": "1" if cuda_graph else "0",
+    }
+    tensorrt = {
+        "device_id": str(device_id),
+        "trt_engine_cache_enable": "1",
+        "trt_timing_cache_enable": "1",
+        "trt_engine_cache_path": str(cache_root() / "onnxruntime-tensorrt"),
+        **profile_options(spec),
+    }
+    chain = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}[provider]
+    options = {"cpu": {}, "cuda": cuda, "tensorrt": tensorrt}
+    return [(PROVIDERS[name], options[name]) for name in chain]
+
+
+def _open(path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
+    try:
+        session = ort.InferenceSession(path, options, providers)
+    except Exception as error:  # its errors share no base class of their own
+        raise ArtifactError(
+            f"ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}): the file is damaged, or this version "
+            "lacks an operator in its precision; export it again, or choose another precision"
+        ) from error
+    if session.get_providers()[0] != providers[0][0]:
+        raise InputError(
+            f"ONNX Runtime could not start {providers[0][0]} here and fell back to {session.get_providers()[0]}: its "
+            "CUDA, cuDNN or TensorRT libraries are missing or of another version (see onnxruntime's requirements); "
+            "mend that, or work on the CPU"
+        )
+    return session
+
+
+def _tensors(nodes: list[Any]) -> list[TensorSpec]:
+    """What a session says of its inputs or outputs."""
+    found = []
+    for node in nodes:
+        kind = node.type.removeprefix("tensor(").removesuffix(")")
+        shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
+        found.append(TensorSpec(node.name, _DTYPES.get(kind, kind), shape))
+    return found

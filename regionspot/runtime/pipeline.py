@@ -1,0 +1,373 @@
+"""RegionSpot over any runtime: arrays in, arrays out. No PyTorch here, so that a server can do without it.
+
+It cuts what is asked into pieces that the graphs' ranges allow, and pads where they ask for more than there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from regionspot.errors import InputError
+from regionspot.runtime.graph_spec import ModelInfo, Range
+from regionspot.runtime.runner import Array, Runner
+from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
+from regionspot.transforms import UInt8Array
+
+CPU_PROMPT_CHUNK = 8
+"""ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
+
+GPU_PROMPT_CHUNK = 32
+SINGLE_TOKEN, MULTIMASK_TOKENS = (0,), (1, 2, 3)
+
+SAM_GRAPHS = ("sam_image_encoder", "sam_token_decoder_image", "sam_token_decoder_prompts")
+"""What mask tokens depend on."""
+
+_EXPORT = "export it again with regionspot-export"
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Images that went through the graphs together.
+
+    Args:
+        count: how many images.
+        rows: how many the graphs saw, padding included.
+        tensors: image embeddings, projections and statistics, in the form that the runtime keeps.
+    """
+
+    count: int
+    rows: int
+    tensors: tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages:
+    """What SAM says of B images before any prompt, kept where the runtime works. `len` is B."""
+
+    parts: tuple[_Part, ...]
+
+    def __len__(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    def located(self) -> Iterator[tuple[slice, _Part]]:
+        """Each part and which of the B images it holds."""
+        start = 0
+        for part in self.parts:
+            yield slice(start, start + part.count), part
+            start += part.count
+
+
+class MaskPromptDecoder(Protocol):
+    """SAM's decoder with masks as prompts, which no graph has."""
+
+    def __call__(
+        self,
+        image_embeddings: Any,
+        points: FloatArray,
+        labels: IntArray,
+        mask_inputs: FloatArray,
+        multimask: bool,
+        draw: bool,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """As `RegionPipeline.low_res_masks`; without `draw` the masks are of no size, (B, N, T, 0, 0)."""
+        ...
+
+
+class RegionPipeline:
+    """The model as a row of graphs. Use as a context manager, or call `close`; not safe for several threads at once.
+
+    Args:
+        info: the model's sizes.
+        runners: graph name -> its runner. A function is called when a graph is first needed.
+        runtime, precision: how reports call them.
+        fingerprint: graph name -> a text that changes with what it computes: an artefact's SHA-256, or that of weights.
+        prompt_chunk: how many prompts, of all images of a batch together, go through the token decoder at once; it
+            bounds memory and changes no result.
+        mask_prompts: what answers prompts that are masks; None where nothing can.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        runners: Callable[[str], Runner] | Mapping[str, Runner],
+        *,
+        runtime: str,
+        precision: str,
+        fingerprint: Callable[[str], str],
+        prompt_chunk: int = CPU_PROMPT_CHUNK,
+        mask_prompts: MaskPromptDecoder | None = None,
+    ) -> None:
+        if prompt_chunk < 1:
+            raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
+        self.info, self.runtime, self.precision, self.prompt_chunk = info, runtime, precision, prompt_chunk
+        self.fingerprint, self._mask_prompts = fingerprint, mask_prompts
+        self._open = runners if callable(runners) else runners.__getitem__
+        self._opened: dict[str, Runner] = {}
+
+    @property
+    def name(self) -> str:
+        """What reports call the model."""
+        return self.info.name
+
+    def sam_fingerprint(self) -> str:
+        """Changes with anything that mask tokens depend on."""
+        return " ".join(dict.fromkeys(map(self.fingerprint, SAM_GRAPHS)))
+
+    def clip_fingerprint(self) -> str:
+        """Changes with anything that CLIP's feature maps depend on."""
+        return self.fingerprint("clip_image_encoder")
+
+    def check_num_regions(self, count: int) -> None:
+        """Raises InputError if an image may not have so many regions: the head sees all of them at once."""
+        most = self._range("region_head", "regions").max
+        if count > most:
+            raise InputError(
+                f"{count} regions of one image are more than the graph region_head takes, {most}: ask about fewer at a "
+                f"time, or {_EXPORT} --regions 1:32:{count}"
+            )
+
+    def check_mask_prompts(self) -> None:
+        """Raises InputError where prompts cannot be masks."""
+        if self._mask_prompts is None:
+            raise InputError(
+                f"masks as prompts need PyTorch, and this model runs in {self.runtime}: give the region's box, or use "
+                "the weights in place of exported artefacts"
+            )
+
+    def encode_image(self, sam_images: UInt8Array, input_sizes: npt.ArrayLike) -> EncodedImages:
+        """SAM's image encoder, and the part of its decoder that all prompts share.
+
+        Args:
+            sam_images: (B, S, S, 3) RGB in the SAM frame, see `regionspot.transforms.SamTransform`.
+            input_sizes: (B, 2) height and width of the part of each that is not padding.
+        """
+        sizes = np.asarray(input_sizes, np.int32).reshape(-1, 2)
+        parts = []
+        for images, rows in self._batches("sam_image_encoder", len(sam_images)):
+            padded = _filled(sam_images[images], 0, rows), _filled(sizes[images], 0, rows)
+            (embeddings,) = self._run("sam_image_encoder", *padded, keep=True)
+            context = self._run("sam_token_decoder_image", embeddings, keep=True)
+            parts.append(_Part(len(sam_images[images]), rows, (embeddings, *context)))
+        return EncodedImages(tuple(parts))
+
+    def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
+        """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see `regionspot.transforms.ClipTransform`."""
+        found = np.empty((len(clip_images), self.info.num_patch_tokens, self.info.clip_width), np.float32)
+        for images, rows in self._batches("clip_image_encoder", len(clip_images)):
+            (maps,) = self._run("clip_image_encoder", _filled(clip_images[images], 0, rows))
+            found[images] = maps[: len(found[images])]
+        return found
+
+    def mask_tokens(
+        self,
+        encoded: EncodedImages,
+        points: FloatArray,
+        labels: IntArray,
+        multimask: bool = False,
+        mask_inputs: FloatArray | None = None,
+    ) -> tuple[FloatArray, FloatArray]:
+        """The position-aware token of each prompt, without drawing any mask.
+
+        Args:
+            encoded: from `encode_image`.
+            points: (B, N, P, 2) xy in SAM-frame pixels.
+            labels: (B, N, P), see `regionspot.structures.Prompts`.
+            multimask: SAM's three tokens for whole, part and subpart in place of its single-mask token.
+            mask_inputs: (B, N, 1, 4h, 4w) mask logits, see `SamTransform.apply_masks`.
+
+        Returns:
+            Tokens (B, N, T, C) and the predicted IoU of the mask that belongs to each (B, N, T).
+
+        Raises:
+            InputError: more points than the graph takes, or masks as prompts where nothing takes them.
+        """
+        if mask_inputs is not None:
+            return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=False)[1:]
+        found = self._decode("sam_token_decoder_prompts", slice(1, None), encoded, points, labels, multimask)
+        tokens, iou_predictions = found
+        return tokens, iou_predictions
+
+    def low_res_masks(
+        self,
+        encoded: EncodedImages,
+        points: FloatArray,
+        labels: IntArray,
+        multimask: bool = False,
+        mask_inputs: FloatArray | None = None,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Masks beside the tokens; arguments and errors as in `mask_tokens`.
+
+        Returns:
+            Mask logits (B, N, T, 4h, 4w) in the SAM frame, above 0 inside; tokens (B, N, T, C); predicted IoU
+            (B, N, T).
+        """
+        if mask_inputs is not None:
+            return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=True)
+        found = self._decode("sam_mask_decoder", slice(None), encoded, points, labels, multimask)
+        low_res_masks, tokens, iou_predictions = found
+        return low_res_masks, tokens, iou_predictions
+
+    def classify(
+        self,
+        mask_tokens: FloatArray,
+        patch_tokens: FloatArray,
+        valid: BoolArray | None,
+        text_embeddings: FloatArray,
+    ) -> FloatArray:
+        """Logits (B, N, V) of N regions of each of B images over V words.
+
+        Args:
+            mask_tokens: (B, N, C), all regions of an image together.
+            patch_tokens: (B, L, D) from `encode_clip`.
+            valid: (B, N), False for padding; None if there is none.
+            text_embeddings: (V, E) unit rows.
+
+        Raises:
+            InputError: more regions than the graph takes.
+        """
+        batch, count = mask_tokens.shape[:2]
+        logits = np.zeros((batch, count, len(text_embeddings)), np.float32)
+        if not logits.size:
+            return logits
+        self.check_num_regions(count)
+        valid = np.ones((batch, count), np.bool_) if valid is None else valid
+        regions, vocabulary = self._range("region_head", "regions"), self._range("region_head", "words")
+        for images, rows in self._batches("region_head", batch):
+            of_images = [
+                _filled(_filled(mask_tokens[images], 1, regions.min), 0, rows),
+                _filled(patch_tokens[images], 0, rows),
+                _filled(_filled(valid[images], 1, regions.min), 0, rows),
+            ]
+            for words in _slices(len(text_embeddings), vocabulary.max):
+                (found,) = self._run("region_head", *of_images, _filled(text_embeddings[words], 0, vocabulary.min))
+                part = logits[images, :, words]
+                part[:] = found[: part.shape[0], :count, : part.shape[2]]
+        return logits
+
+    def encode_tokens(self, tokens: IntArray) -> FloatArray:
+        """CLIP's un-normalised embeddings (n, E) of (n, T) tokens; T need only reach the last end token."""
+        texts, length = (self._range("clip_text_encoder", axis) for axis in ("texts", "text_length"))
+        tokens = _filled(np.asarray(tokens, np.int32), 1, length.min)
+        found = np.zeros((len(tokens), self.info.embed_dim), np.float32)
+        for rows in _slices(len(tokens), texts.max):
+            (embeddings,) = self._run("clip_text_encoder", _filled(tokens[rows], 0, texts.min))
+            found[rows] = embeddings[: len(found[rows])]
+        return found
+
+    def close(self) -> None:
+        """Close what was opened. A graph that is needed later is opened again."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+    def __enter__(self) -> RegionPipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _runner(self, graph: str) -> Runner:
+        if graph not in self._opened:
+            self._opened[graph] = self._open(graph)
+        return self._opened[graph]
+
+    def _range(self, graph: str, axis: str) -> Range:
+        return self._runner(graph).spec.ranges[axis]
+
+    def _run(self, graph: str, *arguments: Any, keep: bool = False) -> tuple[Any, ...]:
+        """One run: inputs and outputs in the order of the graph's spec."""
+        runner = self._runner(graph)
+        names = runner.spec.output_names
+        feeds = dict(zip(runner.spec.input_names, arguments, strict=True))
+        outputs = runner.infer(feeds, names if keep else ())
+        return tuple(outputs[name] for name in names)
+
+    def _batches(self, graph: str, count: int) -> Iterator[tuple[slice, int]]:
+        """Which images go through a graph together, and how many rows it must see."""
+        batch = self._range(graph, "batch")
+        for images in _slices(count, batch.max):
+            yield images, max(images.stop - images.start, batch.min)
+
+    def _decode(
+        self,
+        graph: str,
+        context: slice,
+        encoded: EncodedImages,
+        points: FloatArray,
+        labels: IntArray,
+        multimask: bool,
+    ) -> list[FloatArray]:
+        """All outputs of a decoder graph over all prompts; `context` says which kept tensors it takes."""
+        spec = self._runner(graph).spec
+        token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
+        count = labels.shape[1]
+        self._check_prompts(graph, encoded, labels)
+        sizes = {"batch": len(encoded), "regions": count, "tokens": len(token_ids)}
+        results: list[FloatArray] = [np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs]
+        for images, part in encoded.located():
+            step = min(spec.ranges["regions"].max, max(1, self.prompt_chunk // part.rows))
+            for chunk in _slices(count, step):
+                asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
+                asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
+                outputs = self._run(graph, *part.tensors[context], asked_points, asked_labels, token_ids)
+                for result, output in zip(results, outputs, strict=True):
+                    result[images, chunk] = output[: part.count, : chunk.stop - chunk.start]
+        return results
+
+    def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
+        """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts that ask nothing."""
+        return _filled(_filled(prompts, 1, self._range(graph, "regions").min, value), 0, rows, value)
+
+    def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
+        points, batch = self._range(graph, "points"), self._range(graph, "batch")
+        if labels.size and not points.min <= labels.shape[2] <= points.max:
+            raise InputError(
+                f"the graph {graph} takes prompts of {points.min} to {points.max} points, not {labels.shape[2]} (a "
+                "click counts as one, a box as two, clicks without a box as one more)"
+            )
+        for part in encoded.parts:
+            if not batch.min <= part.rows <= batch.max:
+                raise InputError(
+                    f"the graph {graph} takes {batch} images and sam_image_encoder gave {part.rows} at once: they were "
+                    f"exported with different --batch; {_EXPORT}, all graphs with the same"
+                )
+
+    def _decode_masks_as_prompts(
+        self,
+        encoded: EncodedImages,
+        points: FloatArray,
+        labels: IntArray,
+        multimask: bool,
+        mask_inputs: FloatArray,
+        draw: bool,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        self.check_mask_prompts()
+        assert self._mask_prompts is not None
+        parts = []
+        for images, part in encoded.located():
+            prompts = points[images], labels[images], mask_inputs[images]
+            parts.append(self._mask_prompts(part.tensors[0][: part.count], *prompts, multimask, draw))
+        low_res_masks, tokens, iou_predictions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return low_res_masks, tokens, iou_predictions
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    """0 to `count` in pieces of `step`, the last one smaller."""
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _filled(array: Array, axis: int, size: int, value: int = 0) -> Array:
+    """As long as `size` along an axis at least, with `value` behind what there is."""
+    missing = size - array.shape[axis]
+    if missing <= 0:
+        return array
+    widths = [(0, missing if index == axis else 0) for index in range(array.ndim)]
+    return np.pad(array, widths, constant_values=value)

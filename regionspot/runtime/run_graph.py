@@ -1,0 +1,136 @@
+"""Run artefacts in a child process, so that a runtime that crashes or hangs is a failure with a reason and no more.
+
+`run_in_child` is the parent's side. The child, `python -m regionspot.runtime.run_graph REQUEST.json`, reads the
+request and its inputs, and writes what comes out beside them. It never loads PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regionspot.child_process import how_it_ended
+from regionspot.errors import ArtifactError, RegionSpotError
+from regionspot.runtime.artifacts import pipeline_from_artifacts, spec_from_json, spec_to_json
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.runner import Array
+from regionspot.runtime.runtimes import open_graph
+
+if TYPE_CHECKING:
+    from regionspot.runtime.pipeline import RegionPipeline
+
+TIMEOUT_S = 1800.0
+Samples = Sequence[Mapping[str, Array]]
+
+_REQUEST, _INPUTS, _OUTPUTS = "request.json", "inputs.npz", "outputs.npz"
+
+
+def graph_request(
+    path: Path, spec: GraphSpec, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+) -> dict[str, Any]:
+    """To run one graph: arguments of `open_graph`."""
+    return {
+        "graph": {"path": str(path), "spec": spec_to_json(spec), "runtime": runtime, "precision": precision},
+        "device": device,
+        "threads": threads,
+    }
+
+
+def pipeline_request(
+    directory: Path, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+) -> dict[str, Any]:
+    """To run the whole pipeline on samples as `recognise` takes them, whether its graphs passed or not."""
+    return {
+        "pipeline": {"directory": str(directory), "runtime": runtime, "precision": precision},
+        "device": device,
+        "threads": threads,
+    }
+
+
+def run_in_child(request: Mapping[str, Any], samples: Samples, timeout_s: float = TIMEOUT_S) -> list[dict[str, Array]]:
+    """The outputs for each of several samples of inputs.
+
+    Raises:
+        ArtifactError: the child crashed, hung or refused; the message says how.
+    """
+    with tempfile.TemporaryDirectory(prefix="regionspot-") as name:
+        folder = Path(name)
+        (folder / _REQUEST).write_text(json.dumps(dict(request)))
+        _write_samples(folder / _INPUTS, samples)
+        command = [sys.executable, "-m", "regionspot.runtime.run_graph", str(folder / _REQUEST)]
+        try:
+            child = subprocess.run(command, capture_output=True, timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise ArtifactError(f"running it did not end in {timeout_s:.0f} s") from error
+        if child.returncode:
+            raise ArtifactError(f"running it {how_it_ended(child)}")
+        return _read_samples(folder / _OUTPUTS)
+
+
+def recognise(pipeline: RegionPipeline, sample: Mapping[str, Array]) -> dict[str, Array]:
+    """The whole way from pictures and prompts to logits.
+
+    Args:
+        sample: `images`, `input_sizes`, `clip_images`, `points`, `labels` and `valid` as the graphs take them, and
+            either `text_embeddings` (V, E) or `tokens` (V, T) of the words.
+
+    Returns:
+        `logits` (B, N, V).
+    """
+    encoded = pipeline.encode_image(sample["images"], sample["input_sizes"])
+    patch_tokens = pipeline.encode_clip(sample["clip_images"])
+    mask_tokens, _ = pipeline.mask_tokens(encoded, sample["points"], sample["labels"], False)  # (B, N, 1, C)
+    if "tokens" in sample:
+        embeddings = pipeline.encode_tokens(sample["tokens"])  # (V, E)
+        text_embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    else:
+        text_embeddings = sample["text_embeddings"]
+    return {"logits": pipeline.classify(mask_tokens[:, :, 0], patch_tokens, sample["valid"], text_embeddings)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The child's side; 0, or 2 with one line on stderr for what is not usable."""
+    (path,) = map(Path, sys.argv[1:] if argv is None else argv)
+    try:
+        outputs = _run(json.loads(path.read_text()), _read_samples(path.with_name(_INPUTS)))
+    except RegionSpotError as error:
+        print(" ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    _write_samples(path.with_name(_OUTPUTS), outputs)
+    return 0
+
+
+def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]:
+    where = {"device": request["device"], "threads": request["threads"]}
+    if "pipeline" in request:
+        pipeline = pipeline_from_artifacts(**request["pipeline"], **where, allow_failed=True)
+        return [recognise(pipeline, sample) for sample in samples]
+    graph = request["graph"]
+    path, spec = Path(graph["path"]), spec_from_json(graph["spec"])
+    with open_graph(path, spec, graph["runtime"], graph["precision"], **where) as runner:
+        return [runner.infer(sample) for sample in samples]
+
+
+def _write_samples(path: Path, samples: Samples) -> None:
+    named = {f"{index}/{name}": array for index, sample in enumerate(samples) for name, array in sample.items()}
+    np.savez(path, allow_pickle=False, **named)
+
+
+def _read_samples(path: Path) -> list[dict[str, Array]]:
+    samples: dict[int, dict[str, Array]] = {}
+    with np.load(path, allow_pickle=False) as content:
+        for key in content.files:
+            index, _, name = key.partition("/")
+            samples.setdefault(int(index), {})[name] = content[key]
+    return [samples[index] for index in sorted(samples)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

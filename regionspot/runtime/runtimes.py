@@ -1,0 +1,65 @@
+"""Which runtimes there are, which artefacts each opens, and opening one: the library is imported only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from regionspot.errors import InputError
+from regionspot.runtime.engine_file import FLAVOURS
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.runner import Runner
+
+FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", **{name: flavour.suffix for name, flavour in FLAVOURS.items()}}
+RUNTIME_FORMATS = {
+    "onnxruntime": ("onnx",),
+    "openvino": ("openvino", "onnx"),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+}
+"""Runtime -> the formats that it opens, the preferred one first. The runtime "torch" opens weights, not artefacts."""
+
+FORMAT_OPTION = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
+"""Format -> the option of `regionspot-export` that asks for it."""
+
+FORMAT_RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+"""Format -> the runtime that it is verified in."""
+
+
+def open_graph(
+    path: Path, spec: GraphSpec, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+) -> Runner:
+    """A runner of a file in a runtime, which is imported only now.
+
+    Args:
+        runtime: a key of RUNTIME_FORMATS.
+        precision: of the graph.
+        device: for ONNX Runtime "cpu", "cuda", "cuda:1", or "tensorrt", its provider of that name; OpenVINO works on
+            "cpu", TensorRT on "cuda". "auto" is a GPU where the runtime can use one.
+        threads: of runtimes on the CPU; None lets them choose.
+
+    Raises:
+        InputError: the runtime is not installed, or the device is not there or not one that it works on.
+        ArtifactError: it cannot load the file, or the file is not the spec's graph.
+    """
+    if runtime == "onnxruntime":
+        from regionspot.runtime.ort_runner import OrtRunner, best_device
+
+        provider, _, index = (best_device() if device == "auto" else device).partition(":")
+        return OrtRunner(path, spec, provider, threads, precision, int(index or 0))
+    if runtime == "openvino":
+        from regionspot.runtime.openvino_runner import OpenVinoRunner
+
+        _check_device(runtime, device, ("auto", "cpu"))
+        return OpenVinoRunner(path, spec, threads=threads)
+    if runtime in FLAVOURS:
+        from regionspot.runtime.trt_runner import TrtRunner
+
+        _check_device(runtime, device, ("auto", "cuda"))
+        return TrtRunner(path, spec, runtime)
+    raise InputError(f"there is no runtime {runtime!r} for artefacts: choose one of {', '.join(RUNTIME_FORMATS)}")
+
+
+def _check_device(runtime: str, device: str, allowed: tuple[str, ...]) -> None:
+    if device not in allowed:
+        raise InputError(f"the runtime {runtime} works on {' or '.join(allowed)}, not on {device}")

@@ -1,0 +1,109 @@
+"""The options that say what runs the model: which go together, and what is said where they do not."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+import pytest
+
+from regionspot.cli import models
+from regionspot.cli.main import main
+from regionspot.config import Precision, Runtime
+from regionspot.errors import InputError
+from regionspot.runtime.runtimes import RUNTIME_FORMATS
+from regionspot.runtime.tolerance import PRECISIONS
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    models.add_model_options(parser)
+    models.add_runtime_options(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--artifacts", "a"], "torch runs the weights themselves: --artifacts and --precision go with another"),
+        (["--artifacts", "a", "--runtime", "torch"], "torch runs the weights themselves"),
+        (["--precision", "int8"], "torch runs the weights themselves"),
+        (["--runtime", "openvino", "--artifacts", "a", "--head-weights", "h"], "--head-weights would be ignored"),
+        (
+            ["--runtime", "openvino", "--artifacts", "a", "--sam-weights", "s", "--random-weights", "0"],
+            "--sam-weights, --random-weights would be ignored: the artefacts in a hold their own weights",
+        ),
+        (["--threads", "0"], "--threads must be 1 or more, not 0"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        models.check_runtime(parse(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["--runtime", "onnxruntime"], "regionspot-export --model regionspot_mini --out artifacts --onnx"),
+        (
+            ["--runtime", "tensorrt-rtx", "--precision", "fp16", "--random-weights", "0"],
+            "regionspot-export --model regionspot_mini --random-weights 0 --out artifacts --trt-rtx --precision fp16",
+        ),
+        (
+            [
+                "--runtime",
+                "tensorrt",
+                "--model",
+                "regionspot_bl",
+                "--head-weights",
+                "my head",
+                "--sam-weights",
+                "s.pth",
+            ],
+            "regionspot-export --model regionspot_bl --weights 'my head' --sam-weights s.pth --out artifacts --trt",
+        ),
+    ],
+)
+def test_without_artifacts_the_command_that_makes_them_is_shown(arguments: list[str], command: str) -> None:
+    from regionspot.cli.export import build_parser
+
+    with pytest.raises(InputError) as caught:
+        models.check_runtime(parse(*arguments))
+    what, _, shown = str(caught.value).partition("\n  ")
+    assert what.startswith(f"--runtime {arguments[1]} runs exported graphs") and shown == command
+    words = command.replace("'my head'", "my_head").split()
+    build_parser().parse_args(words[1:])  # the command that is shown exists
+
+
+@pytest.mark.parametrize("arguments", [[], ["--runtime", "torch", "--threads", "3"]])
+def test_what_goes_together(arguments: list[str]) -> None:
+    models.check_runtime(parse(*arguments))
+
+
+def test_every_runtime_and_precision_can_be_asked_for() -> None:
+    assert get_args(Runtime) == ("torch", *RUNTIME_FORMATS)
+    assert get_args(Precision) == PRECISIONS
+
+
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_refused_before_anything_is_loaded(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load_model", lambda _: pytest.fail("loaded"))
+    arguments = {"predict": ["a.jpg", "--box", "0,0,9,9", "--vocabulary", "cat,dog"], "eval": ["--data", "x.json"]}
+    assert main([command, *arguments[command], "--runtime", "openvino"]) == 2
+    assert "regionspot-export --model regionspot_mini --out artifacts --openvino" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("methods", ["clip_crops", "head,roi_pooling"])
+def test_methods_that_need_pytorch(methods: str, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--runtime", "openvino", "--artifacts", "somewhere", "--methods", methods]
+    assert main(["eval", "--data", "absent.json", *chosen]) == 2
+    error = capsys.readouterr().err
+    assert "PyTorch, not exported graphs in openvino" in error and "choose from head, constant_token" in error
+
+
+def test_a_mask_as_prompt_needs_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--runtime", "openvino", "--artifacts", "somewhere", "--mask", "m.png", "--vocabulary", "cat"]
+    assert main(["predict", "absent.png", *chosen]) == 2
+    assert "error: --mask needs PyTorch, not openvino: give a --box instead" in capsys.readouterr().err

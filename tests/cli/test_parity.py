@@ -1,0 +1,115 @@
+"""`regionspot parity A B` from the command line's side; it finds what no checksum can."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from regionspot.cli.main import main
+from regionspot.runtime.artifacts import MANIFEST, Manifest, _checksum
+from regionspot.runtime.engine_file import file_sha256
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def copied(mini_artifacts: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mini_artifacts, tmp_path / "artifacts"))
+
+
+def parity(*arguments: str | Path) -> int:
+    return main(["parity", "--images", "1", *map(str, arguments)])
+
+
+def keep_only(directory: Path, *names: str) -> None:
+    """Leave other graphs out of a manifest: quicker to compare."""
+    manifest = Manifest.load(directory)
+    for entry in manifest.graphs:
+        if entry.name not in names:
+            manifest = manifest.without(entry.key)
+    manifest.save()
+
+
+def test_the_weights_and_their_artefacts(mini_artifacts: Path, tmp_path: Path, capsys: Captured) -> None:
+    figures = tmp_path / "figures.json"
+    assert parity("torch", mini_artifacts, "--json", figures) == 0
+    printed = capsys.readouterr().out
+    assert "A: torch" in printed and f"B: {mini_artifacts} onnxruntime fp32" in printed
+    content = json.loads(figures.read_text())
+    assert content["passed"] is True and len(content["graphs"]) == 6
+    assert {"name", "passed", "tolerance", "max_abs_diff", "cosine", "sqnr_db", "outputs"} <= set(content["graphs"][0])
+    assert content["end_to_end"]["top1_agreement"] == 1.0 and content["end_to_end"]["images"] == 1
+
+
+def test_two_runtimes_of_the_same_files(copied: Path, capsys: Captured) -> None:
+    keep_only(copied, "clip_image_encoder", "sam_token_decoder_image")
+    assert parity(copied, f"{copied}:openvino") == 0
+    printed = capsys.readouterr().out
+    assert f"B: {copied} openvino fp32" in printed and printed.count("passed") == 2
+    assert "end to end" not in printed
+
+
+def test_one_weight_changed_with_every_checksum_forged(copied: Path, capsys: Captured) -> None:
+    """What a hash cannot tell: a file that was changed, and hashed again."""
+    name = "onnx/fp32/clip_image_encoder.onnx"
+    model = onnx.load(copied / name)
+    weight = next(one for one in model.graph.initializer if len(one.dims) == 4)  # of the patches
+    values = np.array(numpy_helper.to_array(weight))
+    values[0, 0, 0, 0] += 1
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, copied / name)
+    content: dict[str, Any] = json.loads((copied / MANIFEST).read_text())
+    entry = next(one for one in content["graphs"] if one["file"] == name)
+    entry["sha256"] = entry["files"][name] = file_sha256(copied / name)
+    content["checksum"] = _checksum(content)
+    (copied / MANIFEST).write_text(json.dumps(content))
+    keep_only(copied, "clip_image_encoder", "sam_token_decoder_image")
+
+    assert parity("torch", copied) == 1
+    printed = capsys.readouterr().out
+    assert "clip_image_encoder: patch_tokens: max|Δ|" in printed
+    rows = {line.split()[0]: line.split()[-1] for line in printed.splitlines() if line.endswith(("passed", "FAILED"))}
+    assert rows == {"clip_image_encoder": "FAILED", "sam_token_decoder_image": "passed"}
+
+
+def test_a_damaged_file_is_a_row_that_failed(copied: Path, capsys: Captured) -> None:
+    keep_only(copied, "clip_image_encoder", "sam_token_decoder_image")
+    path = copied / "onnx/fp32/clip_image_encoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert parity("torch", copied) == 1
+    printed = capsys.readouterr().out
+    assert "its SHA-256 differs" in printed and printed.count("passed") == 1
+
+
+def test_weights_of_another_training(copied: Path, capsys: Captured) -> None:
+    keep_only(copied, "clip_image_encoder")
+    assert parity("torch", copied, "--random-weights", "5") == 1
+    assert "clip_image_encoder: patch_tokens: max|Δ|" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("torch", "torch", "both sides are torch"),
+        ("torch", "nowhere", "nowhere holds no artefacts"),
+        ("torch", "{}:abacus", "names no runtime after its directory"),
+        ("torch", "{}:onnxruntime:int8", "nothing for onnxruntime in int8; it holds onnx fp32"),
+        ("{}:tensorrt", "torch", "nothing for tensorrt in fp32"),
+    ],
+)
+def test_sides_that_are_none(mini_artifacts: Path, a: str, b: str, message: str, capsys: Captured) -> None:
+    assert parity(a.format(mini_artifacts), b.format(mini_artifacts)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_artefacts_of_another_model(mini_artifacts: Path, capsys: Captured) -> None:
+    assert parity("torch", mini_artifacts, "--model", "regionspot_bb") == 2
+    assert "holds artefacts of regionspot_mini, not of regionspot_bb" in capsys.readouterr().err

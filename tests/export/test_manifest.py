@@ -1,0 +1,90 @@
+"""Fingerprints, preprocessing, versions and the commit that go into a manifest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from regionspot.errors import ArtifactError
+from regionspot.export.manifest import git_commit, preprocessing_of, tensors_fingerprint, version_of, versions
+from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.presets import create_model
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.preprocessing import Preprocessing
+from regionspot.transforms import RESIZE, resize_image
+
+
+@pytest.fixture(scope="module")
+def model() -> RegionSpot:
+    return create_model("regionspot_mini")
+
+
+def test_preprocessing_of_a_model(model: RegionSpot) -> None:
+    found = preprocessing_of(model)
+    np.testing.assert_allclose(found.sam_mean, [123.675, 116.28, 103.53])
+    np.testing.assert_allclose(np.array(found.clip_std) / 255, [0.26862954, 0.26130258, 0.27577711], rtol=1e-6)
+    assert found.resize == RESIZE and found.upright
+    found.check("here")
+    assert Preprocessing.from_json(found.to_json()) == found
+
+
+def test_a_preprocessing_of_another_release_is_refused(model: RegionSpot) -> None:
+    own = preprocessing_of(model)
+    for field, value in asdict(own).items():
+        if field.endswith(("mean", "std")):
+            continue
+        other = replace(own, **{field: not value if isinstance(value, bool) else f"{value} once more"})
+        assert other.fingerprint() != own.fingerprint()
+        with pytest.raises(ArtifactError, match=f"manifest.json was made for another preprocessing.*{field}"):
+            other.check("manifest.json")
+
+
+def test_the_resize_is_the_one_that_is_named() -> None:
+    """What a manifest promises: antialiased, on uint8; not what OpenCV or torch without antialias would give."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (8, 32))[..., None].repeat(3, axis=2)
+    assert "antialiased" in RESIZE and np.abs(resize_image(stripes, 2, 8).astype(int) - 128).max() <= 32
+
+
+@pytest.mark.parametrize("graph", ["region_head", "sam_token_decoder_prompts"])
+def test_a_fingerprint_changes_with_any_number(model: RegionSpot, graph: str) -> None:
+    module = graph_module(model, graph)
+    before = tensors_fingerprint(module)
+    assert before == tensors_fingerprint(graph_module(model, graph))
+    for tensor in (next(module.parameters()), *list(module.buffers())[:1]):
+        kept = tensor.detach().clone()
+        with torch.no_grad():
+            tensor.view(-1)[-1] += 1
+        assert tensors_fingerprint(module) != before
+        with torch.no_grad():
+            tensor.copy_(kept)
+    assert tensors_fingerprint(module) == before
+
+
+def test_other_graphs_keep_theirs(model: RegionSpot) -> None:
+    before = tensors_fingerprint(graph_module(model, "clip_image_encoder"))
+    other = replace_head(model)
+    assert tensors_fingerprint(graph_module(other, "clip_image_encoder")) == before
+    assert tensors_fingerprint(graph_module(other, "region_head")) != tensors_fingerprint(
+        graph_module(model, "region_head")
+    )
+
+
+def replace_head(model: RegionSpot) -> RegionSpot:
+    return RegionSpot(model.sam, model.clip, create_model("regionspot_mini", random_weights=1).head, model.name)
+
+
+def test_versions() -> None:
+    onnx = versions("onnx")
+    assert {"regionspot", "python", "torch", "onnx", "onnxruntime"} <= set(onnx)
+    assert onnx["torch"] == version_of("torch") and "openvino" not in onnx
+    assert set(versions("openvino")) == {*onnx, "openvino"}
+    assert version_of("no-such-distribution") is None
+
+
+def test_the_commit_of_this_checkout() -> None:
+    commit = git_commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", commit)

@@ -1,0 +1,131 @@
+"""What an export would make, in which order, and how large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from regionspot.errors import InputError
+from regionspot.export import plan
+from regionspot.export.plan import (
+    Step,
+    check_libraries,
+    choose_graphs,
+    choose_precisions,
+    estimate,
+    format_plan,
+    make_plan,
+    sizing_model,
+)
+from regionspot.modeling.graphs import model_sizes
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.artifacts import Manifest
+from regionspot.runtime.graph_spec import GraphSpec, graph_specs
+
+
+@pytest.fixture(scope="module")
+def mini() -> RegionSpot:
+    return sizing_model("regionspot_mini")
+
+
+@pytest.fixture(scope="module")
+def specs(mini: RegionSpot) -> dict[str, GraphSpec]:
+    return graph_specs(model_sizes(mini))
+
+
+def test_sources_come_before_what_is_made_of_them(specs: dict[str, GraphSpec]) -> None:
+    steps = make_plan(list(specs.values())[:2], ["openvino", "tensorrt-rtx"], ["int8", "fp16"])
+    made: set[tuple[str, str, str]] = set()
+    for step in steps:
+        assert step.source is None or step.source.key in made
+        made.add(step.key)
+    kinds = [(step.format, step.precision) for step in steps if step.spec.name == "sam_image_encoder"]
+    assert kinds == [
+        ("onnx", "fp32"),
+        ("onnx", "fp16"),
+        ("openvino", "fp16"),
+        ("tensorrt-rtx", "fp16"),
+        ("onnx", "int8"),
+        ("openvino", "int8"),
+        ("tensorrt-rtx", "int8"),
+    ]
+    assert len(made) == len(steps) == 14
+
+
+def test_the_smallest_plan(specs: dict[str, GraphSpec]) -> None:
+    head = specs["region_head"]
+    assert make_plan([head], ["onnx"], ["fp32"]) == (Step(head, "onnx", "fp32"),)
+    assert make_plan([head], ["onnx"], ["fp32"])[0].file == "onnx/fp32/region_head.onnx"
+    assert make_plan([], ["onnx"], ["fp32"]) == ()
+
+
+def test_where_files_lie(specs: dict[str, GraphSpec]) -> None:
+    steps = make_plan([specs["region_head"]], ["openvino", "tensorrt", "tensorrt-rtx"], ["fp32"])
+    assert [step.file for step in steps[1:]] == [
+        "openvino/fp32/region_head.xml",
+        "tensorrt/fp32/region_head.plan",
+        "tensorrt-rtx/fp32/region_head.engine",
+    ]
+
+
+def test_graphs_by_name(specs: dict[str, GraphSpec]) -> None:
+    def names(text: str | None) -> list[str]:
+        return [spec.name for spec in choose_graphs(specs, text)]
+
+    assert names(None) == [name for name in specs if name != "region_recognizer"]
+    assert names("all") == list(specs)
+    assert names("region_head, sam_image_encoder") == ["sam_image_encoder", "region_head"]
+    for wrong in ("heads", "region_head,heads", ""):
+        with pytest.raises(InputError, match="choose of sam_image_encoder"):
+            choose_graphs(specs, wrong)
+
+
+def test_precisions() -> None:
+    assert choose_precisions("int8, fp32") == ("fp32", "int8")
+    for wrong in ("", "fp8", "fp32,fp8"):
+        with pytest.raises(InputError, match="with commas between"):
+            choose_precisions(wrong)
+
+
+@pytest.mark.parametrize(
+    ("missing", "asked", "message"),
+    [
+        ("onnx", ["openvino"], r"onnx artefacts need onnx: pip install 'regionspot\[onnx\]'"),
+        ("openvino", ["openvino"], r"openvino artefacts need openvino: pip install 'regionspot\[openvino\]'"),
+        ("tensorrt", ["tensorrt"], r"tensorrt artefacts need tensorrt: .*https://pypi\.nvidia\.com.*stub"),
+        ("tensorrt_rtx_bindings", ["tensorrt-rtx"], r"pip install 'regionspot\[tensorrt-rtx\]'"),
+    ],
+)
+def test_missing_libraries(missing: str, asked: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(InputError, match=message):
+        check_libraries(asked)
+
+
+def test_estimates_are_near_the_truth(mini: RegionSpot, specs: dict[str, GraphSpec], mini_artifacts: Path) -> None:
+    manifest = Manifest.load(mini_artifacts)
+    names = [entry.name for entry in manifest.graphs]
+    for one in estimate(make_plan([specs[name] for name in names], ["onnx"], ["fp32"]), mini):
+        actual = manifest.find(*one.step.key).size_bytes
+        assert 0.7 * actual < one.file_bytes + 700_000 and one.file_bytes < 1.3 * actual, one.step.title
+        assert one.memory_bytes > 2 * one.file_bytes
+
+
+def test_half_precision_is_half_as_large(mini: RegionSpot, specs: dict[str, GraphSpec]) -> None:
+    sizes = {
+        one.step.precision: one.file_bytes
+        for one in estimate(make_plan([specs["region_head"]], ["onnx"], ["fp32", "fp16", "int8"]), mini)
+    }
+    assert sizes["fp16"] == sizes["fp32"] / 2 and sizes["int8"] < sizes["fp16"]
+
+
+@pytest.mark.parametrize("name", ["regionspot_mini", "regionspot_bl_sam_h"])
+def test_models_of_any_size_are_estimated_without_their_weights(name: str) -> None:
+    model = sizing_model(name)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    table = format_plan(estimate(make_plan(list(graph_specs(model_sizes(model)).values()), ["onnx"], ["fp32"]), model))
+    lines = table.splitlines()
+    assert lines[0].split() == ["graph", "format", "precision", "size", "made", "from", "memory", "file"]
+    assert len(lines) == 1 + 8 + 2 and lines[-1].startswith("8 artefacts, about")
+    assert all(line == line.rstrip() for line in lines)

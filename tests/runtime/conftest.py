@@ -1,0 +1,62 @@
+"""regionspot_mini, its artefacts made once for the run, and pipelines over them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from regionspot.cli.main import main
+from regionspot.modeling.graphs import model_info
+from regionspot.modeling.pipelines import pipeline_from_model
+from regionspot.modeling.presets import create_model
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.graph_spec import Ranges, graph_specs
+from regionspot.runtime.openvino_runner import OpenVinoRunner
+from regionspot.runtime.ort_runner import OrtRunner
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.runner import Runner
+
+OpenPipeline = Callable[..., RegionPipeline]
+
+
+@pytest.fixture(scope="session")
+def model() -> RegionSpot:
+    return create_model("regionspot_mini")
+
+
+@pytest.fixture(scope="session")
+def artifacts(mini_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the graph that draws masks, put beside the others by a second export."""
+    directory = Path(shutil.copytree(mini_artifacts, tmp_path_factory.mktemp("artifacts") / "with_masks"))
+    assert main(["export", "--out", str(directory), "--graphs", "sam_mask_decoder", "--parity-images", "2"]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
+    """A function of a runtime and of ranges to pretend the graphs were made for; chunk sizes are an option."""
+
+    def open_it(runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32) -> RegionPipeline:
+        if runtime == "torch":
+            return pipeline_from_model(model)
+        specs = graph_specs(model_info(model), ranges)
+        files = artifacts / "onnx" / "fp32"
+        runner_class: type[OrtRunner] | type[OpenVinoRunner]
+        runner_class = OrtRunner if runtime == "onnxruntime" else OpenVinoRunner
+
+        def open_runner(graph: str) -> Runner:
+            return runner_class(files / f"{graph}.onnx", specs[graph], threads=1)
+
+        return RegionPipeline(
+            model_info(model),
+            open_runner,
+            runtime=runtime,
+            precision="fp32",
+            fingerprint=lambda graph: f"{graph} in {runtime}",
+            prompt_chunk=prompt_chunk,
+        )
+
+    return open_it

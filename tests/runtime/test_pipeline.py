@@ -1,0 +1,352 @@
+"""The pipeline in three runtimes, whole, in pieces and padded, held against the model called by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regionspot.errors import InputError
+from regionspot.modeling.clip import tokenize
+from regionspot.modeling.pipelines import (
+    GraphTextEncoder,
+    as_pipeline,
+    pipeline_from_backbones,
+    pipeline_from_model,
+    text_encoder_of,
+)
+from regionspot.modeling.presets import create_model
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.graph_spec import Range, Ranges
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.runner import Runner
+from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+
+RUNTIMES = ("torch", "onnxruntime", "openvino")
+TIGHT = Ranges(
+    batch=Range(2, 2, 2),
+    regions=Range(3, 4, 8),
+    points=Range(2, 2, 3),
+    words=Range(4, 4, 4),
+    texts=Range(3, 3, 3),
+)
+"""Everything is padded, cut into pieces, or both."""
+
+OpenPipeline = Callable[..., RegionPipeline]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Three images with five prompts each, the last of which are padding, and six words."""
+
+    images: np.ndarray
+    input_sizes: np.ndarray
+    clip_images: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
+    valid: np.ndarray
+    text_embeddings: np.ndarray
+    embeddings: np.ndarray  # what the model itself says: (B, C, h, w)
+    patch_tokens: np.ndarray  # (B, L, D)
+
+
+@pytest.fixture(scope="module")
+def sample(model: RegionSpot) -> Sample:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    sizes = np.array([[256, 200], [100, 256], [256, 256]], np.int32)
+    clip_images = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    corners = rng.uniform(0, 90, (3, 5, 1, 2))
+    points = np.concatenate([corners, corners + rng.uniform(5, 90, (3, 5, 1, 2))], axis=2).astype(np.float32)
+    labels = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (3, 5, 1))
+    labels[1] = FOREGROUND, PADDING
+    valid = np.arange(5) < np.array([5, 2, 4])[:, None]
+    points[~valid], labels[~valid] = 0, PADDING
+    text = rng.standard_normal((6, 128)).astype(np.float32)
+    with torch.inference_mode():
+        nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
+        embeddings = model.sam.encode_image(nchw, torch.from_numpy(sizes)).numpy()
+        patch_tokens = model.clip.encode_image(torch.from_numpy(clip_images).permute(0, 3, 1, 2)).numpy()
+    unit = text / np.linalg.norm(text, axis=1, keepdims=True)
+    return Sample(images, sizes, clip_images, points, labels, valid, unit, embeddings, patch_tokens)
+
+
+@pytest.fixture(params=["torch", "onnxruntime wide", "onnxruntime tight", "openvino wide", "openvino tight"])
+def pipeline(request: pytest.FixtureRequest, open_pipeline: OpenPipeline) -> RegionPipeline:
+    runtime, _, ranges = request.param.partition(" ")
+    tight = {"ranges": TIGHT, "prompt_chunk": 6}
+    opened = open_pipeline(runtime, **tight if ranges == "tight" else {})
+    request.addfinalizer(opened.close)
+    return opened
+
+
+def near(actual: np.ndarray, expected: torch.Tensor | np.ndarray) -> None:
+    assert actual.dtype == np.float32
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(actual / scale, expected / scale, atol=1e-4)
+
+
+class TestValues:
+    def test_prompts_of_several_images(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample) -> None:
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        assert len(encoded) == 3
+        arrays = (sample.embeddings, sample.points, sample.labels)
+        embeddings, points, labels = (torch.from_numpy(array) for array in arrays)
+        for multimask in (False, True):
+            with torch.inference_mode():
+                masks, expected = model.sam.low_res_masks(embeddings, points, labels, multimask)
+            tokens, ious = pipeline.mask_tokens(encoded, sample.points, sample.labels, multimask)
+            drawn, of_drawn, ious_of_drawn = pipeline.low_res_masks(encoded, sample.points, sample.labels, multimask)
+            for found in (tokens, of_drawn):
+                near(found[sample.valid], expected.tokens[sample.valid])
+            for found in (ious, ious_of_drawn):
+                near(found[sample.valid], expected.iou_predictions[sample.valid])
+            near(drawn[sample.valid], masks[sample.valid])
+
+    def test_clips_maps(self, pipeline: RegionPipeline, sample: Sample) -> None:
+        near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
+
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_logits(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample, masked: bool) -> None:
+        tokens = np.random.default_rng(1).standard_normal((3, 5, 128)).astype(np.float32)
+        valid = sample.valid if masked else None
+        arrays = (tokens, sample.patch_tokens, sample.text_embeddings)
+        inputs = [torch.from_numpy(array) for array in (*arrays, *(() if valid is None else (valid,)))]
+        with torch.inference_mode():
+            expected = model.classify(*inputs).numpy()
+        found = pipeline.classify(tokens, sample.patch_tokens, valid, sample.text_embeddings)
+        shown = np.ones_like(sample.valid) if valid is None else valid
+        near(found[shown], expected[shown])
+
+    def test_texts(self, pipeline: RegionPipeline, model: RegionSpot) -> None:
+        texts = ["a", "a photo of a large red toy", "toy", "two", "a rather long text, with a comma or two, of a cup"]
+        encoder = GraphTextEncoder(pipeline)
+        assert encoder.embed_dim == 128
+        with torch.inference_mode():
+            near(encoder.encode_text(texts), model.clip.encode_text(texts))
+            near(encoder.encode_text(["a" * 500]), model.clip.encode_text(["a" * 500]))
+        near(pipeline.encode_tokens(tokenize(["a"], context_length=3).numpy().astype(np.int32)), _one(model, "a"))
+        assert encoder.encode_text([]).shape == (0, 128)
+
+
+def _one(model: RegionSpot, text: str) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.clip.encode_text([text])
+
+
+class TestNothing:
+    @pytest.mark.parametrize("multimask", [False, True])
+    def test_no_prompt(self, pipeline: RegionPipeline, sample: Sample, multimask: bool) -> None:
+        encoded, readings = pipeline.encode_image(sample.images[:2], sample.input_sizes[:2]), 3 if multimask else 1
+        asked = (encoded, np.zeros((2, 0, 2, 2), np.float32), np.zeros((2, 0, 2), np.int32), multimask)
+        tokens, ious = pipeline.mask_tokens(*asked)
+        assert tokens.shape == (2, 0, readings, 128) and ious.shape == (2, 0, readings)
+        assert pipeline.low_res_masks(*asked)[0].shape == (2, 0, readings, 64, 64)
+        logits = pipeline.classify(tokens[:, :, 0], sample.patch_tokens[:2], None, sample.text_embeddings)
+        assert logits.shape == (2, 0, 6)
+
+    def test_no_image(self, pipeline: RegionPipeline, sample: Sample) -> None:
+        encoded = pipeline.encode_image(sample.images[:0], sample.input_sizes[:0])
+        assert len(encoded) == 0
+        assert pipeline.mask_tokens(encoded, sample.points[:0], sample.labels[:0])[0].shape == (0, 5, 1, 128)
+        assert pipeline.encode_clip(sample.clip_images[:0]).shape == (0, 65, 192)
+
+
+class TestRefusals:
+    @pytest.fixture
+    def tight(self, open_pipeline: OpenPipeline) -> RegionPipeline:
+        return open_pipeline("onnxruntime", TIGHT)
+
+    def test_more_regions_than_the_head_takes(self, tight: RegionPipeline, sample: Sample) -> None:
+        tokens = np.zeros((1, 9, 128), np.float32)
+        with pytest.raises(InputError, match=r"9 regions of one image .* region_head takes, 8: .*--regions 1:32:9"):
+            tight.classify(tokens, sample.patch_tokens[:1], None, sample.text_embeddings)
+        tight.check_num_regions(8)
+
+    @pytest.mark.parametrize("points", [1, 4])
+    def test_points_out_of_range(self, tight: RegionPipeline, sample: Sample, points: int) -> None:
+        encoded = tight.encode_image(sample.images[:1], sample.input_sizes[:1])
+        asked = np.zeros((1, 2, points, 2), np.float32), np.ones((1, 2, points), np.int32)
+        with pytest.raises(
+            InputError, match=rf"sam_token_decoder_prompts takes prompts of 2 to 3 points, not {points}"
+        ):
+            tight.mask_tokens(encoded, *asked)
+
+    def test_graphs_of_different_batches(self, open_pipeline: OpenPipeline, sample: Sample) -> None:
+        wide, tight = open_pipeline("onnxruntime"), open_pipeline("onnxruntime", TIGHT)
+        encoded = wide.encode_image(sample.images, sample.input_sizes)
+        with pytest.raises(InputError, match=r"takes 2:2:2 images and sam_image_encoder gave 3 at once.*same"):
+            tight.mask_tokens(encoded, sample.points, sample.labels)
+
+    @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+    def test_masks_as_prompts(self, open_pipeline: OpenPipeline, sample: Sample, runtime: str) -> None:
+        pipeline = open_pipeline(runtime)
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        masks = np.zeros((3, 5, 1, 64, 64), np.float32)
+        for ask in (pipeline.mask_tokens, pipeline.low_res_masks):
+            with pytest.raises(InputError, match=f"masks as prompts need PyTorch, and this model runs in {runtime}"):
+                ask(encoded, sample.points, sample.labels, False, masks)
+
+    def test_a_chunk_of_nothing(self, model: RegionSpot) -> None:
+        model.sam.prompt_chunk, saved = 0, model.sam.prompt_chunk
+        try:
+            with pytest.raises(InputError, match="prompt_chunk must be 1 or more, not 0"):
+                pipeline_from_model(model)
+        finally:
+            model.sam.prompt_chunk = saved
+
+    def test_the_towers_alone_do_not_classify(self, model: RegionSpot, sample: Sample) -> None:
+        pipeline = pipeline_from_backbones(model.sam, model.clip, "towers")
+        assert pipeline.name == "towers"
+        near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
+        with pytest.raises(InputError, match="region_head needs a head"):
+            pipeline.classify(np.zeros((1, 1, 128), np.float32), sample.patch_tokens[:1], None, sample.text_embeddings)
+
+
+class Noted:
+    """A runner's sizes at each call."""
+
+    def __init__(self, runner: Runner, log: list[dict[str, tuple[int, ...]]]) -> None:
+        self.runner, self.spec, self.log, self.closed = runner, runner.spec, log, False
+
+    def infer(self, feeds: Any, keep: Any = ()) -> dict[str, Any]:
+        self.log.append({name: value.shape for name, value in feeds.items()})
+        return self.runner.infer(feeds, keep)
+
+    def close(self) -> None:
+        self.closed = True
+        self.runner.close()
+
+    def __enter__(self) -> Noted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TestRunners:
+    def test_graphs_are_opened_when_needed_and_closed_together(self, model: RegionSpot, sample: Sample) -> None:
+        log: list[dict[str, tuple[int, ...]]] = []
+        opened: dict[str, Noted] = {}
+        whole = pipeline_from_model(model)
+
+        def open_runner(graph: str) -> Runner:
+            opened[graph] = Noted(whole._open(graph), log)
+            return opened[graph]
+
+        with RegionPipeline(
+            whole.info, open_runner, runtime="torch", precision="fp32", fingerprint=whole.fingerprint, prompt_chunk=6
+        ) as pipeline:
+            assert not opened
+            encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+            assert list(opened) == ["sam_image_encoder", "sam_token_decoder_image"]
+            log.clear()
+            pipeline.mask_tokens(encoded, sample.points, sample.labels)
+            assert [sizes["labels"] for sizes in log] == [(3, 2, 2), (3, 2, 2), (3, 1, 2)]  # six prompts at a time
+            assert not any(runner.closed for runner in opened.values())
+        assert all(runner.closed for runner in opened.values())
+        pipeline.encode_image(sample.images[:1], sample.input_sizes[:1])  # opened again
+
+    def test_a_mapping_of_runners(self, model: RegionSpot, sample: Sample) -> None:
+        whole = pipeline_from_model(model)
+        runners = {"clip_image_encoder": whole._open("clip_image_encoder")}
+        pipeline = RegionPipeline(whole.info, runners, runtime="torch", precision="fp32", fingerprint=whole.fingerprint)
+        near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
+
+    def test_shapes_are_within_the_ranges(
+        self, open_pipeline: OpenPipeline, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pipeline = open_pipeline("onnxruntime", TIGHT, prompt_chunk=100)
+        open_runner = pipeline._open
+        log: list[dict[str, tuple[int, ...]]] = []
+        monkeypatch.setattr(pipeline, "_open", lambda graph: Noted(open_runner(graph), log))
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        twice = np.concatenate([sample.points, sample.points], 1), np.concatenate([sample.labels, sample.labels], 1)
+        pipeline.mask_tokens(encoded, *twice)
+        assert [sizes["points"] for sizes in log if "points" in sizes] == [(2, 8, 2, 2), (2, 3, 2, 2)] * 2
+        log.clear()
+        tokens = np.zeros((3, 2, 128), np.float32)
+        pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings)
+        assert {sizes["mask_tokens"] for sizes in log} == {(2, 3, 128)}
+        assert [sizes["text_embeddings"] for sizes in log] == [(4, 128)] * 4  # two batches, two pieces of six words
+
+
+class TestTorch:
+    def test_masks_as_prompts(self, model: RegionSpot, sample: Sample) -> None:
+        pipeline = pipeline_from_model(model)
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        masks = np.random.default_rng(2).standard_normal((3, 5, 1, 64, 64)).astype(np.float32)
+        arrays = (sample.embeddings, sample.points, sample.labels, masks)
+        embeddings, points, labels, mask_inputs = (torch.from_numpy(array) for array in arrays)
+        with torch.inference_mode():
+            expected_masks, expected = model.sam.low_res_masks(embeddings, points, labels, True, mask_inputs)
+        drawn, tokens, ious = pipeline.low_res_masks(encoded, sample.points, sample.labels, True, masks)
+        near(drawn, expected_masks)
+        for found in (tokens, pipeline.mask_tokens(encoded, sample.points, sample.labels, True, masks)[0]):
+            near(found, expected.tokens)
+        near(ious, expected.iou_predictions)
+
+    def test_weights_that_change_are_seen(self, sample: Sample) -> None:
+        model = create_model("regionspot_mini", random_weights=0)
+        pipeline = pipeline_from_model(model)
+        before = pipeline.encode_clip(sample.clip_images)
+        with torch.no_grad():
+            model.clip.clip.visual.conv1.weight.mul_(2)
+        assert np.abs(pipeline.encode_clip(sample.clip_images) - before).max() > 0.1
+
+    def test_the_models_mode_is_left_as_it_was(self, sample: Sample) -> None:
+        model = create_model("regionspot_mini", random_weights=0).train()
+        modes = {name: module.training for name, module in model.named_modules()}
+        pipeline = pipeline_from_model(model)
+        tokens = np.zeros((3, 2, 128), np.float32)
+        first, second = (pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings) for _ in range(2))
+        np.testing.assert_array_equal(first, second)  # no dropout
+        assert modes == {name: module.training for name, module in model.named_modules()}
+        assert model.head.training
+
+    def test_fingerprints_are_of_the_part(self, model: RegionSpot) -> None:
+        def prints(changed: RegionSpot) -> list[str]:
+            pipeline = pipeline_from_model(changed)
+            head, text = (pipeline.fingerprint(graph) for graph in ("region_head", "clip_text_encoder"))
+            return [pipeline.sam_fingerprint(), pipeline.clip_fingerprint(), head, text]
+
+        before = prints(model)
+        assert len(set(before)) == 4 and before == prints(create_model("regionspot_mini"))
+        for index, part in enumerate(("sam.sam.mask_decoder", "clip.clip.visual", "head", "clip.clip.transformer")):
+            other = create_model("regionspot_mini")
+            with torch.no_grad():
+                next(other.get_submodule(part).parameters()).add_(1)
+            assert [a != b for a, b in zip(prints(other), before, strict=True)] == [i == index for i in range(4)]
+
+    def test_precision_is_that_of_the_weights(self, model: RegionSpot) -> None:
+        assert (pipeline_from_model(model).runtime, pipeline_from_model(model).precision) == ("torch", "fp32")
+        half = create_model("regionspot_mini", random_weights=0).to(torch.bfloat16)
+        assert pipeline_from_model(half).precision == "bf16"
+
+
+class TestTextEncoders:
+    def test_a_model_brings_its_own(self, model: RegionSpot) -> None:
+        assert text_encoder_of(model) is model.clip
+        pipeline = pipeline_from_model(model)
+        assert as_pipeline(pipeline) is pipeline
+        assert text_encoder_of(pipeline).fingerprint() == model.clip.fingerprint()
+
+    def test_no_runtime_shares_words_with_another(self, open_pipeline: OpenPipeline, model: RegionSpot) -> None:
+        pipelines = [open_pipeline(runtime) for runtime in RUNTIMES]
+        assert len({text_encoder_of(pipeline).fingerprint() for pipeline in pipelines}) == 3
+
+
+def test_no_pytorch_is_loaded() -> None:
+    code = "import sys, regionspot.runtime.pipeline, regionspot.runtime.artifacts, regionspot.predictor;"
+    code += "import regionspot.runtime.ort_runner, regionspot.runtime.openvino_runner;"
+    code += "print(sorted({'torch', 'open_clip', 'onnx'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

@@ -1,0 +1,39 @@
+"""Softmax and the best classes, held against PyTorch's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from regionspot.runtime.scores import best_classes, softmax
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (2, 3, 11), (0, 4), (2, 0, 4), (3, 1)])
+def test_softmax_is_pytorchs(shape: tuple[int, ...]) -> None:
+    logits = 30 * np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    before = logits.copy()
+    scores = softmax(logits)
+    assert scores.dtype == np.float32 and scores.shape == shape
+    np.testing.assert_allclose(scores, torch.from_numpy(logits).softmax(-1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    np.testing.assert_allclose(softmax(np.array([[1e4, 1e4, -1e4]], np.float32)), [[0.5, 0.5, 0]])
+
+
+def test_nan_stays_nan() -> None:
+    assert np.isnan(softmax(np.array([[np.nan, 1.0]], np.float32))).all()
+
+
+def test_best_first_and_of_equals_the_first() -> None:
+    scores, ids = best_classes(np.array([[0.1, 0.4, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25]], np.float32), 3)
+    assert ids.tolist() == [[1, 3, 0], [0, 1, 2]]
+    np.testing.assert_allclose(scores, [[0.4, 0.4, 0.1], [0.25, 0.25, 0.25]])
+    assert scores.dtype == np.float32 and ids.dtype == np.int64
+
+
+def test_no_more_than_there_are() -> None:
+    scores, ids = best_classes(np.zeros((0, 3), np.float32), 9)
+    assert scores.shape == ids.shape == (0, 3)

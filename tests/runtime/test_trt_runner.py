@@ -1,0 +1,308 @@
+"""The TensorRT runner: what it refuses, here; what it computes, where there is a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.export.calibration import GraphInputs
+from regionspot.export.precision import write_half
+from regionspot.export.quantization import quantize
+from regionspot.export.trt_engine import build_engine
+from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.engine_file import FLAVOURS, EngineSidecar, EngineTensor, profile_of, read_engine, write_engine
+from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.tolerance import measure
+from regionspot.runtime.torch_runner import TorchRunner
+from regionspot.runtime.trt_runner import TrtRunner, check_profile, in_words, load_library, logger_of
+
+PLAN = b"the bytes of an engine" * 40
+SPEC = GraphSpec(
+    "doubled",
+    "",
+    (TensorSpec("x", "float32", ("batch", 4)),),
+    (TensorSpec("y", "float32", ("batch", 4)),),
+    {"batch": Range(1, 2, 8)},
+)
+
+
+def sidecar_of(spec: GraphSpec, flavour: str) -> EngineSidecar:
+    return EngineSidecar(
+        graph=spec.name,
+        flavour=flavour,
+        file=f"{spec.name}{FLAVOURS[flavour].suffix}",
+        size_bytes=len(PLAN),
+        sha256=hashlib.sha256(PLAN).hexdigest(),
+        versions={FLAVOURS[flavour].module: "1.7.1.116"},
+        compute_capabilities=(89,),
+        device=None,
+        optimization_level=3,
+        workspace_mib=None,
+        build_s=1.0,
+        inputs=(EngineTensor("x", "float32", (-1, 4), profile_of(spec)["x"]),),
+        outputs=(EngineTensor("y", "float32", (-1, 4)),),
+        onnx={},
+    )
+
+
+@pytest.fixture(params=list(FLAVOURS))
+def flavour(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, flavour: str) -> Path:
+    path = tmp_path / f"doubled{FLAVOURS[flavour].suffix}"
+    write_engine(path, PLAN, sidecar_of(SPEC, flavour))
+    return path
+
+
+@pytest.fixture
+def any_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both flavours can be imported: the runner gets as far as asking for a GPU."""
+    for flavour, version in (("tensorrt", "11.4.0.106"), ("tensorrt-rtx", "1.7.1.116")):
+        module = ModuleType(FLAVOURS[flavour].module)
+        module.__dict__["__version__"] = version
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("any_library")
+def test_without_a_gpu(engine: Path, flavour: str) -> None:
+    with pytest.raises(InputError, match=rf"running {engine.name} with TensorRT.* needs an NVIDIA GPU: PyTorch .*onnx"):
+        TrtRunner(engine, SPEC, flavour)
+
+
+def test_what_is_wrong_with_the_file_is_said_first(engine: Path, flavour: str) -> None:
+    """Whether or not there is a GPU, or TensorRT."""
+    other = "tensorrt-rtx" if flavour == "tensorrt" else "tensorrt"
+    with pytest.raises(InputError, match="open it with the runtime"):
+        TrtRunner(engine, SPEC, other)
+    renamed = replace(SPEC, outputs=(TensorSpec("z", "float32", ("batch", 4)),))
+    with pytest.raises(ArtifactError, match="output z is missing"):
+        TrtRunner(engine, renamed, flavour)
+    engine.write_bytes(PLAN[1:])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        TrtRunner(engine, SPEC, flavour)
+
+
+def test_a_missing_library(engine: Path, flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, FLAVOURS[flavour].module, None)
+    with pytest.raises(InputError, match=r"cannot be imported.*pip install"):
+        TrtRunner(engine, SPEC, flavour)
+
+
+def test_an_old_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("tensorrt")
+    module.__dict__["__version__"] = "8.6.1.post1"
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(InputError, match=r"TensorRT 8\.6\.1\.post1 is too old, 10\.9 or later"):
+        load_library("tensorrt")
+
+
+def test_shapes_must_lie_in_the_profile() -> None:
+    sidecar = sidecar_of(SPEC, "tensorrt-rtx")
+    for batch in (1, 2, 8):
+        check_profile(SPEC, sidecar, {"x": (batch, 4)})
+    for shape in ((0, 4), (9, 4), (2, 5), (2,), (2, 4, 1)):
+        with pytest.raises(InputError, match=r"x of shape .* out of the engine's range, \(1, 4\) to \(8, 4\)"):
+            check_profile(SPEC, sidecar, {"x": shape})
+
+
+def test_a_fixed_input_has_its_own_shape() -> None:
+    sidecar = replace(sidecar_of(SPEC, "tensorrt"), inputs=(EngineTensor("x", "float32", (2, 4)),))
+    check_profile(SPEC, sidecar, {"x": (2, 4)})
+    with pytest.raises(InputError, match="out of the engine's range"):
+        check_profile(SPEC, sidecar, {"x": (3, 4)})
+
+
+def test_axes_of_one_name_are_equally_long() -> None:
+    """Kept tensors too, which `check_feeds` does not look into."""
+    spec = replace(SPEC, inputs=(*SPEC.inputs, TensorSpec("z", "float32", ("batch",))))
+    inputs = (
+        EngineTensor("x", "float32", (-1, 4), ((1, 4),) * 2 + ((8, 4),)),
+        EngineTensor("z", "float32", (-1,), ((1,), (1,), (8,))),
+    )
+    sidecar = replace(sidecar_of(SPEC, "tensorrt"), inputs=inputs)
+    check_profile(spec, sidecar, {"x": (3, 4), "z": (3,)})
+    with pytest.raises(InputError, match="batch is 4 in z, but 3 in the inputs before it"):
+        check_profile(spec, sidecar, {"x": (3, 4), "z": (4,)})
+
+
+def test_the_log_keeps_errors_and_warnings() -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    log = logger_of(trt)
+    assert log.told() == ""
+    log.log(trt.ILogger.VERBOSE, "chatter")
+    log.log(trt.ILogger.WARNING, "careful")
+    log.log(trt.ILogger.ERROR, "it\n  failed")
+    log.log(trt.ILogger.ERROR, "it failed")
+    assert (log.warnings, log.told()) == (["careful"], "TensorRT says: it failed.")
+
+
+def test_capabilities_in_words() -> None:
+    assert in_words((75, 89, 120)) == "7.5, 8.9, 12.0"
+
+
+# Engines of the mini model's graphs: built anywhere ahead of time, and where there is a GPU run beside PyTorch.
+
+
+class Engines:
+    """Builds and opens engines of the artefacts' graphs, and runs PyTorch beside them."""
+
+    def __init__(self, flavour: str, model: RegionSpot, artifacts: Path, directory: Path) -> None:
+        self.flavour, self.model, self.onnx, self.directory = flavour, model, artifacts / "onnx" / "fp32", directory
+        self.inputs = GraphInputs(model)
+        self.specs = self.inputs.specs
+
+    def build(self, name: str, precision: str = "fp32") -> Path:
+        source, out = self.onnx / f"{name}.onnx", self.directory / precision / f"{name}{FLAVOURS[self.flavour].suffix}"
+        if out.exists():
+            return out
+        made = self.directory / f"{name}-{precision}.onnx"
+        if precision == "int8":
+            quantize(source, [self.inputs.seeded(self.specs[name])], made)
+        elif precision != "fp32":
+            write_half(source, made, precision)
+        build_engine(
+            source if precision == "fp32" else made,
+            self.specs[name],
+            out,
+            self.flavour,
+            optimization_level=0,
+            timing_cache=self.directory / "timing.cache",
+        )
+        return out
+
+    def open(self, name: str, **options: Any) -> TrtRunner:
+        return TrtRunner(self.build(name), self.specs[name], self.flavour, **options)
+
+    def feeds(self, name: str, seed: int = 0, **sizes: int) -> dict[str, Any]:
+        spec = self.specs[name]
+        smallest = {axis: allowed.min for axis, allowed in spec.ranges.items()}
+        return dict(self.inputs.seeded(spec, seed, smallest | {a: n for a, n in sizes.items() if a in spec.ranges}))
+
+    def reference(self, name: str, feeds: dict[str, Any]) -> dict[str, Any]:
+        return TorchRunner(graph_module(self.model, name), self.specs[name]).infer(feeds)
+
+
+GRAPHS = (
+    "sam_image_encoder",
+    "clip_image_encoder",
+    "sam_token_decoder_image",
+    "sam_token_decoder_prompts",
+    "sam_mask_decoder",
+    "region_head",
+    "clip_text_encoder",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "fp16") for name in GRAPHS),
+        ("region_head", "fp32"),
+        ("sam_image_encoder", "int8"),
+        ("sam_mask_decoder", "bf16"),
+    ],
+)
+def test_every_graph_of_mini_builds_without_a_gpu(
+    model: RegionSpot, artifacts: Path, tmp_path: Path, name: str, precision: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    engines = Engines("tensorrt-rtx", model, artifacts, tmp_path)
+    plan, sidecar = read_engine(engines.build(name, precision), engines.specs[name], "tensorrt-rtx")
+    assert len(plan) == sidecar.size_bytes and {tensor.name: tensor.profile for tensor in sidecar.inputs} == profile_of(
+        engines.specs[name]
+    )
+    assert not sidecar.warnings
+
+
+@pytest.fixture(scope="module", params=list(FLAVOURS))
+def on_gpu(
+    request: pytest.FixtureRequest, model: RegionSpot, artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Engines:
+    trt = pytest.importorskip(FLAVOURS[request.param].module)
+    major, minor = torch.cuda.get_device_capability()
+    if request.param == "tensorrt-rtx" and f"SM{major}{minor}" not in trt.ComputeCapability.__members__:
+        pytest.skip(f"TensorRT-RTX does not know compute capability {major}.{minor}")
+    return Engines(request.param, model, artifacts, tmp_path_factory.mktemp(request.param))
+
+
+def assert_close(actual: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert actual.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (actual[name].shape, actual[name].dtype) == (value.shape, value.dtype)
+        assert measure(value, actual[name]).relative <= 1e-3, name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", GRAPHS)
+def test_values(on_gpu: Engines, name: str) -> None:
+    """Three runs of a shape (plain, captured, replayed), then of another, then the first again."""
+    small = {"points": 2, "texts": 3, "text_length": 9}
+    large = {**small, "batch": 2, "regions": 5, "tokens": 3, "words": 7}
+    with on_gpu.open(name) as runner:
+        for seed, sizes in enumerate((small, small, small, large, large, large, small)):
+            feeds = on_gpu.feeds(name, seed, **sizes)
+            assert_close(runner.infer(feeds), on_gpu.reference(name, feeds))
+    with pytest.raises(InputError, match="closed"):
+        runner.infer(feeds)
+
+
+@pytest.mark.gpu
+def test_graphs_change_nothing(on_gpu: Engines) -> None:
+    feeds = on_gpu.feeds("region_head", regions=6, words=4)
+    with on_gpu.open("region_head") as captured, on_gpu.open("region_head", cuda_graphs=False) as plain:
+        wanted = plain.infer(feeds)["logits"]
+        for _ in range(4):
+            np.testing.assert_allclose(captured.infer(feeds)["logits"], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
+    """What is kept stays on the GPU, and stays what it was while the runner goes on."""
+    with on_gpu.open("sam_token_decoder_image") as image_part, on_gpu.open("sam_token_decoder_prompts") as prompt_part:
+        first, second = (on_gpu.feeds("sam_token_decoder_image", seed) for seed in (0, 1))
+        kept = image_part.infer(first, keep=image_part.spec.output_names)
+        for _ in range(3):
+            image_part.infer(second)
+        assert all(isinstance(value, torch.Tensor) and value.is_cuda for value in kept.values())
+        context = on_gpu.reference("sam_token_decoder_image", first)
+        assert_close({name: value.cpu().numpy() for name, value in kept.items()}, context)
+        prompts = on_gpu.feeds("sam_token_decoder_prompts", regions=3, points=2) | context
+        assert_close(prompt_part.infer(prompts | kept), on_gpu.reference("sam_token_decoder_prompts", prompts))
+
+
+@pytest.mark.gpu
+def test_feeds_are_checked(on_gpu: Engines) -> None:
+    with on_gpu.open("region_head") as runner:
+        feeds = on_gpu.feeds("region_head", regions=4, words=3)
+        with pytest.raises(InputError, match="needs valid too"):
+            runner.infer({name: value for name, value in feeds.items() if name != "valid"})
+        with pytest.raises(InputError, match="out of the engine's range"):
+            runner.infer(on_gpu.feeds("region_head", regions=301))
+        tokens = torch.from_numpy(feeds["mask_tokens"])
+        with pytest.raises(InputError, match="kept on"):
+            runner.infer(feeds | {"mask_tokens": tokens})
+        with pytest.raises(InputError, match=r"must be float32, not torch\.float16"):
+            runner.infer(feeds | {"mask_tokens": tokens.half().cuda()})
+        assert_close(runner.infer(feeds), on_gpu.reference("region_head", feeds))
+
+
+@pytest.mark.gpu
+def test_an_engine_that_does_not_load(on_gpu: Engines, tmp_path: Path) -> None:
+    path = tmp_path / f"doubled{FLAVOURS[on_gpu.flavour].suffix}"
+    write_engine(path, PLAN, sidecar_of(SPEC, on_gpu.flavour))
+    with pytest.raises(ArtifactError, match=r"cannot be loaded on .*Export it again"):
+        TrtRunner(path, SPEC, on_gpu.flavour)
