@@ -208,11 +208,11 @@ def split_gemms(graph: ir.Graph) -> None:
     before it, since ONNX Runtime would make a Gemm of a MatMul of matrices again, which has no int8 kernel.
     """
     for node in list(graph):
-        settings = {name: attribute.value for name, attribute in node.attributes.items()}
+        settings = _PLAIN_GEMM | {name: attribute.value for name, attribute in node.attributes.items()}
         transposed = bool(settings.pop("transB", 0))
-        if node.op_type != "Gemm" or settings not in ({}, _PLAIN_GEMM) or len(node.inputs) != 3:
+        if node.op_type != "Gemm" or settings != _PLAIN_GEMM:
             continue
-        source, weight, bias = node.inputs
+        source, weight, bias = (*node.inputs, None)[:3]
         assert source is not None and weight is not None
         array = constant(weight)
         if array is None:
@@ -227,12 +227,20 @@ def split_gemms(graph: ir.Graph) -> None:
             new.append(ir.node("Reshape", [before.inputs[0], after.inputs[1]]))  # type: ignore[union-attr]
             source = new[0].outputs[0]
         new.append(ir.node("MatMul", [source, weight]))
-        new.append(ir.node("Add", [new[-1].outputs[0], bias]))
+        if bias is not None:
+            new.append(ir.node("Add", [new[-1].outputs[0], bias]))
         for one in new:
             one.metadata_props.update(node.metadata_props)
             one.outputs[0].shape, one.outputs[0].type = result.shape, result.type
         graph.insert_before(node, new)
-        ir.convenience.replace_all_uses_with(result, new[-1].outputs[0], replace_graph_outputs=True)
+        take_place(result, new[-1].outputs[0])
+
+
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let all that read `old` read `new`; as an output of the graph it takes the name too."""
+    if old.is_graph_output():
+        old.name, new.name = f"{old.name}.replaced", old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from regionspot.errors import InputError
-from regionspot.export.onnx_graph import add_weight, constant, save
+from regionspot.export.onnx_graph import add_weight, constant, save, take_place
 from regionspot.runtime.threads import default_threads
 
 FloatArray = npt.NDArray[np.float32]
@@ -311,18 +311,14 @@ def _products(graph: ir.Graph, group: _Linears, restored: ir.Node, weight: ir.No
     result.name, result.type = f"{first.name}.int8:0", ir.TensorType(ir.DataType.FLOAT)
     result.shape = ir.Shape([*_shape(group.source)[:-1], group.weights.shape[1]])
     if len(group.nodes) == 1:
-        _take_place(first.outputs[0], result)
+        take_place(first.outputs[0], result)
         return [product]
     widths = add_weight(graph, f"{first.name}.widths", np.array([_weight(n).shape[1] for n in group.nodes], np.int64))
     split = ir.node("Split", [result, widths], {"axis": -1}, num_outputs=len(group.nodes), name=f"{first.name}/Split")
     for node, part in zip(group.nodes, split.outputs, strict=True):
         part.name, part.shape, part.type = f"{node.name}.part:0", node.outputs[0].shape, node.outputs[0].type
-        _take_place(node.outputs[0], part)
+        take_place(node.outputs[0], part)
     return [product, split]
-
-
-def _take_place(old: ir.Value, new: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _node(kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Node:

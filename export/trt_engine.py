@@ -31,7 +31,15 @@ from regionspot.runtime.engine_file import (
     write_engine,
 )
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.trt_runner import NUMPY_NAMES, engine_tensors, in_words, load_library, logger_of
+from regionspot.runtime.trt_runner import (
+    NUMPY_NAMES,
+    Messages,
+    engine_tensors,
+    in_words,
+    listen,
+    load_library,
+    logger_of,
+)
 
 RTX_CAPABILITIES = (80, 86, 89, 120, 121)
 """What an RTX engine is for unless told otherwise: Ampere, Ada, Blackwell and GB10.
@@ -92,7 +100,7 @@ def build_engine(
     sources = _hash_sources(onnx_path)
     trt = load_library(flavour)
     capabilities = _checked_capabilities(trt, flavour, compute_capabilities)
-    log = logger_of(trt)
+    log = listen(trt)
     began = time.monotonic()
 
     builder = _create_builder(trt, log, wanted)
@@ -165,9 +173,9 @@ def _hash_sources(onnx_path: Path) -> dict[str, str]:
         raise ArtifactError(f"cannot read the ONNX file {onnx_path}: {error.strerror}. Export it first.") from error
 
 
-def _create_builder(trt: Any, log: Any, wanted: Flavour) -> Any:
+def _create_builder(trt: Any, log: Messages, wanted: Flavour) -> Any:
     try:
-        return trt.Builder(log)
+        return trt.Builder(logger_of(trt))
     except (TypeError, RuntimeError) as error:  # pybind11's answer to a null pointer
         raise InputError(
             f"{wanted.title} cannot start: it builds on the GPU that will run the engine, and finds none here."
@@ -175,10 +183,10 @@ def _create_builder(trt: Any, log: Any, wanted: Flavour) -> Any:
         ) from error
 
 
-def _parse(trt: Any, log: Any, builder: Any, onnx_path: Path, wanted: Flavour) -> tuple[Any, Any]:
+def _parse(trt: Any, log: Messages, builder: Any, onnx_path: Path, wanted: Flavour) -> tuple[Any, Any]:
     """The network, and the parser that its weights belong to: keep it until the engine is built."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
+    parser = trt.OnnxParser(network, logger_of(trt))
     if not parser.parse_from_file(str(onnx_path)):
         found = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         more = f"; and {len(found) - MAX_ERRORS} more" if len(found) > MAX_ERRORS else ""
@@ -276,7 +284,7 @@ def _add_profile(builder: Any, config: Any, spec: GraphSpec, inputs: Sequence[En
         raise ArtifactError(f"TensorRT refuses the profile of {spec.name}: {shapes}")
 
 
-def _load_timing_cache(log: Any, config: Any, path: Path) -> Any:
+def _load_timing_cache(log: Messages, config: Any, path: Path) -> Any:
     """The file's cache, or an empty one where there is none or it is another GPU's or version's."""
     try:
         content = path.read_bytes()
@@ -324,8 +332,8 @@ def _refuse_inconsistent_profiles(onnx_path: Path, warnings: Sequence[str]) -> N
         raise ArtifactError(f"{onnx_path} does not run at an end of its ranges: {'; '.join(found)}. Narrow the ranges.")
 
 
-def _check_loaded(trt: Any, log: Any, plan: bytes, out: Path, spec: GraphSpec) -> None:
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+def _check_loaded(trt: Any, log: Messages, plan: bytes, out: Path, spec: GraphSpec) -> None:
+    engine = trt.Runtime(logger_of(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         raise ArtifactError(f"the new engine {out} does not load. {log.told()}")
     check_tensors(out, spec, *engine_tensors(trt, engine))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -64,8 +66,8 @@ class TrtRunner:
         self.trt = load_library(runtime)
         self.torch = _torch_with_a_gpu(f"running {self.path.name} with {flavour_named(runtime).title}")
         self.device = self.torch.device("cuda", self.torch.cuda.current_device())
-        self.log = logger_of(self.trt)
-        self.runtime = self.trt.Runtime(self.log)
+        self.log = listen(self.trt)
+        self.runtime = self.trt.Runtime(logger_of(self.trt))
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise ArtifactError(self._why_not_loaded())
@@ -87,6 +89,7 @@ class TrtRunner:
             raise InputError(f"the runner of {self.spec.name} is closed: open it again")
         check_feeds(self.spec, feeds)
         shapes = self._checked_shapes(feeds)
+        self.log.clear()
         caller = self.torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)  # kept tensors of another runner may still be on their way
         with self.torch.cuda.stream(self.stream):
@@ -286,26 +289,53 @@ def load_library(flavour: str) -> Any:
     return trt
 
 
+@dataclass(eq=False)
+class Messages:
+    """What TensorRT said, each message on one line."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def told(self) -> str:
+        """The errors as a sentence, or nothing."""
+        return f"TensorRT says: {'; '.join(dict.fromkeys(self.errors))[:MAX_TOLD]}." if self.errors else ""
+
+    def clear(self) -> None:
+        self.errors.clear()
+        self.warnings.clear()
+
+
+_loggers: dict[str, Any] = {}
+
+
 def logger_of(trt: Any) -> Any:
-    """An `ILogger` that prints nothing and keeps what it is told: `errors`, `warnings`, and `told()` as a sentence."""
+    """The `ILogger` of this process, which prints nothing and passes on what it is told to those who `listen`.
 
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
+    There is one: while any builder or runtime lives, TensorRT sends everything to the logger of the first.
+    """
+    if trt.__name__ not in _loggers:
 
-        def log(self, severity: Any, message: str) -> None:
-            message = " ".join(message.split())
-            if severity == trt.ILogger.WARNING:
-                self.warnings.append(message)
-            elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
+        class Log(trt.ILogger):
+            def __init__(self) -> None:
+                super().__init__()
+                self.listeners: WeakSet[Messages] = WeakSet()
 
-        def told(self) -> str:
-            return f"TensorRT says: {'; '.join(dict.fromkeys(self.errors))[:MAX_TOLD]}." if self.errors else ""
+            def log(self, severity: Any, message: str) -> None:
+                for listener in tuple(self.listeners):
+                    if severity == trt.ILogger.WARNING:
+                        listener.warnings.append(" ".join(message.split()))
+                    elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                        listener.errors.append(" ".join(message.split()))
 
-    return Log()
+        _loggers[trt.__name__] = Log()
+    return _loggers[trt.__name__]
+
+
+def listen(trt: Any) -> Messages:
+    """What TensorRT says from now on, as long as the caller keeps it."""
+    messages = Messages()
+    logger_of(trt).listeners.add(messages)
+    return messages
 
 
 def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[EngineTensor]]:

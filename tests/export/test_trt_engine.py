@@ -224,6 +224,17 @@ def test_turing_takes_no_fp32_products(small: Path, tmp_path: Path) -> None:
         build_engine(small, SPEC, tmp_path / "small.engine", "tensorrt-rtx", compute_capabilities=[75, 89])
 
 
+def test_reasons_are_those_of_the_build_at_hand(small: Path, tmp_path: Path) -> None:
+    """TensorRT has one logger for all builders that live; here the first lives on in its error."""
+    out, options = tmp_path / "small.engine", {"flavour": "tensorrt-rtx"}
+    with pytest.raises(ArtifactError) as first:
+        build_engine(small, SPEC, out, **options, compute_capabilities=[75])
+    with pytest.raises(ArtifactError) as second:
+        build_engine(small, SPEC, out, **options, workspace_mib=1, compute_capabilities=[75, 89])
+    assert "FP32 GEMM" in str(first.value) and "FP32 GEMM" in str(second.value)
+    assert build_engine(small, SPEC, out, **options).warnings == ()
+
+
 def renamed(spec: GraphSpec) -> GraphSpec:
     return replace(spec, outputs=(replace(spec.outputs[0], name="scores"),))
 

@@ -24,7 +24,7 @@ from regionspot.runtime.engine_file import FLAVOURS, EngineSidecar, EngineTensor
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
-from regionspot.runtime.trt_runner import TrtRunner, check_profile, in_words, load_library, logger_of
+from regionspot.runtime.trt_runner import TrtRunner, check_profile, in_words, listen, load_library, logger_of
 
 PLAN = b"the bytes of an engine" * 40
 SPEC = GraphSpec(
@@ -139,15 +139,19 @@ def test_axes_of_one_name_are_equally_long() -> None:
         check_profile(spec, sidecar, {"x": (3, 4), "z": (4,)})
 
 
-def test_the_log_keeps_errors_and_warnings() -> None:
+def test_everyone_who_listens_is_told() -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings")
-    log = logger_of(trt)
-    assert log.told() == ""
+    log, first = logger_of(trt), listen(trt)
+    assert logger_of(trt) is log and first.told() == ""
     log.log(trt.ILogger.VERBOSE, "chatter")
     log.log(trt.ILogger.WARNING, "careful")
+    second = listen(trt)
     log.log(trt.ILogger.ERROR, "it\n  failed")
     log.log(trt.ILogger.ERROR, "it failed")
-    assert (log.warnings, log.told()) == (["careful"], "TensorRT says: it failed.")
+    assert (first.warnings, second.warnings) == (["careful"], [])
+    assert first.told() == second.told() == "TensorRT says: it failed."
+    first.clear()
+    assert (first.told(), first.warnings, second.told()) == ("", [], "TensorRT says: it failed.")
 
 
 def test_capabilities_in_words() -> None:
