@@ -117,7 +117,7 @@ class GraphInputs:
         pictures = [self.pictures.pictures[index] for index in indices]
         sam, clip = SamTransform(self.model.sam.image_size), ClipTransform(self.model.clip.image_size)
         framed = [sam.apply_image(picture.image) for picture in pictures]
-        points, labels = _box_prompts(pictures, sam, ranges.get("regions", ANY))
+        points, labels = _box_prompts(pictures, sam, ranges.get("regions", ranges.get("prompts", ANY)))
         sources: Feeds = {
             "images": np.stack([frame for frame, _ in framed]),
             "input_sizes": np.array([size for _, size in framed], np.int32),

@@ -20,7 +20,7 @@ from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
 
-ODD_SIZES = {"batch": 2, "regions": 5, "points": 3, "tokens": 3, "words": 7, "texts": 3, "text_length": 9}
+ODD_SIZES = {"batch": 2, "regions": 5, "prompts": 6, "points": 3, "tokens": 3, "words": 7, "texts": 3, "text_length": 9}
 """Sizes of dynamic axes that no graph is made for in particular, and no two of which are alike but by intent."""
 
 

@@ -177,7 +177,7 @@ _ATTENTION = {
 def _probabilities(part: str, sizes: Mapping[str, int], model: RegionSpot) -> int:
     """Elements of a part's largest activation."""
     height, width = model.sam.embedding_size
-    cells, prompts = height * width, sizes["batch"] * sizes.get("regions", 0)
+    cells, prompts = height * width, sizes["batch"] * sizes.get("prompts", sizes.get("regions", 0))
     decoder = model.sam.sam.mask_decoder
     if part == "sam":
         return sizes["batch"] * model.sam.sam.image_encoder.blocks[0].attn.num_heads * cells**2

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
 
 EXIT_BREACH = 1
+SIZES = ("batch", "regions", "prompts", "points")  # dynamic axes whose ranges can be set
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--batch", metavar="MIN:OPT:MAX", help="images at a time (default: 1:1:8)")
     what.add_argument("--regions", metavar="MIN:OPT:MAX", help="regions of an image (default: 1:32:300)")
+    what.add_argument("--prompts", metavar="MIN:OPT:MAX", help="prompts of an image at a time (default: 1:32:64)")
+    what.add_argument("--points", metavar="MIN:OPT:MAX", help="points of a prompt, two for a box (default: 1:2:16)")
     what.add_argument("--dry-run", action="store_true", help="say what would be made, and how large; load no weights")
     what.add_argument("--resume", action="store_true", help="keep what an earlier run made and verified")
     compared = parser.add_argument_group("verification and calibration")
@@ -90,7 +93,7 @@ def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
     from regionspot.modeling.graphs import model_sizes
     from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
 
-    given = {name: Range.parse(text) for name in ("batch", "regions") if (text := getattr(arguments, name))}
+    given = {name: Range.parse(text) for name in SIZES if (text := getattr(arguments, name))}
     specs = graph_specs(model_sizes(model), Ranges(**given))
     precisions = choose_precisions(arguments.precision)
     return make_plan(choose_graphs(specs, arguments.graphs), formats_of(arguments), precisions)

@@ -118,10 +118,15 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Sizes of the dynamic axes: images, regions of an image, points of a prompt, words, texts at a time."""
+    """Sizes of the dynamic axes: images, regions of an image, prompts, points of each, mask tokens, words, texts.
+
+    The head must see all regions of an image at once. Prompts do not see each other: callers send them in chunks, and a
+    small range bounds what TensorRT sets aside, which is quadratic in the points.
+    """
 
     batch: Range = field(default_factory=lambda: Range(1, 1, 8))
     regions: Range = field(default_factory=lambda: Range(1, 32, 300))
+    prompts: Range = field(default_factory=lambda: Range(1, 32, 64))
     points: Range = field(default_factory=lambda: Range(1, 2, 16))
     tokens: Range = field(default_factory=lambda: Range(1, 1, NUM_MASK_TOKENS))
     words: Range = field(default_factory=lambda: Range(1, 80, 2048))
@@ -140,12 +145,12 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
     image_embeddings = TensorSpec("image_embeddings", "float32", ("batch", c, h, w))
     projections = TensorSpec("image_projections", "float32", ("batch", NUM_PROJECTIONS, half, cells))
     statistics = TensorSpec("image_statistics", "float32", ("batch", NUM_STATISTICS, cells))
-    points = TensorSpec("points", "float32", ("batch", "regions", "points", 2))
-    labels = TensorSpec("labels", "int32", ("batch", "regions", "points"))
+    points = TensorSpec("points", "float32", ("batch", "prompts", "points", 2))
+    labels = TensorSpec("labels", "int32", ("batch", "prompts", "points"))
     token_ids = TensorSpec("token_ids", "int32", ("tokens",))
-    mask_tokens = TensorSpec("mask_tokens", "float32", ("batch", "regions", "tokens", c))
-    iou_predictions = TensorSpec("iou_predictions", "float32", ("batch", "regions", "tokens"))
-    low_res_masks = TensorSpec("low_res_masks", "float32", ("batch", "regions", "tokens", *info.mask_size))
+    mask_tokens = TensorSpec("mask_tokens", "float32", ("batch", "prompts", "tokens", c))
+    iou_predictions = TensorSpec("iou_predictions", "float32", ("batch", "prompts", "tokens"))
+    low_res_masks = TensorSpec("low_res_masks", "float32", ("batch", "prompts", "tokens", *info.mask_size))
     region_tokens = TensorSpec("mask_tokens", "float32", ("batch", "regions", c))
     patch_tokens = TensorSpec("patch_tokens", "float32", ("batch", info.num_patch_tokens, info.clip_width))
     valid = TensorSpec("valid", "bool", ("batch", "regions"))

@@ -309,10 +309,10 @@ class RegionPipeline:
         token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
         count = labels.shape[1]
         self._check_prompts(graph, encoded, labels)
-        sizes = {"batch": len(encoded), "regions": count, "tokens": len(token_ids)}
+        sizes = {"batch": len(encoded), "prompts": count, "tokens": len(token_ids)}
         results: list[FloatArray] = [np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs]
         for images, part in encoded.located():
-            step = min(spec.ranges["regions"].max, max(1, self.prompt_chunk // part.rows))
+            step = min(spec.ranges["prompts"].max, max(1, self.prompt_chunk // part.rows))
             for chunk in _slices(count, step):
                 asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
                 asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
@@ -323,7 +323,7 @@ class RegionPipeline:
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
         """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts that ask nothing."""
-        return _filled(_filled(prompts, 1, self._range(graph, "regions").min, value), 0, rows, value)
+        return _filled(_filled(prompts, 1, self._range(graph, "prompts").min, value), 0, rows, value)
 
     def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
         points, batch = self._range(graph, "points"), self._range(graph, "batch")

@@ -17,7 +17,7 @@ from regionspot.runtime.graph_spec import GraphSpec, Range
 from regionspot.runtime.runner import check_feeds
 from regionspot.structures import PADDING
 
-SIZES = {"batch": 2, "regions": 4, "points": 3, "tokens": 2, "words": 6, "texts": 5, "text_length": 7}
+SIZES = {"batch": 2, "regions": 4, "prompts": 4, "points": 3, "tokens": 2, "words": 6, "texts": 5, "text_length": 7}
 
 
 @pytest.mark.parametrize("graph", GRAPH_MODULES)
@@ -42,8 +42,8 @@ def test_real(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: str
     assert len(feeds) == (1 if graph == "clip_text_encoder" else 3)
     for feed in feeds:
         check_feeds(specs[graph], feed)
-    if "regions" in specs[graph].ranges:
-        name = next(tensor.name for tensor in specs[graph].inputs if "regions" in tensor.shape)
+    for axis in {"regions", "prompts"} & set(specs[graph].ranges):
+        name = next(tensor.name for tensor in specs[graph].inputs if axis in tensor.shape)
         counts = [len(picture.boxes) for picture in graph_inputs.pictures.pictures[:3]]
         assert [feed[name].shape[1] for feed in feeds] == counts
 
@@ -74,7 +74,7 @@ def test_batches_are_padded_and_ranges_kept(graph_inputs: GraphInputs, specs: di
     ranges = {**specs["region_head"].ranges, "regions": Range(2, 2, 2), "words": Range(1, 1, 5)}
     for feed in graph_inputs.real(replace(specs["region_head"], ranges=ranges), 4):
         assert feed["valid"].shape == (1, 2) and len(feed["text_embeddings"]) == 5
-    ranges = {**specs["sam_token_decoder_prompts"].ranges, "regions": Range(20, 20, 30)}
+    ranges = {**specs["sam_token_decoder_prompts"].ranges, "prompts": Range(20, 20, 30)}
     feed = graph_inputs.real(replace(specs["sam_token_decoder_prompts"], ranges=ranges), 1)[0]
     assert (feed["labels"][0, :, 0] != PADDING).sum() == counts[0] and feed["labels"].shape == (1, 20, 2)
 

@@ -26,8 +26,17 @@ from regionspot.runtime.tolerance import RUNTIME_FP32, measure
 from regionspot.runtime.torch_runner import TorchRunner
 
 ROOT = Path(__file__).resolve().parents[2]
-LARGE = {"batch": 2, "regions": 300, "points": 2, "tokens": 4, "words": 100, "texts": 50, "text_length": 100}
-ODD = {"batch": 4, "regions": 6, "points": 5, "tokens": 3, "words": 11, "texts": 9, "text_length": 8}
+LARGE = {
+    "batch": 2,
+    "regions": 300,
+    "prompts": 64,
+    "points": 2,
+    "tokens": 4,
+    "words": 100,
+    "texts": 50,
+    "text_length": 100,
+}
+ODD = {"batch": 4, "regions": 6, "prompts": 8, "points": 5, "tokens": 3, "words": 11, "texts": 9, "text_length": 8}
 
 
 def op_types(path: Path) -> Counter[str]:
@@ -160,7 +169,7 @@ class Doubled(nn.Module):
 def test_a_graph_that_is_not_its_spec_is_refused() -> None:
     x, y = TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch", 3))
     spec = GraphSpec("doubled", "", (x,), (y,), {"batch": Range(1, 1, 8)})
-    model = trace(Doubled(), spec, torch.device("cpu"))
+    model = trace(Doubled().eval(), spec, torch.device("cpu"))
     simplify(model)
     with pytest.raises(ArtifactError, match=r"outputs.*where its spec says"):
         onnx_graph.check_tensors(model, spec)

@@ -19,7 +19,7 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZES = {"batch": 2, "regions": 5, "points": 3, "tokens": 3, "words": 7, "texts": 4, "text_length": 9}
+SIZES = {"batch": 2, "regions": 5, "prompts": 6, "points": 3, "tokens": 3, "words": 7, "texts": 4, "text_length": 9}
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ RUNTIMES = ("torch", "onnxruntime", "openvino")
 TIGHT = Ranges(
     batch=Range(2, 2, 2),
     regions=Range(3, 4, 8),
+    prompts=Range(3, 4, 8),
     points=Range(2, 2, 3),
     words=Range(4, 4, 4),
     texts=Range(3, 3, 3),

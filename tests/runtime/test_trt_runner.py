@@ -255,7 +255,7 @@ def assert_close(actual: dict[str, Any], wanted: dict[str, Any]) -> None:
 def test_values(on_gpu: Engines, name: str) -> None:
     """Three runs of a shape (plain, captured, replayed), then of another, then the first again."""
     small = {"points": 2, "texts": 3, "text_length": 9}
-    large = {**small, "batch": 2, "regions": 5, "tokens": 3, "words": 7}
+    large = {**small, "batch": 2, "regions": 5, "prompts": 5, "tokens": 3, "words": 7}
     with on_gpu.open(name) as runner:
         for seed, sizes in enumerate((small, small, small, large, large, large, small)):
             feeds = on_gpu.feeds(name, seed, **sizes)
@@ -284,7 +284,7 @@ def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
         assert all(isinstance(value, torch.Tensor) and value.is_cuda for value in kept.values())
         context = on_gpu.reference("sam_token_decoder_image", first)
         assert_close({name: value.cpu().numpy() for name, value in kept.items()}, context)
-        prompts = on_gpu.feeds("sam_token_decoder_prompts", regions=3, points=2) | context
+        prompts = on_gpu.feeds("sam_token_decoder_prompts", prompts=3, points=2) | context
         assert_close(prompt_part.infer(prompts | kept), on_gpu.reference("sam_token_decoder_prompts", prompts))
 
 
