@@ -18,28 +18,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from onnxscript import ir
 
 from regionspot.errors import InputError
-from regionspot.export.onnx_graph import add_weight, constant, save, take_place
+from regionspot.export.int8_search import ROWS, FloatArray, Observed, Recipe, channel_scales, find_recipe, rounded
+from regionspot.export.onnx_graph import save
+from regionspot.export.onnx_passes import add_weight, constant, take_place
 from regionspot.runtime.threads import default_threads
-
-FloatArray = npt.NDArray[np.float32]
 
 MIN_SQNR_DB = 20.0
 """A layer whose output would keep less stays in single precision."""
 
-ROWS = 256
-"""Input vectors of a layer that recipes are judged on; ranges are taken from all."""
-
-CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-SMOOTHING = (0.0, 0.5, 0.7, 0.85)
-"""What is tried: the share of the largest input that int8 reaches, and SmoothQuant's exponent."""
-
-_LEVELS = 127
-_ROW_STEP = 7  # of a layer's input vectors every so many are looked at
+_ROW_STEP = 3  # of a layer's input vectors every so many are looked at; a prompt has 7 tokens
 _LOOKS = ("max", "min", "rows")
 _MOVING = ("Transpose", "Reshape", "Pad", "Identity")
 
@@ -67,23 +58,6 @@ class _Linears:
     def weights(self) -> FloatArray:
         """(K, N) of all nodes side by side."""
         return np.concatenate([_weight(node) for node in self.nodes], axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Observed:
-    """What calibration showed of a tensor: the largest value of each of its K channels, and some of its vectors."""
-
-    channel_max: FloatArray
-    rows: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class _Recipe:
-    """`scale` of the inputs after division by `smoothing` (K,)."""
-
-    scale: float
-    smoothing: FloatArray
-    sqnr_db: float
 
 
 def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[LayerReport, ...]:
@@ -137,7 +111,7 @@ def find_linears(graph: ir.Graph) -> list[_Linears]:
     return [_Linears(source, tuple(nodes)) for source, nodes in groups.items()]
 
 
-def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> dict[str, _Observed]:
+def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> dict[str, Observed]:
     """Run a graph and look at some of its (..., K) values: only what is looked at is ever kept."""
     looks = [(name, kind) for name in names for kind in _LOOKS]
     seen: dict[tuple[str, str], list[FloatArray]] = {look: [] for look in looks}
@@ -146,12 +120,11 @@ def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping
     with TemporaryDirectory(prefix="regionspot-") as folder:
         session = _observing_session(onnx_path, names, Path(folder, "observed.onnx"))
         for feed in feeds:
-            for (name, kind), found in zip(
-                looks, session.run([".".join(look) for look in looks], dict(feed)), strict=True
-            ):
+            results = session.run([".".join(look) for look in looks], dict(feed))
+            for (name, kind), found in zip(looks, results, strict=True):
                 seen[name, kind].append(found[rng.permutation(len(found))[:share]] if kind == "rows" else found)
     return {
-        name: _Observed(
+        name: Observed(
             np.maximum(np.max(seen[name, "max"], 0), -np.min(seen[name, "min"], 0)), np.concatenate(seen[name, "rows"])
         )
         for name in names
@@ -192,49 +165,6 @@ def _observing_session(onnx_path: str | Path, names: Sequence[str], probed: Path
     return ort.InferenceSession(probed, options, providers=["CPUExecutionProvider"])
 
 
-def find_recipe(observed: _Observed, weights: FloatArray, smoothable: bool) -> _Recipe:
-    """The best of SMOOTHING and CLIPPING, by the SQNR of the product with `weights` (K, N)."""
-    wanted = observed.rows @ weights
-    best: _Recipe | None = None
-    for exponent in SMOOTHING if smoothable else SMOOTHING[:1]:
-        smoothing = _smoothing(observed.channel_max, np.abs(weights).max(1), exponent)
-        rows = observed.rows / smoothing
-        scaled = weights * smoothing[:, None]
-        quantized = _rounded(scaled, _scales(scaled)) * _scales(scaled)
-        largest = float((observed.channel_max / smoothing).max())
-        for clipping in CLIPPING:
-            scale = max(largest * clipping, 1e-6) / _LEVELS
-            sqnr_db = _sqnr_db(wanted, _rounded(rows, scale) * np.float32(scale) @ quantized)
-            if best is None or sqnr_db > best.sqnr_db:
-                best = _Recipe(scale, smoothing, sqnr_db)
-    assert best is not None
-    return best
-
-
-def _smoothing(inputs: FloatArray, weights: FloatArray, exponent: float) -> FloatArray:
-    """(K,) what to divide each channel by, from the largest inputs and weights of each; 1 on average."""
-    if not exponent:
-        return np.ones_like(inputs)
-    factors = np.maximum(inputs, 1e-5) ** exponent / np.maximum(weights, 1e-5) ** (1 - exponent)
-    factors /= np.exp(np.log(factors).mean())
-    return factors.astype(np.float32)
-
-
-def _scales(weights: FloatArray) -> FloatArray:
-    """(K, N) to (1, N): the scale of each output channel."""
-    largest = np.abs(weights).max(0, keepdims=True)
-    return (np.where(largest > 0, largest, 1.0) / _LEVELS).astype(np.float32)
-
-
-def _rounded(x: FloatArray, scale: FloatArray | float) -> FloatArray:
-    return np.clip(np.rint(x / np.float32(scale)), -_LEVELS, _LEVELS)
-
-
-def _sqnr_db(wanted: FloatArray, found: FloatArray) -> float:
-    signal, noise = float(np.square(wanted).sum()), float(np.square(found - wanted).sum())
-    return 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
-
-
 def _weight(node: ir.Node) -> FloatArray:
     """(K, N)."""
     value = node.inputs[1]
@@ -270,7 +200,7 @@ def _keeps_channels(node: ir.Node) -> bool:
     return order[-1] == len(order) - 1
 
 
-def _apply(graph: ir.Graph, group: _Linears, recipe: _Recipe, before: ir.Node | None) -> None:
+def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | None) -> None:
     """Put the pairs in, and the smoothing into the LayerNorm `before`."""
     if before is not None and not (recipe.smoothing == 1).all():
         for index in (1, 2)[: len(before.inputs) - 1]:
@@ -293,10 +223,10 @@ def _apply(graph: ir.Graph, group: _Linears, recipe: _Recipe, before: ir.Node | 
 def _quantized_weight(graph: ir.Graph, group: _Linears, smoothing: FloatArray) -> ir.Node:
     """A DequantizeLinear of the group's weights as int8, with a scale for each output channel."""
     weights = group.weights * smoothing[:, None]  # (K, N)
-    scales = _scales(weights)  # (1, N)
+    scales = channel_scales(weights)  # (1, N)
     name = f"{group.nodes[0].name}.weight"
     inputs = [
-        add_weight(graph, f"{name}.int8", _rounded(weights, scales).astype(np.int8)),
+        add_weight(graph, f"{name}.int8", rounded(weights, scales).astype(np.int8)),
         add_weight(graph, f"{name}.scale", scales[0]),
         add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], np.int8)),
     ]

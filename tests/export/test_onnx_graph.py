@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from regionspot.errors import ArtifactError
 from regionspot.export import onnx_graph
 from regionspot.export.calibration import GraphInputs
-from regionspot.export.onnx_graph import export_onnx, save, simplify, trace, tracing_sizes
+from regionspot.export.onnx_graph import export_onnx, save, trace, tracing_sizes
+from regionspot.export.onnx_passes import simplify
 from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from regionspot.errors import InputError
-from regionspot.export import quantization
+from regionspot.export import int8_search, quantization
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.quantization import LayerReport, quantize
 from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
@@ -121,7 +121,7 @@ def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.Monk
         "MatMul": 1,
         "Add": 1,
     }
-    monkeypatch.setattr(quantization, "SMOOTHING", (0.0,))
+    monkeypatch.setattr(int8_search, "SMOOTHING", (0.0,))
     monkeypatch.setattr(quantization, "MIN_SQNR_DB", 0.0)
     quantize(source, feeds(), tmp_path / "plain.onnx")
     assert sqnr_db(source, tmp_path / "plain.onnx") < 20
