@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*.?pp)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test lint bench clean
+.PHONY: help setup demo test native-test lint export bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,8 +40,16 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: setup  ## measurements (none yet)
-	@echo "benchmarks/ measures nothing yet"
+export: setup  ## every artefact of mini, verified, and the AP of each: runs/export/
+	$(BIN)/regionspot mini build --out runs/export/data --train 1 --val 1000
+	$(BIN)/regionspot-export --out runs/export/artifacts --resume --onnx --openvino --trt-rtx --precision fp32,fp16,int8
+	$(BIN)/regionspot-eval --data runs/export/data/val.json --json runs/export/torch.json
+	for runtime in onnxruntime openvino; do for precision in fp32 fp16 int8; do \
+	  $(BIN)/regionspot-eval --data runs/export/data/val.json --artifacts runs/export/artifacts --runtime $$runtime \
+	    --precision $$precision --json runs/export/$$runtime-$$precision.json || exit 1; done; done
+
+bench: setup  ## time and memory of SAM's token decoder, its way and ours: runs/bench/
+	$(BIN)/python -m regionspot.benchmarks.decoder --json runs/bench/decoder.json
 
 clean:  ## remove what was built and run; keeps .venv
 	rm -rf build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

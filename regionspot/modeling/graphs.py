@@ -118,10 +118,12 @@ class SamMaskDecoder(nn.Module):
 class RegionHeadLogits(nn.Module):
     """`RegionSpot.classify`; the logit scale becomes a constant of the graph."""
 
+    logit_scale: Tensor
+
     def __init__(self, model: RegionSpot) -> None:
         super().__init__()
         self.head = model.head
-        self.logit_scale = model.clip.logit_scale
+        self.register_buffer("logit_scale", torch.tensor(model.clip.logit_scale), persistent=False)
 
     def forward(
         self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor, text_embeddings: Tensor

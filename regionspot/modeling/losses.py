@@ -9,7 +9,7 @@ from torch.nn import functional as F
 NORM_OFFSET = 1e-7
 
 
-def region_logits(region_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> Tensor:
+def region_logits(region_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float | Tensor) -> Tensor:
     """Scaled cosine of every region with every word.
 
     Args:

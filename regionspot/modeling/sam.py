@@ -38,7 +38,8 @@ class SamBackbone(Frozen):
     padded right and bottom to a square (see `regionspot.transforms.SamTransform`).
 
     Args:
-        sam: a `segment_anything` model with its weights loaded. It is frozen in place.
+        sam: a `segment_anything` model with its weights loaded. It is frozen in place. Weights that come later must
+            come through this module's `load_state_dict`, or that of a model around it.
         prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
             with masks, so this bounds the memory and keeps it in the caches; it changes no result.
     """
@@ -48,6 +49,7 @@ class SamBackbone(Frozen):
         self.sam = freeze(sam)
         self.token_decoder = freeze(TokenDecoder(sam))
         self.prompt_chunk = prompt_chunk
+        self.register_load_state_dict_post_hook(lambda backbone, _: backbone.token_decoder.fold())
 
     @property
     def image_size(self) -> int:

@@ -91,7 +91,8 @@ class TokenDecoder(nn.Module):
     """The decoder of a frozen `segment_anything` model with two layers, as all of Meta's have.
 
     Args:
-        sam: with its weights loaded, in the precision to work in. It is not changed; its modules are shared.
+        sam: with its weights loaded, in the precision to work in. It is not changed; its modules are shared. Products
+            of its weights are kept: call `fold` when they change.
     """
 
     first: Any  # the two layers, and attentions, are `segment_anything`'s own
@@ -135,16 +136,25 @@ class TokenDecoder(nn.Module):
         self.hypernetworks = decoder.output_hypernetworks_mlps
         self.variance0 = FirstVariance(self.first.norm4.eps)
         self.variance1 = SecondVariance(self.second.norm4.eps)
+        self._folded_from = encoder, decoder  # in a tuple, so that they are not this module's own
+        self.fold()
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Compute again what depends on weights alone."""
+        encoder, decoder = self._folded_from
         kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
         self._constant("point_kinds", torch.cat(kinds))  # (5, C), of the labels -1 to 3
         self._constant("output_tokens", torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]))  # (1 + 4, C)
         self._constant("no_mask", encoder.no_mask_embed.weight.T)  # (C, 1)
-        self._fold(self._cell_positions())
+        self._fold_layers(self._cell_positions())
 
     def _constant(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name, value.detach().clone(), persistent=False)
+        if hasattr(self, name):
+            self.get_buffer(name).copy_(value)
+        else:
+            self.register_buffer(name, value.detach().clone(), persistent=False)
 
-    @torch.no_grad()
     def _cell_positions(self) -> Tensor:
         """SAM's `get_dense_pe` in any precision: (C, M), the encoding of each image token's centre."""
         of_sides = [(torch.arange(size, dtype=self.no_mask.dtype) + 0.5) / size for size in self.embedding_size]
@@ -152,8 +162,7 @@ class TokenDecoder(nn.Module):
         centres = torch.stack([x, y], dim=-1).to(self.no_mask.device)  # (h, w, 2)
         return self.positional_encoding._pe_encoding(centres).flatten(0, 1).T
 
-    @torch.no_grad()
-    def _fold(self, positions: Tensor) -> None:
+    def _fold_layers(self, positions: Tensor) -> None:
         """Products of weights with each other, and with the positional encoding (C, M)."""
         read0, write0 = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         read1, write1 = self.second.cross_attn_token_to_image, self.second.cross_attn_image_to_token

@@ -231,3 +231,17 @@ def test_unknown_size() -> None:
     with pytest.raises(InputError, match="vit_x"):
         build_sam("vit_x")
     assert {"vit_b", "vit_l", "vit_h"} <= set(sam_model_registry)
+
+
+def test_weights_that_come_later_reach_the_tokens(generator: torch.Generator) -> None:
+    """The decoder keeps products of weights, which must follow `load_state_dict`."""
+    changed, donor = load_mini_backbones()[0], load_mini_backbones()[0]
+    for parameter in donor.parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    donor.token_decoder.fold()
+    images = torch.randn(1, 128, 16, 16, generator=generator)
+    corners, labels = random_points(generator, 1, 3, 2, size=256), torch.tensor([2, 3]).expand(1, 3, 2)
+    wanted = donor.mask_tokens(images, corners, labels).tokens
+    assert not torch.allclose(changed.mask_tokens(images, corners, labels).tokens, wanted, atol=1e-2)
+    torch.nn.ModuleDict({"sam": changed}).load_state_dict(torch.nn.ModuleDict({"sam": donor}).state_dict())
+    torch.testing.assert_close(changed.mask_tokens(images, corners, labels).tokens, wanted)
