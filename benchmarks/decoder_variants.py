@@ -108,8 +108,9 @@ def decode_by_runtime(runtime: str, request: Request, embeddings: Array, folder:
     """Ours as exported graphs."""
     specs = graph_specs(model_info(request.create_model()))
     suffix = {"onnxruntime": ".onnx", "openvino": ".xml"}[runtime]
+    where: dict[str, Any] = {"device": "cpu", "threads": request.threads}
     image_part, prompt_part = (
-        open_graph(folder / f"{name}{suffix}", specs[name], runtime, "fp32", threads=request.threads) for name in GRAPHS
+        open_graph(folder / f"{name}{suffix}", specs[name], runtime, "fp32", **where) for name in GRAPHS
     )
     token_ids = np.zeros(1, np.int32)
 

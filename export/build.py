@@ -17,27 +17,21 @@ from typing import Any
 
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
 from regionspot.export.inputs import ParityInputs
-from regionspot.export.manifest import git_commit, preprocessing_of, tensors_fingerprint, versions
+from regionspot.export.lock import locked
+from regionspot.export.manifest import git_commit, gpu_here, preprocessing_of, versions
 from regionspot.export.parity import Parity, verify_graph, verify_pipeline, why_not_here
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
-from regionspot.modeling.graphs import graph_module, model_info
+from regionspot.modeling.graphs import model_info
+from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
+from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
 from regionspot.runtime.engine_file import FLAVOURS, file_sha256, sidecar_path
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.runtimes import FORMAT_RUNTIME
 from regionspot.runtime.tolerance import TOLERANCES, tolerance_for
-
-PIPELINE_GRAPHS = (
-    "sam_image_encoder",
-    "clip_image_encoder",
-    "sam_token_decoder_image",
-    "sam_token_decoder_prompts",
-    "region_head",
-)
-"""What recognising a picture takes."""
 
 Say = Callable[[str], None]
 
@@ -83,30 +77,32 @@ def export(
         say: takes lines of progress.
 
     Raises:
-        InputError: the directory holds artefacts of another model.
-        ArtifactError: its manifest is damaged, or cannot be written.
+        InputError: the directory holds artefacts of another model, or another process is exporting into it.
+        ArtifactError: its manifest cannot be written.
     """
-    build = _Build(model, inputs, settings, say, _open_manifest(model, settings, say), len(steps))
-    entries: list[GraphEntry] = []
-    for spec, of_graph in groupby(steps, key=lambda step: step.spec):
-        entries += build.graph(spec, list(of_graph))
-    kinds = dict.fromkeys((step.format, step.precision) for step in steps)
-    rows = [row for kind in kinds if (row := build.end_to_end(*kind)) is not None]
-    return Report(tuple(entries), tuple(rows))
+    with locked(settings.out):
+        build = _Build(model, inputs, settings, say, len(steps))
+        entries: list[GraphEntry] = []
+        for spec, of_graph in groupby(steps, key=lambda step: step.spec):
+            entries += build.graph(spec, list(of_graph))
+        kinds = dict.fromkeys((step.format, step.precision) for step in steps)
+        rows = [row for kind in kinds if (row := build.end_to_end(*kind)) is not None]
+        return Report(tuple(entries), tuple(rows))
 
 
 class _Build:
     """The state of one export: the manifest as it grows."""
 
     def __init__(
-        self, model: RegionSpot, inputs: ParityInputs, settings: Settings, say: Say, manifest: Manifest, total: int
+        self, model: RegionSpot, inputs: ParityInputs, settings: Settings, say: Say = print, total: int = 0
     ) -> None:
         self.model, self.inputs, self.settings, self.say = model, inputs, settings, say
-        self.manifest, self.total, self.done = manifest, total, 0
+        self.weights_of = graph_fingerprints(model)
+        self.manifest, self.total, self.done = _open_manifest(model, self.weights_of, settings, say), total, 0
 
     def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
         """Make and verify every artefact of one graph. The reference is computed once, where it is needed."""
-        weights = tensors_fingerprint(graph_module(self.model, spec.name))
+        weights = self.weights_of(spec.name)
         entries = []
         for step in steps:
             self.done += 1
@@ -220,10 +216,12 @@ class _Build:
         }
         if step.source is not None:
             source = self.manifest.get(*step.source.key)
-            content["source"] = source.sha256 if source else None
+            content["source"] = sorted(source.files.items()) if source else None
         if step.format in FLAVOURS:
             engine = self.settings.engine
             content["engine"] = [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]
+        if step.format == "tensorrt":
+            content["gpu"] = gpu_here()
         if step.precision == "int8":
             content["calibration"] = self.inputs.calibration_fingerprint()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -261,13 +259,12 @@ class _Build:
 
 
 def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: str) -> str | None:
-    """Changes with any file of a pipeline; None where one is missing."""
+    """Changes with any file of a pipeline, those beside the one to open included; None where one is missing."""
     used = [manifest.get(name, artefact_format, precision) for name in PIPELINE_GRAPHS]
-    text = manifest.get("clip_text_encoder", artefact_format, precision)
-    files = [entry.sha256 if entry else None for entry in used]
-    if None in files:
+    if not all(entry and entry.file for entry in used):
         return None
-    content = [artefact_format, precision, *files, text.sha256 if text else None]
+    used.append(manifest.get("clip_text_encoder", artefact_format, precision))
+    content = [artefact_format, precision, *(sorted(entry.files.items()) if entry else None for entry in used)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
@@ -307,24 +304,26 @@ def with_parity(entry: GraphEntry, parity: Parity) -> GraphEntry:
     )
 
 
-def _open_manifest(model: RegionSpot, settings: Settings, say: Say) -> Manifest:
+def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings: Settings, say: Say) -> Manifest:
     """What is in the directory already of this model, or an empty one.
 
-    Graphs of other weights are left out: two versions of a model must not stand in one directory.
+    Graphs of other weights are left out: two versions of a model must not stand in one directory. A manifest that this
+    release cannot use is begun anew, and all that is asked for is made again.
     """
     info = model_info(model)
     manifest = Manifest(settings.out, info, preprocessing_of(model))
     if (settings.out / MANIFEST).exists():
-        manifest = Manifest.load(settings.out)
+        try:
+            manifest = Manifest.load(settings.out)
+        except ArtifactError as error:
+            say(f"{settings.out / MANIFEST} is not usable, so an empty one takes its place: {error}")
         if manifest.model.name != info.name:
             raise InputError(
                 f"{settings.out} holds artefacts of {manifest.model.name}, and this model is {info.name}: name another "
                 "directory with --out, or delete that one"
             )
-        names = {entry.name for entry in manifest.graphs}
-        weights = {name: tensors_fingerprint(graph_module(model, name)) for name in names}
         for entry in manifest.graphs:
-            if entry.weights != weights[entry.name]:
+            if entry.weights != weights_of(entry.name):
                 say(f"{entry.title} is of other weights and is dropped from the manifest")
                 manifest = manifest.without(entry.key)
     return replace(

@@ -12,6 +12,7 @@ import numpy as np
 from regionspot.errors import InputError
 from regionspot.export.pictures import Picture, Pictures
 from regionspot.modeling.graphs import graph_module, model_info
+from regionspot.modeling.pipelines import ANY_SIZE
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec, graph_specs
 from regionspot.runtime.runner import Array
@@ -23,7 +24,6 @@ Feeds = dict[str, Array]
 
 PROMPT = "a photo of a {}."
 TOKEN_IDS = {1: (0,), 2: (0, 2), 3: (1, 2, 3), 4: (0, 1, 2, 3)}  # how many mask tokens are wanted -> which
-ANY = Range(1, 1, 1 << 30)
 
 _PRODUCERS = {
     "image_embeddings": "sam_image_encoder",
@@ -117,7 +117,7 @@ class GraphInputs:
         pictures = [self.pictures.pictures[index] for index in indices]
         sam, clip = SamTransform(self.model.sam.image_size), ClipTransform(self.model.clip.image_size)
         framed = [sam.apply_image(picture.image) for picture in pictures]
-        points, labels = _box_prompts(pictures, sam, ranges.get("regions", ranges.get("prompts", ANY)))
+        points, labels = _box_prompts(pictures, sam, ranges.get("regions", ranges.get("prompts", ANY_SIZE)))
         sources: Feeds = {
             "images": np.stack([frame for frame, _ in framed]),
             "input_sizes": np.array([size for _, size in framed], np.int32),
@@ -134,7 +134,7 @@ class GraphInputs:
 
     def _text_embeddings(self, limits: Range) -> FloatArray:
         """(V, E) unit rows of the pictures' words, each in one phrase."""
-        texts = {"texts": ANY, "text_length": self.specs["clip_text_encoder"].ranges["text_length"]}
+        texts = {"texts": ANY_SIZE, "text_length": self.specs["clip_text_encoder"].ranges["text_length"]}
         rows = self._run("clip_text_encoder", {"tokens": self._tokens(texts)})["embeddings"]  # (V, E)
         rows = rows[np.arange(min(max(len(rows), limits.min), limits.max)) % len(rows)]
         unit: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)

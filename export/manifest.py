@@ -1,4 +1,4 @@
-"""What goes into a manifest besides the graphs: fingerprints of weights, preprocessing, versions, the commit."""
+"""What goes into a manifest besides the graphs: preprocessing, versions, the GPU, the commit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-import xxhash
-from torch import nn
 
 import regionspot
 from regionspot.modeling.regionspot import RegionSpot
@@ -34,15 +32,6 @@ def preprocessing_of(model: RegionSpot) -> Preprocessing:
     )
 
 
-def tensors_fingerprint(module: nn.Module) -> str:
-    """32 hexadecimal digits that change with any parameter or buffer of a module, those that are not saved included."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def versions(artefact_format: str) -> dict[str, str]:
     """Release -> version of everything that an artefact of this format is made with; what is absent is left out."""
     names = (*PACKAGES["onnx"], *(PACKAGES[artefact_format] if artefact_format != "onnx" else ()))
@@ -56,6 +45,14 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def gpu_here() -> tuple[str, str] | None:
+    """The name and the compute capability of the GPU that TensorRT's engines are tuned on; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return torch.cuda.get_device_name(), f"{major}.{minor}"
 
 
 def git_commit() -> str | None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.masks import encode_rle, mask_to_box
-from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
+from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, softmax
 from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
 from regionspot.transforms import ClipTransform, ImageSource, SamTransform, read_image
@@ -50,13 +50,13 @@ class RegionPredictor:
     >>> predictor.predict(boxes=[[10, 20, 200, 300]], vocabulary=["cat", "coffee cup"])  # doctest: +SKIP
 
     Args:
-        model: on any device, the work is done there; or a pipeline of exported graphs.
+        model: in float32 and on any device, the work is done there; or a pipeline of exported graphs.
         cache_dir: where embeddings of class names are kept, see `VocabularyEncoder`.
     """
 
     def __init__(self, model: RegionSpot | RegionPipeline, cache_dir: str | Path | None = None) -> None:
         self.model = model
-        self.pipeline = _pipeline_of(model)
+        self.pipeline = as_pipeline(model)
         self._cache_dir = cache_dir
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
@@ -210,14 +210,6 @@ class RegionPredictor:
         if not np.isfinite(logits).all():
             raise ArtifactError("the model answers with NaN: its weights are damaged, or half precision overflowed")
         return logits.reshape(-1, len(words))  # (N * T, V)
-
-
-def _pipeline_of(model: RegionSpot | RegionPipeline) -> RegionPipeline:
-    if isinstance(model, RegionPipeline):
-        return model
-    from regionspot.modeling.pipelines import pipeline_from_model
-
-    return pipeline_from_model(model)
 
 
 def _repeat(rows: npt.NDArray[Scalar], times: int) -> npt.NDArray[Scalar]:

@@ -68,17 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     proposals = (
         ground_truth_proposals(dataset) if arguments.proposals == "gt" else load_proposals(arguments.proposals, dataset)
     )
-    model = load_recognizer(arguments)
-    results = evaluate_methods(
-        model,
-        dataset,
-        VocabularyEncoder(text_encoder_of(model)).encode(dataset.class_names),
-        proposals,
-        methods,
-        arguments.rules,
-        masks=arguments.iou_type != "bbox",
-        batch_size=arguments.batch_size,
-    )
+    with load_recognizer(arguments) as model:
+        results = evaluate_methods(
+            model,
+            dataset,
+            VocabularyEncoder(text_encoder_of(model)).encode(dataset.class_names),
+            proposals,
+            methods,
+            arguments.rules,
+            masks=arguments.iou_type != "bbox",
+            batch_size=arguments.batch_size,
+        )
     metrics = {method: figures for method, (figures, _) in results.items()}
     print(format_table(metrics, ("bbox", "segm") if arguments.iou_type == "both" else (arguments.iou_type,)))
     _write(arguments, metrics, {method: detections for method, (_, detections) in results.items()})

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, load_model
+from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threads, load_model
 
 if TYPE_CHECKING:
     from regionspot.export.build import EngineOptions
@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    check_threads(arguments)
     from regionspot.export.plan import estimate, format_plan, sizing_model
 
     if arguments.dry_run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
 from regionspot.config import Precision, Runtime
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from regionspot.runtime.pipeline import RegionPipeline
 
 DEFAULT_MODEL = "regionspot_mini"
+MAX_THREADS = 1024
 WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")
 
 
@@ -61,14 +64,19 @@ def load_model(arguments: argparse.Namespace) -> RegionSpot:
     return model.to(device)
 
 
+def check_threads(arguments: argparse.Namespace) -> None:
+    """Raises InputError for a number of threads that no machine has; runtimes would start them."""
+    if arguments.threads is not None and not 1 <= arguments.threads <= MAX_THREADS:
+        raise InputError(f"--threads must be from 1 to {MAX_THREADS}, not {arguments.threads}")
+
+
 def check_runtime(arguments: argparse.Namespace) -> None:
     """What of the runtime's options can be refused before anything heavy is loaded.
 
     Raises:
         InputError: options that do not go together.
     """
-    if arguments.threads is not None and arguments.threads < 1:
-        raise InputError(f"--threads must be 1 or more, not {arguments.threads}")
+    check_threads(arguments)
     if arguments.runtime == "torch":
         if arguments.artifacts or arguments.precision:
             raise InputError(
@@ -103,8 +111,11 @@ def export_command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, "--precision", arguments.precision] if arguments.precision else words)
 
 
-def load_recognizer(arguments: argparse.Namespace) -> RegionSpot | RegionPipeline:
+@contextmanager
+def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | RegionPipeline]:
     """The model with PyTorch, or a pipeline of the artefacts that the options name, without any weights loaded.
+
+    A pipeline is closed at the end of the `with`: TensorRT-RTX saves its compiled kernels then.
 
     Raises:
         InputError, ArtifactError: as `load_model` and `check_runtime`; artefacts that are missing, damaged, of another
@@ -117,19 +128,15 @@ def load_recognizer(arguments: argparse.Namespace) -> RegionSpot | RegionPipelin
             import torch
 
             torch.set_num_threads(arguments.threads)
-        return model
+        yield model
+        return
     from regionspot.runtime.artifacts import pipeline_from_artifacts
 
-    pipeline = pipeline_from_artifacts(
-        arguments.artifacts,
-        arguments.runtime,
-        arguments.precision,
-        device=arguments.device,
-        threads=arguments.threads,
-    )
-    if arguments.model not in (DEFAULT_MODEL, pipeline.name):
-        raise InputError(
-            f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of {arguments.model}: leave out "
-            f"--model, or make others:\n  {export_command(arguments)}"
-        )
-    return pipeline
+    where = {"device": arguments.device, "threads": arguments.threads}
+    with pipeline_from_artifacts(arguments.artifacts, arguments.runtime, arguments.precision, **where) as pipeline:
+        if arguments.model not in (DEFAULT_MODEL, pipeline.name):
+            raise InputError(
+                f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of {arguments.model}: leave out "
+                f"--model, or make others:\n  {export_command(arguments)}"
+            )
+        yield pipeline

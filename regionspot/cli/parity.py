@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, load_model
+from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, check_threads, load_model
 
 if TYPE_CHECKING:
     from regionspot.export.sides import Side
@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    check_threads(arguments)
     from regionspot.export.build import PIPELINE_GRAPHS, recognizer_spec
     from regionspot.export.inputs import ParityInputs
     from regionspot.export.report import format_comparison

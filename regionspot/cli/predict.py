@@ -80,11 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = parse_vocabulary(arguments.vocabulary)
     image = read_image(arguments.image)
     masks = _read_masks(arguments.masks)
-    model = load_recognizer(arguments)
-    predictions = (
-        RegionPredictor(model)
-        .set_image(image)
-        .predict(
+    with load_recognizer(arguments) as model:
+        predictor = RegionPredictor(model).set_image(image)
+        predictions = predictor.predict(
             boxes=arguments.boxes,
             points=arguments.points,
             masks=masks,
@@ -92,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             top_k=arguments.top_k,
             return_masks=not arguments.no_masks,
         )
-    )
     by = "" if arguments.runtime == "torch" else f" by {arguments.runtime}"
     print(_table(predictions, f"{arguments.image.name}: {image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}"))
     _write(image, predictions, arguments)

@@ -29,10 +29,9 @@ from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import METHODS, check_methods
 from regionspot.evaluation.proposals import Proposals
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
-from regionspot.modeling.pipelines import as_pipeline
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
-from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.scores import softmax
 from regionspot.structures import Vocabulary
 

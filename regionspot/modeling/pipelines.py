@@ -25,7 +25,8 @@ from regionspot.structures import FloatArray, IntArray
 from regionspot.vocabulary import TextEncoder
 
 ANY_SIZE = Range(1, 1, 1 << 30)
-PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+"""Of an axis that PyTorch sets no bounds to."""
+
 WITH_HEAD = ("region_head", "region_recognizer")
 
 
@@ -33,6 +34,9 @@ def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
     """Over the model's own modules: it follows the model to another device, and sees when its weights change.
 
     Its work is chunked as `SamBackbone.prompt_chunk` says.
+
+    Raises:
+        InputError: weights that are not in float32.
     """
     return _pipeline(model, lambda graph: graph_module(model, graph))
 
@@ -52,6 +56,11 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
 
 
 def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPipeline:
+    if others := {str(weight.dtype) for weight in model.parameters()} - {"torch.float32"}:
+        raise InputError(
+            f"the model has weights in {', '.join(sorted(others))}, and works in float32: call model.float(); for "
+            "speed, run it under torch.autocast, or export it in half precision with regionspot-export"
+        )
     info = model_info(model)
     specs = graph_specs(info, Ranges(*[ANY_SIZE] * len(fields(Ranges))))
 
@@ -63,16 +72,11 @@ def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPi
         info,
         open_runner,
         runtime="torch",
-        precision=PRECISIONS[next(model.sam.parameters()).dtype],
-        fingerprint=_fingerprints(model),
+        precision="fp32",
+        fingerprint=graph_fingerprints(model),
         prompt_chunk=model.sam.prompt_chunk,
         mask_prompts=_MaskPrompts(model.sam),
     )
-
-
-def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
-    """A pipeline over a model; a pipeline as it is."""
-    return pipeline_from_model(model) if isinstance(model, RegionSpot) else model
 
 
 def text_encoder_of(model: RegionSpot | RegionPipeline) -> TextEncoder:
@@ -137,26 +141,40 @@ class _MaskPrompts:
         return as_array(low_res_masks), as_array(found.tokens), as_array(found.iou_predictions)
 
 
-def _fingerprints(model: RegionSpot) -> Callable[[str], str]:
-    """Of the part that a graph is of. Weights are hashed when first asked, each part once."""
+def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
+    """A function of a graph's name to the fingerprint of the weights behind it, the same on every machine.
+
+    Of SAM's graphs it is SAM's own weights: what the token decoder derives from them differs in its last digits from
+    machine to machine. Weights are hashed when first asked for, each part of the model once.
+    """
 
     @cache
     def of_part(part: str) -> str:
+        sam, clip, head = model.sam, model.clip, model.head
+        sam_tensors = {"sam": sam.sam}
+        clip_tensors = {"visual": clip.clip.visual, "mean": clip.image_mean, "std": clip.image_std}
+        head_tensors = {"head": head, "logit_scale": clip.clip.logit_scale}
         if part == "text":
-            return model.clip.fingerprint()
-        sam = nn.ModuleDict({"sam": model.sam.sam})  # its own weights, not what the token decoder derives from them
-        modules = {"sam": sam, "clip": model.clip.clip.visual, "head": model.head}
-        return weights_fingerprint(modules.get(part, model))
+            return clip.fingerprint()
+        if part == "model":
+            return weights_fingerprint(**sam_tensors, **clip_tensors, **head_tensors)
+        return weights_fingerprint(**{"sam": sam_tensors, "clip": clip_tensors, "head": head_tensors}[part])
 
     parts = {"clip_image_encoder": "clip", "clip_text_encoder": "text", "region_head": "head"}
     parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder"), "sam")
     return lambda graph: of_part(parts.get(graph, "model"))
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """32 hexadecimal digits that change with any weight of a module."""
+def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:
+    """32 hexadecimal digits that change with any number of these, buffers that are not saved included."""
     digest = xxhash.xxh3_128()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    for part, content in parts.items():
+        named = [("", content)] if isinstance(content, torch.Tensor) else _tensors(content)
+        for name, tensor in named:
+            digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "regionspot-artifacts-1"
 
+PIPELINE_GRAPHS = (
+    "sam_image_encoder",
+    "clip_image_encoder",
+    "sam_token_decoder_image",
+    "sam_token_decoder_prompts",
+    "region_head",
+)
+"""What recognising a picture takes."""
+
 
 @dataclass(frozen=True)
 class GraphEntry:
@@ -39,7 +49,7 @@ class GraphEntry:
         file: the file to open, relative to the directory, with "/"; None where making it failed.
         files: every file that it needs -> its SHA-256; `file` is one of them.
         size_bytes: of all files.
-        weights: fingerprint of the weights behind it.
+        weights: fingerprint of the weights behind it, see `regionspot.modeling.pipelines.graph_fingerprints`.
         recipe: fingerprint of all that it was made from and with: another recipe would make another file.
         versions: of the packages that it was made with.
         build_s: seconds that making it took.
@@ -80,6 +90,11 @@ class GraphEntry:
     def sha256(self) -> str | None:
         """Of `file`."""
         return self.files[self.file] if self.file else None
+
+    @property
+    def usable(self) -> bool:
+        """It was made, and did not fail its parity check."""
+        return self.file is not None and self.passed is not False
 
     @property
     def title(self) -> str:
@@ -253,8 +268,8 @@ class Manifest:
         return entry
 
     def precisions(self, artefact_format: str) -> list[str]:
-        """In which there are graphs of a format, in the order of PRECISIONS."""
-        found = {entry.precision for entry in self.graphs if entry.format == artefact_format}
+        """In which there are usable graphs of a format, in the order of PRECISIONS."""
+        found = {entry.precision for entry in self.graphs if entry.format == artefact_format and entry.usable}
         return [precision for precision in PRECISIONS if precision in found]
 
     def verify(self, entry: GraphEntry) -> Path:
@@ -325,6 +340,10 @@ def open_runner(
         ArtifactError: it did not pass its parity check, a file is missing or changed, or the runtime refuses it.
         InputError: the runtime is not installed or cannot open that format.
     """
+    runtime = runtime or FORMAT_RUNTIME[entry.format]
+    if entry.format not in RUNTIME_FORMATS.get(runtime, ()):
+        able = [name for name, formats in RUNTIME_FORMATS.items() if entry.format in formats]
+        raise InputError(f"{runtime} cannot open {entry.title}: choose {' or '.join(able)}")
     if entry.passed is False and not allow_failed:
         raise ArtifactError(
             f"{entry.title} of {manifest.directory} failed its parity check, so it is not used: {entry.reason}. "
@@ -337,7 +356,7 @@ def open_runner(
             f"do that here with `regionspot parity torch {manifest.directory}:{FORMAT_RUNTIME[entry.format]}`",
             stacklevel=2,
         )
-    return open_graph(path, entry.spec, runtime or FORMAT_RUNTIME[entry.format], entry.precision, device, threads)
+    return open_graph(path, entry.spec, runtime, entry.precision, device, threads)
 
 
 def pipeline_from_artifacts(
@@ -352,7 +371,7 @@ def pipeline_from_artifacts(
 
     Args:
         runtime: a key of RUNTIME_FORMATS.
-        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that there is.
+        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all of PIPELINE_GRAPHS.
 
     Raises:
         InputError: an unknown runtime or precision.
@@ -362,8 +381,7 @@ def pipeline_from_artifacts(
 
     manifest = Manifest.load(directory)
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
-
-    on_cpu = runtime in ("onnxruntime", "openvino") and device in ("auto", "cpu")
+    device = _resolve_device(runtime, device)
 
     def entry(graph: str) -> GraphEntry:
         return manifest.find(graph, artefact_format, chosen)
@@ -374,21 +392,40 @@ def pipeline_from_artifacts(
         runtime=runtime,
         precision=chosen,
         fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
-        prompt_chunk=CPU_PROMPT_CHUNK if on_cpu else GPU_PROMPT_CHUNK,
+        prompt_chunk=CPU_PROMPT_CHUNK if device == "cpu" else GPU_PROMPT_CHUNK,
     )
 
 
+def _resolve_device(runtime: str, device: str) -> str:
+    """What "auto" comes to, as in `open_graph`."""
+    if device != "auto" or runtime == "openvino":
+        return "cpu" if device == "auto" else device
+    if runtime == "onnxruntime":
+        from regionspot.runtime.ort_runner import best_device
+
+        return best_device()
+    return "cuda"
+
+
 def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) -> tuple[str, str]:
-    """The format and the precision that a runtime takes from a directory. Errors as `pipeline_from_artifacts`."""
+    """The format and the precision that a runtime takes from a directory: the first that has all of PIPELINE_GRAPHS.
+
+    Where none has, it is the one with the most of them, and where all failed, what failed: opening it says why.
+    Errors as `pipeline_from_artifacts`.
+    """
     if runtime not in RUNTIME_FORMATS:
         hint = "; torch runs the weights themselves, without artefacts" if runtime == "torch" else ""
         raise InputError(f"there is no runtime {runtime!r} for artefacts: choose {', '.join(RUNTIME_FORMATS)}{hint}")
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    for artefact_format in RUNTIME_FORMATS[runtime]:
-        there = manifest.precisions(artefact_format)
-        if there and (precision is None or precision in there):
-            return artefact_format, precision or there[0]
+    made_kinds = {(entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None}
+    wanted = [precision] if precision else PRECISIONS
+    kinds = [kind for kind in product(RUNTIME_FORMATS[runtime], wanted) if kind in made_kinds]
+    if kinds:
+        usable = [(entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable]
+        return max(
+            kinds, key=lambda kind: sum((name, *kind) in usable for name in PIPELINE_GRAPHS)
+        )  # the first of them
     made = [f"{one} {', '.join(manifest.precisions(one))}" for one in FORMATS if manifest.precisions(one)]
     option = FORMAT_OPTION[RUNTIME_FORMATS[runtime][0]]
     raise ArtifactError(

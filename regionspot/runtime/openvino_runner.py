@@ -12,7 +12,7 @@ from typing import Any
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds
+from regionspot.runtime.runner import Tensors, check_feeds, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.runtime.threads import default_threads
 
@@ -66,7 +66,10 @@ class OpenVinoRunner:
         if self._request is None:
             raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
-        results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
+        try:
+            results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
+        except RuntimeError as error:
+            raise failed_run(self.spec, feeds, self.path, "OpenVINO", _last_line(error)) from error
         return {name: results[name] for name in self.spec.output_names}
 
     def close(self) -> None:

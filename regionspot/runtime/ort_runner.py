@@ -5,6 +5,8 @@ The only module that imports `onnxruntime` to run graphs.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +16,9 @@ import numpy as np
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import cache_root
+from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds
+from regionspot.runtime.runner import Tensors, check_feeds, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.runtime.threads import default_threads
 
@@ -36,6 +39,11 @@ _ERRORS_ONLY = 3
 class OrtRunner:
     """A `Runner` over an ONNX file. On a GPU everything goes through I/O binding; what it keeps stays there.
 
+    Single precision is that on "cpu" and "cuda". The provider "tensorrt" has no option like CUDA's `use_tf32`
+    (https://github.com/microsoft/onnxruntime/issues/26029): from Ampere on it rounds the factors of float32 products to
+    TF32's 10 bits, unless the environment has NVIDIA_TF32_OVERRIDE=0 before the process makes its first session. The
+    runtime "tensorrt" builds its engines without TF32.
+
     Args:
         path: the `.onnx` file; data beside it is found by itself.
         spec: its tensors; the file must have them.
@@ -45,7 +53,8 @@ class OrtRunner:
             left out there.
         device_id: which GPU.
         cuda_graph: capture the graph's kernels once and replay them, which saves their launches. Every axis of the spec
-            must have one size, and every node must run on CUDA.
+            must have one size, and every node must run on CUDA. Copies between what is kept and the graph's buffers go
+            through the host where ONNX Runtime's `OrtValue.update_inplace` takes arrays alone, as in 1.22.
 
     Raises:
         InputError: ONNX Runtime lacks the provider, or it does not start here, or cannot capture these shapes.
@@ -63,10 +72,12 @@ class OrtRunner:
         cuda_graph: bool = False,
     ) -> None:
         self.path, self.spec = Path(path), spec
+        if not self.path.is_file():
+            raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
         if cuda_graph:
             _check_fixed(spec, provider)
         self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
-        providers = _providers(spec, provider, device_id, cuda_graph)
+        providers = _providers(self.path, spec, provider, device_id, cuda_graph)
         options = _session_options(provider, threads, precision)
         self._session: ort.InferenceSession | None = _open(self.path, options, providers)
         check_signature(spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path)
@@ -78,9 +89,13 @@ class OrtRunner:
             raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
         kept = () if self._device[0] == "cpu" else keep
-        if self._fixed is not None:
-            return self._fixed.infer(feeds, kept)
-        binding = self._session.io_binding()
+        try:
+            return self._fixed.infer(feeds, kept) if self._fixed else self._infer(self._session, feeds, kept)
+        except Exception as error:  # its errors share no base class of their own
+            raise failed_run(self.spec, feeds, self.path, "ONNX Runtime", " ".join(str(error).split())) from error
+
+    def _infer(self, session: ort.InferenceSession, feeds: Tensors, kept: Collection[str]) -> dict[str, Any]:
+        binding = session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
                 binding.bind_cpu_input(name, np.ascontiguousarray(value))
@@ -88,7 +103,7 @@ class OrtRunner:
                 binding.bind_ortvalue_input(name, value)
         for name in self.spec.output_names:
             binding.bind_output(name, *(self._device if name in kept else ("cpu", 0)))
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         named = zip(self.spec.output_names, binding.get_outputs(), strict=True)
         return {name: value if name in kept else value.numpy() for name, value in named}
 
@@ -125,14 +140,14 @@ class FixedBuffers:
     def infer(self, feeds: Tensors, keep: Collection[str]) -> dict[str, Any]:
         """Copy the feeds in, run, copy the outputs out: those to keep to new memory on the device."""
         for name, value in feeds.items():
-            self._inputs[name].update_inplace(value)
+            _copy(value, self._inputs[name])
         self._session.run_with_iobinding(self._binding)
         results: dict[str, Any] = {}
         for tensor in self._spec.outputs:
             output = self._outputs[tensor.name]
             if tensor.name in keep:
                 results[tensor.name] = self._buffer(tensor)
-                results[tensor.name].update_inplace(output)
+                _copy(output, results[tensor.name])
             else:
                 results[tensor.name] = np.array(output.numpy())
         return results
@@ -140,6 +155,14 @@ class FixedBuffers:
     def _buffer(self, tensor: TensorSpec) -> ort.OrtValue:
         shape = tensor.resolved({axis: sizes.max for axis, sizes in self._spec.ranges.items()})
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype), *self._device)
+
+
+def _copy(source: Any, target: ort.OrtValue) -> None:
+    """An array or an OrtValue into an OrtValue that stays where it is."""
+    try:
+        target.update_inplace(source)
+    except TypeError:  # an older ONNX Runtime, which takes arrays alone
+        target.update_inplace(source.numpy())
 
 
 def best_device() -> str:
@@ -157,6 +180,19 @@ def profile_options(spec: GraphSpec) -> dict[str, str]:
         shapes = (f"{tensor.name}:{'x'.join(map(str, tensor.resolved(sizes)))}" for tensor in dynamic)
         options[f"trt_profile_{bound}_shapes"] = ",".join(shapes)
     return options
+
+
+def engine_cache(path: Path) -> Path:
+    """Where the TensorRT provider keeps the engines of one ONNX file.
+
+    It names them after the graph's structure: two heads would share an engine, and with it the weights of the first.
+    So each content of the file and of the data beside it (`NAME.onnx.data`) has a folder of its own.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(path.parent.iterdir()):
+        if part.name.startswith(path.name) and part.is_file():
+            digest.update(f"{part.name.removeprefix(path.name)} {file_sha256(part)}\n".encode())
+    return cache_root() / "onnxruntime-tensorrt" / digest.hexdigest()
 
 
 def _check_fixed(spec: GraphSpec, provider: str) -> None:
@@ -180,7 +216,9 @@ def _session_options(provider: str, threads: int | None, precision: str) -> ort.
     return options
 
 
-def _providers(spec: GraphSpec, provider: str, device_id: int, cuda_graph: bool) -> list[tuple[str, dict[str, str]]]:
+def _providers(
+    path: Path, spec: GraphSpec, provider: str, device_id: int, cuda_graph: bool
+) -> list[tuple[str, dict[str, str]]]:
     """The provider asked for and what it falls back on for single nodes, with their options."""
     if provider not in PROVIDERS:
         raise InputError(f"there is no provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
@@ -198,21 +236,28 @@ def _providers(spec: GraphSpec, provider: str, device_id: int, cuda_graph: bool)
         "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew for each shape
         "enable_cuda_graph": "1" if cuda_graph else "0",
     }
-    tensorrt = {
-        "device_id": str(device_id),
-        "trt_engine_cache_enable": "1",
-        "trt_timing_cache_enable": "1",
-        "trt_engine_cache_path": str(cache_root() / "onnxruntime-tensorrt"),
-        **profile_options(spec),
-    }
+    tensorrt = _tensorrt_options(path, spec, device_id) if provider == "tensorrt" else {}
     chain = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}[provider]
     options = {"cpu": {}, "cuda": cuda, "tensorrt": tensorrt}
     return [(PROVIDERS[name], options[name]) for name in chain]
 
 
+def _tensorrt_options(path: Path, spec: GraphSpec, device_id: int) -> dict[str, str]:
+    """Without a cache where its folder cannot be made; the provider makes no folders above it."""
+    options = {"device_id": str(device_id), **profile_options(spec)}
+    engines = engine_cache(path)
+    with contextlib.suppress(OSError):
+        engines.mkdir(parents=True, exist_ok=True)
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(engines),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(engines.parent),  # of kernels' speeds, which no weights change
+        }
+    return options
+
+
 def _open(path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
     try:
         session = ort.InferenceSession(path, options, providers)
     except Exception as error:  # its errors share no base class of their own

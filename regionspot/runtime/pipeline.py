@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from regionspot.runtime.graph_spec import ModelInfo, Range
 from regionspot.runtime.runner import Array, Runner
 from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
 from regionspot.transforms import UInt8Array
+
+if TYPE_CHECKING:
+    from regionspot.modeling.regionspot import RegionSpot
 
 CPU_PROMPT_CHUNK = 8
 """ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
@@ -129,7 +132,7 @@ class RegionPipeline:
         if count > most:
             raise InputError(
                 f"{count} regions of one image are more than the graph region_head takes, {most}: ask about fewer at a "
-                f"time, or {_EXPORT} --regions 1:32:{count}"
+                f"time, or {_EXPORT} --regions 1:{min(32, count)}:{count}"
             )
 
     def check_mask_prompts(self) -> None:
@@ -146,10 +149,15 @@ class RegionPipeline:
         Args:
             sam_images: (B, S, S, 3) RGB in the SAM frame, see `regionspot.transforms.SamTransform`.
             input_sizes: (B, 2) height and width of the part of each that is not padding.
+
+        Raises:
+            InputError: not as many sizes as images, or graphs that do not take the same number of images at a time.
         """
         sizes = np.asarray(input_sizes, np.int32).reshape(-1, 2)
+        _check_lengths("images", len(sam_images), input_sizes=len(sizes))
         parts = []
         for images, rows in self._batches("sam_image_encoder", len(sam_images)):
+            self._check_rows("sam_token_decoder_image", rows)
             padded = _filled(sam_images[images], 0, rows), _filled(sizes[images], 0, rows)
             (embeddings,) = self._run("sam_image_encoder", *padded, keep=True)
             context = self._run("sam_token_decoder_image", embeddings, keep=True)
@@ -185,7 +193,8 @@ class RegionPipeline:
             Tokens (B, N, T, C) and the predicted IoU of the mask that belongs to each (B, N, T).
 
         Raises:
-            InputError: more points than the graph takes, or masks as prompts where nothing takes them.
+            InputError: prompts of more or fewer images than were encoded, more points than the graph takes, or masks as
+                prompts where nothing takes them.
         """
         if mask_inputs is not None:
             return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=False)[1:]
@@ -229,14 +238,16 @@ class RegionPipeline:
             text_embeddings: (V, E) unit rows.
 
         Raises:
-            InputError: more regions than the graph takes.
+            InputError: arrays of different numbers of images, or more regions than the graph takes.
         """
         batch, count = mask_tokens.shape[:2]
+        valid = np.ones((batch, count), np.bool_) if valid is None else valid
+        _check_lengths("images in mask_tokens", batch, patch_tokens=len(patch_tokens), valid=len(valid))
+        _check_lengths("regions in mask_tokens", count, valid=valid.shape[1])
         logits = np.zeros((batch, count, len(text_embeddings)), np.float32)
         if not logits.size:
             return logits
         self.check_num_regions(count)
-        valid = np.ones((batch, count), np.bool_) if valid is None else valid
         regions, vocabulary = self._range("region_head", "regions"), self._range("region_head", "words")
         for images, rows in self._batches("region_head", batch):
             of_images = [
@@ -308,11 +319,13 @@ class RegionPipeline:
         spec = self._runner(graph).spec
         token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
         count = labels.shape[1]
+        _check_images(encoded, points=points, labels=labels)
         self._check_prompts(graph, encoded, labels)
         sizes = {"batch": len(encoded), "prompts": count, "tokens": len(token_ids)}
         results: list[FloatArray] = [np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs]
         for images, part in encoded.located():
-            step = min(spec.ranges["prompts"].max, max(1, self.prompt_chunk // part.rows))
+            prompts = spec.ranges["prompts"]
+            step = min(prompts.max, max(prompts.min, self.prompt_chunk // part.rows))
             for chunk in _slices(count, step):
                 asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
                 asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
@@ -326,18 +339,23 @@ class RegionPipeline:
         return _filled(_filled(prompts, 1, self._range(graph, "prompts").min, value), 0, rows, value)
 
     def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
-        points, batch = self._range(graph, "points"), self._range(graph, "batch")
+        points = self._range(graph, "points")
         if labels.size and not points.min <= labels.shape[2] <= points.max:
             raise InputError(
                 f"the graph {graph} takes prompts of {points.min} to {points.max} points, not {labels.shape[2]} (a "
                 "click counts as one, a box as two, clicks without a box as one more)"
             )
         for part in encoded.parts:
-            if not batch.min <= part.rows <= batch.max:
-                raise InputError(
-                    f"the graph {graph} takes {batch} images and sam_image_encoder gave {part.rows} at once: they were "
-                    f"exported with different --batch; {_EXPORT}, all graphs with the same"
-                )
+            self._check_rows(graph, part.rows)
+
+    def _check_rows(self, graph: str, rows: int) -> None:
+        """Raises InputError if a graph cannot take what sam_image_encoder gives at once."""
+        batch = self._range(graph, "batch")
+        if not batch.min <= rows <= batch.max:
+            raise InputError(
+                f"the graph {graph} takes {batch} images and sam_image_encoder gives {rows} at once: they were "
+                f"exported with different --batch; {_EXPORT}, all graphs with the same"
+            )
 
     def _decode_masks_as_prompts(
         self,
@@ -349,6 +367,7 @@ class RegionPipeline:
         draw: bool,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         self.check_mask_prompts()
+        _check_images(encoded, points=points, labels=labels, mask_inputs=mask_inputs)
         assert self._mask_prompts is not None
         parts = []
         for images, part in encoded.located():
@@ -356,6 +375,27 @@ class RegionPipeline:
             parts.append(self._mask_prompts(part.tensors[0][: part.count], *prompts, multimask, draw))
         low_res_masks, tokens, iou_predictions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return low_res_masks, tokens, iou_predictions
+
+
+def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
+    """A pipeline over a model, for which PyTorch is loaded; a pipeline as it is. Raises as `pipeline_from_model`."""
+    if isinstance(model, RegionPipeline):
+        return model
+    from regionspot.modeling.pipelines import pipeline_from_model
+
+    return pipeline_from_model(model)
+
+
+def _check_images(encoded: EncodedImages, **arrays: Array) -> None:
+    """Raises InputError unless each array has as many rows as there are encoded images."""
+    _check_lengths("encoded images", len(encoded), **{name: len(array) for name, array in arrays.items()})
+
+
+def _check_lengths(what: str, wanted: int, **found: int) -> None:
+    """Raises InputError unless all are as long as wanted: padding to a graph's batch would hide that they are not."""
+    for name, length in found.items():
+        if length != wanted:
+            raise InputError(f"there are {wanted} {what}, and {length} in {name}: give as many of each")
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -1,7 +1,7 @@
 """Run artefacts in a child process, so that a runtime that crashes or hangs is a failure with a reason and no more.
 
 `run_in_child` is the parent's side. The child, `python -m regionspot.runtime.run_graph REQUEST.json`, reads the
-request and its inputs, and writes what comes out beside them. It never loads PyTorch.
+request and its inputs, and writes what comes out beside them. It loads PyTorch for TensorRT's engines alone.
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]
 
 
 def _write_samples(path: Path, samples: Samples) -> None:
-    named = {f"{index}/{name}": array for index, sample in enumerate(samples) for name, array in sample.items()}
-    np.savez(path, allow_pickle=False, **named)
+    named: dict[str, Any] = {
+        f"{index}/{name}": array for index, sample in enumerate(samples) for name, array in sample.items()
+    }
+    np.savez(path, **named)
 
 
 def _read_samples(path: Path) -> list[dict[str, Array]]:

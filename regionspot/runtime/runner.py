@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.errors import InputError
+from regionspot.errors import ArtifactError, InputError, RegionSpotError
 from regionspot.runtime.graph_spec import GraphSpec
 
 Array = npt.NDArray[Any]
@@ -36,6 +37,7 @@ class Runner(Protocol):
 
         Raises:
             InputError: an input is missing, unknown, or of another dtype or shape than the spec says.
+            ArtifactError: the runtime fails, for want of memory or on a damaged file.
         """
         ...
 
@@ -71,3 +73,33 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
                     f"{spec.name}: {tensor.name} must be {expected}, not {value.shape}"
                     + (f": {axis} is {wanted} in the inputs before it" if isinstance(axis, str) else "")
                 )
+
+
+def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str) -> RegionSpotError:
+    """What to raise where a runtime could not run a graph: InputError if a size is out of the spec's ranges.
+
+    Args:
+        runtime, reason: how messages call the runtime, and what it said.
+    """
+    shapes = {name: _shape(value) for name, value in feeds.items()}
+    sizes = {axis: size for tensor in spec.inputs for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)}
+    outside = [
+        f"{axis} is {sizes[axis]}, not in {allowed}"
+        for axis, allowed in spec.ranges.items()
+        if not allowed.min <= sizes.get(axis, allowed.min) <= allowed.max
+    ]
+    fed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    message = f"{runtime} cannot run {spec.name} of {path} on {fed}: "
+    if outside:
+        return InputError(
+            f"{message}{'; '.join(outside)} ({reason}). Send sizes in that range, or export with wider ranges."
+        )
+    return ArtifactError(
+        f"{message}{reason}. Where memory is short, ask for less at a time; else export the graph again, or choose "
+        "another runtime."
+    )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of an array, or of what a runtime keeps."""
+    return tuple(value.shape() if callable(value.shape) else value.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from regionspot.errors import InputError
@@ -27,7 +28,13 @@ FORMAT_RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "te
 
 
 def open_graph(
-    path: Path, spec: GraphSpec, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+    path: Path,
+    spec: GraphSpec,
+    runtime: str,
+    precision: str,
+    device: str = "auto",
+    threads: int | None = None,
+    cuda_graph: bool = False,
 ) -> Runner:
     """A runner of a file in a runtime, which is imported only now.
 
@@ -37,16 +44,22 @@ def open_graph(
         device: for ONNX Runtime "cpu", "cuda", "cuda:1", or "tensorrt", its provider of that name; OpenVINO works on
             "cpu", TensorRT on "cuda". "auto" is a GPU where the runtime can use one.
         threads: of runtimes on the CPU; None lets them choose.
+        cuda_graph: of ONNX Runtime on CUDA: capture the graph once and replay it, which saves the launches of its
+            kernels. Each axis must have one size: `regionspot-export --batch 1` makes such image encoders.
+            TensorRT's runners do so without being asked.
 
     Raises:
-        InputError: the runtime is not installed, or the device is not there or not one that it works on.
+        InputError: the runtime is not installed, the device is not there or not one that it works on, or the graph
+            cannot be captured.
         ArtifactError: it cannot load the file, or the file is not the spec's graph.
     """
+    if cuda_graph and runtime != "onnxruntime":
+        raise InputError(f"cuda_graph is an option of onnxruntime, not of {runtime}: leave it out")
     if runtime == "onnxruntime":
         from regionspot.runtime.ort_runner import OrtRunner, best_device
 
-        provider, _, index = (best_device() if device == "auto" else device).partition(":")
-        return OrtRunner(path, spec, provider, threads, precision, int(index or 0))
+        provider, index = _provider_of(best_device() if device == "auto" else device)
+        return OrtRunner(path, spec, provider, threads, precision, index, cuda_graph)
     if runtime == "openvino":
         from regionspot.runtime.openvino_runner import OpenVinoRunner
 
@@ -58,6 +71,15 @@ def open_graph(
         _check_device(runtime, device, ("auto", "cuda"))
         return TrtRunner(path, spec, runtime)
     raise InputError(f"there is no runtime {runtime!r} for artefacts: choose one of {', '.join(RUNTIME_FORMATS)}")
+
+
+def _provider_of(device: str) -> tuple[str, int]:
+    """ONNX Runtime's provider and which GPU: "cuda:1" to ("cuda", 1)."""
+    found = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::([0-9]+))?", device)
+    if found is None:
+        allowed = "auto, cpu, cuda, cuda:1, tensorrt or tensorrt:1"
+        raise InputError(f"the runtime onnxruntime works on {allowed}, not on {device}")
+    return found[1] or found[2], int(found[3] or 0)
 
 
 def _check_device(runtime: str, device: str, allowed: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from regionspot.modeling.head import RegionHead
 from regionspot.modeling.pipelines import pipeline_from_backbones, weights_fingerprint
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
-from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
 from regionspot.training.optim import Precision
 
 
@@ -80,7 +80,7 @@ class Setup:
         return {
             "sets": sets,
             "clip_text": self.clip.fingerprint(),
-            "clip_image": weights_fingerprint(self.clip.clip.visual),
+            "clip_image": weights_fingerprint(visual=self.clip.clip.visual),
         }
 
     def describe(self) -> str:
@@ -121,22 +121,32 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
     """What extracts features: the towers themselves, or artefacts that were made of them.
 
     Raises:
-        InputError: the artefacts are of another model, or of other weights of its CLIP.
+        InputError: the artefacts are of another model, or of other weights of its SAM or CLIP.
+        ArtifactError: there are none that are usable.
     """
-    features = config.features
+    features, preset = config.features, config.model.preset
+    towers = pipeline_from_backbones(sam, clip, preset)
     if features.artifacts is None:
-        return pipeline_from_backbones(sam, clip, config.model.preset)
-    from regionspot.runtime.artifacts import pipeline_from_artifacts
+        return towers
+    from regionspot.runtime.artifacts import Manifest, choose_artifacts, pipeline_from_artifacts
 
-    pipeline = pipeline_from_artifacts(features.artifacts, features.runtime, features.precision, device=config.device)
-    expected = (config.model.preset, clip.fingerprint())
-    if (pipeline.info.name, pipeline.info.text_fingerprint) != expected:
+    manifest = Manifest.load(features.artifacts)
+    artefact_format, precision = choose_artifacts(manifest, features.runtime, features.precision)
+    made = {entry.name: entry.weights for entry in manifest.graphs if entry.key[1:] == (artefact_format, precision)}
+
+    def is_other(graph: str) -> bool:
+        return graph in made and made[graph] != towers.fingerprint(graph)
+
+    others = ["SAM"] if any(map(is_other, SAM_GRAPHS)) else []
+    if manifest.model.text_fingerprint != towers.info.text_fingerprint or is_other("clip_image_encoder"):
+        others.append("CLIP")
+    if manifest.model.name != preset or others:
         raise InputError(
-            f"features.artifacts {features.artifacts} is of {pipeline.info.name}, and this run of {expected[0]}"
-            + ("" if pipeline.info.name != expected[0] else " with other weights of CLIP")
+            f"features.artifacts {features.artifacts} is of {manifest.model.name}, and this run of {preset}"
+            + (f" with other weights of {' and '.join(others)}" if manifest.model.name == preset else "")
             + ": export this run's model, or set features.runtime=torch"
         )
-    return pipeline
+    return pipeline_from_artifacts(features.artifacts, features.runtime, precision)  # on a device of the runtime's
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:

@@ -33,7 +33,8 @@ def parse(*arguments: str) -> argparse.Namespace:
             ["--runtime", "openvino", "--artifacts", "a", "--sam-weights", "s", "--random-weights", "0"],
             "--sam-weights, --random-weights would be ignored: the artefacts in a hold their own weights",
         ),
-        (["--threads", "0"], "--threads must be 1 or more, not 0"),
+        (["--threads", "0"], "--threads must be from 1 to 1024, not 0"),
+        (["--threads", "1025"], "--threads must be from 1 to 1024, not 1025"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
@@ -93,6 +94,19 @@ def test_refused_before_anything_is_loaded(
     arguments = {"predict": ["a.jpg", "--box", "0,0,9,9", "--vocabulary", "cat,dog"], "eval": ["--data", "x.json"]}
     assert main([command, *arguments[command], "--runtime", "openvino"]) == 2
     assert "regionspot-export --model regionspot_mini --out artifacts --openvino" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "100000"])
+@pytest.mark.parametrize("command", ["predict", "eval", "export", "parity"])
+def test_no_such_number_of_threads(command: str, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = {
+        "predict": ["absent.jpg", "--box", "0,0,9,9", "--vocabulary", "cat,dog"],
+        "eval": ["--data", "absent.json"],
+        "export": ["--out", "absent/of/all", "--dry-run"],
+        "parity": ["torch", "absent"],
+    }
+    assert main([command, *arguments[command], f"--threads={threads}"]) == 2
+    assert capsys.readouterr().err == f"error: --threads must be from 1 to 1024, not {threads}\n"
 
 
 @pytest.mark.parametrize("methods", ["clip_crops", "head,roi_pooling"])

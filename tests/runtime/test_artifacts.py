@@ -26,6 +26,7 @@ from regionspot.runtime.artifacts import (
 )
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import Range
+from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK
 
 HEAD = ("region_head", "onnx", "fp32")
 HEAD_FILE = "onnx/fp32/region_head.onnx"
@@ -267,6 +268,45 @@ def test_choices_that_are_none(
 
 def test_openvino_opens_onnx_where_there_is_no_ir(mini_artifacts: Path) -> None:
     assert choose_artifacts(Manifest.load(mini_artifacts), "openvino", None) == ("onnx", "fp32")
+
+
+def test_a_format_is_preferred_where_it_has_the_whole_pipeline(mini_artifacts: Path) -> None:
+    manifest, entry = entry_of(mini_artifacts)
+    one_ir = manifest.with_entry(replace(entry, format="openvino"))
+    assert choose_artifacts(one_ir, "openvino", None) == ("onnx", "fp32")
+    of_fp16 = [replace(one, precision="fp16") for one in manifest.graphs]
+    for changes in ({"passed": False}, {"file": None}):
+        halves = replace(manifest.with_entry(replace(entry, **changes)), graphs=(*manifest.graphs, *of_fp16))
+        assert choose_artifacts(halves, "onnxruntime", None) == ("onnx", "fp32")
+        halves = halves.with_entry(replace(entry, **changes))
+        assert choose_artifacts(halves, "onnxruntime", None) == ("onnx", "fp16")
+    assert replace(manifest, graphs=()).with_entry(replace(entry, passed=False)).precisions("onnx") == []
+
+
+def test_what_failed_is_chosen_where_there_is_nothing_else(mini_artifacts: Path) -> None:
+    """So that opening it says why, and comparing it is possible."""
+    manifest = Manifest.load(mini_artifacts)
+    failed = replace(manifest, graphs=tuple(replace(one, passed=False) for one in manifest.graphs))
+    assert choose_artifacts(failed, "onnxruntime", None) == ("onnx", "fp32")
+    not_made = replace(manifest, graphs=tuple(replace(one, passed=False, file=None) for one in manifest.graphs))
+    with pytest.raises(ArtifactError, match="nothing for onnxruntime; it holds no graph"):
+        choose_artifacts(not_made, "onnxruntime", None)
+
+
+def test_a_format_that_the_runtime_cannot_open(mini_artifacts: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"tensorrt cannot open region_head \(onnx, fp32\): choose onnxruntime or open"
+    ):
+        open_runner(*entry_of(mini_artifacts), runtime="tensorrt")
+
+
+@pytest.mark.parametrize(("best", "chunk"), [("cuda", GPU_PROMPT_CHUNK), ("cpu", CPU_PROMPT_CHUNK)])
+def test_the_chunk_is_that_of_the_device_that_is_used(
+    mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch, best: str, chunk: int
+) -> None:
+    monkeypatch.setattr("regionspot.runtime.ort_runner.best_device", lambda: best)
+    assert pipeline_from_artifacts(mini_artifacts).prompt_chunk == chunk
+    assert pipeline_from_artifacts(mini_artifacts, device="cpu").prompt_chunk == CPU_PROMPT_CHUNK
 
 
 def test_ranges_are_those_it_was_made_for(copied: Path) -> None:

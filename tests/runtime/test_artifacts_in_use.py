@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -187,10 +188,9 @@ class TestFeatures:
         manifest = Manifest.load(artifacts)
 
         def fingerprint(weights: str) -> str:
-            entry = manifest.find("clip_image_encoder", "onnx", "fp32")
             files = {"clip.xml": "a" * 64, "clip.bin": weights * 64}
-            changed = manifest.with_entry(replace(entry, format="openvino", file="clip.xml", files=files))
-            replace(changed, directory=tmp_path).save()
+            graphs = tuple(replace(e, format="openvino", file="clip.xml", files=files) for e in manifest.graphs)
+            replace(manifest, directory=tmp_path, graphs=graphs).save()
             return pipeline_from_artifacts(tmp_path, "openvino", "fp32").clip_fingerprint()
 
         assert fingerprint("b") != fingerprint("c")
@@ -229,12 +229,31 @@ class TestTraining:
         config = make_config(runtime="openvino", artifacts=str(artifacts))
         other = create_backbones("regionspot_mini", random_weights=1)
         with pytest.raises(
-            InputError, match="is of regionspot_mini, and this run of regionspot_mini with other weights"
+            InputError, match="is of regionspot_mini, and this run of regionspot_mini with other weights of SAM and"
         ):
             Setup.from_config(config, other)
         bb = make_config("regionspot_bb", runtime="openvino", artifacts=str(artifacts))
         with pytest.raises(InputError, match="is of regionspot_mini, and this run of regionspot_bb: export"):
             Setup.from_config(bb, (model.sam, model.clip))
+
+    @pytest.mark.parametrize(("tower", "part"), [("SAM", "sam.mask_decoder"), ("CLIP", "clip.visual")])
+    def test_artefacts_of_another_tower(
+        self, make_config: Callable[..., TrainConfig], artifacts: Path, tower: str, part: str
+    ) -> None:
+        towers = create_backbones("regionspot_mini")
+        with torch.no_grad():
+            next(towers[tower == "CLIP"].get_submodule(part).parameters()).add_(1)
+        config = make_config(runtime="onnxruntime", artifacts=str(artifacts))
+        with pytest.raises(InputError, match=f"this run of regionspot_mini with other weights of {tower}: export"):
+            Setup.from_config(config, towers)
+
+    def test_the_runtime_has_a_device_of_its_own(
+        self, make_config: Callable[..., TrainConfig], artifacts: Path, model: RegionSpot
+    ) -> None:
+        """The one to train on need not be one of its."""
+        config = replace(make_config(runtime="openvino", artifacts=str(artifacts)), device="cpu:0")
+        extractor = Setup.from_config(config, (model.sam, model.clip)).extractor
+        assert extractor.pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8)).shape == (1, 65, 192)
 
 
 class TestCommands:
@@ -247,19 +266,40 @@ class TestCommands:
     def chosen(self, request: pytest.FixtureRequest, artifacts: Path) -> list[str]:
         return ["--artifacts", str(artifacts), "--runtime", request.param, "--threads", "1"]
 
-    def test_predict(self, data: Path, tmp_path: Path, chosen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.fixture
+    def closed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Grows with each pipeline that is closed: a runner may have something to save then."""
+        log: list[str] = []
+        close = RegionPipeline.close
+
+        def noted(pipeline: RegionPipeline) -> None:
+            log.append("closed")
+            close(pipeline)
+
+        monkeypatch.setattr(RegionPipeline, "close", noted)
+        return log
+
+    def test_predict(
+        self, data: Path, tmp_path: Path, chosen: list[str], closed: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         asked = ["--box", "10,5,60,50", "--point", "20,30", "--vocabulary", "red toy,dog"]
         document = tmp_path / "out.json"
         assert main(["predict", str(data.parent / "0.png"), *asked, *chosen, "--json", str(document)]) == 0
         assert len(json.loads(document.read_text())["regions"]) == 2
         assert f"0.png: 90 x 60 pixels, regionspot_mini by {chosen[3]}, 2 words" in capsys.readouterr().out
+        assert closed == ["closed"]
 
-    def test_eval(self, data: Path, tmp_path: Path, chosen: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_eval(
+        self, data: Path, tmp_path: Path, chosen: list[str], closed: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         document = tmp_path / "metrics.json"
         assert main(["eval", "--data", str(data), "--rules", "coco", *chosen, "--json", str(document)]) == 0
         protocol = json.loads(document.read_text())["head"]["protocol"]
         assert (protocol["runtime"], protocol["precision"]) == (chosen[3], "fp32")
-        assert f"regionspot_mini by {chosen[3]} in fp32 on 3 images, 4 regions" in capsys.readouterr().out
+        header, *_, head = capsys.readouterr().out.splitlines()
+        assert header.startswith(f"regionspot_mini by {chosen[3]} in fp32 on 3 images, 4 regions")
+        assert head.split()[0] == "head" and float(head.split()[1]) >= 0
+        assert closed == ["closed"]
 
     def test_artefacts_of_another_model(
         self, data: Path, chosen: list[str], capsys: pytest.CaptureFixture[str]

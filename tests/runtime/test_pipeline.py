@@ -16,15 +16,15 @@ from regionspot.errors import InputError
 from regionspot.modeling.clip import tokenize
 from regionspot.modeling.pipelines import (
     GraphTextEncoder,
-    as_pipeline,
     pipeline_from_backbones,
     pipeline_from_model,
     text_encoder_of,
 )
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.predictor import RegionPredictor
 from regionspot.runtime.graph_spec import Range, Ranges
-from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.runner import Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 
@@ -168,8 +168,10 @@ class TestRefusals:
 
     def test_more_regions_than_the_head_takes(self, tight: RegionPipeline, sample: Sample) -> None:
         tokens = np.zeros((1, 9, 128), np.float32)
-        with pytest.raises(InputError, match=r"9 regions of one image .* region_head takes, 8: .*--regions 1:32:9"):
+        with pytest.raises(InputError, match=r"9 regions of one image .* region_head takes, 8: .*--regions 1:9:9$"):
             tight.classify(tokens, sample.patch_tokens[:1], None, sample.text_embeddings)
+        with pytest.raises(InputError, match=r"--regions 1:32:400$"):
+            tight.check_num_regions(400)
         tight.check_num_regions(8)
 
     @pytest.mark.parametrize("points", [1, 4])
@@ -184,8 +186,46 @@ class TestRefusals:
     def test_graphs_of_different_batches(self, open_pipeline: OpenPipeline, sample: Sample) -> None:
         wide, tight = open_pipeline("onnxruntime"), open_pipeline("onnxruntime", TIGHT)
         encoded = wide.encode_image(sample.images, sample.input_sizes)
-        with pytest.raises(InputError, match=r"takes 2:2:2 images and sam_image_encoder gave 3 at once.*same"):
+        with pytest.raises(InputError, match=r"takes 2:2:2 images and sam_image_encoder gives 3 at once.*same"):
             tight.mask_tokens(encoded, sample.points, sample.labels)
+
+    def test_an_image_part_of_another_batch(
+        self, open_pipeline: OpenPipeline, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found before the encoder runs, and not by the runtime."""
+        wide, tight = open_pipeline("onnxruntime"), open_pipeline("onnxruntime", TIGHT)
+        open_wide = wide._open
+        mixed = {"sam_image_encoder": open_wide, "sam_token_decoder_image": tight._open}
+        monkeypatch.setattr(wide, "_open", lambda graph: mixed[graph](graph))
+        monkeypatch.setattr(wide, "_run", lambda *_, **__: pytest.fail("ran"))
+        with pytest.raises(
+            InputError, match="sam_token_decoder_image takes 2:2:2 images and sam_image_encoder gives 3"
+        ):
+            wide.encode_image(sample.images, sample.input_sizes)
+
+    @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+    def test_other_numbers_of_images(self, open_pipeline: OpenPipeline, sample: Sample, runtime: str) -> None:
+        """Padding to the graph's batch would make blank images of those that are missing."""
+        pipeline = open_pipeline(runtime)
+        with pytest.raises(InputError, match="there are 2 images, and 1 in input_sizes"):
+            pipeline.encode_image(sample.images[:2], sample.input_sizes[:1])
+        encoded = pipeline.encode_image(sample.images[:2], sample.input_sizes[:2])
+        points, labels = sample.points, sample.labels
+        with pytest.raises(InputError, match="there are 2 encoded images, and 1 in points"):
+            pipeline.mask_tokens(encoded, points[:1], labels[:1])
+        with pytest.raises(InputError, match="there are 2 encoded images, and 3 in labels"):
+            pipeline.low_res_masks(encoded, points[:2], labels)
+        tokens, patch_tokens, words = np.zeros((2, 5, 128), np.float32), sample.patch_tokens, sample.text_embeddings
+        with pytest.raises(InputError, match="there are 2 images in mask_tokens, and 1 in patch_tokens"):
+            pipeline.classify(tokens, patch_tokens[:1], None, words)
+        with pytest.raises(InputError, match="there are 2 images in mask_tokens, and 3 in valid"):
+            pipeline.classify(tokens, patch_tokens[:2], sample.valid, words)
+        with pytest.raises(InputError, match="there are 5 regions in mask_tokens, and 4 in valid"):
+            pipeline.classify(tokens, patch_tokens[:2], sample.valid[:2, :4], words)
+        if runtime == "torch":
+            masks = np.zeros((1, 5, 1, 64, 64), np.float32)
+            with pytest.raises(InputError, match="there are 2 encoded images, and 1 in mask_inputs"):
+                pipeline.mask_tokens(encoded, points[:2], labels[:2], False, masks)
 
     @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
     def test_masks_as_prompts(self, open_pipeline: OpenPipeline, sample: Sample, runtime: str) -> None:
@@ -274,6 +314,11 @@ class TestRunners:
         pipeline.mask_tokens(encoded, *twice)
         assert [sizes["points"] for sizes in log if "points" in sizes] == [(2, 8, 2, 2), (2, 3, 2, 2)] * 2
         log.clear()
+        pipeline.prompt_chunk = 1  # less than the graph takes: no prompts are made up to fill it
+        pipeline.mask_tokens(encoded, *twice)
+        asked = [sizes["points"] for sizes in log if "points" in sizes]
+        assert asked == [(2, 3, 2, 2)] * 8  # ten prompts in three and a rest, for two batches
+        log.clear()
         tokens = np.zeros((3, 2, 128), np.float32)
         pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings)
         assert {sizes["mask_tokens"] for sizes in log} == {(2, 3, 128)}
@@ -327,10 +372,14 @@ class TestTorch:
                 next(other.get_submodule(part).parameters()).add_(1)
             assert [a != b for a, b in zip(prints(other), before, strict=True)] == [i == index for i in range(4)]
 
-    def test_precision_is_that_of_the_weights(self, model: RegionSpot) -> None:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_weights_are_in_float32(self, model: RegionSpot, dtype: torch.dtype) -> None:
         assert (pipeline_from_model(model).runtime, pipeline_from_model(model).precision) == ("torch", "fp32")
-        half = create_model("regionspot_mini", random_weights=0).to(torch.bfloat16)
-        assert pipeline_from_model(half).precision == "bf16"
+        other = create_model("regionspot_mini", random_weights=0).to(dtype)
+        for make in (pipeline_from_model, RegionPredictor):
+            with pytest.raises(InputError, match=f"weights in {dtype}, and works in float32: call model.float"):
+                make(other)
+        assert pipeline_from_model(other.float()).precision == "fp32"
 
 
 class TestTextEncoders:

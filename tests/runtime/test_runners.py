@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
-from regionspot.runtime.ort_runner import FixedBuffers, OrtRunner, profile_options
+from regionspot.runtime.ort_runner import FixedBuffers, OrtRunner, _tensorrt_options, engine_cache, profile_options
 from regionspot.runtime.runner import Runner
+from regionspot.runtime.runtimes import open_graph
 from regionspot.runtime.torch_runner import TorchRunner
 
 SPEC = GraphSpec(
@@ -189,6 +190,19 @@ class TestFiles:
         with pytest.raises(InputError, match=r"small\.onnx was closed: open it again"):
             runner.infer(feeds_of())
 
+    def test_sizes_that_the_file_does_not_take(self, file_runner: type[OrtRunner], onnx_file: Path) -> None:
+        """A file whose axes are fixed refuses others by itself, in words of its own."""
+        graph = GRAPH.replace("batch, n, 3", "2, 4, 3").replace("batch, n] flags", "2, 4] flags")
+        onnx.save(onnx.parser.parse_model(graph), onnx_file)
+        fixed = replace(SPEC, ranges={"batch": Range(2, 2, 2), "n": Range(4, 4, 4)})
+        with file_runner(onnx_file, fixed) as runner:
+            runner.infer(feeds_of(2, 4))
+            with pytest.raises(
+                InputError, match=r"cannot run small of .*on x \(3, 4, 3\), .*: batch is 3, not in 2:2:2"
+            ):
+                runner.infer(feeds_of(3, 4))
+            np.testing.assert_array_equal(runner.infer(feeds_of(2, 4))["more"], feeds_of(2, 4)["counts"] + 1)
+
     @pytest.mark.parametrize(
         ("module", "library", "advice"),
         [
@@ -243,6 +257,19 @@ class TestTorch:
 
 
 class TestOnnxRuntime:
+    def test_a_graph_that_fails(self, onnx_file: Path) -> None:
+        rows_of_three = "rows = Reshape (counts, threes)\n  flat = Reshape (rows, last)\n  more = Add (flat, one)"
+        graph = GRAPH.replace("more = Add (counts, one)", rows_of_three).replace(
+            "last = {-1}", "last = {-1}, int64[2] threes = {-1, 3}"
+        )
+        onnx.save(onnx.parser.parse_model(graph), onnx_file)
+        with OrtRunner(onnx_file, SPEC) as runner:
+            runner.infer(feeds_of(2, 3))
+            with pytest.raises(
+                ArtifactError, match=r"cannot run small of .* on x \(2, 4, 3\), .*ask for less at a time"
+            ):
+                runner.infer(feeds_of(2, 4))
+
     @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
     def test_a_provider_that_is_not_there(self, onnx_file: Path, provider: str) -> None:
         import onnxruntime
@@ -278,6 +305,33 @@ class TestOnnxRuntime:
             "trt_profile_opt_shapes": "x:1x2x3,flags:1x2,counts:2",
             "trt_profile_max_shapes": "x:4x8x3,flags:4x8,counts:8",
         }
+
+    def test_tensorrts_engines_are_those_of_one_file(
+        self, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ONNX Runtime names an engine after the graph's structure: other weights would get the first file's engine."""
+        monkeypatch.setenv("REGIONSPOT_CACHE", str(tmp_path / "cache"))
+        first = engine_cache(onnx_file)
+        assert first == engine_cache(onnx_file)
+        options = _tensorrt_options(onnx_file, SPEC, 0)
+        assert options["trt_engine_cache_path"] == str(first) and first.is_dir()
+        (tmp_path / "small.onnx.data").write_bytes(b"weights")
+        second = engine_cache(onnx_file)
+        (tmp_path / "small.onnx.data").write_bytes(b"Weights")
+        third = engine_cache(onnx_file)
+        onnx.save(onnx.parser.parse_model(GRAPH.replace("{1, 2, 3,", "{1, 2, 9,")), onnx_file)
+        assert len({first, second, third, engine_cache(onnx_file)}) == 4
+
+    @pytest.mark.parametrize("device", ["cuda:x", "cpu:7", "cuda:", "cuda:-1", "abacus", "cuda:1:2", ""])
+    def test_devices_that_are_none(self, onnx_file: Path, device: str) -> None:
+        with pytest.raises(InputError, match=f"onnxruntime works on auto, cpu, cuda, .*, not on {device}$"):
+            open_graph(onnx_file, SPEC, "onnxruntime", "fp32", device)
+
+    def test_a_cuda_graph_can_be_asked_for(self, onnx_file: Path) -> None:
+        with pytest.raises(InputError, match="small cannot be captured as a CUDA graph: its shapes are dynamic"):
+            open_graph(onnx_file, SPEC, "onnxruntime", "fp32", "cuda", cuda_graph=True)
+        with pytest.raises(InputError, match="cuda_graph is an option of onnxruntime, not of openvino"):
+            open_graph(onnx_file, SPEC, "openvino", "fp32", cuda_graph=True)
 
     def test_a_cuda_graph_needs_fixed_shapes_and_cuda(self, onnx_file: Path) -> None:
         with pytest.raises(InputError, match=r"its shapes are dynamic \(batch 1:1:4, n 1:2:8\)"):

@@ -1,0 +1,51 @@
+"""One export into a directory at a time: two would overwrite each other's manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.files import why_not_written
+
+try:
+    import fcntl
+except ImportError:  # Windows: without a lock
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".export.lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory, which is made if it is missing. A process that is killed lets go of it.
+
+    The file `LOCK` stays: taking it away would let a third process in beside one that waits. Where the system or the
+    file system knows no locks, nothing is held.
+
+    Raises:
+        InputError: another process holds it.
+        ArtifactError: it cannot be written to.
+    """
+    with _lock_file(directory) as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"another process is exporting into {directory}: wait until it has ended, or name another directory "
+                "with --out"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _lock_file(directory: Path) -> BinaryIO:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return open(directory / LOCK, "ab")
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {directory}: {why_not_written(error)}") from error
