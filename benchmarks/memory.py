@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -11,9 +14,15 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """Resident memory above what there was when this was made, in MiB; None where the system does not say."""
+    """Resident memory above what there was when this was made, in MiB; None where the system does not say.
+
+    What was freed before goes back to the system first: reused, it would hide what is measured.
+    """
 
     def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # of glibc alone
+            ctypes.CDLL(None).malloc_trim(0)
         self._before = _resident("VmRSS")
 
     def start(self) -> None:
