@@ -90,6 +90,7 @@ class SamBackbone(Frozen):
         labels: Tensor,
         multimask: bool = False,
         mask_inputs: Tensor | None = None,
+        predict_iou: bool = True,
     ) -> MaskTokens:
         """The position-aware token of each prompt (arXiv 2311.01373, section 3.2), without upscaling any mask.
 
@@ -103,6 +104,7 @@ class SamBackbone(Frozen):
                 point, as SAM was trained.
             multimask: return mask tokens 1 to 3 (whole, part, subpart) instead of token 0 alone.
             mask_inputs: (B, N, 1, 4h, 4w) mask logits as dense prompts, or None.
+            predict_iou: also read the IoU token, which is as much work as one more mask token.
 
         Returns:
             T = 3 tokens for each prompt with `multimask`, else 1.
@@ -110,7 +112,7 @@ class SamBackbone(Frozen):
         token_ids = self._token_ids(multimask)
 
         def decode(_: Tensor, context: ImageContext, points: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-            return self.token_decoder.prompt_part(context, points, labels, token_ids)
+            return self.token_decoder.prompt_part(context, points, labels, token_ids, predict_iou)
 
         return MaskTokens(*self._in_chunks(decode, image_embeddings, points, labels, mask_inputs))
 

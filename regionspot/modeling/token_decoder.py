@@ -35,7 +35,7 @@ class MaskTokens(NamedTuple):
 
     Attributes:
         tokens: (B, N, T, C) the decoder transformer's output at the mask-token rows, before the hypernetworks.
-        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token.
+        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token; (B, N, 0) if not asked for.
     """
 
     tokens: Tensor
@@ -217,7 +217,14 @@ class TokenDecoder(nn.Module):
         assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
         return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
 
-    def prompt_part(self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor) -> MaskTokens:
+    def prompt_part(
+        self,
+        context: ImageContext,
+        points: Tensor,
+        labels: Tensor,
+        token_ids: Tensor,
+        predict_iou: bool = True,
+    ) -> MaskTokens:
         """The tokens of N prompts of each of B images.
 
         Args:
@@ -226,8 +233,9 @@ class TokenDecoder(nn.Module):
             labels: (B, N, P) int, see `SamBackbone.mask_tokens`.
             token_ids: (T,) int, the mask tokens that are wanted: 0 is the single mask's, 1 to 3 are whole, part and
                 subpart.
+            predict_iou: also read the IoU token, which is as much work as one more mask token.
         """
-        return self._decode(context, points, labels, token_ids)[0]
+        return self._decode(context, points, labels, token_ids, predict_iou)[0]
 
     def masks(
         self, image_embeddings: Tensor, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
@@ -253,7 +261,7 @@ class TokenDecoder(nn.Module):
         return centred, _centred(self.gamma0[:, None] * centred, 1)
 
     def _decode(
-        self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
+        self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor, predict_iou: bool = True
     ) -> tuple[MaskTokens, _Change]:
         shared = _Shared(*(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1)))
         prompts = self._prompt_tokens(points, labels)  # (B, N, 1 + 4 + P, C)
@@ -285,16 +293,19 @@ class TokenDecoder(nn.Module):
         along0, along1 = _by_head(2 * v0, shared.out0_scaled), _by_head(2 * v1, shared.out1)  # (B, N, R, M)
         a1 = self.variance1(scaled_length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1)
         change = _Change(p0, a0, w0, p1, a1, u1)
-        return self._read_wanted(shared, change, tokens, prompts, token_ids), change
+        rows = token_ids.long() + 1
+        if not predict_iou:
+            found = self._read_wanted(shared, change, tokens[:, :, rows], prompts[:, :, rows])
+            return MaskTokens(found, found.new_zeros(*labels.shape[:2], 0)), change
+        rows = torch.cat([rows.new_zeros(1), rows])  # (1 + T,), the IoU token first
+        found = self._read_wanted(shared, change, tokens[:, :, rows], prompts[:, :, rows])
+        iou_predictions = self.iou_prediction_head(found[:, :, 0])  # (B, N, 4)
+        return MaskTokens(found[:, :, 1:], iou_predictions[:, :, token_ids.long()]), change
 
-    def _read_wanted(
-        self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor, token_ids: Tensor
-    ) -> MaskTokens:
-        """The last attention to the image, for the IoU token and the mask tokens that are wanted alone."""
+    def _read_wanted(self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor) -> Tensor:
+        """The last attention to the image, for the tokens (B, N, T, C) that are wanted alone."""
         p0, a0, w0, p1, a1, u1 = change
         drift = self.drift.expand(1, 1, 1, -1)  # (1, 1, 1, C)
-        rows = torch.cat([token_ids.new_zeros(1), token_ids + 1]).long()  # (1 + T,)
-        tokens, prompts = tokens[:, :, rows], prompts[:, :, rows]  # (B, N, 1 + T, C)
         queries = self._queries(self.final.q_proj, tokens + prompts)
         scores = self._scores(queries, shared.final_key, None, w0 @ self.final_key.T, p0, a0)
         scores = _add_product(scores, self._along(queries, u1 @ self.final_key.T), p1)
@@ -306,9 +317,7 @@ class TokenDecoder(nn.Module):
         weights = _scale(weights, a0)
         values = values + self._mix(weights @ p0.mT, w0 @ self.final_value.T)
         values = values + self._sum_over_image(weights, shared.final_value)
-        tokens = self.norm_final(tokens + self.final.out_proj(values + self.final_value_bias))
-        iou_predictions = self.iou_prediction_head(tokens[:, :, 0])  # (B, N, 4)
-        return MaskTokens(tokens[:, :, 1:], iou_predictions[:, :, token_ids.long()])
+        return self.norm_final(tokens + self.final.out_proj(values + self.final_value_bias))
 
     def _image_tokens(self, rescaled: Tensor, change: _Change) -> Tensor:
         """The image after both layers: Y (B, C, M) to (B, N, C, M)."""

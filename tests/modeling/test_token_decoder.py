@@ -165,6 +165,17 @@ def test_chosen_tokens_are_those_of_all(mini: Sam, generator: torch.Generator) -
     assert_close(masks, all_masks[:, :, [3, 1]])
 
 
+def test_tokens_do_not_depend_on_the_iou(mini: Sam, generator: torch.Generator) -> None:
+    decoder = TokenDecoder(mini)
+    points, labels = (part[None] for part in random_prompts("mixed", 6, 256, generator))
+    with torch.inference_mode():
+        context = decoder.image_part(torch.randn(1, 128, 16, 16, generator=generator))
+        with_iou = decoder.prompt_part(context, points, labels, torch.tensor([0, 2]))
+        without = decoder.prompt_part(context, points, labels, torch.tensor([0, 2]), predict_iou=False)
+    assert_close(without.tokens, with_iou.tokens)
+    assert without.iou_predictions.shape == (1, 6, 0)
+
+
 def test_image_part_has_the_specified_rows(mini: Sam, generator: torch.Generator) -> None:
     with torch.inference_mode():
         context = TokenDecoder(mini).image_part(torch.randn(2, 128, 16, 16, generator=generator))
