@@ -40,11 +40,12 @@ def test_blocks_run_in_order(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"head", "clip_crops", "roi_pooling"}
 
 
-@pytest.mark.parametrize("command", ["regionspot", "regionspot-train", "regionspot-eval"])
+@pytest.mark.parametrize("command", ["regionspot", "regionspot-train", "regionspot-eval", "regionspot-export"])
 def test_commands_that_need_the_users_files_name_options_that_exist(command: str) -> None:
-    from regionspot.cli import evaluate, predict, train
+    from regionspot.cli import evaluate, export, parity, predict, train
 
-    parsers = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot predict": predict}
+    parsers = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot-export": export}
+    parsers |= {"regionspot predict": predict, "regionspot parity": parity}
     for _, text in blocks("sh", "bash"):
         for line in text.replace("\\\n", " ").splitlines():
             for prefix, module in parsers.items():
