@@ -102,7 +102,7 @@ class TestPrediction:
         predictor = RegionPredictor(few).set_image(photo)
         assert len(predictor.predict(boxes=BOXES, vocabulary=WORDS)) == 3
         with pytest.raises(
-            InputError, match=r"4 regions .* region_head takes, 3: .*regionspot-export --regions 1:32:4"
+            InputError, match=r"4 regions .* region_head takes, 3: .*regionspot-export --regions 1:4:4"
         ):
             predictor.predict(boxes=BOXES, points=[[5, 5]], vocabulary=WORDS)
 
