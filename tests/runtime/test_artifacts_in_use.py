@@ -101,9 +101,7 @@ class TestPrediction:
         few = open_pipeline("onnxruntime", Ranges(regions=Range(1, 2, 3)))
         predictor = RegionPredictor(few).set_image(photo)
         assert len(predictor.predict(boxes=BOXES, vocabulary=WORDS)) == 3
-        with pytest.raises(
-            InputError, match=r"4 regions .* region_head takes, 3: .*regionspot-export --regions 1:4:4"
-        ):
+        with pytest.raises(InputError, match=r"4 regions .* region_head takes, 3: .*regionspot-export --regions 1:4:4"):
             predictor.predict(boxes=BOXES, points=[[5, 5]], vocabulary=WORDS)
 
     def test_words_are_cached_apart(self, artifacts: Path, model: RegionSpot, tmp_path: Path) -> None:
