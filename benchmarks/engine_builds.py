@@ -21,9 +21,9 @@ from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
 from regionspot.child_process import how_it_ended
 from regionspot.errors import ArtifactError, RegionSpotError
-from regionspot.export.manifest import version_of
 from regionspot.export.trt_engine import build_engine
 from regionspot.files import write_atomically
+from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import spec_from_json, spec_to_json
 from regionspot.runtime.graph_spec import GraphSpec
 

@@ -18,13 +18,14 @@ from typing import Any
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
 from regionspot.export.inputs import ParityInputs
 from regionspot.export.lock import locked
-from regionspot.export.manifest import git_commit, gpu_here, preprocessing_of, versions
+from regionspot.export.manifest import gpu_here, preprocessing_of, versions
 from regionspot.export.parity import Parity, verify_graph, verify_pipeline, why_not_here
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.provenance import git_commit
 from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
 from regionspot.runtime.engine_file import FLAVOURS, file_sha256, sidecar_path
@@ -331,7 +332,7 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
         model=info,
         preprocessing=preprocessing_of(model),
         source=dict(settings.source),
-        git_commit=git_commit(),
+        git_commit=git_commit(mark_changes=True),
         tolerances={tolerance.name: tolerance.to_json() for tolerance in TOLERANCES.values()},
         end_to_end=_still_true(manifest),
     )

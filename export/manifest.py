@@ -1,16 +1,14 @@
-"""What goes into a manifest besides the graphs: preprocessing, versions, the GPU, the commit."""
+"""What goes into a manifest besides the graphs: preprocessing, versions, the GPU."""
 
 from __future__ import annotations
 
 import platform
-import subprocess
-from importlib import metadata
-from pathlib import Path
 
 import torch
 
 import regionspot
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.provenance import version_of
 from regionspot.runtime.preprocessing import Preprocessing
 
 PACKAGES = {
@@ -39,36 +37,12 @@ def versions(artefact_format: str) -> dict[str, str]:
     return found | {name: version for name in names if (version := version_of(name)) is not None}
 
 
-def version_of(distribution: str) -> str | None:
-    """Of an installed distribution."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def gpu_here() -> tuple[str, str] | None:
     """The name and the compute capability of the GPU that TensorRT's engines are tuned on; None without one."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_name(), f"{major}.{minor}"
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "+changes" where it was edited since; None elsewhere."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _numbers(buffer: torch.Tensor) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -17,9 +16,9 @@ import regionspot
 from regionspot.child_process import how_it_ended
 from regionspot.cli.probes import PROBES, Finding
 from regionspot.files import cache_root
+from regionspot.provenance import read_processor
 
 OLDEST_PYTHON = (3, 10)
-CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512-VNNI", "amx_tile": "AMX", "asimd": "NEON"}
 LOW_MEMORY_GIB = 4.0  # SAM ViT-B with its activations, and the head
 LOW_DISK_GIB = 5.0  # a feature cache and a few checkpoints
 PROBES_SECONDS = 120
@@ -93,17 +92,9 @@ def check_python() -> Finding:
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     """Model, usable cores and the vector extensions that decide how fast the CPU runtimes are."""
-    fields: dict[str, str] = {}
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    flags = (fields.get("flags") or fields.get("Features", "")).split()
-    found = [label for flag, label in CPU_FEATURES.items() if flag in flags]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = fields.get("model name") or platform.processor() or platform.machine()
-    detail = f"{model}, {cores} cores, {' '.join(found) or 'no vector extensions known'}"
-    if flags and not {"avx2", "asimd"} & set(flags):
+    cpu = read_processor(cpuinfo)
+    detail = f"{cpu.model}, {cpu.cpus} cores, {' '.join(cpu.features) or 'no vector extensions known'}"
+    if cpu.flags and not {"avx2", "asimd"} & cpu.flags:
         return Finding("cpu", "WARN", detail, "expect slow inference: a CPU with AVX2 or NEON is several times faster")
     return Finding("cpu", "OK", detail)
 

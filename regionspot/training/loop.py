@@ -27,8 +27,9 @@ from regionspot.modeling.checkpoint import save_head
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.sam import SamBackbone
 from regionspot.progress import Progress
+from regionspot.provenance import git_commit
 from regionspot.training.metrics import MetricsLog
-from regionspot.training.resume import Checkpoint, RunDirectory, git_commit, versions
+from regionspot.training.resume import Checkpoint, RunDirectory, versions
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import StepReport, Trainer
 from regionspot.transforms import ClipTransform

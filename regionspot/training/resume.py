@@ -14,7 +14,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from regionspot import __version__
 from regionspot.config import TrainConfig, config_from_dict, config_to_dict, config_to_yaml, differences_on_resume
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import flush_directory, why_not_written, write_atomically, write_flushed
+from regionspot.provenance import git_commit
 
 FORMAT = "regionspot-training-1"
 _STEP_NAME = re.compile(r"step_(\d+)")
@@ -233,19 +233,6 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, None if it is an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 def _step_of(path: Path) -> int:

@@ -1,8 +1,7 @@
-"""Fingerprints, preprocessing, versions and the commit that go into a manifest."""
+"""Fingerprints, preprocessing and versions that go into a manifest."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 from regionspot.errors import ArtifactError
-from regionspot.export.manifest import git_commit, preprocessing_of, version_of, versions
+from regionspot.export.manifest import preprocessing_of, versions
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.provenance import version_of
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.transforms import RESIZE, resize_image
 
@@ -100,9 +100,3 @@ def test_versions() -> None:
     assert {"regionspot", "python", "torch", "onnx", "onnxruntime"} <= set(onnx)
     assert onnx["torch"] == version_of("torch") and "openvino" not in onnx
     assert set(versions("openvino")) == {*onnx, "openvino"}
-    assert version_of("no-such-distribution") is None
-
-
-def test_the_commit_of_this_checkout() -> None:
-    commit = git_commit()
-    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", commit)
