@@ -19,20 +19,23 @@ LOCK = ".export.lock"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, wait: bool = False) -> Iterator[None]:
     """Hold the directory, which is made if it is missing. A process that is killed lets go of it.
 
     The file `LOCK` stays: taking it away would let a third process in beside one that waits. Where the system or the
     file system knows no locks, nothing is held.
 
+    Args:
+        wait: until another process lets go of it.
+
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, and this one is not to wait.
         ArtifactError: it cannot be written to.
     """
     with _lock_file(directory) as file:
         try:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InputError(
                 f"another process is exporting into {directory}: wait until it has ended, or name another directory "

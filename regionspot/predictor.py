@@ -26,11 +26,24 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
-class _EncodedImage:
+class EncodedPicture:
+    """All that is kept of one picture: what both encoders say of it.
+
+    Args:
+        height, width: of the picture, upright.
+        encoded: SAM's side, one image.
+        patch_tokens: (1, L, D) CLIP's feature map.
+    """
+
     height: int
     width: int
-    encoded: EncodedImages  # one image
-    patch_tokens: FloatArray  # (1, L, D)
+    encoded: EncodedImages
+    patch_tokens: FloatArray
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, on whatever device."""
+        return self.patch_tokens.nbytes + self.encoded.nbytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,23 +73,31 @@ class RegionPredictor:
         self._cache_dir = cache_dir
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
-        self._image: _EncodedImage | None = None
+        self._image: EncodedPicture | None = None
         self._vocabulary: Vocabulary | None = None
 
-    def set_image(self, image: ImageSource) -> RegionPredictor:
-        """Read a picture (see `read_image`) and run both encoders on it; returns self.
+    def encode(self, image: ImageSource) -> EncodedPicture:
+        """Read a picture (see `read_image`) and run both encoders on it, for `set_image` now or later.
 
         Raises:
-            InputError: the picture cannot be used. One that was set before stays.
+            InputError: the picture cannot be used.
         """
         pixels = read_image(image)
         sam_image, input_size = self._sam_transform.apply_image(pixels)
-        self._image = _EncodedImage(
+        return EncodedPicture(
             height=pixels.shape[0],
             width=pixels.shape[1],
             encoded=self.pipeline.encode_image(sam_image[None], [input_size]),
             patch_tokens=self.pipeline.encode_clip(self._clip_transform.apply_image(pixels)[None]),
         )
+
+    def set_image(self, image: ImageSource | EncodedPicture) -> RegionPredictor:
+        """The picture that is asked about from now on; returns self.
+
+        Raises:
+            InputError: as `encode`. A picture that was set before stays.
+        """
+        self._image = image if isinstance(image, EncodedPicture) else self.encode(image)
         return self
 
     def predict(
@@ -172,7 +193,7 @@ class RegionPredictor:
         tokens = np.zeros((0, 3 if multimask else 1, self.pipeline.info.token_dim), np.float32)
         return _Regions(tokens, tokens[..., 0], np.zeros((0, 4), np.float32), ())
 
-    def _decode(self, image: _EncodedImage, prompts: Prompts, multimask: bool, return_masks: bool) -> _Regions:
+    def _decode(self, image: EncodedPicture, prompts: Prompts, multimask: bool, return_masks: bool) -> _Regions:
         transform, mask_inputs = self._sam_transform, None
         points = transform.apply_points(prompts.points, image.height, image.width)  # (n, P, 2)
         if prompts.mask_inputs is not None:
@@ -186,7 +207,7 @@ class RegionPredictor:
         return _Regions(tokens[0], ious[0], boxes, masks)
 
     def _draw_masks(
-        self, image: _EncodedImage, prompts: Prompts, low_res_masks: FloatArray
+        self, image: EncodedPicture, prompts: Prompts, low_res_masks: FloatArray
     ) -> tuple[FloatArray, tuple[Rle, ...]]:
         """(n, T, 4h, 4w) to boxes (n * T, 4) and masks, one at a time: at the picture's size they may be large."""
         readings = low_res_masks.shape[1]
@@ -200,7 +221,7 @@ class RegionPredictor:
                 boxes[index] = mask_to_box(mask)
         return boxes, tuple(masks)
 
-    def _classify(self, image: _EncodedImage, tokens: FloatArray, words: Vocabulary) -> FloatArray:
+    def _classify(self, image: EncodedPicture, tokens: FloatArray, words: Vocabulary) -> FloatArray:
         """(N, T, C) to logits (N * T, V). Each of the T readings is a set of regions of its own."""
         readings = [
             self.pipeline.classify(tokens[None, :, reading], image.patch_tokens, None, words.embeddings)  # (1, N, V)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -55,7 +55,12 @@ _UPRIGHT = {
 }
 
 
-def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: str = "white") -> UInt8Array:
+def read_image(
+    source: ImageSource,
+    max_pixels: int = MAX_PIXELS,
+    background: str = "white",
+    formats: Sequence[str] = IMAGE_FORMATS,
+) -> UInt8Array:
     """Any picture as (H, W, 3) uint8 RGB, upright.
 
     EXIF orientation is applied; transparency is laid over the background; palette, grey, CMYK, 1-bit and 16-bit
@@ -65,6 +70,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: st
         source: a path, an encoded file's bytes, a Pillow image, or a (H, W, 3) uint8 RGB array, returned as it is.
         max_pixels: refuse larger pictures, judging by the header before any pixel is decoded.
         background: a colour's name.
+        formats: of files that are opened, by Pillow's names.
 
     Raises:
         InputError: no such file, not a picture, a damaged or truncated one, one that is too large.
@@ -79,7 +85,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: st
         )
     name = "the image" if isinstance(source, bytes) else f"image {Path(source).name!r}"
     with _open_file(source, name) as file:
-        return _decode(_open_image(file, name), name, max_pixels, background)
+        return _decode(_open_image(file, name, formats), name, max_pixels, background)
 
 
 def read_mask(source: ImageSource) -> BoolArray:
@@ -224,10 +230,10 @@ def _open_file(source: str | PathLike[str] | bytes, name: str) -> IO[bytes]:
         raise InputError(f"{name} cannot be opened ({error}): check the path") from error
 
 
-def _open_image(file: IO[bytes], name: str) -> Image.Image:
+def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Image:
     """The header alone: pixels are decoded later."""
     Image.init()
-    known = [file_format for file_format in IMAGE_FORMATS if file_format in Image.OPEN]  # a small Pillow lacks some
+    known = [file_format for file_format in formats if file_format in Image.OPEN]  # a small Pillow lacks some
     try:
         with _without_size_warning():
             return Image.open(file, formats=known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +26,11 @@ _DIGEST_BYTES = 16
 def __getattr__(name: str) -> Any:
     if name != "TEMPLATES":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _default_templates()
+    return default_templates()
 
 
-def _default_templates() -> tuple[str, ...]:
+def default_templates() -> tuple[str, ...]:
+    """`TEMPLATES`."""
     from regionspot.modeling.clip import IMAGENET_TEMPLATES
 
     return (*IMAGENET_TEMPLATES, "{}.")
@@ -46,7 +48,7 @@ def clean_name(name: str) -> str:
 
 
 class TextEncoder(Protocol):
-    """A text tower: `ClipBackbone`, or `regionspot.modeling.pipelines.GraphTextEncoder` of an exported one."""
+    """A text tower: `ClipBackbone`, or `regionspot.runtime.text_encoder.GraphTextEncoder` of an exported one."""
 
     @property
     def embed_dim(self) -> int:
@@ -58,22 +60,92 @@ class TextEncoder(Protocol):
         ...
 
     def encode_text(self, texts: list[str]) -> Any:
-        """Un-normalised embeddings (n, E) of n texts, an array or a tensor on any device."""
+        """Un-normalised embeddings (n, E) of n texts, an array or a tensor without gradients on any device."""
         ...
 
 
+class EmbeddingStore(Protocol):
+    """Keeps embeddings (E,) of words; see `EmbeddingDirectory` and `EmbeddingMemory`."""
+
+    def read(self, word: str) -> FloatArray | None:
+        """What was written for a word; None where nothing was, or where it is lost or damaged."""
+        ...
+
+    def write(self, word: str, embedding: FloatArray) -> None: ...
+
+
+class EmbeddingDirectory:
+    """Embeddings as files, each with its checksum. A directory that cannot be written keeps nothing.
+
+    Args:
+        directory: of all text towers.
+        key: tells what the embeddings depend on, besides the word.
+        embed_dim: E.
+    """
+
+    def __init__(self, directory: Path, key: str, embed_dim: int) -> None:
+        self._directory, self._key, self._bytes = directory / key, key, 4 * embed_dim
+
+    def read(self, word: str) -> FloatArray | None:
+        try:
+            content = self._path(word).read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if len(payload) != self._bytes or digest != self._digest(word, payload):
+            return None
+        return np.frombuffer(payload, "<f4").astype(np.float32)
+
+    def write(self, word: str, embedding: FloatArray) -> None:
+        payload = embedding.astype("<f4").tobytes()
+        try:
+            write_atomically(self._path(word), self._digest(word, payload) + payload)
+        except ArtifactError:
+            return
+
+    def _path(self, word: str) -> Path:
+        return self._directory / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
+
+    def _digest(self, word: str, payload: bytes) -> bytes:
+        return xxhash.xxh3_128_digest(f"{self._key} {word} ".encode() + payload)
+
+
+class EmbeddingMemory:
+    """The `capacity` embeddings that were asked for last, for a server: strangers' words must not fill its disk."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._kept = capacity, OrderedDict[str, FloatArray]()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._kept
+
+    def read(self, word: str) -> FloatArray | None:
+        if word in self._kept:
+            self._kept.move_to_end(word)
+        return self._kept.get(word)
+
+    def write(self, word: str, embedding: FloatArray) -> None:
+        self._kept[word] = embedding
+        while len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+
+
 class VocabularyEncoder:
-    """Embeds class names with CLIP's text tower, each name once and then from a cache on disk.
+    """Embeds class names with CLIP's text tower, each name once and then from a store.
 
     A name's embedding is the mean of its un-normalised embeddings in all templates, normalised. Names are encoded one
-    by one, so that to the last bit no embedding depends on the company it is in, and cached one by one, so that a new
-    word costs one word. An entry is found by the text tower's weights, the tokenizer, the templates and the name; a
-    damaged one is made again.
+    by one, so that to the last bit no embedding depends on the company it is in, and kept one by one, so that a new
+    word costs one word. On disk an entry is found by the text tower's weights, the tokenizer, the templates and the
+    name; a damaged one is made again.
 
     Args:
         text_encoder: with its weights loaded by now.
         cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
         templates: with `{}` for the name; None stands for `TEMPLATES`.
+        store: in place of a directory.
     """
 
     def __init__(
@@ -81,16 +153,20 @@ class VocabularyEncoder:
         text_encoder: TextEncoder,
         cache_dir: str | Path | None = None,
         templates: Sequence[str] | None = None,
+        store: EmbeddingStore | None = None,
     ) -> None:
         self.text_encoder = text_encoder
-        self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        self.templates: tuple[str, ...] = tuple(templates) if templates is not None else _default_templates()
-        self._key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
+        self.templates: tuple[str, ...] = tuple(templates) if templates is not None else default_templates()
+        if store is None:
+            key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
+            directory = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+            store = EmbeddingDirectory(directory, key, text_encoder.embed_dim)
+        self.store = store
 
     def encode(self, names: Sequence[str]) -> Vocabulary:
         """The vocabulary of `names`, in their order.
 
-        A cache that cannot be written costs time later, not the result.
+        A store that cannot be written costs time later, not the result.
 
         Raises:
             InputError: no name, a blank one, or one given twice.
@@ -100,45 +176,18 @@ class VocabularyEncoder:
         words = [clean_name(name) for name in names]
         embeddings: dict[str, FloatArray] = {}
         for word in dict.fromkeys(words):
-            cached = self._read(word)
-            embeddings[word] = self._encode_word(word) if cached is None else cached
+            kept = self.store.read(word)
+            embeddings[word] = self._encode_word(word) if kept is None else kept
         return Vocabulary(names, np.stack([embeddings[word] for word in words]))
 
     def _encode_word(self, word: str) -> FloatArray:
-        """The embedding (E,), which is also put into the cache."""
-        import torch
-
-        with torch.inference_mode():
-            embeddings = self.text_encoder.encode_text([template.replace("{}", word) for template in self.templates])
+        """The embedding (E,), which is also put into the store."""
+        embeddings = self.text_encoder.encode_text([template.replace("{}", word) for template in self.templates])
         on_cpu = embeddings if isinstance(embeddings, np.ndarray) else embeddings.cpu().double().numpy()
         mean = on_cpu.mean(axis=0, dtype=np.float64)  # (templates, E) to (E,)
         embedding: FloatArray = (mean / np.linalg.norm(mean)).astype(np.float32)
-        self._write(word, embedding)
+        self.store.write(word, embedding)
         return embedding
-
-    def _path(self, word: str) -> Path:
-        return self.cache_dir / self._key / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
-
-    def _read(self, word: str) -> FloatArray | None:
-        """The cached embedding (E,), None where there is none or its checksum is wrong."""
-        try:
-            content = self._path(word).read_bytes()
-        except OSError:
-            return None
-        digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if len(payload) != 4 * self.text_encoder.embed_dim or digest != self._digest(word, payload):
-            return None
-        return np.frombuffer(payload, "<f4").astype(np.float32)
-
-    def _write(self, word: str, embedding: FloatArray) -> None:
-        payload = embedding.astype("<f4").tobytes()
-        try:
-            write_atomically(self._path(word), self._digest(word, payload) + payload)
-        except ArtifactError:
-            return
-
-    def _digest(self, word: str, payload: bytes) -> bytes:
-        return xxhash.xxh3_128_digest(f"{self._key} {word} ".encode() + payload)
 
 
 def default_cache_dir() -> Path:

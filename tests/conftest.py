@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +29,27 @@ def mini_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if not wanting:
-        return
-    import torch
+@pytest.fixture(scope="session")
+def mini_artifacts_with_masks(mini_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the graph that draws masks, put beside the others by a second export."""
+    from regionspot.cli.main import main
 
-    if not torch.cuda.is_available():
-        for item in wanting:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    directory = Path(shutil.copytree(mini_artifacts, tmp_path_factory.mktemp("artifacts") / "with_masks"))
+    assert main(["export", "--out", str(directory), "--graphs", "sam_mask_decoder", "--parity-images", "2"]) == 0
+    return directory
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not shutil.which("chromium"):
+        _skip(items, "browser", "needs Chromium: apt-get install chromium")
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(items, "gpu", "needs a CUDA device")
+
+
+def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
+    for item in items:
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))

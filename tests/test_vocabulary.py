@@ -12,7 +12,7 @@ import torch
 from regionspot import vocabulary
 from regionspot.errors import InputError
 from regionspot.modeling.clip import ClipBackbone, build_clip
-from regionspot.vocabulary import VocabularyEncoder, clean_name, default_cache_dir, parse_vocabulary
+from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, clean_name, default_cache_dir, parse_vocabulary
 
 import open_clip  # isort: skip  (after regionspot.modeling.clip, which makes it importable everywhere)
 
@@ -232,3 +232,13 @@ def test_empty_and_binary_text_files(tmp_path: Path) -> None:
 def test_big_clip_is_not_needed_for_its_size() -> None:
     with torch.device("meta"):
         assert build_clip("ViT-L-14").vocab_size == 49408
+
+
+def test_a_memory_keeps_the_words_that_were_asked_for_last(clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = EmbeddingMemory(2)
+    encoder = VocabularyEncoder(clip, templates=["{}."], store=memory)
+    first = encoder.encode(["cat", "dog"])
+    counts = count_texts(clip, monkeypatch)
+    assert np.array_equal(encoder.encode(["dog", "cat"]).embeddings, first.embeddings[::-1]) and counts == []
+    encoder.encode(["bird"])  # pushes out the dog, which was asked for before the cat
+    assert len(memory) == 2 and "cat" in memory and "dog" not in memory and counts == [1]

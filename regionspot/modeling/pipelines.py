@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any
@@ -20,6 +20,7 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
 from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
+from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating
 from regionspot.structures import FloatArray, IntArray
 from regionspot.vocabulary import TextEncoder
@@ -81,37 +82,11 @@ def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPi
 
 def text_encoder_of(model: RegionSpot | RegionPipeline) -> TextEncoder:
     """What `VocabularyEncoder` takes: a model's CLIP, or a pipeline's graph of its text tower."""
-    return model.clip if isinstance(model, RegionSpot) else GraphTextEncoder(model)
+    return model.clip if isinstance(model, RegionSpot) else GraphTextEncoder(model, _open_clip_tokens)
 
 
-class GraphTextEncoder:
-    """CLIP's text tower as the graph `clip_text_encoder`, behind the tokenizer of OpenAI's CLIP.
-
-    Args:
-        pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
-    """
-
-    def __init__(self, pipeline: RegionPipeline) -> None:
-        self._pipeline = pipeline
-
-    @property
-    def embed_dim(self) -> int:
-        return self._pipeline.info.embed_dim
-
-    def fingerprint(self) -> str:
-        """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
-        pipeline = self._pipeline
-        if pipeline.runtime == "torch":
-            return pipeline.info.text_fingerprint
-        return f"{pipeline.info.text_fingerprint} {pipeline.runtime} {pipeline.fingerprint('clip_text_encoder')}"
-
-    def encode_text(self, texts: list[str]) -> FloatArray:
-        """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is cut off."""
-        if not texts:
-            return np.zeros((0, self.embed_dim), np.float32)
-        tokens = tokenize(texts, context_length=self._pipeline.info.context_length).numpy()  # (n, context length)
-        length = int(tokens.argmax(axis=1).max()) + 1  # the end token has the largest number
-        return self._pipeline.encode_tokens(tokens[:, :length].astype(np.int32))
+def _open_clip_tokens(texts: Sequence[str], context_length: int) -> IntArray:
+    return tokenize(list(texts), context_length=context_length).numpy().astype(np.int32)
 
 
 class _MaskPrompts:

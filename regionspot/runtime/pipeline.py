@@ -58,6 +58,11 @@ class EncodedImages:
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
 
+    @property
+    def nbytes(self) -> int:
+        """What is kept, on whatever device; of runtimes that do not say how large their tensors are, nothing."""
+        return sum(int(getattr(tensor, "nbytes", 0)) for part in self.parts for tensor in part.tensors)
+
     def located(self) -> Iterator[tuple[slice, _Part]]:
         """Each part and which of the B images it holds."""
         start = 0

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from regionspot.cli.main import main
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
@@ -28,11 +26,8 @@ def model() -> RegionSpot:
 
 
 @pytest.fixture(scope="session")
-def artifacts(mini_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the graph that draws masks, put beside the others by a second export."""
-    directory = Path(shutil.copytree(mini_artifacts, tmp_path_factory.mktemp("artifacts") / "with_masks"))
-    assert main(["export", "--out", str(directory), "--graphs", "sam_mask_decoder", "--parity-images", "2"]) == 0
-    return directory
+def artifacts(mini_artifacts_with_masks: Path) -> Path:
+    return mini_artifacts_with_masks
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,15 @@ import torch
 
 from regionspot.errors import InputError
 from regionspot.modeling.clip import tokenize
-from regionspot.modeling.pipelines import (
-    GraphTextEncoder,
-    pipeline_from_backbones,
-    pipeline_from_model,
-    text_encoder_of,
-)
+from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model, text_encoder_of
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.graph_spec import Range, Ranges
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.runner import Runner
+from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -129,7 +126,7 @@ class TestValues:
 
     def test_texts(self, pipeline: RegionPipeline, model: RegionSpot) -> None:
         texts = ["a", "a photo of a large red toy", "toy", "two", "a rather long text, with a comma or two, of a cup"]
-        encoder = GraphTextEncoder(pipeline)
+        encoder = GraphTextEncoder(pipeline, ClipTokenizer(tokenizer_json()))
         assert encoder.embed_dim == 128
         with torch.inference_mode():
             near(encoder.encode_text(texts), model.clip.encode_text(texts))

@@ -1,0 +1,44 @@
+"""CLIP's text tower as an exported graph, behind a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.structures import FloatArray, IntArray
+
+TextTokenizer = Callable[[Sequence[str], int], IntArray]
+"""Texts and the context length to (n, context length) tokens, zero after the end token, which is the largest."""
+
+
+class GraphTextEncoder:
+    """A `regionspot.vocabulary.TextEncoder` over the graph `clip_text_encoder`.
+
+    Args:
+        pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
+        tokenizer: of that encoding: `regionspot.runtime.tokenizer.ClipTokenizer`, or open_clip's where PyTorch is.
+    """
+
+    def __init__(self, pipeline: RegionPipeline, tokenizer: TextTokenizer) -> None:
+        self._pipeline, self._tokenizer = pipeline, tokenizer
+
+    @property
+    def embed_dim(self) -> int:
+        return self._pipeline.info.embed_dim
+
+    def fingerprint(self) -> str:
+        """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
+        pipeline = self._pipeline
+        if pipeline.runtime == "torch":
+            return pipeline.info.text_fingerprint
+        return f"{pipeline.info.text_fingerprint} {pipeline.runtime} {pipeline.fingerprint('clip_text_encoder')}"
+
+    def encode_text(self, texts: list[str]) -> FloatArray:
+        """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is cut off."""
+        if not texts:
+            return np.zeros((0, self.embed_dim), np.float32)
+        tokens = self._tokenizer(texts, self._pipeline.info.context_length)  # (n, context length)
+        length = int(tokens.argmax(axis=1).max()) + 1
+        return self._pipeline.encode_tokens(tokens[:, :length].astype(np.int32))
