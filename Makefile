@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*.?pp)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test lint export bench clean
+.PHONY: help setup demo test native-test lint export serve-demo bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,dev]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,serving,web,dev]"
 	@touch $@
 
 demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/
@@ -47,6 +47,23 @@ export: setup  ## every artefact of mini, verified, and the AP of each: runs/exp
 	for runtime in onnxruntime openvino; do for precision in fp32 fp16 int8; do \
 	  $(BIN)/regionspot-eval --data runs/export/data/val.json --artifacts runs/export/artifacts --runtime $$runtime \
 	    --precision $$precision --json runs/export/$$runtime-$$precision.json || exit 1; done; done
+
+SERVE := runs/serve
+URL := 127.0.0.1:18001
+WEB := http://127.0.0.1:18080
+
+serve-demo: setup  ## a real Triton server over mini, asked by command, by Python and by the web page's API: runs/serve/
+	$(BIN)/regionspot mini build --out $(SERVE)/data --train 1 --val 100
+	$(BIN)/regionspot-export --out $(SERVE)/artifacts --resume --onnx --openvino
+	$(BIN)/regionspot-serve init --artifacts $(SERVE)/artifacts --out $(SERVE)/model_repository
+	@set -e; trap '$(BIN)/regionspot-serve down --grpc-port 18001; kill $$web' EXIT; \
+	  $(BIN)/regionspot-serve up --repository $(SERVE)/model_repository --detach \
+	    --http-port 18000 --grpc-port 18001 --metrics-port 18002; \
+	  $(BIN)/regionspot-serve web --url $(URL) --port 18080 2> $(SERVE)/web.log & web=$$!; \
+	  $(BIN)/regionspot-query $(SERVE)/data/val/000003.jpg --box 20,30,160,170 --box 150,60,250,180 \
+	    --vocabulary "plain green toy,plain red toy" --url $(URL) --out $(SERVE)/overlay.png --json $(SERVE)/out.json; \
+	  $(BIN)/python -m regionspot.benchmarks.serving --url $(URL) --http-url http://127.0.0.1:18000 --web-url $(WEB) \
+	    --artifacts $(SERVE)/artifacts --data $(SERVE)/data/val.json --json $(SERVE)/serving.json
 
 bench: setup  ## time and memory of SAM's token decoder, its way and ours: runs/bench/
 	$(BIN)/python -m regionspot.benchmarks.decoder --json runs/bench/decoder.json

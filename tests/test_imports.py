@@ -49,7 +49,7 @@ FENCES = {
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx_bindings": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
-    "tritonclient": ("serving/client.py",),
+    "tritonclient": ("serving/triton.py", "serving/model_config.py"),
 }
 
 
@@ -171,7 +171,22 @@ def test_the_package_itself_loads_no_numpy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "predict", "train", "eval", "export", "parity", "convert", "mini", "demo", "doctor"]
+    "command",
+    [
+        "",
+        "predict",
+        "train",
+        "eval",
+        "export",
+        "parity",
+        "serve",
+        "serve up",
+        "query",
+        "convert",
+        "mini",
+        "demo",
+        "doctor",
+    ],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     call = f"from regionspot.cli.main import main\ntry: main({[*command.split(), '--help']})\nexcept SystemExit: pass"

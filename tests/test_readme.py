@@ -27,30 +27,45 @@ def test_blocks_run_in_order(tmp_path: Path) -> None:
     shutil.copy(ROOT / "regionspot/configs/mini.yaml", tmp_path / "mini.yaml")
     scripts = sysconfig.get_path("scripts")
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    environment["REGIONSPOT_SERVER_HOME"] = str(ROOT / "build" / "server")  # installed once, see tests/serving
     executed = blocks("bash", "python")
     assert len(executed) >= 4
-    for language, text in executed:
-        command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    try:
+        for language, text in executed:
+            done = run(["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text])
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    finally:
+        run([f"{scripts}/regionspot-serve", "down", "--grpc-port", "18101"])
     assert Image.open(tmp_path / "overlay.png").width >= 768
     answer = json.loads((tmp_path / "out.json").read_text())
     assert len(answer["regions"]) == 2 and answer["regions"][0]["mask"]["counts"]
+    assert len(json.loads((tmp_path / "served.json").read_text())["regions"]) == 2
     assert (tmp_path / "runs/first/head.safetensors").is_file()
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"head", "clip_crops", "roi_pooling"}
 
 
-@pytest.mark.parametrize("command", ["regionspot", "regionspot-train", "regionspot-eval", "regionspot-export"])
+@pytest.mark.parametrize(
+    "command",
+    ["regionspot", "regionspot-train", "regionspot-eval", "regionspot-export", "regionspot-query", "regionspot-serve"],
+)
 def test_commands_that_need_the_users_files_name_options_that_exist(command: str) -> None:
-    from regionspot.cli import evaluate, export, parity, predict, train
+    from regionspot.cli import evaluate, export, parity, predict, query, serve, train
 
-    parsers = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot-export": export}
-    parsers |= {"regionspot predict": predict, "regionspot parity": parity}
+    modules = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot-export": export}
+    modules |= {"regionspot predict": predict, "regionspot parity": parity, "regionspot-query": query}
+    parsers = {name: module.build_parser() for name, module in modules.items()}
+    served = serve.build_parser()._subparsers
+    assert served is not None
+    parsers |= {f"regionspot-serve {name}": one for name, one in served._group_actions[0].choices.items()}  # type: ignore[union-attr]
     for _, text in blocks("sh", "bash"):
         for line in text.replace("\\\n", " ").splitlines():
-            for prefix, module in parsers.items():
+            for prefix, parser in parsers.items():
                 if line.startswith(f"{prefix} ") and line.startswith(command):
-                    known = module.build_parser()._option_string_actions
+                    known = parser._option_string_actions
                     assert set(re.findall(r"(?<= )--[\w-]+", line)) <= set(known), line
 
 

@@ -18,6 +18,8 @@ COMMANDS = {
     "train": ("regionspot.cli.train", "train a head on COCO- or LVIS-format data"),
     "eval": ("regionspot.cli.evaluate", "average precision of a head, and of CLIP on box crops beside it"),
     "export": ("regionspot.cli.export", "make ONNX, OpenVINO and TensorRT artefacts, each verified"),
+    "serve": ("regionspot.cli.serve", "serve a model with Triton Inference Server, and a web page to try it"),
+    "query": ("regionspot.cli.query", "ask a server about pictures"),
     "parity": ("regionspot.cli.parity", "compare two runtimes of a model, graph by graph and end to end"),
     "convert": ("regionspot.cli.convert", "import a checkpoint of RegionSpot's authors"),
     "mini": ("regionspot.cli.mini", "build the mini world and its foundation models"),
@@ -65,6 +67,16 @@ def evaluate() -> int:
 def export() -> int:
     """The console script `regionspot-export`."""
     return main(["export", *sys.argv[1:]])
+
+
+def serve() -> int:
+    """The console script `regionspot-serve`."""
+    return main(["serve", *sys.argv[1:]])
+
+
+def query() -> int:
+    """The console script `regionspot-query`."""
+    return main(["query", *sys.argv[1:]])
 
 
 def usage() -> str:

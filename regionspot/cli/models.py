@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "regionspot_mini"
 MAX_THREADS = 1024
+TRITON = "triton"
+"""The runtime that is a server, see `regionspot.serving.triton.pipeline_from_triton`."""
+
 WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")
 
 
@@ -32,16 +35,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime, --artifacts, --precision and --threads."""
+    """Add --runtime, --artifacts, --precision, --threads and --url."""
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument(
-        "--runtime", choices=get_args(Runtime), default="torch", help="what runs the model (default: %(default)s)"
+        "--runtime",
+        choices=(*get_args(Runtime), TRITON),
+        default="torch",
+        help="what runs the model (default: %(default)s)",
     )
     runtime.add_argument(
         "--artifacts", metavar="DIR", help="from regionspot-export: takes the weights' place for all but torch"
     )
     runtime.add_argument("--precision", choices=get_args(Precision), help="of the artefacts (default: the finest)")
     runtime.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
+    runtime.add_argument("--url", metavar="HOST:PORT", help="of triton: the gRPC port of a server, graph by graph")
 
 
 def load_model(arguments: argparse.Namespace) -> RegionSpot:
@@ -77,6 +84,11 @@ def check_runtime(arguments: argparse.Namespace) -> None:
         InputError: options that do not go together.
     """
     check_threads(arguments)
+    if arguments.runtime == TRITON:
+        _check_triton(arguments)
+        return
+    if arguments.url:
+        raise InputError(f"--url goes with --runtime {TRITON}, not with {arguments.runtime}: leave it out")
     if arguments.runtime == "torch":
         if arguments.artifacts or arguments.precision:
             raise InputError(
@@ -96,6 +108,21 @@ def check_runtime(arguments: argparse.Namespace) -> None:
             f"{options} would be ignored: the artefacts in {arguments.artifacts} hold their own weights. Leave out the "
             "weights, or use --runtime torch without --artifacts"
         )
+
+
+def _check_triton(arguments: argparse.Namespace) -> None:
+    if not arguments.url:
+        raise InputError(
+            "--runtime triton needs --url HOST:PORT of the server's gRPC port: `regionspot-serve up` says it"
+        )
+    given = [
+        option
+        for option in (*WEIGHT_OPTIONS, "artifacts", "precision", "threads")
+        if getattr(arguments, option) is not None
+    ]
+    if given:
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
+        raise InputError(f"{options} would be ignored: the server at {arguments.url} has its own; leave them out")
 
 
 def export_command(arguments: argparse.Namespace) -> str:
@@ -129,6 +156,14 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
 
             torch.set_num_threads(arguments.threads)
         yield model
+        return
+    if arguments.runtime == TRITON:
+        from regionspot.serving.triton import pipeline_from_triton
+
+        with pipeline_from_triton(arguments.url) as served:
+            if arguments.model not in (DEFAULT_MODEL, served.name):
+                raise InputError(f"{arguments.url} serves {served.name}, not {arguments.model}: leave out --model")
+            yield served
         return
     from regionspot.runtime.artifacts import pipeline_from_artifacts
 

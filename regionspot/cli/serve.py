@@ -1,0 +1,272 @@
+"""`regionspot-serve init|up|down|web`: a Triton model repository out of artefacts, and the server over it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regionspot.errors import InputError
+
+if TYPE_CHECKING:
+    from regionspot.serving.server import Running
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="regionspot-serve",
+        description="Serve a model with Triton Inference Server: on a laptop, and in production.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_init(commands)
+    _add_up(commands)
+    _add_down(commands)
+    _add_web(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    run = {"init": _init, "up": _up, "down": _down, "web": _web}[arguments.command]
+    return run(arguments)
+
+
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser("init", help="make a model repository out of artefacts")
+    init.add_argument("--artifacts", required=True, metavar="DIR", help="from regionspot-export")
+    init.add_argument("--out", required=True, metavar="REPO", help="the repository; another target may be added to one")
+    init.add_argument(
+        "--target",
+        default="cpu",
+        metavar="cpu|tensorrt|onnxruntime",
+        help="a CPU, or a GPU by Triton's backend of that name; several with commas (default: cpu)",
+    )
+    init.add_argument("--runtime", choices=("openvino", "onnxruntime"), help="on a CPU (default: openvino if exported)")
+    init.add_argument("--precision", choices=("fp32", "fp16", "bf16", "int8"), help="default: the finest there is")
+    init.add_argument(
+        "--vocabulary",
+        metavar="NAME=WORDS|FILE|PRESET",
+        action="append",
+        dest="vocabularies",
+        help="register words under a name, so that nobody need send them (default: mini's own with regionspot_mini)",
+    )
+    init.add_argument(
+        "--limit",
+        metavar="NAME=N",
+        action="append",
+        dest="limits",
+        default=[],
+        help="change a limit of requests, such as max_regions=100 or image_cache_mb=4096",
+    )
+    init.add_argument(
+        "--graphs",
+        choices=("in_process", "triton"),
+        help="on a CPU, where the public model runs its graphs: inside (default, faster) or as models of their own",
+    )
+
+
+def _add_up(commands: Any) -> None:
+    up = commands.add_parser("up", help="start the server, wait until it answers, and keep it answering")
+    up.add_argument("--repository", required=True, metavar="REPO", help="from `regionspot-serve init`")
+    up.add_argument("--target", metavar="NAME", help="of the repository (default: its only one, or cpu)")
+    up.add_argument("--http-port", type=int, default=8000, metavar="P", help="0 is a free one (default: %(default)s)")
+    up.add_argument("--grpc-port", type=int, default=8001, metavar="Q", help="likewise (default: %(default)s)")
+    up.add_argument("--metrics-port", type=int, default=8002, metavar="M", help="likewise (default: %(default)s)")
+    up.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; the server itself has no authentication (%(default)s)",
+    )
+    up.add_argument("--detach", action="store_true", help="return once it answers, and leave it running")
+    up.add_argument("--log", type=Path, metavar="FILE", help="the server's output (default: in --home)")
+    _add_home(up)
+
+
+def _add_down(commands: Any) -> None:
+    down = commands.add_parser("down", help="stop servers that `up` started")
+    down.add_argument("--grpc-port", type=int, metavar="Q", help="only the one of this port (default: all)")
+    _add_home(down)
+
+
+def _add_web(commands: Any) -> None:
+    web = commands.add_parser("web", help="a page to try the model, and a guarded HTTP API, in front of a server")
+    web.add_argument("--url", default="127.0.0.1:8001", metavar="HOST:Q", help="the server's gRPC port (%(default)s)")
+    web.add_argument("--port", type=int, default=8080, metavar="W", help="to listen on (default: %(default)s)")
+    web.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    web.add_argument(
+        "--concurrency", type=int, default=4, metavar="N", help="requests at the server at once (%(default)s)"
+    )
+    web.add_argument("--max-waiting", type=int, default=32, metavar="N", help="others that may wait (%(default)s)")
+    web.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of one request (%(default)s)")
+    web.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="requests must bring its first line as a bearer token"
+    )
+
+
+def _add_home(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--home", type=Path, metavar="DIR", help="where the Triton server and its logs are kept")
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from regionspot.serving.contract import Limits
+    from regionspot.serving.repository import RepositoryOptions, make_repository
+
+    limits = Limits.from_json(Limits().to_json() | _limits(arguments.limits))
+    vocabularies = None
+    if arguments.vocabularies is not None:
+        vocabularies = dict(
+            _pair(text, "--vocabulary", 'NAME=WORDS, such as pets="cat,dog"') for text in arguments.vocabularies
+        )
+    for target in arguments.target.split(","):
+        options = RepositoryOptions(
+            target=target.strip(),
+            runtime=arguments.runtime if target.strip() == "cpu" else None,
+            precision=arguments.precision,
+            vocabularies=vocabularies,
+            limits=limits,
+            graphs=arguments.graphs if target.strip() == "cpu" else None,
+        )
+        names = make_repository(arguments.artifacts, arguments.out, options)
+        print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
+    print(f"start it with\n  regionspot-serve up --repository {arguments.out}")
+    return 0
+
+
+def _limits(pairs: Sequence[str]) -> dict[str, int]:
+    from regionspot.serving.contract import Limits
+
+    known, found = Limits().to_json(), {}
+    for text in pairs:
+        name, value = _pair(text, "--limit", "NAME=N, such as max_regions=100")
+        if name not in known or not value.isdecimal():
+            raise InputError(f"--limit {text}: there is no such limit; they are whole numbers: {', '.join(known)}")
+        found[name] = int(value)
+    return found
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise InputError(f"{option} {text}: write {form}")
+    return name, value
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from regionspot.serving.environment import default_home, find_installation
+    from regionspot.serving.server import (
+        Ports,
+        Running,
+        Supervisor,
+        TritonServer,
+        choose_target,
+        start_detached,
+    )
+
+    home = (arguments.home or default_home()).resolve()
+    target = choose_target(arguments.repository, arguments.target)
+    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host).resolved()
+    installation = find_installation(home, say=lambda text: print(text, flush=True))
+    if arguments.detach:
+        began = time.perf_counter()
+        found = start_detached(arguments.repository, home, ports, target, arguments.log)
+        print(_where(found, time.perf_counter() - began))
+        print("it runs until `regionspot-serve down`")
+        return 0
+    log = arguments.log or home / "logs" / f"{ports.grpc}.log"
+    running = Running(os.getpid(), str(arguments.repository), target, str(log), ports)
+    server = TritonServer(installation, arguments.repository, ports, log.resolve(), target)
+    supervisor = Supervisor(server, say=_say)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _Interrupt(supervisor.stop))
+    try:
+        began = time.perf_counter()
+        running.write(home)
+        server.start()
+        server.wait_ready()
+        replace(running, ready=True).write(home)
+        print(_where(replace(running, ready=True), time.perf_counter() - began), flush=True)
+        supervisor.run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.stop()
+        running.remove(home)
+    print("stopped", flush=True)
+    return 0
+
+
+class _Interrupt:
+    """The first signal ends the supervision quietly; before there is any, it ends the start."""
+
+    def __init__(self, stop: Any) -> None:
+        self._stop = stop
+
+    def __call__(self, *_: object) -> None:
+        self._stop()
+        raise KeyboardInterrupt
+
+
+def _where(running: Running, seconds: float) -> str:
+    ports = running.ports
+    return "\n".join(
+        [
+            f"{running.repository} is served on {running.target}; ready after {seconds:.1f} s",
+            f"  gRPC     {ports.grpc_url}   regionspot-query photo.jpg --url {ports.grpc_url} ...",
+            f"  HTTP     {ports.http_url}",
+            f"  metrics  {ports.metrics_url}",
+            f"  log      {running.log}",
+        ]
+    )
+
+
+def _say(text: str) -> None:
+    print(json.dumps({"time": round(time.time(), 3), "event": "supervisor", "message": text}), flush=True)
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    from regionspot.serving.environment import default_home
+    from regionspot.serving.server import Running, stop_running
+
+    home = (arguments.home or default_home()).resolve()
+    found = [one for one in Running.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
+    if not found:
+        where = "" if arguments.grpc_port is None else f" of gRPC port {arguments.grpc_port}"
+        print(f"no server{where} is running that `regionspot-serve up` started")
+        return 0
+    for running in found:
+        stop_running(running)
+        print(f"stopped {running.repository}, gRPC port {running.ports.grpc}")
+    return 0
+
+
+def _web(arguments: argparse.Namespace) -> int:
+    from regionspot.serving.gateway import GatewaySettings, run
+
+    token = None
+    if arguments.token_file is not None:
+        token = _token(arguments.token_file)
+    settings = GatewaySettings(
+        url=arguments.url,
+        concurrency=arguments.concurrency,
+        max_waiting=arguments.max_waiting,
+        timeout_s=arguments.timeout,
+        token=token,
+    )
+    run(settings, arguments.host, arguments.port)
+    return 0
+
+
+def _token(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file {path} cannot be read: {error}") from error
+    if not lines or len(lines[0].strip()) < 16:
+        raise InputError(f"--token-file {path}: its first line must be a token of at least 16 characters")
+    return lines[0].strip()

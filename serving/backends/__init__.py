@@ -1,0 +1,1 @@
+"""What runs inside Triton's Python backend. Free of PyTorch and of any Triton client."""

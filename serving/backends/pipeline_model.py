@@ -1,0 +1,181 @@
+"""The public model of Triton's Python backend: `Recognizer` behind requests, with metrics."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from regionspot.predictor import RegionPredictor
+from regionspot.runtime.artifacts import GraphEntry, Manifest, pipeline_from_artifacts
+from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, RegionPipeline
+from regionspot.runtime.runner import Array
+from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.tokenizer import ClipTokenizer
+from regionspot.serving.backends.bls import BlsRunner
+from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState, read_vocabulary
+from regionspot.serving.backends.requests import answer_of, array_of, log, refusal_of
+from regionspot.serving.contract import DEFAULT_TOP_K, INPUTS, MAX_BATCH, Limits, RequestError
+from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
+
+COUNTERS = {
+    "image_cache_hits": "questions about pictures that were encoded before",
+    "image_cache_misses": "questions about pictures that were not",
+    "image_cache_evictions": "pictures that were forgotten to make room",
+    "words_encoded": "words that went through the text encoder",
+    "regions": "regions that were named",
+    "refusals": "pictures that were answered with an error",
+    "decode_seconds": "seconds in decoding pictures",
+    "encoders_seconds": "seconds in both image encoders, with resizing",
+    "vocabulary_seconds": "seconds in looking words up and encoding them",
+    "regions_seconds": "seconds in the token decoder, the head and the masks",
+}
+GAUGES = {"image_cache_bytes": "held for encoded pictures", "image_cache_pictures": "pictures that are held"}
+
+
+class TritonPythonModel:
+    """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere the graphs are models
+    of the same server, and up to MAX_BATCH pictures are asked about at once, which Triton batches."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        values = {name: json.loads(value["string_value"]) for name, value in config["parameters"].items()}
+        self._repository = Path(args["model_repository"]).parent
+        self._values, self._outside = values, values["run_graphs"] == "triton"
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._shared = self._make_shared(folder)
+        workers = MAX_BATCH if self._outside else 1
+        self._recognizers = [Recognizer(RegionPredictor(self._pipeline()), self._shared) for _ in range(workers)]
+        self._pool = ThreadPoolExecutor(workers) if self._outside else None
+        self._spare = list(self._recognizers)
+        self._metrics = _Metrics(args["model_name"])
+        log("ready", model=args["model_name"], graphs=values["run_graphs"], runtime=values["runtime"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request. Each picture of a request is a question of its own."""
+        if self._pool is None or len(requests) == 1:
+            answers = [self._answer(request) for request in requests]
+        else:
+            answers = list(self._pool.map(self._answer, requests))
+        self._metrics.set_gauges(self._shared)
+        return answers
+
+    def finalize(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _answer(self, request: Any) -> Any:
+        counts = Counts()
+        try:
+            questions = questions_of({field.name: array_of(request, field.name) for field in INPUTS})
+            recognizer = self._spare.pop()
+            try:
+                answers = [recognizer.answer(question, counts) for question in questions]
+            finally:
+                self._spare.append(recognizer)
+            return answer_of({name: np.stack([one[name] for one in answers]) for name in answers[0]}, request)
+        except Exception as error:
+            counts.add("refusals")
+            return refusal_of(error, request)
+        finally:
+            self._metrics.add(counts)
+
+    def _make_shared(self, folder: Path) -> SharedState:
+        values = self._values
+        limits = Limits.from_json(values["limits"])
+        names = values["vocabularies"]
+        vocabularies = {name: read_vocabulary(folder / "vocabularies" / f"{name}.npz") for name in names}
+        encoder = None
+        if "clip_text_encoder" in values["graphs"]:
+            tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            encoder = VocabularyEncoder(
+                GraphTextEncoder(self._pipeline(), tokenizer),
+                templates=json.loads((folder / "templates.json").read_text(encoding="utf-8")),
+                store=EmbeddingMemory(limits.max_cached_words),
+            )
+        return SharedState(limits, vocabularies, encoder)
+
+    def _pipeline(self) -> RegionPipeline:
+        runtime, precision = self._values["runtime"], self._values["precision"]
+        if not self._outside:
+            return pipeline_from_artifacts(self._repository, runtime, precision, "cpu")
+        manifest, on_gpu = Manifest.load(self._repository), self._values["target"] != "cpu"
+
+        def entry(graph: str) -> GraphEntry:
+            return manifest.find(graph, self._values["format"], precision)
+
+        return RegionPipeline(
+            manifest.model,
+            lambda graph: BlsRunner(entry(graph).spec, on_gpu),
+            runtime=f"triton {runtime}",
+            precision=precision,
+            fingerprint=lambda graph: entry(graph).sha256 or "",
+            prompt_chunk=GPU_PROMPT_CHUNK if on_gpu else CPU_PROMPT_CHUNK,
+        )
+
+
+def questions_of(inputs: dict[str, Array | None]) -> list[Question]:
+    """The inputs of one request, (B, ...) each, as B questions.
+
+    Raises:
+        RequestError: no pictures, or text that is not UTF-8.
+    """
+    given = {name: array for name, array in inputs.items() if array is not None}
+    batch = max((len(array) for array in given.values()), default=0)
+    if batch == 0:
+        raise RequestError("REQUEST_INVALID", "the request is empty: send image or image_handle, boxes, and words")
+    return [_question({name: array[row] for name, array in given.items()}) for row in range(batch)]
+
+
+def _question(given: dict[str, Array]) -> Question:
+    def text(name: str) -> str | None:
+        return _text(given[name][0], name) if name in given else None
+
+    return Question(
+        image=given["image"][0] if "image" in given else None,
+        image_handle=text("image_handle"),
+        boxes=given.get("boxes"),
+        points=given.get("points"),
+        point_labels=given.get("point_labels"),
+        vocabulary=text("vocabulary"),
+        words=tuple(_text(word, "words") for word in given["words"]) if "words" in given else None,
+        top_k=int(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K,
+        return_masks=bool(given["return_masks"][0]) if "return_masks" in given else False,
+    )
+
+
+def _text(value: bytes, name: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        code = "VOCABULARY_INVALID" if name == "words" else "REQUEST_INVALID"
+        raise RequestError(code, f"{name} must be UTF-8 text") from error
+
+
+class _Metrics:
+    """Counters and gauges among Triton's own, under the prefix `regionspot_`."""
+
+    def __init__(self, model: str) -> None:
+        def family(name: str, text: str, kind: Any) -> Any:
+            return pb_utils.MetricFamily(name=f"regionspot_{name}", description=text, kind=kind)
+
+        kinds = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
+        self._families = {f"{name}_total": family(f"{name}_total", text, kinds[0]) for name, text in COUNTERS.items()}
+        self._families |= {name: family(name, text, kinds[1]) for name, text in GAUGES.items()}
+        self._metrics = {name: one.Metric(labels={"model": model}) for name, one in self._families.items()}
+        self._evictions = 0
+
+    def add(self, counts: Counts) -> None:
+        for name, amount in counts.values.items():
+            self._metrics[f"{name}_total"].increment(amount)
+
+    def set_gauges(self, shared: SharedState) -> None:
+        images = shared.images
+        self._metrics["image_cache_bytes"].set(images.size_bytes)
+        self._metrics["image_cache_pictures"].set(len(images))
+        self._metrics["image_cache_evictions_total"].increment(images.evictions - self._evictions)
+        self._evictions = images.evictions

@@ -1,0 +1,51 @@
+"""Between Triton's requests and arrays: the same for every model that runs in its Python backend."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from regionspot.errors import InputError
+from regionspot.runtime.runner import Array
+from regionspot.serving.contract import ServingError, as_text, error_of
+
+INTERNAL_MESSAGE = "the server failed; its log says why"
+
+
+def array_of(request: Any, name: str) -> Array | None:
+    """An input as an array of its own: Triton reuses the memory behind it. None where it was left out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy().copy()
+
+
+def answer_of(outputs: dict[str, Array], request: Any) -> Any:
+    """A response with the outputs that the request wants."""
+    wanted = request.requested_output_names()
+    tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items() if name in wanted]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def refusal_of(error: BaseException, request: Any) -> Any:
+    """A response that says what went wrong: to the caller its code and a sentence, to the log all of it."""
+    if isinstance(error, ServingError):
+        coded = error
+    elif isinstance(error, InputError):
+        coded = error_of("REQUEST_INVALID", str(error))
+    else:
+        coded = ServingError("INTERNAL", INTERNAL_MESSAGE)
+    details = "".join(traceback.format_exception(error)) if coded.code == "INTERNAL" else None
+    log("refused", request_id=request.request_id(), code=coded.code, message=str(coded), details=details)
+    kinds = {"INTERNAL": pb_utils.TritonError.INTERNAL, "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE}
+    code = kinds.get(coded.code, pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(as_text(coded), code))
+
+
+def log(event: str, **fields: Any) -> None:
+    """A line of JSON in the server's log."""
+    record = {"time": round(time.time(), 3), "event": event, **{k: v for k, v in fields.items() if v is not None}}
+    print(json.dumps(record, ensure_ascii=False), file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""A small real question: a server is ready when it answers this, not when it says so."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from regionspot.serving.client import Answer, RegionClient, ServerInfo
+from regionspot.serving.contract import ServingError
+
+SIDE = 64
+BOX = (8.0, 8.0, 56.0, 56.0)
+WORDS = ("a bright square", "something else")
+
+
+@cache
+def picture() -> bytes:
+    """A PNG of a bright square on a gradient."""
+    pixels = np.linspace(0, 120, SIDE * SIDE * 3).reshape(SIDE, SIDE, 3).astype(np.uint8)
+    pixels[8:56, 8:56] = (240, 200, 40)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def vocabulary_of(info: ServerInfo) -> str | tuple[str, ...]:
+    """What to ask a server with: registered words need no text encoder."""
+    return next(iter(info.vocabularies), None) or WORDS
+
+
+def check(client: RegionClient, timeout_s: float, return_masks: bool = False) -> None:
+    """Ask, and look at the answer.
+
+    Raises:
+        ServingError: no answer, or a wrong one.
+    """
+    regions = {"boxes": [BOX]}
+    vocabulary = vocabulary_of(client.info())
+    judge(client.ask(picture(), vocabulary, regions, return_masks=return_masks, timeout_s=timeout_s))
+
+
+def judge(answer: Answer) -> None:
+    """Raises ServingError unless an answer to the canary is one."""
+    found = answer.predictions
+    if len(found) != 1 or not (np.isfinite(found.scores).all() and 0 < found.scores[0] <= 1):
+        raise ServingError("INTERNAL", f"the server answers the canary with scores {found.scores.tolist()}")

@@ -1,0 +1,158 @@
+"""The public model's contract: its tensors, limits and error codes. Server, client, gateway and README share it.
+
+Free of Triton and of PyTorch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from regionspot.errors import InputError, RegionSpotError
+
+MODEL = "regionspot"
+"""The public model's name in Triton: encoded pictures in, names of regions out."""
+
+TARGETS = ("cpu", "tensorrt", "onnxruntime")
+"""What a repository is made for: Python and its own runtimes on a CPU, or Triton's backend of that name on a GPU."""
+
+MAX_BATCH = 8
+"""Pictures of one request, and requests that a GPU's repository answers together."""
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Field:
+    """A tensor of the public model. Every shape has the pictures of the request in front: (B, *dims).
+
+    Args:
+        dtype: numpy's name, or "bytes".
+        dims: -1 is any number of regions N, clicks P, words V or classes K.
+        optional: of an input, whether it may be left out.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    meaning: str
+    optional: bool = True
+
+
+INPUTS = (
+    Field("image", "bytes", (1,), "an encoded picture: JPEG, PNG or WebP"),
+    Field("image_handle", "bytes", (1,), "in its place: what an earlier answer called the picture"),
+    Field("boxes", "float32", (-1, 4), "N boxes xyxy in pixels of the upright picture"),
+    Field("points", "float32", (-1, -1, 2), "N regions of P clicks each, xy in pixels; they come behind the boxes"),
+    Field("point_labels", "int32", (-1, -1), "1 on the region (the default), 0 beside it, for each click"),
+    Field("vocabulary", "bytes", (1,), "the name of a registered vocabulary"),
+    Field("words", "bytes", (-1,), "in its place: the V class names themselves, UTF-8"),
+    Field("top_k", "int32", (1,), f"how many of the best classes to report (default {DEFAULT_TOP_K})"),
+    Field("return_masks", "bool", (1,), "also draw each region's mask (default false)"),
+)
+OUTPUTS = (
+    Field("class_ids", "int32", (-1,), "the best class of each region, an index of the vocabulary"),
+    Field("class_names", "bytes", (-1,), "its name"),
+    Field("scores", "float32", (-1,), "its probability among the vocabulary"),
+    Field("top_class_ids", "int32", (-1, -1), "the K best classes of each region, best first"),
+    Field("top_class_names", "bytes", (-1, -1), "their names"),
+    Field("top_scores", "float32", (-1, -1), "their probabilities"),
+    Field("boxes", "float32", (-1, 4), "each region's box; of clicks that of the mask, or the clicks' own"),
+    Field("iou_predictions", "float32", (-1,), "SAM's own estimate of its mask's IoU"),
+    Field("masks", "bytes", (-1,), "compressed counts of COCO's RLE at the picture's size; none unless asked for"),
+    Field("image_size", "int32", (2,), "height and width of the upright picture"),
+    Field("image_handle", "bytes", (1,), "asks about the same picture without sending it again"),
+    Field("cached", "bool", (1,), "whether the encoders were skipped: the server knew the picture"),
+)
+
+CODES = {
+    "REQUEST_INVALID": "the request is not of the contract: tensors that are missing, of another type or one too many",
+    "IMAGE_INVALID": "the bytes are no picture that is read here, or a damaged one",
+    "IMAGE_TOO_LARGE": "more bytes or pixels than the server takes",
+    "IMAGE_UNKNOWN": "the server does not know, or no longer knows, a picture of that handle: send the picture",
+    "REGION_INVALID": "a box or click that the picture cannot have",
+    "TOO_MANY_REGIONS": "more regions than are looked at together",
+    "VOCABULARY_INVALID": "words that are blank, repeated, too long or not UTF-8",
+    "VOCABULARY_UNKNOWN": "no vocabulary of that name is registered",
+    "TOO_MANY_WORDS": "more words than the server takes",
+    "UNAUTHORIZED": "the gateway wants a token, and this is not it",
+    "OVERLOADED": "too many requests wait: try again later",
+    "UNAVAILABLE": "the server cannot be reached, or starts or restarts at the moment: try again",
+    "TIMEOUT": "no answer within the time that the client gave",
+    "INTERNAL": "the server failed; its log says why",
+}
+"""Stable codes, each at the beginning of its message: "REGION_INVALID: box 2 ..."."""
+
+RETRYABLE = ("OVERLOADED", "UNAVAILABLE")
+
+
+class ServingError(RegionSpotError):
+    """A server's refusal or failure; `code` is one of CODES."""
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in CODES, code
+        super().__init__(message)
+        self.code = code
+
+
+class RequestError(ServingError, InputError):
+    """What the caller can mend: the picture, the regions, the words."""
+
+
+def error_of(code: str, message: str) -> ServingError:
+    """The exception of a code."""
+    kind = ServingError if code in ("OVERLOADED", "UNAVAILABLE", "TIMEOUT", "INTERNAL") else RequestError
+    return kind(code, message)
+
+
+def as_text(error: ServingError) -> str:
+    """The form in which an error crosses the wire."""
+    return f"{error.code}: {error}"
+
+
+def from_text(text: str) -> ServingError | None:
+    """The error that `as_text` wrote, wherever in `text` it stands; None where there is none."""
+    for code in CODES:
+        _, found, message = text.partition(f"{code}: ")
+        if found:
+            return error_of(code, message)
+    return None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for.
+
+    Args:
+        max_image_bytes, max_image_pixels: of the encoded picture, and by its header before any pixel is decoded.
+        max_regions: of one picture: the head sees all of them at once.
+        max_words: of a vocabulary that is sent; `max_new_words` of them may be ones that the server has not met.
+        max_word_length: characters.
+        max_top_k: classes to report.
+        image_cache_mb: how much the server keeps of pictures that it encoded.
+        max_cached_words: how many words it keeps.
+    """
+
+    max_image_bytes: int = 32 << 20
+    max_image_pixels: int = 50_000_000
+    max_regions: int = 300
+    max_words: int = 2048
+    max_new_words: int = 512
+    max_word_length: int = 256
+    max_top_k: int = 2048
+    image_cache_mb: int = 1024
+    max_cached_words: int = 100_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise InputError(f"{field.name} must be 1 or more, not {getattr(self, field.name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Limits:
+        """What `to_json` wrote; a limit that this release does not know is left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: int(value) for key, value in content.items() if key in known})

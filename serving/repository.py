@@ -1,0 +1,316 @@
+"""A Triton model repository out of a directory of artefacts: one model for each graph, and the public one over them.
+
+    model_repository/
+      manifest.json                 of the graphs that lie below: the repository is itself a directory of artefacts
+      regionspot/                   the public model: pictures in, names of regions out
+        configs/cpu.pbtxt           a configuration for each target that was asked for
+        1/model.py, tokenizer.json, templates.json, vocabularies/NAME.npz
+      sam_image_encoder/            and so on: the graphs
+        configs/cpu.pbtxt
+        1/model.py, sam_image_encoder.onnx
+
+Start the server with `--model-config-name=TARGET`, as `regionspot-serve up` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.files import write_atomically
+from regionspot.runtime.artifacts import (
+    MANIFEST,
+    PIPELINE_GRAPHS,
+    GraphEntry,
+    Manifest,
+    choose_artifacts,
+    pipeline_from_artifacts,
+)
+from regionspot.runtime.runtimes import RUNTIME_FORMATS
+from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
+from regionspot.serving.contract import MODEL, TARGETS, Limits
+from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
+from regionspot.structures import Vocabulary
+from regionspot.vocabulary import VocabularyEncoder, default_templates, parse_vocabulary
+
+GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder")
+"""What is served; the last two where masks and free words are wanted."""
+
+OPTIONAL_GRAPHS = ("sam_mask_decoder", "clip_text_encoder")
+CPU_RUNTIMES = ("openvino", "onnxruntime")
+"""The faster one first."""
+
+GRAPHS_INSIDE, GRAPHS_IN_TRITON = "in_process", "triton"
+VERSION = "1"
+PACKAGE_VARIABLE = "REGIONSPOT_PACKAGE"
+"""Names the folder that holds this package where the server's Python has none installed; it ignores PYTHONPATH."""
+
+_MODEL_PY = '''"""{text}"""
+
+import os
+import sys
+
+sys.path[:0] = filter(None, [os.environ.get("{variable}")])
+
+from regionspot.serving.backends.{module} import TritonPythonModel as TritonPythonModel  # noqa: E402
+'''
+
+
+@dataclass(frozen=True)
+class RepositoryOptions:
+    """How a repository is made.
+
+    Args:
+        target: one of TARGETS.
+        runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and the finest precision.
+        vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed now. None
+            registers the words that a model comes with.
+        limits: of a request.
+        graphs: where the public model's graphs run: inside of it, or as models of their own in the same server, which
+            is what a GPU's repository always does.
+    """
+
+    target: str = "cpu"
+    runtime: str | None = None
+    precision: str | None = None
+    vocabularies: Mapping[str, str | Sequence[str]] | None = None
+    limits: Limits = field(default_factory=Limits)
+    graphs: str | None = None
+
+
+def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryOptions) -> list[str]:
+    """Make a repository, or add a target to one of the same artefacts; the names of its models.
+
+    Raises:
+        InputError: options that do not go together, or `out` is no repository and not empty.
+        ArtifactError: artefacts that are missing, damaged, of another model, or not made for the target.
+    """
+    if options.target not in TARGETS:
+        raise InputError(f"there is no target {options.target!r}: choose one of {', '.join(TARGETS)}")
+    out, manifest = Path(out), Manifest.load(artifacts)
+    runtime = _runtime(manifest, options)
+    artefact_format, precision = choose_artifacts(manifest, runtime, options.precision)
+    entries = _entries(manifest, artefact_format, precision)
+    served = _served_manifest(manifest, out)
+    for entry in entries:
+        served = served.with_entry(_place(manifest, entry, out))
+    out.mkdir(parents=True, exist_ok=True)
+    served.save()
+    for entry in entries:
+        _write_graph(out, entry, options.target)
+    kind = runtime, artefact_format, precision
+    _write_pipeline(out, manifest, kind, options, [entry.name for entry in entries])
+    names = [MODEL, *(entry.name for entry in entries)]
+    check_repository(out, options.target, names)
+    return names
+
+
+def check_repository(repository: Path, target: str, names: Sequence[str]) -> None:
+    """Parse every configuration back and lint it.
+
+    Raises:
+        ArtifactError: what is wrong with which.
+    """
+    problems = []
+    for name in names:
+        folder = repository / name
+        problems += [
+            f"{name}: {problem}" for problem in lint(read_config(folder / "configs" / f"{target}.pbtxt"), folder)
+        ]
+    if problems:
+        raise ArtifactError(f"{repository} would not be served as it should: {'; '.join(problems)}")
+
+
+def targets_of(repository: str | Path) -> list[str]:
+    """What a repository was made for.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    folder = Path(repository) / MODEL / "configs"
+    found = [target for target in TARGETS if (folder / f"{target}.pbtxt").is_file()]
+    if not found:
+        raise ArtifactError(
+            f"{repository} is no model repository of regionspot. Make one: regionspot-serve init --artifacts artifacts "
+            f"--out {repository} --target cpu"
+        )
+    return found
+
+
+def models_of(repository: str | Path, target: str) -> list[str]:
+    """Its models that have a configuration for a target, the public one first."""
+    found = sorted(path.parents[1].name for path in Path(repository).glob(f"*/configs/{target}.pbtxt"))
+    return [MODEL, *(name for name in found if name != MODEL)]
+
+
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """A registered vocabulary: names and embeddings, for `read_vocabulary`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp.npz")
+    np.savez(aside, names=np.array(vocabulary.names, np.str_), embeddings=vocabulary.embeddings)
+    os.replace(aside, path)
+
+
+def _runtime(manifest: Manifest, options: RepositoryOptions) -> str:
+    if options.target != "cpu":
+        if options.runtime not in (None, options.target) or options.graphs == GRAPHS_INSIDE:
+            raise InputError(f"the target {options.target} runs graphs in Triton's own backend of that name")
+        return options.target
+    if options.runtime is not None:
+        if options.runtime not in CPU_RUNTIMES:
+            raise InputError(f"on a CPU the runtime is {' or '.join(CPU_RUNTIMES)}, not {options.runtime}")
+        return options.runtime
+    made = {entry.format for entry in manifest.graphs if entry.usable}
+    return next((name for name in CPU_RUNTIMES if RUNTIME_FORMATS[name][0] in made), "onnxruntime")
+
+
+def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[GraphEntry]:
+    """The usable graphs that are served. Raises ArtifactError where one that must be there is not."""
+    found = []
+    for name in GRAPHS:
+        entry = manifest.get(name, artefact_format, precision)
+        if entry is None and name in OPTIONAL_GRAPHS:
+            continue
+        entry = manifest.find(name, artefact_format, precision)
+        if not entry.usable:
+            raise ArtifactError(f"{entry.title} failed its parity check, so it is not served: {entry.reason}")
+        found.append(entry)
+    return found
+
+
+def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
+    """The repository's own: new, or that of a target made before."""
+    if not (out / MANIFEST).is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty, and no model repository: choose another --out")
+        return replace(manifest, directory=out, graphs=(), end_to_end=())
+    served = Manifest.load(out)
+    if (served.model, served.preprocessing) != (manifest.model, manifest.preprocessing):
+        raise InputError(
+            f"{out} serves {served.model.name}, and {manifest.directory} holds {manifest.model.name} or other weights "
+            "of it: choose another --out, or delete it"
+        )
+    return served
+
+
+def _place(manifest: Manifest, entry: GraphEntry, out: Path) -> GraphEntry:
+    """Put an artefact's files, proven to be whole, into its model's folder; the entry that names them there."""
+    manifest.verify(entry)
+    folder = PurePosixPath(entry.name) / VERSION
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    moved = {name: str(folder / PurePosixPath(name).name) for name in entry.files}
+    for source, target in moved.items():
+        _link_or_copy(manifest.directory / source, out / target)
+    assert entry.file is not None
+    return replace(entry, file=moved[entry.file], files={moved[name]: sha for name, sha in entry.files.items()})
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A second name of the same file where that is possible: exporting again replaces files and does not edit them."""
+    if target.exists() and source.samefile(target):
+        return
+    aside = target.with_name(f".{target.name}.tmp")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), aside)
+    except OSError:
+        shutil.copyfile(source, aside)
+    os.replace(aside, target)
+
+
+def _write_graph(out: Path, entry: GraphEntry, target: str) -> None:
+    assert entry.file is not None
+    _write(out / entry.name / VERSION / "model.py", _model_py(entry.spec.description, "graph_model"))
+    config = graph_config(entry.spec, target, PurePosixPath(entry.file).name)
+    config.parameters["format"].string_value = entry.format
+    config.parameters["precision"].string_value = entry.precision
+    config.parameters["fingerprint"].string_value = " ".join(sorted(entry.files.values()))
+    _write(out / entry.name / "configs" / f"{target}.pbtxt", write_config(config))
+
+
+def _write_pipeline(
+    out: Path,
+    manifest: Manifest,
+    kind: tuple[str, str, str],
+    options: RepositoryOptions,
+    graphs: Sequence[str],
+) -> None:
+    """`kind` is the runtime, the format and the precision of the graphs, which lie in `out` by now."""
+    runtime, artefact_format, precision = kind
+    folder = out / MODEL / VERSION
+    _write(
+        folder / "model.py",
+        _model_py("RegionSpot: pictures in, names of regions out", "pipeline_model"),
+    )
+    _write(folder / "tokenizer.json", tokenizer_json())
+    _write(folder / "templates.json", json.dumps(default_templates(), ensure_ascii=False))
+    vocabularies = _vocabularies(manifest, precision, options, folder)
+    inside = options.graphs or (GRAPHS_INSIDE if options.target == "cpu" else GRAPHS_IN_TRITON)
+    parameters: dict[str, Any] = {
+        "model_info": asdict(manifest.model),
+        "limits": options.limits.to_json(),
+        "vocabularies": {name: list(one.names) for name, one in vocabularies.items()},
+        "graphs": list(graphs),
+        "run_graphs": inside,
+        "target": options.target,
+        "format": artefact_format,
+        "runtime": runtime,
+        "precision": precision,
+    }
+    _write(
+        out / MODEL / "configs" / f"{options.target}.pbtxt", write_config(pipeline_config(options.target, parameters))
+    )
+
+
+def _vocabularies(
+    manifest: Manifest, precision: str, options: RepositoryOptions, folder: Path
+) -> dict[str, Vocabulary]:
+    """The registered vocabularies, encoded now and written."""
+    text_runtime = _text_runtime(manifest, precision)
+    asked = options.vocabularies
+    if asked is None:
+        asked = {"mini": "mini"} if manifest.model.name == "regionspot_mini" and text_runtime else {}
+    names = {name: parse_vocabulary(words) if isinstance(words, str) else tuple(words) for name, words in asked.items()}
+    if wrong := [name for name in names if not name.isidentifier()]:
+        raise InputError(f"{wrong[0]!r} cannot be the name of a vocabulary: use letters, digits and _")
+    if not names:
+        return {}
+    if text_runtime is None:
+        raise ArtifactError(
+            f"{manifest.directory} has no clip_text_encoder that runs on a CPU, so no vocabulary can be registered: "
+            f"add it with regionspot-export --graphs clip_text_encoder --onnx --out {manifest.directory}"
+        )
+    with pipeline_from_artifacts(manifest.directory, *text_runtime, device="cpu") as pipeline:
+        tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        encoder = VocabularyEncoder(GraphTextEncoder(pipeline, tokenizer))
+        found = {name: encoder.encode(words) for name, words in names.items()}
+    for name, vocabulary in found.items():
+        write_vocabulary(folder / "vocabularies" / f"{name}.npz", vocabulary)
+    return found
+
+
+def _text_runtime(manifest: Manifest, precision: str) -> tuple[str, str] | None:
+    """The runtime and the precision of the text encoder that registers words: single precision where there is one."""
+    for wanted in dict.fromkeys(("fp32", precision)):
+        for runtime in CPU_RUNTIMES:
+            entry = manifest.get("clip_text_encoder", RUNTIME_FORMATS[runtime][0], wanted)
+            if entry is not None and entry.usable:
+                return runtime, wanted
+    return None
+
+
+def _model_py(text: str, module: str) -> str:
+    return _MODEL_PY.format(text=text, module=module, variable=PACKAGE_VARIABLE)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, text.encode("utf-8"))

@@ -1,0 +1,478 @@
+"""A Triton server as a child process: started, watched, mended and stopped, with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from regionspot.errors import ArtifactError, InputError, RegionSpotError
+from regionspot.files import write_atomically
+from regionspot.serving import canary
+from regionspot.serving.client import RegionClient
+from regionspot.serving.contract import MODEL, ServingError
+from regionspot.serving.environment import Installation
+from regionspot.serving.model_config import read_config
+from regionspot.serving.repository import models_of, targets_of
+from regionspot.serving.triton import Connection
+
+SHARED_MEMORY = Path("/dev/shm")
+EXIT_TIMEOUT_S = 10
+READY_TIMEOUT_S = 600.0
+"""Large models are read, checked and compiled when the canary first asks for them."""
+
+POLL_S = 0.25
+CANARY_PERIOD_S, CANARY_TIMEOUT_S = 10.0, 30.0
+HANG_S = 120.0
+"""A server that answers nobody for so long, the canary waiting, is started anew."""
+
+MAX_RESTARTS, RESTARTS_WITHIN_S = 5, 300.0
+LOG_LINES = 12
+_INSTANCE = re.compile(r"(.+)_\d+_\d+")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where a server listens. A port of 0 is a free one, chosen by `resolved`."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+    host: str = "127.0.0.1"
+
+    def resolved(self) -> Ports:
+        """With free ports in place of zeros.
+
+        Raises:
+            InputError: one is taken, or two are the same.
+        """
+        chosen: dict[str, int] = {}
+        with contextlib.ExitStack() as held:
+            for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
+                held_socket = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+                held_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    held_socket.bind((self.host, port))
+                except (OSError, OverflowError) as error:
+                    raise InputError(
+                        f"port {port} cannot be used for {name} ({error}): another server may listen there, "
+                        f"`regionspot-serve down` stops ours; or choose one with --{name}-port"
+                    ) from error
+                chosen[name] = held_socket.getsockname()[1]
+        return Ports(**chosen, host=self.host)
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{_reachable(self.host)}:{self.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{_reachable(self.host)}:{self.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{_reachable(self.host)}:{self.metrics}/metrics"
+
+
+class TritonServer:
+    """One server process over a repository. Use as a context manager, or call `stop`.
+
+    Args:
+        repository: from `regionspot-serve init`.
+        target: one that it was made for; None takes its only one.
+        ports: resolved.
+        log: where the server's output goes.
+
+    Raises:
+        ArtifactError: no repository, or none of that target.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        repository: str | Path,
+        ports: Ports,
+        log: Path,
+        target: str | None = None,
+    ) -> None:
+        self.installation, self.repository, self.ports, self.log = installation, Path(repository), ports, log
+        self.target = choose_target(repository, target)
+        self.models = models_of(repository, self.target)
+        self._prefix = f"regionspot_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_file: BinaryIO | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def command(self) -> list[str]:
+        ports = self.ports
+        return [
+            str(self.installation.executable),
+            f"--model-repository={self.repository.resolve()}",
+            f"--model-config-name={self.target}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.models),
+            f"--backend-directory={self.installation.backends}",
+            "--disable-auto-complete-config",
+            *(f"--{kind}-address={ports.host}" for kind in ("http", "grpc", "metrics")),
+            f"--http-port={ports.http}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-port={ports.metrics}",
+            f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+        ]
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_file = open(self.log, "ab")  # noqa: SIM115  (closed by `stop`)
+        self._process = subprocess.Popen(
+            self.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_file,
+            stderr=subprocess.STDOUT,
+            env=self.installation.environment(),
+            cwd=self.log.parent,
+            start_new_session=True,  # a process group of its own, so that no stub outlives it
+        )
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the server answers the canary.
+
+        Raises:
+            ServingError: UNAVAILABLE if it does not in time; its log's last lines say why.
+        """
+        deadline, reason = time.monotonic() + timeout_s, "it does not answer"
+        masks = "sam_mask_decoder" in self.models
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise ServingError("UNAVAILABLE", f"the Triton server ended before it was ready:\n{self.last_words()}")
+            try:
+                with RegionClient(self.ports.grpc_url, timeout_s=POLL_S) as client:
+                    client.info()
+                    canary.check(client, max(deadline - time.monotonic(), 1.0), return_masks=masks)
+                    return
+            except ServingError as error:
+                reason = str(error)
+                if error.code not in ("UNAVAILABLE", "TIMEOUT"):
+                    break
+            time.sleep(POLL_S)
+        raise ServingError("UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.last_words()}")
+
+    def missing_stubs(self) -> list[str]:
+        """Models of the Python backend whose process is gone; Triton itself goes on calling them ready."""
+        expected = {name for name in self.models if self._backend(name) == "python"}
+        return sorted(expected - {name for name, _ in self.stubs()})
+
+    def stubs(self) -> list[tuple[str, int]]:
+        """(model, process id) of each process of the Python backend."""
+        return list(_stubs_of(self.pid)) if self.pid is not None else []
+
+    def last_words(self) -> str:
+        """The end of the log, without Triton's tables."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        telling = [line for line in lines if line.strip() and not line.startswith(("|", "+", "I1", "I0"))]
+        return "\n".join(line[:400] for line in telling[-LOG_LINES:]) + f"\n(all of it: {self.log})"
+
+    def stop(self) -> None:
+        """End the server and its stubs, and remove what they left in shared memory. Never fails."""
+        if self._process is not None:
+            if self.running:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(EXIT_TIMEOUT_S + 5)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # stubs of a server that was killed
+            self._process.wait()
+            self._process = None
+        for path in SHARED_MEMORY.glob(f"{self._prefix}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        if self._log_file is not None:
+            self._log_file.close()
+            self._log_file = None
+
+    def __enter__(self) -> TritonServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _backend(self, model: str) -> str:
+        return str(read_config(self.repository / model / "configs" / f"{self.target}.pbtxt").backend)
+
+
+class Supervisor:
+    """Keeps a server answering: reloads a model whose stub died, and starts the server anew when it dies or hangs.
+
+    Args:
+        say: told each event, a sentence.
+    """
+
+    def __init__(self, server: TritonServer, say: Callable[[str], None] = print) -> None:
+        self.server, self._say = server, say
+        self._stop, self._restarts = threading.Event(), list[float]()
+        self._canary = _CanaryThread(server)
+
+    def run(self) -> None:
+        """Until `stop` is called, from a signal or another thread.
+
+        Raises:
+            ServingError: the server dies again and again.
+        """
+        self._canary.start()
+        try:
+            while not self._stop.wait(POLL_S):
+                if not self.server.running:
+                    self._restart(f"the Triton server ended:\n{self.server.last_words()}")
+                elif gone := self.server.missing_stubs():
+                    self._reload(gone)
+                elif self._canary.hangs():
+                    self._restart(f"the Triton server has answered nobody for {HANG_S:.0f} s")
+                elif (model := self._canary.unhealthy()) is not None:
+                    self._reload([model])
+        finally:
+            self._canary.stop()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _reload(self, models: Sequence[str]) -> None:
+        for model in models:
+            self._say(f"the process of {model} is gone: loading it again")
+            try:
+                with Connection(self.server.ports.grpc_url, READY_TIMEOUT_S) as connection:
+                    connection.reload(model)
+            except ServingError as error:
+                if self.server.running:
+                    self._restart(f"{model} cannot be loaded again ({error})")
+                return
+        self._canary.forget()
+        self._say(f"{', '.join(models)} is back")
+
+    def _restart(self, reason: str) -> None:
+        self._say(f"{reason}\nstarting it anew")
+        now = time.monotonic()
+        self._restarts = [moment for moment in self._restarts if now - moment < RESTARTS_WITHIN_S] + [now]
+        self.server.stop()
+        if len(self._restarts) > MAX_RESTARTS:
+            raise ServingError("UNAVAILABLE", f"the server died {len(self._restarts)} times in a row; given up")
+        self.server.start()
+        try:
+            self.server.wait_ready()
+            self._say("the server is back")
+        except ServingError as error:
+            if not self._stop.is_set():
+                self._say(str(error))  # the next round tries again
+        self._canary.forget()
+
+
+class _CanaryThread:
+    """Asks the canary's question now and then; what it finds is for the supervisor to act on."""
+
+    def __init__(self, server: TritonServer) -> None:
+        self._server, self._stop = server, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
+        self._unhealthy, self._waiting_since, self._progress = False, None, -1  # type: bool, float | None, int
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(CANARY_TIMEOUT_S)
+
+    def forget(self) -> None:
+        self._unhealthy, self._waiting_since = False, None
+
+    def unhealthy(self) -> str | None:
+        """The model that failed the canary."""
+        return MODEL if self._unhealthy else None
+
+    def hangs(self) -> bool:
+        since = self._waiting_since
+        return since is not None and time.monotonic() - since > HANG_S
+
+    def _run(self) -> None:
+        while not self._stop.wait(CANARY_PERIOD_S):
+            try:
+                with RegionClient(self._server.ports.grpc_url, CANARY_TIMEOUT_S) as client:
+                    canary.check(client, CANARY_TIMEOUT_S)
+                self.forget()
+            except ServingError as error:  # noqa: PERF203
+                if error.code == "TIMEOUT":
+                    self._look_for_progress()
+                elif error.code == "INTERNAL":
+                    self._unhealthy = True
+
+    def _look_for_progress(self) -> None:
+        """Under load the canary waits like everybody else: only a server that answers nobody hangs."""
+        with (
+            contextlib.suppress(RegionSpotError),
+            Connection(self._server.ports.grpc_url, CANARY_TIMEOUT_S) as connection,
+        ):
+            done = int(connection.statistics().get("execution_count", 0))
+            if done != self._progress or self._waiting_since is None:
+                self._progress, self._waiting_since = done, time.monotonic()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that `regionspot-serve up` started, as it is written down for `down`.
+
+    Args:
+        pid: of the supervising process.
+    """
+
+    pid: int
+    repository: str
+    target: str
+    log: str
+    ports: Ports = field(default_factory=Ports)
+    ready: bool = False
+
+    def write(self, home: Path) -> None:
+        write_atomically(self.path(home, self.ports), json.dumps(asdict(self), indent=2).encode())
+
+    def remove(self, home: Path) -> None:
+        self.path(home, self.ports).unlink(missing_ok=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there, and is one of ours: process ids are given again."""
+        with contextlib.suppress(OSError):
+            return "serve" in Path(f"/proc/{self.pid}/cmdline").read_text().replace("\0", " ")
+        return False
+
+    @staticmethod
+    def path(home: Path, ports: Ports) -> Path:
+        return home / "running" / f"{ports.grpc}.json"
+
+    @classmethod
+    def read_all(cls, home: Path) -> list[Running]:
+        """Those that are alive; what a killed one left is removed."""
+        found = []
+        for path in sorted((home / "running").glob("*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                content: dict[str, Any] = json.loads(path.read_text())
+                one = cls(**content | {"ports": Ports(**content["ports"])})
+                if one.alive:
+                    found.append(one)
+                    continue
+            path.unlink(missing_ok=True)
+        return found
+
+
+def choose_target(repository: str | Path, target: str | None) -> str:
+    """`target` if the repository was made for it, its only one, or that of a CPU.
+
+    Raises:
+        ArtifactError: it was not made for it.
+    """
+    made = targets_of(repository)
+    if target is None:
+        return "cpu" if "cpu" in made else made[0]
+    if target not in made:
+        raise ArtifactError(
+            f"{repository} was made for {', '.join(made)}, not for {target}: add it with regionspot-serve init "
+            f"--target {target} --out {repository}"
+        )
+    return target
+
+
+def start_detached(
+    repository: str | Path, home: Path, ports: Ports, target: str | None = None, log: Path | None = None
+) -> Running:
+    """`regionspot-serve up` in a process of its own that outlives this one; returns once its server answers.
+
+    Args:
+        ports: resolved.
+
+    Raises:
+        ServingError: it ended, with what it said, or does not answer in time.
+    """
+    words = ["serve", "up", "--repository", str(repository), "--home", str(home), "--host", ports.host]
+    words += ["--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)]
+    for option, value in (("--target", target), ("--log", log)):
+        words += [option, str(value)] if value is not None else []
+    output = home / "logs" / f"{ports.grpc}.up.log"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "wb") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "regionspot.cli.main", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            raise ServingError("UNAVAILABLE", output.read_text(errors="replace").strip() or "the server did not start")
+        for running in Running.read_all(home):
+            if running.pid == child.pid and running.ready:
+                return running
+        time.sleep(POLL_S)
+    child.terminate()
+    raise ServingError("TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {output}")
+
+
+@contextlib.contextmanager
+def serving(repository: str | Path, home: Path, target: str | None = None) -> Iterator[Running]:
+    """A supervised server on free ports while the block lasts."""
+    running = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), target)
+    try:
+        yield running
+    finally:
+        stop_running(running)
+
+
+def stop_running(running: Running, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> None:
+    """End a supervisor and its server.
+
+    Raises:
+        ServingError: it is still there after `timeout_s`.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running.alive:
+        if time.monotonic() > deadline:
+            raise ServingError("TIMEOUT", f"process {running.pid} does not end: kill it, and look into {running.log}")
+        time.sleep(0.1)
+
+
+def _stubs_of(pid: int) -> Iterator[tuple[str, int]]:
+    """A server's child processes that are stubs: the name of each one's model is among its arguments."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(status[1]) != pid or status[0] == "Z":
+                continue
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if "triton_python_backend_stub" in words[0]:
+                name = next(match[1] for word in words if (match := _INSTANCE.fullmatch(word)))
+                yield name, int(folder.name)
+
+
+def _reachable(host: str) -> str:
+    """An address to connect to: a server that listens everywhere is reached on this machine."""
+    return "127.0.0.1" if host == "0.0.0.0" else host

@@ -1,0 +1,388 @@
+"""Talking to a Triton server: connections over gRPC or HTTP, its errors as ours, retries, a `Runner` over its models.
+
+The only module that imports a Triton client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from regionspot.errors import ArtifactError, InputError
+from regionspot.runtime.artifacts import spec_from_json
+from regionspot.runtime.graph_spec import GraphSpec, ModelInfo
+from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
+from regionspot.runtime.runner import Array, Tensors, check_feeds
+from regionspot.serving.contract import MODEL, RETRYABLE, RequestError, ServingError, error_of, from_text
+
+try:
+    import tritonclient.grpc
+    import tritonclient.grpc.aio
+    from tritonclient.utils import InferenceServerException
+except ImportError as error:
+    raise InputError(f"a Triton client is needed ({error}): pip install 'regionspot[serving]'") from error
+
+DEFAULT_TIMEOUT_S = 60.0
+FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
+_TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
+_CHANNEL = [
+    ("grpc.max_send_message_length", 2**31 - 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # gRPC's own is two minutes: too long for a server that was restarted
+]
+_GONE = (
+    *("unavailable", "failed to connect", "connection refused", "connection reset", "connection closed"),
+    *("is not healthy", "is not ready", "unknown model", "no available versions", "server exiting", "stub process"),
+    *("connection dropped", "socket closed", "cannot connect", "server disconnected", "broken pipe", "is not found"),
+)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and by which protocol.
+
+    >>> Address.parse("localhost:8001").protocol
+    'grpc'
+    """
+
+    protocol: str
+    host: str
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """From "HOST:PORT", which is gRPC, "grpc://HOST:PORT" or "http://HOST:PORT".
+
+        Raises:
+            InputError: anything else.
+        """
+        scheme, separator, host = url.rpartition("://")
+        protocol = scheme if separator else "grpc"
+        name, _, port = host.rstrip("/").rpartition(":")
+        if protocol not in ("grpc", "http") or not name or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(f"{url!r} is no server's address: write HOST:PORT of its gRPC port, or http://HOST:PORT")
+        return cls(protocol, f"{name}:{port}")
+
+
+class Connection:
+    """To one server, kept open. Over gRPC it is safe for several threads at once; over HTTP each needs its own."""
+
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address, self.timeout_s = Address.parse(url), timeout_s
+        self._library = _library(self.address)
+        self._client: Any = None
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
+    ) -> dict[str, Array]:
+        """One request, tried again while the server cannot be reached or is overloaded, until the time is over.
+
+        A recognition changes nothing, so that it is safe to ask twice.
+
+        Raises:
+            ServingError: what `regionspot.serving.contract.CODES` lists.
+        """
+        result = self.call(
+            lambda client, left: client.infer(
+                model, _inputs(self._library, inputs), request_id=request_id, **self._limit(left)
+            ),
+            timeout_s,
+        )
+        return _outputs(result, self.address)
+
+    def call(self, ask: Callable[[Any, float], ResultT], timeout_s: float | None = None) -> ResultT:
+        """`ask(client, seconds left)` with retries; errors as in `infer`."""
+        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s)
+        while True:
+            try:
+                return ask(self._open(attempts.left_s), attempts.left_s)
+            except Exception as error:  # noqa: PERF203  (a round trip costs more)
+                delay_s = attempts.delay_after(self._translated(error))
+                if self.address.protocol == "http":
+                    self.close()
+                time.sleep(delay_s)
+
+    def config(self, model: str = MODEL) -> dict[str, str]:
+        """The parameters of a model's configuration.
+
+        Raises:
+            ServingError: UNAVAILABLE where no such model is ready.
+        """
+        content = self.call(lambda client, left: _config(client, model, self.address, self._limit(left)))
+        return {name: value["string_value"] for name, value in content.get("parameters", {}).items()}
+
+    def statistics(self, model: str = MODEL) -> dict[str, Any]:
+        """Triton's own: how many requests of a model succeeded and failed, and what their stages took."""
+        if self.address.protocol == "http":
+            content = self.call(lambda client, _: client.get_inference_statistics(model))
+        else:
+            content = self.call(
+                lambda client, left: client.get_inference_statistics(model, as_json=True, **self._limit(left))
+            )
+        (found,) = content["model_stats"]
+        return dict(found)
+
+    def reload(self, model: str) -> None:
+        """Unload a model, wait until it is gone, and load it: how a dead stub of the Python backend comes back."""
+        with_time = {"client_timeout": self.timeout_s} if self.address.protocol == "grpc" else {}
+        client = self._open(self.timeout_s)
+        try:
+            client.unload_model(model, **with_time)
+            deadline = time.monotonic() + self.timeout_s
+            while client.is_model_ready(model) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            client.load_model(model, **with_time)
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, left_s: float) -> Any:
+        if self._client is None:
+            if self.address.protocol == "grpc":
+                self._client = self._library.InferenceServerClient(self.address.host, channel_args=_CHANNEL)
+            else:
+                self._client = self._library.InferenceServerClient(
+                    self.address.host, connection_timeout=min(left_s, 5.0), network_timeout=left_s
+                )
+        return self._client
+
+    def _limit(self, left_s: float) -> dict[str, float]:
+        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
+
+    def _translated(self, error: Exception) -> ServingError:
+        return translated(error, self.address)
+
+
+class AsyncConnection:
+    """As `Connection`, for asyncio. A task that is cancelled cancels its request."""
+
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.address, self.timeout_s = Address.parse(url), timeout_s
+        self._library = _library(self.address, for_asyncio=True)
+        self._client: Any = None
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
+    ) -> dict[str, Array]:
+        """See `Connection.infer`."""
+        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s)
+        sent = _inputs(self._library, inputs)
+        while True:
+            try:
+                asked = self._open().infer(model, sent, request_id=request_id, **self._limit(attempts.left_s))
+                return _outputs(await asyncio.wait_for(asked, attempts.left_s), self.address)
+            except Exception as error:  # noqa: PERF203  (a round trip costs more)
+                await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
+
+    async def config(self, model: str = MODEL) -> dict[str, str]:
+        """See `Connection.config`."""
+        attempts = Attempts(self.timeout_s)
+        while True:
+            try:
+                client, grpc = self._open(), self.address.protocol == "grpc"
+                content = await client.get_model_config(model, **({"as_json": True} if grpc else {}))
+                found = content["config"] if grpc else content
+                return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
+            except Exception as error:  # noqa: PERF203  (a round trip costs more)
+                await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    def _open(self) -> Any:
+        if self._client is None:
+            options = {"channel_args": _CHANNEL} if self.address.protocol == "grpc" else {}
+            self._client = self._library.InferenceServerClient(self.address.host, **options)
+        return self._client
+
+    def _limit(self, left_s: float) -> dict[str, float]:
+        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
+
+
+class Attempts:
+    """How often and how long one call is tried: with growing, random pauses, until its time is over."""
+
+    def __init__(self, timeout_s: float) -> None:
+        if not timeout_s > 0:
+            raise InputError(f"a time-out must be more than 0 seconds, not {timeout_s}")
+        self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        self._delays = _delays()
+
+    @property
+    def left_s(self) -> float:
+        """Until the deadline; never quite nothing."""
+        return max(self._deadline - time.monotonic(), 0.001)
+
+    def delay_after(self, error: ServingError) -> float:
+        """Seconds to wait before the next attempt. Raises `error` if there is none."""
+        delay_s = next(self._delays)
+        if error.code not in RETRYABLE or self.left_s <= delay_s:
+            raise error
+        return delay_s
+
+
+def translated(error: Exception, address: Address) -> ServingError:
+    """What a Triton client raised, as ours."""
+    if isinstance(error, ServingError):
+        return error
+    message = error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
+    status = str(error.status() or "") if isinstance(error, InferenceServerException) else type(error).__name__
+    if (known := from_text(message)) is not None:
+        return known
+    text = f"{status} {message}".lower()
+    if "deadline" in text or "timeout" in text or "timed out" in text or "failed to obtain" in text:
+        return error_of("TIMEOUT", f"{address.host} gave no answer in time: allow more, or ask for less at once")
+    unreachable = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
+        "aiohttp",
+        "geventhttpclient",
+    )
+    if unreachable or any(sign in text for sign in _GONE):
+        return error_of(
+            "UNAVAILABLE",
+            f"{address.host} cannot answer at the moment ({message}); `regionspot-serve up` starts a server",
+        )
+    if "invalid_argument" in text or status == "400":
+        return error_of("REQUEST_INVALID", message)
+    return error_of("INTERNAL", message)
+
+
+class TritonRunner:
+    """A `Runner` over a graph's model in a Triton server, whatever runs it there.
+
+    Args:
+        connection: to the server; it stays open when the runner is closed.
+        spec: of the graph; see `spec_from_server`.
+    """
+
+    def __init__(self, connection: Connection, spec: GraphSpec) -> None:
+        self.connection, self.spec = connection, spec
+
+    def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
+        """See `Runner.infer`. What is kept are arrays."""
+        check_feeds(self.spec, feeds)
+        try:
+            outputs = self.connection.infer(self.spec.name, feeds)
+        except RequestError as error:
+            raise InputError(f"{self.connection.address.host} refused {self.spec.name}: {error}") from error
+        if missing := [name for name in self.spec.output_names if name not in outputs]:
+            raise ArtifactError(
+                f"{self.connection.address.host} answered {self.spec.name} without {', '.join(missing)}"
+            )
+        return {name: outputs[name] for name in self.spec.output_names}
+
+    def close(self) -> None:
+        """Nothing to give back: the connection is the caller's."""
+
+    def __enter__(self) -> TritonRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TritonPipeline(RegionPipeline):
+    """A `RegionPipeline` that closes its connection too."""
+
+    def __init__(self, connection: Connection) -> None:
+        public = connection.config()
+        info = json.loads(public["model_info"])
+        self._connection = connection
+        configs: dict[str, dict[str, str]] = {}
+
+        def config_of(graph: str) -> dict[str, str]:
+            if graph not in configs:
+                configs[graph] = connection.config(graph)
+            return configs[graph]
+
+        super().__init__(
+            ModelInfo(**info | {"embedding_size": tuple(info["embedding_size"])}),
+            lambda graph: TritonRunner(connection, spec_from_json(json.loads(config_of(graph)["spec"]))),
+            runtime="triton",
+            precision=json.loads(public["precision"]),
+            fingerprint=lambda graph: config_of(graph)["fingerprint"],
+            prompt_chunk=GPU_PROMPT_CHUNK,  # a round trip for each
+        )
+
+    def close(self) -> None:
+        super().close()
+        self._connection.close()
+
+
+def pipeline_from_triton(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> RegionPipeline:
+    """The whole model, each graph run by a server; the server's configuration says all about them.
+
+    Raises:
+        ServingError: the server cannot be reached, or is none of ours.
+    """
+    connection = Connection(url, timeout_s)
+    try:
+        return TritonPipeline(connection)
+    except KeyError as error:
+        connection.close()
+        raise ArtifactError(
+            f"{url} serves no regionspot model that this release knows: no parameter {error}"
+        ) from error
+
+
+def _library(address: Address, for_asyncio: bool = False) -> ModuleType:
+    if address.protocol == "grpc":
+        return tritonclient.grpc.aio if for_asyncio else tritonclient.grpc
+    try:
+        return import_module("tritonclient.http.aio" if for_asyncio else "tritonclient.http")
+    except ImportError as error:
+        raise InputError(f"HTTP needs more of the Triton client ({error}): pip install 'tritonclient[http]'") from error
+
+
+def _inputs(library: ModuleType, arrays: Mapping[str, Array]) -> list[Any]:
+    made = []
+    for name, array in arrays.items():
+        tensor = library.InferInput(name, list(array.shape), _TYPES[array.dtype.kind])
+        tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        made.append(tensor)
+    return made
+
+
+def _outputs(result: Any, address: Address) -> dict[str, Array]:
+    response = result.get_response()
+    tensors = response["outputs"] if address.protocol == "http" else response.outputs
+    names = [tensor["name"] if address.protocol == "http" else tensor.name for tensor in tensors]
+    return {name: result.as_numpy(name) for name in names}
+
+
+def _config(client: Any, model: str, address: Address, limit: Mapping[str, float]) -> dict[str, Any]:
+    if address.protocol == "http":
+        return dict(client.get_model_config(model))
+    return dict(client.get_model_config(model, as_json=True, **limit)["config"])
+
+
+def _delays() -> Iterator[float]:
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield delay_s * random.uniform(0.5, 1.0)
+        delay_s = min(2 * delay_s, MAX_DELAY_S)

@@ -1,0 +1,99 @@
+"""A real Triton server over regionspot_mini, started once for the run by the command that users type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regionspot.data.coco_json import CocoDataset
+from regionspot.files import write_atomically
+from regionspot.predictor import RegionPredictor
+from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
+from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
+from regionspot.serving.client import RegionClient
+from regionspot.serving.repository import RepositoryOptions, make_repository
+from regionspot.serving.server import Running, serving
+from regionspot.vocabulary import VocabularyEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def repository(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("repositories") / "model_repository"
+    make_repository(mini_artifacts_with_masks, out, RepositoryOptions(vocabularies={"mini": "mini", "pets": "cat,dog"}))
+    return out
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """The server's own environment outlives a run of the tests: it takes 600 MB to install."""
+    return ROOT / "build" / "server"
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, home: Path) -> Iterator[Running]:
+    with serving(repository, home) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[RegionClient]:
+    with RegionClient(server.ports.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    """Held-out pictures of the mini world."""
+    from regionspot.mini.dataset import build_dataset
+
+    _, val = build_dataset(tmp_path_factory.mktemp("mini"), 1, 24, 0)
+    return CocoDataset.load(val)
+
+
+@pytest.fixture(scope="session")
+def picture(dataset: CocoDataset) -> Path:
+    return dataset.image_path(dataset.images[3])
+
+
+@pytest.fixture(scope="session")
+def boxes(dataset: CocoDataset) -> list[list[float]]:
+    """The picture's own, xyxy."""
+    return [list(annotation.box) for annotation in dataset.annotations_by_image[dataset.images[3].id]]
+
+
+@pytest.fixture(scope="session")
+def predictor(mini_artifacts_with_masks: Path) -> RegionPredictor:
+    """The same artefacts in this process: what every answer of a server is compared with."""
+    return RegionPredictor(pipeline_from_artifacts(mini_artifacts_with_masks, "onnxruntime"))
+
+
+@pytest.fixture(scope="session")
+def encoder(predictor: RegionPredictor) -> VocabularyEncoder:
+    return VocabularyEncoder(GraphTextEncoder(predictor.pipeline, ClipTokenizer(tokenizer_json())))
+
+
+@pytest.fixture(scope="session")
+def engines(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artefacts as if they had been built by TensorRT, which no machine without its GPU can do: the files are not
+    engines, and serve to see what is made of their names."""
+    directory = tmp_path_factory.mktemp("engines")
+    manifest = replace(Manifest.load(mini_artifacts_with_masks), directory=directory)
+    for entry in manifest.graphs:
+        name = f"tensorrt/fp32/{entry.name}.plan"
+        write_atomically(directory / name, b"not an engine: " + entry.name.encode())
+        files = {name: file_sha256(directory / name)}
+        manifest = manifest.with_entry(replace(entry, format="tensorrt", file=name, files=files))
+        text = entry.file if entry.name == "clip_text_encoder" else None
+        if text is None:
+            manifest = manifest.without(entry.key)
+        else:
+            write_atomically(directory / text, (mini_artifacts_with_masks / text).read_bytes())
+    manifest.save()
+    return directory

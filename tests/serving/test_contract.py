@@ -1,0 +1,53 @@
+"""Error codes across the wire, and limits."""
+
+from __future__ import annotations
+
+import pytest
+
+from regionspot.errors import InputError
+from regionspot.serving.contract import (
+    CODES,
+    INPUTS,
+    OUTPUTS,
+    RETRYABLE,
+    Limits,
+    RequestError,
+    ServingError,
+    as_text,
+    error_of,
+    from_text,
+)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_errors_cross_the_wire(code: str) -> None:
+    sent = error_of(code, "box 2 is inverted: mend it")
+    read = from_text(f"in ensemble 'x', {as_text(sent)}")
+    assert read is not None and (read.code, str(read), type(read)) == (code, "box 2 is inverted: mend it", type(sent))
+
+
+def test_what_the_caller_can_mend_is_an_input_error() -> None:
+    assert isinstance(error_of("REGION_INVALID", "x"), InputError)
+    assert {code for code in CODES if not isinstance(error_of(code, "x"), RequestError)} == {
+        *RETRYABLE,
+        "TIMEOUT",
+        "INTERNAL",
+    }
+
+
+def test_other_texts_are_no_errors_of_ours() -> None:
+    assert from_text("unexpected shape for input 'boxes'") is None
+    with pytest.raises(AssertionError):
+        ServingError("NO_SUCH_CODE", "x")
+
+
+def test_tensors_have_names_of_their_own() -> None:
+    for fields in (INPUTS, OUTPUTS):
+        assert len({field.name for field in fields}) == len(fields)
+
+
+def test_limits() -> None:
+    limits = Limits(max_regions=7)
+    assert Limits.from_json(limits.to_json() | {"of_a_later_release": 1}) == limits
+    with pytest.raises(InputError, match="max_words must be 1 or more, not 0"):
+        Limits(max_words=0)

@@ -1,0 +1,208 @@
+"""What goes wrong in production, done to a real server: killed stubs, killed servers, targets that are not here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regionspot.errors import InputError
+from regionspot.serving.client import RegionClient
+from regionspot.serving.contract import MODEL, ServingError
+from regionspot.serving.environment import find_installation
+from regionspot.serving.repository import GRAPHS, RepositoryOptions, make_repository
+from regionspot.serving.server import SHARED_MEMORY, Ports, Running, TritonServer, _stubs_of, serving, stop_running
+from regionspot.serving.triton import Connection, pipeline_from_triton
+
+BOX = [[5, 5, 90, 90]]
+
+
+@pytest.fixture(scope="module")
+def victim(repository: Path, home: Path) -> Iterator[Running]:
+    with serving(repository, home) as running:
+        yield running
+
+
+def server_pid(running: Running) -> int:
+    """Of `tritonserver`, the supervisor's child."""
+    found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
+    (pid,) = map(int, found.stdout.split())
+    return pid
+
+
+def shared_memory(running: Running) -> list[str]:
+    return [path.name for path in SHARED_MEMORY.glob(f"regionspot_{running.pid}_*")]
+
+
+class Questions:
+    """Threads that ask the same thing again and again; each answer is kept, with when it came."""
+
+    def __init__(self, running: Running, picture: Path, threads: int = 3) -> None:
+        self._url, self._picture, self._stop = running.ports.grpc_url, picture, threading.Event()
+        self.answers: list[tuple[float, np.ndarray]] = []
+        self.errors: list[ServingError] = []
+        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def __enter__(self) -> Questions:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with RegionClient(self._url, timeout_s=40) as client:
+            while not self._stop.is_set():
+                try:
+                    found = client.recognize(self._picture, BOX, "mini")
+                    self.answers.append((time.monotonic(), found.top_scores))
+                except ServingError as error:  # noqa: PERF203
+                    self.errors.append(error)
+
+    def wait_for_more(self, count: int = 5, timeout_s: float = 60.0) -> None:
+        wanted, deadline = len(self.answers) + count, time.monotonic() + timeout_s
+        while len(self.answers) < wanted:
+            assert time.monotonic() < deadline, f"no more answers; errors: {self.errors}"
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("fault", ["stub", "server"])
+def test_killed_under_load(victim: Running, picture: Path, fault: str) -> None:
+    with RegionClient(victim.ports.grpc_url) as client:
+        expected = client.recognize(picture, BOX, "mini").top_scores
+    before = server_pid(victim)
+    with Questions(victim, picture) as questions:
+        questions.wait_for_more()
+        stubs = dict(_stubs_of(before))
+        os.kill(stubs[MODEL] if fault == "stub" else before, signal.SIGKILL)
+        killed = time.monotonic()
+        time.sleep(0.5)
+        questions.wait_for_more()
+    assert not questions.errors  # the client asks again until the server is back
+    assert all(np.array_equal(scores, expected) for _, scores in questions.answers)
+    assert max(moment for moment, _ in questions.answers) > killed
+    after = server_pid(victim)
+    assert (after == before) == (fault == "stub")
+    assert MODEL in dict(_stubs_of(after)) and dict(_stubs_of(after)) != stubs
+
+
+def test_a_graphs_stub_that_dies(victim: Running) -> None:
+    pid = server_pid(victim)
+    dead = dict(_stubs_of(pid))["region_head"]
+    os.kill(dead, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while dict(_stubs_of(pid)).get("region_head") in (None, dead):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with pipeline_from_triton(victim.ports.grpc_url) as pipeline:
+        tokens = np.zeros((1, 2, pipeline.info.token_dim), np.float32)
+        maps = np.zeros((1, pipeline.info.num_patch_tokens, pipeline.info.clip_width), np.float32)
+        words = np.eye(3, pipeline.info.embed_dim, dtype=np.float32)
+        assert pipeline.classify(tokens, maps, None, words).shape == (1, 2, 3)
+
+
+def test_down_leaves_nothing(repository: Path, home: Path) -> None:
+    with serving(repository, home) as running:
+        pids = [server_pid(running), *(pid for _, pid in _stubs_of(server_pid(running)))]
+        assert len(shared_memory(running)) == len(pids) - 1 == len(GRAPHS) + 1
+        assert running.pid in [one.pid for one in Running.read_all(home)]
+    assert shared_memory(running) == [] and not running.alive
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert running.pid not in [one.pid for one in Running.read_all(home)]
+
+
+def test_a_supervisor_that_is_killed_is_forgotten(repository: Path, home: Path) -> None:
+    with serving(repository, home) as running:
+        pid = server_pid(running)
+        os.kill(running.pid, signal.SIGKILL)
+        time.sleep(0.5)
+        assert running.pid not in [one.pid for one in Running.read_all(home)]
+        os.killpg(pid, signal.SIGKILL)
+        for name in shared_memory(running):
+            (SHARED_MEMORY / name).unlink()
+    stop_running(running)  # there is nothing to stop, and that is no error
+
+
+def test_two_servers_on_one_port(victim: Running) -> None:
+    taken = Ports(0, victim.ports.grpc, 0)
+    with pytest.raises(InputError, match=f"port {victim.ports.grpc} cannot be used for grpc"):
+        taken.resolved()
+
+
+def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(repository, tmp_path / "broken"))
+    (broken / "regionspot" / "1" / "vocabularies" / "mini.npz").write_bytes(b"damaged")
+    with pytest.raises(ServingError, match="is no vocabulary"), serving(broken, home):
+        pass
+    assert [one for one in Running.read_all(home) if one.repository == str(broken)] == []
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_a_gpus_configurations_are_taken_up_to_the_missing_backend(
+    target: str, mini_artifacts_with_masks: Path, engines: Path, home: Path, tmp_path: Path
+) -> None:
+    artifacts = engines if target == "tensorrt" else mini_artifacts_with_masks
+    repository = tmp_path / "repository"
+    names = make_repository(artifacts, repository, RepositoryOptions(target=target, vocabularies={}))
+    installation = find_installation(home)
+    with TritonServer(installation, repository, Ports(0, 0, 0).resolved(), tmp_path / "log") as server:
+        server.start()
+        with pytest.raises(ServingError, match="ended before it was ready"):
+            server.wait_ready(60)
+    log = (tmp_path / "log").read_text(errors="replace")
+    for name in names:
+        if name != MODEL:
+            assert f"failed to load '{name}' version 1: Invalid argument: unable to find backend library" in log, log
+    assert "failed to load 'regionspot'" not in log and "invalid model configuration" not in log.lower()
+
+
+def test_graphs_as_models_of_their_own(
+    mini_artifacts_with_masks: Path,
+    server: Running,
+    home: Path,
+    picture: Path,
+    boxes: list[list[float]],
+    tmp_path: Path,
+) -> None:
+    """What a GPU's public model does, on a CPU: every graph is called inside the server, several pictures at once."""
+    repository = tmp_path / "repository"
+    make_repository(mini_artifacts_with_masks, repository, RepositoryOptions(graphs="triton"))
+    with serving(repository, home) as running, RegionClient(running.ports.grpc_url) as client:
+        found = [client.recognize(picture, boxes, "mini", return_masks=True) for _ in range(2)]
+        words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
+        with Connection(running.ports.grpc_url) as connection:
+            assert int(connection.statistics("sam_image_encoder")["inference_count"]) >= 2  # the canary's and ours
+    with RegionClient(server.ports.grpc_url) as client:
+        expected = client.recognize(picture, boxes, "mini", return_masks=True)
+        expected_words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
+    for one in found:
+        assert np.array_equal(one.class_ids, expected.class_ids) and one.masks == expected.masks
+        np.testing.assert_allclose(one.top_scores, expected.top_scores, atol=1e-5)
+    np.testing.assert_allclose(words.top_scores, expected_words.top_scores, atol=1e-5)
+
+
+def test_the_servers_code_loads_no_pytorch(home: Path) -> None:
+    installation = find_installation(home)
+    package = installation.variables["REGIONSPOT_PACKAGE"]
+    python = Path(installation.variables["PATH"]) / "python"
+    code = (
+        "import sys, types; sys.modules['triton_python_backend_utils'] = types.ModuleType('stub');"
+        f"sys.path.insert(0, {package!r});"
+        "import regionspot.serving.backends.pipeline_model, regionspot.serving.backends.graph_model;"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "regionspot" in loaded and not loaded & {"torch", "open_clip", "segment_anything", "tritonclient", "onnx"}

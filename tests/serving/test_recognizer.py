@@ -1,0 +1,214 @@
+"""The public model's work without Triton: the predictor's answers, a code for each error, caches with bounds."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionspot.predictor import RegionPredictor
+from regionspot.runtime.runner import Array
+from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
+from regionspot.serving.backends.image_cache import ImageCache, handle_of
+from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState
+from regionspot.serving.contract import OUTPUTS, Limits, ServingError
+from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, default_templates
+
+WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border")
+
+
+def state_of(predictor: RegionPredictor, encoder: VocabularyEncoder, limits: Limits) -> SharedState:
+    tokenizer = ClipTokenizer(tokenizer_json())
+    memory = EmbeddingMemory(limits.max_cached_words)
+    free = VocabularyEncoder(
+        GraphTextEncoder(predictor.pipeline, tokenizer), templates=default_templates(), store=memory
+    )
+    return SharedState(limits, {"toys": encoder.encode(WORDS)}, free)
+
+
+@pytest.fixture(scope="module")
+def shared(predictor: RegionPredictor, encoder: VocabularyEncoder) -> SharedState:
+    limits = Limits(max_regions=50, max_words=40, max_new_words=5, max_image_bytes=200_000, max_image_pixels=90_000)
+    return state_of(predictor, encoder, limits)
+
+
+@pytest.fixture(scope="module")
+def recognizer(predictor: RegionPredictor, shared: SharedState) -> Recognizer:
+    return Recognizer(predictor, shared)
+
+
+def ask(recognizer: Recognizer, counts: Counts | None = None, **inputs: object) -> dict[str, Array]:
+    given = {
+        name: np.array(value, np.float32) if name in ("boxes", "points") else value for name, value in inputs.items()
+    }
+    return recognizer.answer(Question(**given), counts or Counts())
+
+
+def png(width: int, height: int, value: int = 120) -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (width, height), (value, 30, 60)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+IMAGE, BOX = png(60, 40), [[1.0, 1.0, 30.0, 30.0]]
+
+
+def test_answers_are_the_predictors(
+    recognizer: Recognizer,
+    predictor: RegionPredictor,
+    encoder: VocabularyEncoder,
+    picture: Path,
+    boxes: list[list[float]],
+) -> None:
+    expected = predictor.set_image(picture).predict(boxes=boxes, points=[[60, 70]], vocabulary=encoder.encode(WORDS))
+    points = [[[60.0, 70.0]]]
+    image = picture.read_bytes()
+    for given in ({"vocabulary": "toys"}, {"words": WORDS}):
+        found = ask(recognizer, image=image, boxes=boxes, points=points, return_masks=True, **given)
+        assert set(found) == {field.name for field in OUTPUTS}
+        assert np.array_equal(found["class_ids"], expected.class_ids)
+        assert [name.decode() for name in found["class_names"]] == [WORDS[index] for index in expected.class_ids]
+        assert np.array_equal(found["top_class_ids"], expected.top_class_ids)
+        assert found["top_class_names"].shape == found["top_scores"].shape == (len(expected), 3)
+        np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-5)
+        assert np.array_equal(found["boxes"], expected.boxes) and expected.masks is not None
+        assert [counts.decode() for counts in found["masks"]] == [mask["counts"] for mask in expected.masks]
+        assert found["image_size"].tolist() == [expected.image_height, expected.image_width]
+        assert found["image_handle"][0].decode() == handle_of(image)
+
+
+def test_a_known_picture_skips_the_encoders(recognizer: Recognizer) -> None:
+    first, second = Counts(), Counts()
+    image = png(100, 80, 7)
+    told = ask(recognizer, first, image=image, boxes=[[1, 1, 50, 50]], vocabulary="toys")
+    again = ask(
+        recognizer, second, image_handle=told["image_handle"][0].decode(), boxes=[[1, 1, 50, 50]], vocabulary="toys"
+    )
+    assert (told["cached"][0], again["cached"][0]) == (False, True)
+    assert first.values["image_cache_misses"] == second.values["image_cache_hits"] == 1
+    assert "encoders_seconds" in first.values and "encoders_seconds" not in second.values
+    for name in ("scores", "class_ids", "boxes", "image_size"):
+        assert np.array_equal(told[name], again[name]), name
+
+
+@pytest.mark.parametrize("kind", ["boxes", "points"])
+def test_no_region_at_all(recognizer: Recognizer, kind: str) -> None:
+    nothing = np.zeros((0, 4) if kind == "boxes" else (0, 1, 2), np.float32)
+    found = ask(recognizer, image=png(40, 40), vocabulary="toys", return_masks=True, **{kind: nothing})
+    shapes = {name: array.shape for name, array in found.items()}
+    assert shapes["scores"] == shapes["masks"] == (0,) and shapes["boxes"] == (0, 4)
+    assert shapes["top_scores"] == shapes["top_class_names"] == (0, 3)
+
+
+REFUSED = {
+    "both pictures": (
+        {"image": IMAGE, "image_handle": "0", "boxes": BOX, "vocabulary": "toys"},
+        "REQUEST_INVALID",
+        "either image",
+    ),
+    "no picture": ({"boxes": BOX, "vocabulary": "toys"}, "REQUEST_INVALID", "either image or image_handle"),
+    "no words": ({"image": IMAGE, "boxes": BOX}, "REQUEST_INVALID", "either words, or vocabulary"),
+    "no regions": ({"image": IMAGE, "vocabulary": "toys"}, "REQUEST_INVALID", "no region was asked for"),
+    "labels alone": (
+        {"image": IMAGE, "boxes": BOX, "point_labels": np.ones((1, 1), np.int32), "vocabulary": "toys"},
+        "REQUEST_INVALID",
+        "without points",
+    ),
+    "top_k": (
+        {"image": IMAGE, "boxes": BOX, "vocabulary": "toys", "top_k": 0},
+        "REQUEST_INVALID",
+        "top_k must be from 1",
+    ),
+    "not a picture": ({"image": b"GIF89a", "boxes": BOX, "vocabulary": "toys"}, "IMAGE_INVALID", "is not a picture"),
+    "truncated": ({"image": IMAGE[:60], "boxes": BOX, "vocabulary": "toys"}, "IMAGE_INVALID", "the image"),
+    "pixels": ({"image": png(400, 300), "boxes": BOX, "vocabulary": "toys"}, "IMAGE_TOO_LARGE", "400 x 300 pixels"),
+    "bytes": (
+        {"image": bytes(200_001), "boxes": BOX, "vocabulary": "toys"},
+        "IMAGE_TOO_LARGE",
+        "200001 bytes, at most",
+    ),
+    "handle": ({"image_handle": "00ff", "boxes": BOX, "vocabulary": "toys"}, "IMAGE_UNKNOWN", "send the picture"),
+    "nan": ({"image": IMAGE, "boxes": [[0, np.nan, 9, 9]], "vocabulary": "toys"}, "REGION_INVALID", "box 0 .* NaN"),
+    "inverted": ({"image": IMAGE, "boxes": [[9, 9, 1, 1]], "vocabulary": "toys"}, "REGION_INVALID", "inverted"),
+    "outside": ({"image": IMAGE, "boxes": [[70, 1, 80, 9]], "vocabulary": "toys"}, "REGION_INVALID", "60 x 40 pixels"),
+    "click": ({"image": IMAGE, "points": [[[70, 1]]], "vocabulary": "toys"}, "REGION_INVALID", "point 0"),
+    "many": (
+        {"image": IMAGE, "boxes": BOX * 51, "vocabulary": "toys"},
+        "TOO_MANY_REGIONS",
+        "51 regions are more than 50",
+    ),
+    "name": ({"image": IMAGE, "boxes": BOX, "vocabulary": "birds"}, "VOCABULARY_UNKNOWN", "name one of toys"),
+    "none": ({"image": IMAGE, "boxes": BOX, "words": ()}, "VOCABULARY_INVALID", "is empty"),
+    "blank": ({"image": IMAGE, "boxes": BOX, "words": ("cat", " ")}, "VOCABULARY_INVALID", "is blank"),
+    "twice": ({"image": IMAGE, "boxes": BOX, "words": ("cat", "cat")}, "VOCABULARY_INVALID", "more than once"),
+    "long": ({"image": IMAGE, "boxes": BOX, "words": ("c" * 257, "cat")}, "VOCABULARY_INVALID", "longer than 256"),
+    "words": (
+        {"image": IMAGE, "boxes": BOX, "words": tuple(map(str, range(41)))},
+        "TOO_MANY_WORDS",
+        "41 words are more",
+    ),
+    "new": (
+        {"image": IMAGE, "boxes": BOX, "words": tuple(map(str, range(6)))},
+        "TOO_MANY_WORDS",
+        "6 of the words are new",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_a_code(case: str, recognizer: Recognizer) -> None:
+    inputs, code, message = REFUSED[case]
+    with pytest.raises(ServingError, match=message) as caught:
+        ask(recognizer, **inputs)  # type: ignore[arg-type]
+    assert caught.value.code == code and "/" not in str(caught.value)
+
+
+def test_a_model_that_fails_says_nothing_of_itself(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object) -> None:
+        raise MemoryError("cannot allocate /srv/model")
+
+    monkeypatch.setattr(recognizer._predictor.pipeline, "classify", nothing)
+    with pytest.raises(ServingError) as caught:
+        ask(recognizer, image=IMAGE, boxes=BOX, vocabulary="toys")
+    assert (caught.value.code, str(caught.value)) == ("INTERNAL", "the model failed; the server's log says why")
+
+
+def test_words_are_learnt_once(predictor: RegionPredictor, encoder: VocabularyEncoder) -> None:
+    shared = state_of(predictor, encoder, Limits(max_new_words=2, max_cached_words=3))
+    counts = Counts()
+    shared.encode(("one", "two"), counts)
+    shared.encode(("two", "one", "three"), counts)
+    assert counts.values["words_encoded"] == 3
+    shared.encode(("three", "four"), counts)  # pushes out "two", which was asked for before "one"
+    shared.encode(("one",), counts)
+    assert counts.values["words_encoded"] == 4
+    shared.encode(("two",), counts)
+    assert counts.values["words_encoded"] == 5
+
+
+def test_a_server_without_a_text_encoder(predictor: RegionPredictor, encoder: VocabularyEncoder) -> None:
+    bare = Recognizer(predictor, SharedState(Limits(), {"toys": encoder.encode(WORDS)}, None))
+    with pytest.raises(ServingError, match="encodes no words: name one of toys"):
+        ask(bare, image=IMAGE, boxes=BOX, words=("cat", "dog"))
+    assert len(ask(bare, image=IMAGE, boxes=BOX, vocabulary="toys")["scores"]) == 1
+
+
+def test_the_image_cache_is_bounded(predictor: RegionPredictor) -> None:
+    pictures = [predictor.encode(png(30, 20 + index)) for index in range(3)]
+    size = pictures[0].nbytes
+    assert size > 500_000
+    cache = ImageCache(2 * size)
+    for name, encoded in zip("abc", pictures, strict=True):
+        cache.put(name, encoded)
+        cache.put(name, encoded)  # twice is once
+        if name == "b":
+            assert cache.get("a") is pictures[0]  # so that b is the oldest
+    assert (len(cache), cache.size_bytes, cache.evictions) == (2, 2 * size, 1)
+    assert cache.get("b") is None and cache.get("a") is not None and cache.get("c") is not None
+    small = ImageCache(size - 1)
+    small.put("a", pictures[0])
+    assert len(small) == 0 and small.size_bytes == 0
