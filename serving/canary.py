@@ -1,13 +1,22 @@
-"""A small real question: a server is ready when it answers this, not when it says so."""
+"""A small real question: a server is ready when it answers this, not when it says so.
+
+    python -m regionspot.serving.canary --url 127.0.0.1:8001 --timeout 10
+
+exits with 0 if it does, for the probes of a container.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
+import sys
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
+from regionspot.errors import RegionSpotError
 from regionspot.serving.client import Answer, RegionClient, ServerInfo
 from regionspot.serving.contract import ServingError
 
@@ -47,3 +56,23 @@ def judge(answer: Answer) -> None:
     found = answer.predictions
     if len(found) != 1 or not (np.isfinite(found.scores).all() and 0 < found.scores[0] <= 1):
         raise ServingError("INTERNAL", f"the server answers the canary with scores {found.scores.tolist()}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0, or 1 with a sentence."""
+    parser = argparse.ArgumentParser(prog="python -m regionspot.serving.canary", description="Does a server answer?")
+    parser.add_argument("--url", default="127.0.0.1:8001", help="its gRPC port (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    try:
+        with RegionClient(arguments.url, arguments.timeout) as client:
+            check(client, arguments.timeout)
+    except RegionSpotError as error:
+        print(f"not ready: {error}", file=sys.stderr)
+        return 1
+    print("ready")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -39,7 +40,11 @@ HANG_S = 120.0
 """A server that answers nobody for so long, the canary waiting, is started anew."""
 
 MAX_RESTARTS, RESTARTS_WITHIN_S = 5, 300.0
+CONNECTION_AGE_MS, CONNECTION_GRACE_MS = 300_000, 120_000
+"""Clients look a name's addresses up again when a connection ends: there may be more servers by then."""
+
 LOG_LINES = 12
+_PR_SET_PDEATHSIG = 1
 _INSTANCE = re.compile(r"(.+)_\d+_\d+")
 
 
@@ -93,7 +98,7 @@ class TritonServer:
         repository: from `regionspot-serve init`.
         target: one that it was made for; None takes its only one.
         ports: resolved.
-        log: where the server's output goes.
+        log: where the server's output goes; None leaves it on this process's own.
 
     Raises:
         ArtifactError: no repository, or none of that target.
@@ -104,7 +109,7 @@ class TritonServer:
         installation: Installation,
         repository: str | Path,
         ports: Ports,
-        log: Path,
+        log: Path | None,
         target: str | None = None,
     ) -> None:
         self.installation, self.repository, self.ports, self.log = installation, Path(repository), ports, log
@@ -138,20 +143,25 @@ class TritonServer:
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
+            f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
         ]
 
     def start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._log_file = open(self.log, "ab")  # noqa: SIM115  (closed by `stop`)
+        remove_stale_memory()
+        if self.log is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._log_file = open(self.log, "ab")  # noqa: SIM115  (closed by `stop`)
         self._process = subprocess.Popen(
             self.command(),
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
             env=self.installation.environment(),
-            cwd=self.log.parent,
+            cwd="/",  # its Python finds packages in the folder that it starts in
             start_new_session=True,  # a process group of its own, so that no stub outlives it
+            preexec_fn=_end_with_parent,
         )
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -188,6 +198,8 @@ class TritonServer:
 
     def last_words(self) -> str:
         """The end of the log, without Triton's tables."""
+        if self.log is None:
+            return "(its output stands above)"
         lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
         telling = [line for line in lines if line.strip() and not line.startswith(("|", "+", "I1", "I0"))]
         return "\n".join(line[:400] for line in telling[-LOG_LINES:]) + f"\n(all of it: {self.log})"
@@ -358,9 +370,7 @@ class Running:
     @property
     def alive(self) -> bool:
         """Whether its process is there, and is one of ours: process ids are given again."""
-        with contextlib.suppress(OSError):
-            return "serve" in Path(f"/proc/{self.pid}/cmdline").read_text().replace("\0", " ")
-        return False
+        return any("serve" in word for word in _command_of(self.pid))
 
     @staticmethod
     def path(home: Path, ports: Ports) -> Path:
@@ -467,10 +477,32 @@ def _stubs_of(pid: int) -> Iterator[tuple[str, int]]:
             status = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(status[1]) != pid or status[0] == "Z":
                 continue
-            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            words = _command_of(int(folder.name))
             if "triton_python_backend_stub" in words[0]:
                 name = next(match[1] for word in words if (match := _INSTANCE.fullmatch(word)))
                 yield name, int(folder.name)
+
+
+def remove_stale_memory() -> None:
+    """Remove from shared memory what servers left whose supervisor was killed; others' is none of our business."""
+    for path in SHARED_MEMORY.glob("regionspot_*"):
+        owner = path.name.split("_")[1]
+        if owner.isdecimal() and not _command_of(int(owner)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _command_of(pid: int) -> list[str]:
+    """The words of a process's command line; none where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    return []
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: the kernel ends a server whose supervisor was killed (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _reachable(host: str) -> str:

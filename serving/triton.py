@@ -35,6 +35,7 @@ DEFAULT_TIMEOUT_S = 60.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
 _TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
 _CHANNEL = [
+    ("grpc.lb_policy_name", "round_robin"),  # one name may stand for several servers
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -17,6 +17,9 @@ from regionspot.errors import InputError
 if TYPE_CHECKING:
     from regionspot.serving.server import Running
 
+STDOUT = Path("-")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -84,7 +87,9 @@ def _add_up(commands: Any) -> None:
         help="address to listen on; the server itself has no authentication (%(default)s)",
     )
     up.add_argument("--detach", action="store_true", help="return once it answers, and leave it running")
-    up.add_argument("--log", type=Path, metavar="FILE", help="the server's output (default: in --home)")
+    up.add_argument(
+        "--log", type=Path, metavar="FILE", help="the server's output; - is that of this command (default: in --home)"
+    )
     _add_home(up)
 
 
@@ -178,12 +183,12 @@ def _up(arguments: argparse.Namespace) -> int:
         print(_where(found, time.perf_counter() - began))
         print("it runs until `regionspot-serve down`")
         return 0
-    log = arguments.log or home / "logs" / f"{ports.grpc}.log"
-    running = Running(os.getpid(), str(arguments.repository), target, str(log), ports)
-    server = TritonServer(installation, arguments.repository, ports, log.resolve(), target)
+    log = None if arguments.log == STDOUT else (arguments.log or home / "logs" / f"{ports.grpc}.log").resolve()
+    running = Running(os.getpid(), str(arguments.repository), target, str(log or STDOUT), ports)
+    server = TritonServer(installation, arguments.repository, ports, log, target)
     supervisor = Supervisor(server, say=_say)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _Interrupt(supervisor.stop))
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         began = time.perf_counter()
         running.write(home)
@@ -201,15 +206,11 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Interrupt:
-    """The first signal ends the supervision quietly; before there is any, it ends the start."""
-
-    def __init__(self, stop: Any) -> None:
-        self._stop = stop
-
-    def __call__(self, *_: object) -> None:
-        self._stop()
-        raise KeyboardInterrupt
+def _interrupt(*_: object) -> None:
+    """The first signal ends the work in hand; others must not interrupt the cleaning up."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _where(running: Running, seconds: float) -> str:

@@ -19,7 +19,7 @@ from regionspot.runtime.tokenizer import ClipTokenizer
 from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState, read_vocabulary
 from regionspot.serving.backends.requests import answer_of, array_of, log, refusal_of
-from regionspot.serving.contract import DEFAULT_TOP_K, INPUTS, MAX_BATCH, Limits, RequestError
+from regionspot.serving.contract import DEFAULT_TOP_K, INPUTS, MAX_BATCH, Limits, RequestError, ServingError
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 COUNTERS = {
@@ -71,6 +71,8 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         counts = Counts()
         try:
+            if request.is_cancelled():  # nobody waits for it any more
+                raise ServingError("TIMEOUT", "the request was cancelled while it waited")
             questions = questions_of({field.name: array_of(request, field.name) for field in INPUTS})
             recognizer = self._spare.pop()
             try:

@@ -14,11 +14,20 @@ import numpy as np
 import pytest
 
 from regionspot.errors import InputError
+from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
 from regionspot.serving.repository import GRAPHS, RepositoryOptions, make_repository
-from regionspot.serving.server import SHARED_MEMORY, Ports, Running, TritonServer, _stubs_of, serving, stop_running
+from regionspot.serving.server import (
+    SHARED_MEMORY,
+    Ports,
+    Running,
+    TritonServer,
+    _stubs_of,
+    remove_stale_memory,
+    serving,
+)
 from regionspot.serving.triton import Connection, pipeline_from_triton
 
 BOX = [[5, 5, 90, 90]]
@@ -121,16 +130,26 @@ def test_down_leaves_nothing(repository: Path, home: Path) -> None:
     assert running.pid not in [one.pid for one in Running.read_all(home)]
 
 
-def test_a_supervisor_that_is_killed_is_forgotten(repository: Path, home: Path) -> None:
+def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, home: Path) -> None:
     with serving(repository, home) as running:
         pid = server_pid(running)
         os.kill(running.pid, signal.SIGKILL)
-        time.sleep(0.5)
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert running.pid not in [one.pid for one in Running.read_all(home)]
-        os.killpg(pid, signal.SIGKILL)
-        for name in shared_memory(running):
-            (SHARED_MEMORY / name).unlink()
-    stop_running(running)  # there is nothing to stop, and that is no error
+    (SHARED_MEMORY / f"regionspot_{running.pid}_left").touch()
+    (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").touch()
+    remove_stale_memory()  # as every start does
+    assert shared_memory(running) == []
+    (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").unlink()
+
+
+def test_the_canary_as_a_command(victim: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    assert canary.main(["--url", victim.ports.grpc_url]) == 0 and capsys.readouterr().out == "ready\n"
+    assert canary.main(["--url", "127.0.0.1:9", "--timeout", "0.3"]) == 1
+    assert "not ready: 127.0.0.1:9 cannot answer" in capsys.readouterr().err
 
 
 def test_two_servers_on_one_port(victim: Running) -> None:
