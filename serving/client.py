@@ -157,13 +157,13 @@ class RegionClient:
         vocabulary = next(iter(self.info().vocabularies), None) or ("a",)
         return self.ask(image, vocabulary, {"boxes": np.zeros((0, 4))}, timeout_s=timeout_s).image
 
-    def info(self) -> ServerInfo:
-        """What the server runs; asked once.
+    def info(self, refresh: bool = False) -> ServerInfo:
+        """What the server runs; asked once, or again with `refresh`.
 
         Raises:
             ServingError: it cannot be reached.
         """
-        if self._info is None:
+        if self._info is None or refresh:
             self._info = ServerInfo.from_parameters(self._connection.config())
         return self._info
 
@@ -179,9 +179,10 @@ class RegionClient:
         self.close()
 
     def _names(self, vocabulary: str) -> tuple[str, ...]:
-        if vocabulary not in self.info().vocabularies:  # registered since this client asked
-            self._info = None
-        return self.info().vocabularies[vocabulary]
+        known = self.info().vocabularies
+        if vocabulary not in known:  # registered since this client asked
+            known = self.info(refresh=True).vocabularies
+        return known[vocabulary]
 
 
 class AsyncRegionClient:
@@ -235,9 +236,9 @@ class AsyncRegionClient:
         vocabulary = next(iter((await self.info()).vocabularies), None) or ("a",)
         return (await self.ask(image, vocabulary, {"boxes": np.zeros((0, 4))}, timeout_s=timeout_s)).image
 
-    async def info(self) -> ServerInfo:
+    async def info(self, refresh: bool = False) -> ServerInfo:
         """See `RegionClient.info`."""
-        if self._info is None:
+        if self._info is None or refresh:
             self._info = ServerInfo.from_parameters(await self._connection.config())
         return self._info
 
@@ -253,9 +254,10 @@ class AsyncRegionClient:
         await self.close()
 
     async def _names(self, vocabulary: str) -> tuple[str, ...]:
-        if vocabulary not in (await self.info()).vocabularies:
-            self._info = None
-        return (await self.info()).vocabularies[vocabulary]
+        known = (await self.info()).vocabularies
+        if vocabulary not in known:
+            known = (await self.info(refresh=True)).vocabularies
+        return known[vocabulary]
 
 
 class Call:

@@ -26,7 +26,7 @@ from regionspot.serving.repository import PACKAGE_VARIABLE
 CONTAINER = Path("/opt/tritonserver")
 REQUIREMENTS = Path(__file__).with_name("requirements-server.txt")
 _READY = ".ready"
-_LEFT_OUT = ("weights", "native", "__pycache__", "web", "deploy")
+_LEFT_OUT = ("weights", "native", "__pycache__", "web", "deploy", "gateway")
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,8 @@ class AsyncConnection:
         while True:
             try:
                 client, grpc = self._open(), self.address.protocol == "grpc"
-                content = await client.get_model_config(model, **({"as_json": True} if grpc else {}))
+                options = {"as_json": True, **self._limit(attempts.left_s)} if grpc else {}
+                content = await client.get_model_config(model, **options)
                 found = content["config"] if grpc else content
                 return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
             except Exception as error:  # noqa: PERF203  (a round trip costs more)

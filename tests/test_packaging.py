@@ -50,8 +50,10 @@ def test_native_extension_and_types(names: list[str]) -> None:
 
 def test_package_data(names: list[str]) -> None:
     data = [*(ROOT / "regionspot" / "configs").glob("*.yaml"), *MINI.glob("*.md"), *(MINI / "weights").iterdir()]
-    assert {path.suffix for path in data} >= {".yaml", ".md", ".safetensors"}
-    assert {path.relative_to(ROOT).as_posix() for path in data} <= set(names)
+    data += [path for path in (ROOT / "serving").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {path.suffix for path in data} >= {".yaml", ".md", ".safetensors", ".js", ".html", ".css", ".txt", ".tpl"}
+    installed = {path.relative_to(ROOT).as_posix().replace("serving/", "regionspot/serving/", 1) for path in data}
+    assert installed <= set(names)
 
 
 def test_nothing_else(names: list[str]) -> None:

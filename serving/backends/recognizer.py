@@ -226,15 +226,14 @@ def _coded(code: str = "REQUEST_INVALID") -> Iterator[None]:
 
 
 def _outputs(found: RegionPredictions, handle: str, cached: bool) -> dict[str, Array]:
-    names = np.array([name.encode() for name in found.class_names], np.object_)
     masks = found.masks or ()
     ious = found.iou_predictions
     return {
         "class_ids": found.class_ids.astype(np.int32),
-        "class_names": names[found.class_ids],
+        "class_names": _names(found, found.class_ids),
         "scores": found.scores.astype(np.float32),
         "top_class_ids": found.top_class_ids.astype(np.int32),
-        "top_class_names": names[found.top_class_ids],
+        "top_class_names": _names(found, found.top_class_ids),
         "top_scores": found.top_scores.astype(np.float32),
         "boxes": found.boxes.astype(np.float32),
         "iou_predictions": np.zeros(len(found), np.float32) if ious is None else ious.astype(np.float32),
@@ -243,6 +242,11 @@ def _outputs(found: RegionPredictions, handle: str, cached: bool) -> dict[str, A
         "image_handle": _objects([handle.encode("ascii")]),
         "cached": np.array([cached]),
     }
+
+
+def _names(found: RegionPredictions, class_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.object_]:
+    """Of the shape of `class_ids`, UTF-8."""
+    return _objects([found.class_names[index].encode() for index in class_ids.flat]).reshape(class_ids.shape)
 
 
 def _objects(values: list[bytes]) -> npt.NDArray[np.object_]:
