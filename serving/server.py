@@ -43,6 +43,7 @@ MAX_RESTARTS, RESTARTS_WITHIN_S = 5, 300.0
 CONNECTION_AGE_MS, CONNECTION_GRACE_MS = 300_000, 120_000
 """Clients look a name's addresses up again when a connection ends: there may be more servers by then."""
 
+METRICS_PORT = 8002
 LOG_LINES = 12
 _PR_SET_PDEATHSIG = 1
 _INSTANCE = re.compile(r"(.+)_\d+_\d+")
@@ -50,11 +51,11 @@ _INSTANCE = re.compile(r"(.+)_\d+_\d+")
 
 @dataclass(frozen=True)
 class Ports:
-    """Where a server listens. A port of 0 is a free one, chosen by `resolved`."""
+    """Where a server listens. A port of 0 is a free one, chosen by `resolved`; metrics None is 8002 or a free one."""
 
     http: int = 8000
     grpc: int = 8001
-    metrics: int = 8002
+    metrics: int | None = None
     host: str = "127.0.0.1"
 
     def resolved(self) -> Ports:
@@ -69,7 +70,7 @@ class Ports:
                 held_socket = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
                 held_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    held_socket.bind((self.host, port))
+                    _bind(held_socket, self.host, port)
                 except (OSError, OverflowError) as error:
                     raise InputError(
                         f"port {port} cannot be used for {name} ({error}): another server may listen there, "
@@ -503,6 +504,15 @@ def _end_with_parent() -> None:
     """Runs in the child: the kernel ends a server whose supervisor was killed (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _bind(held: socket.socket, host: str, port: int | None) -> None:
+    """Take a port; None is METRICS_PORT, or a free one where that is taken."""
+    if port is None:
+        with contextlib.suppress(OSError):
+            held.bind((host, METRICS_PORT))
+            return
+    held.bind((host, port or 0))
 
 
 def _reachable(host: str) -> str:

@@ -80,7 +80,7 @@ def _add_up(commands: Any) -> None:
     up.add_argument("--target", metavar="NAME", help="of the repository (default: its only one, or cpu)")
     up.add_argument("--http-port", type=int, default=8000, metavar="P", help="0 is a free one (default: %(default)s)")
     up.add_argument("--grpc-port", type=int, default=8001, metavar="Q", help="likewise (default: %(default)s)")
-    up.add_argument("--metrics-port", type=int, default=8002, metavar="M", help="likewise (default: %(default)s)")
+    up.add_argument("--metrics-port", type=int, metavar="M", help="likewise (default: 8002, or a free one)")
     up.add_argument(
         "--host",
         default="127.0.0.1",

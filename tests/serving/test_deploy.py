@@ -325,7 +325,7 @@ def test_commands_are_ones_that_we_have(
         assert arguments.host == "0.0.0.0", where
         if arguments.command == "up":
             assert (arguments.http_port, arguments.grpc_port, arguments.metrics_port) == (8000, 8001, 8002), where
-            assert (ports.http, ports.grpc, ports.metrics) == (8000, 8001, 8002)
+            assert (ports.http, ports.grpc, server.METRICS_PORT) == (8000, 8001, 8002)
             assert (arguments.repository, str(arguments.home), arguments.detach) == (MODELS, HOME, False), where
             assert arguments.target in (None, *TARGETS), where
         else:
@@ -660,9 +660,9 @@ def test_ports_are_those_of_the_server(
     stages: dict[str, dict[str, list[str]]], rendered: dict[str, list[Document]]
 ) -> None:
     ports = server.Ports()
-    assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {ports.metrics}"]
+    assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {server.METRICS_PORT}"]
     named = {port["name"]: port["containerPort"] for port in container(rendered["gpu"], "triton")["ports"]}
-    assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": ports.metrics}
+    assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": server.METRICS_PORT}
     assert stages["gateway"]["EXPOSE"] == ["8080"]
     assert container(rendered["gpu"], "gateway")["ports"] == [{"name": "http", "containerPort": 8080}]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,6 +22,7 @@ from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
 from regionspot.serving.repository import GRAPHS, RepositoryOptions, make_repository
 from regionspot.serving.server import (
+    METRICS_PORT,
     SHARED_MEMORY,
     Ports,
     Running,
@@ -156,6 +159,11 @@ def test_two_servers_on_one_port(victim: Running) -> None:
     taken = Ports(0, victim.ports.grpc, 0)
     with pytest.raises(InputError, match=f"port {victim.ports.grpc} cannot be used for grpc"):
         taken.resolved()
+    first = Ports(0, 0).resolved()
+    with socket.socket() as held:  # nobody asked for a certain port of metrics, so another one does
+        with contextlib.suppress(OSError):
+            held.bind((first.host, METRICS_PORT))
+        assert Ports(0, 0).resolved().metrics != METRICS_PORT
 
 
 def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_path: Path) -> None:
