@@ -19,7 +19,7 @@ LOCK = ".export.lock"
 
 
 @contextmanager
-def locked(directory: Path, wait: bool = False) -> Iterator[None]:
+def locked(directory: Path, wait: bool = False, busy: str = "") -> Iterator[None]:
     """Hold the directory, which is made if it is missing. A process that is killed lets go of it.
 
     The file `LOCK` stays: taking it away would let a third process in beside one that waits. Where the system or the
@@ -27,6 +27,7 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
 
     Args:
         wait: until another process lets go of it.
+        busy: what to say where it does not.
 
     Raises:
         InputError: another process holds it, and this one is not to wait.
@@ -38,7 +39,8 @@ def locked(directory: Path, wait: bool = False) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InputError(
-                f"another process is exporting into {directory}: wait until it has ended, or name another directory "
+                busy
+                or f"another process is exporting into {directory}: wait until it has ended, or name another directory "
                 "with --out"
             ) from error
         except OSError:  # a file system without locks

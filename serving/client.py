@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from regionspot.errors import InputError
 from regionspot.runtime.runner import Array
-from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, Limits, RequestError
+from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, Limits, RequestError, ServingError
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
 from regionspot.structures import FloatArray, RegionPredictions, Rle, Vocabulary
 from regionspot.transforms import ImageSource, read_image
@@ -91,10 +91,11 @@ class RegionClient:
         url: "HOST:PORT" of the server's gRPC port, or "http://HOST:PORT".
         timeout_s: of one call, retries included. A server that cannot be reached, restarts or is overloaded is asked
             again until then, with growing pauses; nothing else is.
+        retry: False asks once.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._connection = Connection(url, timeout_s)
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
+        self._connection = Connection(url, timeout_s, retry)
         self._info: ServerInfo | None = None
 
     def recognize(
@@ -149,22 +150,26 @@ class RegionClient:
             if not call.may_send_picture(error):
                 raise
             outputs = self._connection.infer(MODEL, call.inputs(with_picture=True), request_id, timeout_s)
-        names = self._names(vocabulary) if isinstance(vocabulary, str) else None
-        return call.answer(outputs, names)
+        if not isinstance(vocabulary, str):
+            return call.answer(outputs)
+        known = self.info().vocabularies.get(vocabulary)
+        if not call.agrees(outputs, known):  # other words were registered since this client asked
+            known = self.info(refresh=True).vocabularies.get(vocabulary)
+        return call.answer(outputs, known)
 
     def encode(self, image: ImageSource, timeout_s: float | None = None) -> RemoteImage:
         """Have the server read and encode a picture now, for questions later."""
         vocabulary = next(iter(self.info().vocabularies), None) or ("a",)
         return self.ask(image, vocabulary, {"boxes": np.zeros((0, 4))}, timeout_s=timeout_s).image
 
-    def info(self, refresh: bool = False) -> ServerInfo:
+    def info(self, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """What the server runs; asked once, or again with `refresh`.
 
         Raises:
             ServingError: it cannot be reached.
         """
         if self._info is None or refresh:
-            self._info = ServerInfo.from_parameters(self._connection.config())
+            self._info = ServerInfo.from_parameters(self._connection.config(timeout_s=timeout_s))
         return self._info
 
     def close(self) -> None:
@@ -177,12 +182,6 @@ class RegionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _names(self, vocabulary: str) -> tuple[str, ...]:
-        known = self.info().vocabularies
-        if vocabulary not in known:  # registered since this client asked
-            known = self.info(refresh=True).vocabularies
-        return known[vocabulary]
 
 
 class AsyncRegionClient:
@@ -228,8 +227,12 @@ class AsyncRegionClient:
             if not call.may_send_picture(error):
                 raise
             outputs = await self._connection.infer(MODEL, call.inputs(with_picture=True), request_id, timeout_s)
-        names = await self._names(vocabulary) if isinstance(vocabulary, str) else None
-        return call.answer(outputs, names)
+        if not isinstance(vocabulary, str):
+            return call.answer(outputs)
+        known = (await self.info()).vocabularies.get(vocabulary)
+        if not call.agrees(outputs, known):
+            known = (await self.info(refresh=True)).vocabularies.get(vocabulary)
+        return call.answer(outputs, known)
 
     async def encode(self, image: ImageSource, timeout_s: float | None = None) -> RemoteImage:
         """See `RegionClient.encode`."""
@@ -252,12 +255,6 @@ class AsyncRegionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _names(self, vocabulary: str) -> tuple[str, ...]:
-        known = (await self.info()).vocabularies
-        if vocabulary not in known:
-            known = (await self.info(refresh=True)).vocabularies
-        return known[vocabulary]
 
 
 class Call:
@@ -303,8 +300,22 @@ class Call:
         """Whether the server has forgotten a picture whose bytes are at hand."""
         return error.code == "IMAGE_UNKNOWN" and self._remote is not None and self._encoded is not None
 
-    def answer(self, outputs: Mapping[str, Array], names: Sequence[str] | None) -> Answer:
-        """The outputs of one picture. `names`: of a registered vocabulary."""
+    def agrees(self, outputs: Mapping[str, Array], names: Sequence[str] | None) -> bool:
+        """Whether these are the words of the vocabulary that the server answered from, as far as its answer shows."""
+        if names is None:
+            return False
+        pairs = zip(outputs["top_class_ids"].flat, outputs["top_class_names"].flat, strict=True)
+        return all(index < len(names) and names[index] == name.decode() for index, name in pairs)
+
+    def answer(self, outputs: Mapping[str, Array], names: Sequence[str] | None = None) -> Answer:
+        """The outputs of one picture. `names`: of a registered vocabulary.
+
+        Raises:
+            ServingError: INTERNAL; the server names other classes than its own description does.
+        """
+        names = self._words if self._words is not None else names
+        if names is None or not self.agrees(outputs, names):
+            raise ServingError("INTERNAL", "the server's answer and its description name different classes: ask again")
         found = {name: array[0] for name, array in outputs.items()}
         height, width = (int(side) for side in found["image_size"])
         masks = None
@@ -314,7 +325,7 @@ class Call:
             image_height=height,
             image_width=width,
             boxes=found["boxes"].reshape(-1, 4),
-            class_names=tuple(names if names is not None else self._words or ()),
+            class_names=tuple(names),
             scores=found["scores"],
             class_ids=found["class_ids"],
             top_class_ids=found["top_class_ids"],

@@ -5,6 +5,7 @@ Free of Triton and of PyTorch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -83,6 +84,8 @@ CODES = {
 }
 """Stable codes, each at the beginning of its message: "REGION_INVALID: box 2 ..."."""
 
+_CODED = re.compile(rf"(?:^|\] |, )({'|'.join(CODES)}): (.*)", re.DOTALL)
+
 RETRYABLE = ("OVERLOADED", "UNAVAILABLE")
 
 
@@ -111,12 +114,9 @@ def as_text(error: ServingError) -> str:
 
 
 def from_text(text: str) -> ServingError | None:
-    """The error that `as_text` wrote, wherever in `text` it stands; None where there is none."""
-    for code in CODES:
-        _, found, message = text.partition(f"{code}: ")
-        if found:
-            return error_of(code, message)
-    return None
+    """The error that `as_text` wrote, perhaps behind words of Triton's own; None where there is none."""
+    found = _CODED.search(text)
+    return error_of(found[1], found[2]) if found else None
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Limits:
     max_image_pixels: int = 50_000_000
     max_regions: int = 300
     max_words: int = 2048
-    max_new_words: int = 512
+    max_new_words: int = 128
     max_word_length: int = 256
     max_top_k: int = 2048
     image_cache_mb: int = 1024

@@ -120,7 +120,7 @@ def _make_backends(environment: Path, version: str) -> None:
     shipped = environment / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
     stub = shipped / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise InputError(f"this Triton server has no backend for Python {version}: use Python 3.10 to 3.13")
+        raise InputError(f"this Triton server has no backend for Python {version}: use Python 3.10 to 3.12")
     target = environment / "backends" / "python"
     target.mkdir(parents=True, exist_ok=True)
     for path in (shipped / "backends" / "python").iterdir():

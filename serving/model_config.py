@@ -48,9 +48,9 @@ def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig
     )
     skipped = 1 if batched else 0
     for tensor in spec.inputs:
-        config.input.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(tensor.shape[skipped:]))
+        config.input.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(spec, tensor.shape[skipped:]))
     for tensor in spec.outputs:
-        config.output.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(tensor.shape[skipped:]))
+        config.output.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(spec, tensor.shape[skipped:]))
     config.instance_group.add(count=1, kind=_kind(target))
     if batched and target != "cpu":
         config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
@@ -85,8 +85,10 @@ def pipeline_config(target: str, parameters: Mapping[str, Any]) -> pb.ModelConfi
 
 
 def can_batch(spec: GraphSpec) -> bool:
-    """Whether every tensor of a graph has the images in front."""
-    return all(tensor.shape[0] == BATCH_AXIS for tensor in (*spec.inputs, *spec.outputs))
+    """Whether every tensor of a graph has the images in front, and it takes several: Triton's backends want an open
+    axis there."""
+    in_front = all(tensor.shape[0] == BATCH_AXIS for tensor in (*spec.inputs, *spec.outputs))
+    return in_front and spec.ranges[BATCH_AXIS].min == 1 < spec.ranges[BATCH_AXIS].max
 
 
 def parameters_of(config: pb.ModelConfig) -> dict[str, str]:
@@ -158,8 +160,16 @@ def fields_of(fields: Iterable[Field], batched: bool = True) -> str:
     return "\n".join(rows)
 
 
-def _dims(shape: tuple[int | str, ...]) -> list[int]:
-    return [-1 if isinstance(size, str) else size for size in shape]
+def _dims(spec: GraphSpec, shape: tuple[int | str, ...]) -> list[int]:
+    """-1 for an open axis; one that was exported with a single size has that."""
+
+    def size_of(axis: int | str) -> int:
+        if isinstance(axis, int):
+            return axis
+        allowed = spec.ranges.get(axis)
+        return allowed.min if allowed is not None and allowed.min == allowed.max else -1
+
+    return [size_of(axis) for axis in shape]
 
 
 def _kind(target: str) -> int:

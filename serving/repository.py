@@ -4,7 +4,7 @@
       manifest.json                 of the graphs that lie below: the repository is itself a directory of artefacts
       regionspot/                   the public model: pictures in, names of regions out
         configs/cpu.pbtxt           a configuration for each target that was asked for
-        1/model.py, tokenizer.json, templates.json, vocabularies/NAME.npz
+        1/model.py, tokenizer.json, templates.json, vocabularies/cpu/NAME.npz
       sam_image_encoder/            and so on: the graphs
         configs/cpu.pbtxt
         1/model.py, sam_image_encoder.onnx
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.lock import LOCK, locked
 from regionspot.files import write_atomically
 from regionspot.runtime.artifacts import (
     MANIFEST,
@@ -39,7 +40,7 @@ from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.contract import MODEL, TARGETS, Limits
 from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
-from regionspot.structures import Vocabulary
+from regionspot.structures import Vocabulary, check_class_names
 from regionspot.vocabulary import VocabularyEncoder, default_templates, parse_vocabulary
 
 GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder")
@@ -100,15 +101,21 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     runtime = _runtime(manifest, options)
     artefact_format, precision = choose_artifacts(manifest, runtime, options.precision)
     entries = _entries(manifest, artefact_format, precision)
+    words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
-    for entry in entries:
-        served = served.with_entry(_place(manifest, entry, out))
-    out.mkdir(parents=True, exist_ok=True)
-    served.save()
-    for entry in entries:
-        _write_graph(out, entry, options.target)
-    kind = runtime, artefact_format, precision
-    _write_pipeline(out, manifest, kind, options, [entry.name for entry in entries])
+    moved = [_moved(entry, served) for entry in entries]
+    with locked(out, wait=True):
+        served.save()  # so that a repository that was left half made is known for one
+        for entry, there in zip(entries, moved, strict=True):
+            _place(manifest, entry, there, out)
+            served = served.with_entry(there)
+        served.save()
+        for there in moved:
+            _write_graph(out, there, options.target)
+        for name in set(GRAPHS) - {entry.name for entry in entries}:  # of an earlier export
+            (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
+        kind = runtime, artefact_format, precision
+        _write_pipeline(out, manifest, kind, options, words, [entry.name for entry in entries])
     names = [MODEL, *(entry.name for entry in entries)]
     check_repository(out, options.target, names)
     return names
@@ -190,7 +197,7 @@ def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[G
 def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
     """The repository's own: new, or that of a target made before."""
     if not (out / MANIFEST).is_file():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
             raise InputError(f"{out} is not empty, and no model repository: choose another --out")
         return replace(manifest, directory=out, graphs=(), end_to_end=())
     served = Manifest.load(out)
@@ -202,16 +209,32 @@ def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
     return served
 
 
-def _place(manifest: Manifest, entry: GraphEntry, out: Path) -> GraphEntry:
-    """Put an artefact's files, proven to be whole, into its model's folder; the entry that names them there."""
-    manifest.verify(entry)
+def _moved(entry: GraphEntry, served: Manifest) -> GraphEntry:
+    """The entry with its files where they will lie in the repository.
+
+    Raises:
+        InputError: another precision of it lies there by the same name, or the same graph of other weights.
+    """
     folder = PurePosixPath(entry.name) / VERSION
-    (out / folder).mkdir(parents=True, exist_ok=True)
-    moved = {name: str(folder / PurePosixPath(name).name) for name in entry.files}
-    for source, target in moved.items():
-        _link_or_copy(manifest.directory / source, out / target)
+    files = {str(folder / PurePosixPath(name).name): sha for name, sha in entry.files.items()}
+    others = [other for other in served.graphs if other.name == entry.name and other.key != entry.key]
+    for other in others:
+        if set(other.files) & set(files) or other.weights != entry.weights:
+            what = "other weights" if other.weights != entry.weights else "another precision of the same format"
+            raise InputError(
+                f"{served.directory} holds {other.title}, and this would put {what} beside it: choose another --out, "
+                "or delete it"
+            )
     assert entry.file is not None
-    return replace(entry, file=moved[entry.file], files={moved[name]: sha for name, sha in entry.files.items()})
+    return replace(entry, file=str(folder / PurePosixPath(entry.file).name), files=files)
+
+
+def _place(manifest: Manifest, entry: GraphEntry, moved: GraphEntry, out: Path) -> None:
+    """Put an artefact's files, proven to be whole, where `moved` says."""
+    manifest.verify(entry)
+    (out / entry.name / VERSION).mkdir(parents=True, exist_ok=True)
+    for source, target in zip(entry.files, moved.files, strict=True):
+        _link_or_copy(manifest.directory / source, out / target)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -242,6 +265,7 @@ def _write_pipeline(
     manifest: Manifest,
     kind: tuple[str, str, str],
     options: RepositoryOptions,
+    words: Mapping[str, tuple[str, ...]],
     graphs: Sequence[str],
 ) -> None:
     """`kind` is the runtime, the format and the precision of the graphs, which lie in `out` by now."""
@@ -253,7 +277,7 @@ def _write_pipeline(
     )
     _write(folder / "tokenizer.json", tokenizer_json())
     _write(folder / "templates.json", json.dumps(default_templates(), ensure_ascii=False))
-    vocabularies = _vocabularies(manifest, precision, options, folder)
+    vocabularies = _vocabularies(manifest, precision, words, folder, options.target)
     inside = options.graphs or (GRAPHS_INSIDE if options.target == "cpu" else GRAPHS_IN_TRITON)
     parameters: dict[str, Any] = {
         "model_info": asdict(manifest.model),
@@ -271,30 +295,41 @@ def _write_pipeline(
     )
 
 
+def _words(
+    manifest: Manifest, precision: str, options: RepositoryOptions, graphs: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The vocabularies to register, checked before anything is written."""
+    can_encode = _text_runtime(manifest, precision) is not None
+    asked = options.vocabularies
+    if asked is None:
+        asked = {"mini": "mini"} if manifest.model.name == "regionspot_mini" and can_encode else {}
+    words = {name: parse_vocabulary(text) if isinstance(text, str) else tuple(text) for name, text in asked.items()}
+    if wrong := [name for name in words if not name.isidentifier()]:
+        raise InputError(f"{wrong[0]!r} cannot be the name of a vocabulary: use letters, digits and _")
+    for names in words.values():
+        check_class_names(names)
+    if (words and not can_encode) or (not words and "clip_text_encoder" not in graphs):
+        raise ArtifactError(
+            f"{manifest.directory} has no clip_text_encoder that runs on a CPU, so no vocabulary can be registered and "
+            "no words be served: add it with regionspot-export --graphs clip_text_encoder --onnx --out "
+            f"{manifest.directory}"
+        )
+    return words
+
+
 def _vocabularies(
-    manifest: Manifest, precision: str, options: RepositoryOptions, folder: Path
+    manifest: Manifest, precision: str, words: Mapping[str, tuple[str, ...]], folder: Path, target: str
 ) -> dict[str, Vocabulary]:
     """The registered vocabularies, encoded now and written."""
     text_runtime = _text_runtime(manifest, precision)
-    asked = options.vocabularies
-    if asked is None:
-        asked = {"mini": "mini"} if manifest.model.name == "regionspot_mini" and text_runtime else {}
-    names = {name: parse_vocabulary(words) if isinstance(words, str) else tuple(words) for name, words in asked.items()}
-    if wrong := [name for name in names if not name.isidentifier()]:
-        raise InputError(f"{wrong[0]!r} cannot be the name of a vocabulary: use letters, digits and _")
-    if not names:
+    if not words or text_runtime is None:
         return {}
-    if text_runtime is None:
-        raise ArtifactError(
-            f"{manifest.directory} has no clip_text_encoder that runs on a CPU, so no vocabulary can be registered: "
-            f"add it with regionspot-export --graphs clip_text_encoder --onnx --out {manifest.directory}"
-        )
     with pipeline_from_artifacts(manifest.directory, *text_runtime, device="cpu") as pipeline:
         tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
         encoder = VocabularyEncoder(GraphTextEncoder(pipeline, tokenizer))
-        found = {name: encoder.encode(words) for name, words in names.items()}
+        found = {name: encoder.encode(names) for name, names in words.items()}
     for name, vocabulary in found.items():
-        write_vocabulary(folder / "vocabularies" / f"{name}.npz", vocabulary)
+        write_vocabulary(folder / "vocabularies" / target / f"{name}.npz", vocabulary)
     return found
 
 

@@ -27,23 +27,24 @@ from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import Installation
 from regionspot.serving.model_config import read_config
 from regionspot.serving.repository import models_of, targets_of
-from regionspot.serving.triton import Connection
+from regionspot.serving.triton import STUB_DIED, Connection
 
 SHARED_MEMORY = Path("/dev/shm")
 EXIT_TIMEOUT_S = 10
 READY_TIMEOUT_S = 600.0
 """Large models are read, checked and compiled when the canary first asks for them."""
 
-POLL_S = 0.25
+POLL_S = 0.5
 CANARY_PERIOD_S, CANARY_TIMEOUT_S = 10.0, 30.0
-HANG_S = 120.0
+HANG_S = 600.0
 """A server that answers nobody for so long, the canary waiting, is started anew."""
 
-MAX_RESTARTS, RESTARTS_WITHIN_S = 5, 300.0
+MAX_MENDED, MENDED_WITHIN_S = 10, 300.0
 CONNECTION_AGE_MS, CONNECTION_GRACE_MS = 300_000, 120_000
 """Clients look a name's addresses up again when a connection ends: there may be more servers by then."""
 
 METRICS_PORT = 8002
+ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 LOG_LINES = 12
 _PR_SET_PDEATHSIG = 1
 _INSTANCE = re.compile(r"(.+)_\d+_\d+")
@@ -116,6 +117,9 @@ class TritonServer:
         self.installation, self.repository, self.ports, self.log = installation, Path(repository), ports, log
         self.target = choose_target(repository, target)
         self.models = models_of(repository, self.target)
+        self._python_models = [name for name in self.models if self._backend(name) == "python"]
+        self._admin_key = secrets.token_hex(16)
+        self._log_start = 0
         self._prefix = f"regionspot_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: BinaryIO | None = None
@@ -144,6 +148,9 @@ class TritonServer:
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            # who may load a model may run any program: these take a key that only the supervisor knows
+            f"--http-restricted-api={ADMIN_APIS}:admin-key={self._admin_key}",
+            f"--grpc-restricted-protocol={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
             f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
@@ -154,6 +161,7 @@ class TritonServer:
         if self.log is not None:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._log_file = open(self.log, "ab")  # noqa: SIM115  (closed by `stop`)
+            self._log_start = self._log_file.tell()
         self._process = subprocess.Popen(
             self.command(),
             stdin=subprocess.DEVNULL,
@@ -177,21 +185,24 @@ class TritonServer:
             if not self.running:
                 raise ServingError("UNAVAILABLE", f"the Triton server ended before it was ready:\n{self.last_words()}")
             try:
-                with RegionClient(self.ports.grpc_url, timeout_s=POLL_S) as client:
-                    client.info()
+                with RegionClient(self.ports.grpc_url, max(deadline - time.monotonic(), 1.0), retry=False) as client:
                     canary.check(client, max(deadline - time.monotonic(), 1.0), return_masks=masks)
                     return
             except ServingError as error:
                 reason = str(error)
-                if error.code not in ("UNAVAILABLE", "TIMEOUT"):
+                if error.code not in ("UNAVAILABLE", "TIMEOUT") or STUB_DIED in reason:
                     break
             time.sleep(POLL_S)
         raise ServingError("UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.last_words()}")
 
     def missing_stubs(self) -> list[str]:
         """Models of the Python backend whose process is gone; Triton itself goes on calling them ready."""
-        expected = {name for name in self.models if self._backend(name) == "python"}
-        return sorted(expected - {name for name, _ in self.stubs()})
+        return sorted(set(self._python_models) - {name for name, _ in self.stubs()})
+
+    def reload(self, model: str) -> None:
+        """Raises ServingError where Triton cannot load it again."""
+        with Connection(self.ports.grpc_url, READY_TIMEOUT_S, admin_key=self._admin_key) as connection:
+            connection.reload(model)
 
     def stubs(self) -> list[tuple[str, int]]:
         """(model, process id) of each process of the Python backend."""
@@ -201,7 +212,9 @@ class TritonServer:
         """The end of the log, without Triton's tables."""
         if self.log is None:
             return "(its output stands above)"
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        with open(self.log, "rb") as file:
+            file.seek(self._log_start)
+            lines = file.read().decode(errors="replace").splitlines()
         telling = [line for line in lines if line.strip() and not line.startswith(("|", "+", "I1", "I0"))]
         return "\n".join(line[:400] for line in telling[-LOG_LINES:]) + f"\n(all of it: {self.log})"
 
@@ -242,38 +255,36 @@ class Supervisor:
 
     def __init__(self, server: TritonServer, say: Callable[[str], None] = print) -> None:
         self.server, self._say = server, say
-        self._stop, self._restarts = threading.Event(), list[float]()
+        self._mended: list[float] = []
         self._canary = _CanaryThread(server)
 
     def run(self) -> None:
-        """Until `stop` is called, from a signal or another thread.
+        """For ever; a signal's exception ends it.
 
         Raises:
-            ServingError: the server dies again and again.
+            ServingError: the server fails again and again.
         """
         self._canary.start()
         try:
-            while not self._stop.wait(POLL_S):
+            while True:
+                time.sleep(POLL_S)
                 if not self.server.running:
                     self._restart(f"the Triton server ended:\n{self.server.last_words()}")
                 elif gone := self.server.missing_stubs():
-                    self._reload(gone)
+                    self._reload(gone, "its process is gone")
                 elif self._canary.hangs():
                     self._restart(f"the Triton server has answered nobody for {HANG_S:.0f} s")
-                elif (model := self._canary.unhealthy()) is not None:
-                    self._reload([model])
+                elif (reason := self._canary.unhealthy()) is not None:
+                    self._reload([MODEL], f"it fails the canary ({reason})")
         finally:
             self._canary.stop()
 
-    def stop(self) -> None:
-        self._stop.set()
-
-    def _reload(self, models: Sequence[str]) -> None:
+    def _reload(self, models: Sequence[str], reason: str) -> None:
+        self._count()
         for model in models:
-            self._say(f"the process of {model} is gone: loading it again")
+            self._say(f"loading {model} again: {reason}")
             try:
-                with Connection(self.server.ports.grpc_url, READY_TIMEOUT_S) as connection:
-                    connection.reload(model)
+                self.server.reload(model)
             except ServingError as error:
                 if self.server.running:
                     self._restart(f"{model} cannot be loaded again ({error})")
@@ -283,19 +294,22 @@ class Supervisor:
 
     def _restart(self, reason: str) -> None:
         self._say(f"{reason}\nstarting it anew")
-        now = time.monotonic()
-        self._restarts = [moment for moment in self._restarts if now - moment < RESTARTS_WITHIN_S] + [now]
         self.server.stop()
-        if len(self._restarts) > MAX_RESTARTS:
-            raise ServingError("UNAVAILABLE", f"the server died {len(self._restarts)} times in a row; given up")
+        self._count()
         self.server.start()
         try:
             self.server.wait_ready()
             self._say("the server is back")
         except ServingError as error:
-            if not self._stop.is_set():
-                self._say(str(error))  # the next round tries again
+            self._say(str(error))  # the next round tries again
         self._canary.forget()
+
+    def _count(self) -> None:
+        """Raises ServingError where mending has not helped several times in a row."""
+        now = time.monotonic()
+        self._mended = [moment for moment in self._mended if now - moment < MENDED_WITHIN_S] + [now]
+        if len(self._mended) > MAX_MENDED:
+            raise ServingError("UNAVAILABLE", f"the server failed {len(self._mended)} times in a row; given up")
 
 
 class _CanaryThread:
@@ -304,21 +318,23 @@ class _CanaryThread:
     def __init__(self, server: TritonServer) -> None:
         self._server, self._stop = server, threading.Event()
         self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
-        self._unhealthy, self._waiting_since, self._progress = False, None, -1  # type: bool, float | None, int
+        self._unhealthy: str | None = None
+        self._waiting_since: float | None = None
+        self._progress: int | None = None
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join(CANARY_TIMEOUT_S)
+        self._thread.join(POLL_S)  # it may be waiting for an answer; it dies with the process
 
     def forget(self) -> None:
-        self._unhealthy, self._waiting_since = False, None
+        self._unhealthy, self._waiting_since = None, None
 
     def unhealthy(self) -> str | None:
-        """The model that failed the canary."""
-        return MODEL if self._unhealthy else None
+        """Why the canary failed, if it did."""
+        return self._unhealthy
 
     def hangs(self) -> bool:
         since = self._waiting_since
@@ -327,24 +343,24 @@ class _CanaryThread:
     def _run(self) -> None:
         while not self._stop.wait(CANARY_PERIOD_S):
             try:
-                with RegionClient(self._server.ports.grpc_url, CANARY_TIMEOUT_S) as client:
+                with RegionClient(self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False) as client:
                     canary.check(client, CANARY_TIMEOUT_S)
                 self.forget()
             except ServingError as error:  # noqa: PERF203
-                if error.code == "TIMEOUT":
+                if error.code in ("TIMEOUT", "UNAVAILABLE"):
                     self._look_for_progress()
-                elif error.code == "INTERNAL":
-                    self._unhealthy = True
+                else:
+                    self._unhealthy = str(error)
+            except Exception as error:
+                self._unhealthy = repr(error)
 
     def _look_for_progress(self) -> None:
         """Under load the canary waits like everybody else: only a server that answers nobody hangs."""
-        with (
-            contextlib.suppress(RegionSpotError),
-            Connection(self._server.ports.grpc_url, CANARY_TIMEOUT_S) as connection,
-        ):
+        done = None
+        with contextlib.suppress(RegionSpotError), Connection(self._server.ports.grpc_url, POLL_S) as connection:
             done = int(connection.statistics().get("execution_count", 0))
-            if done != self._progress or self._waiting_since is None:
-                self._progress, self._waiting_since = done, time.monotonic()
+        if self._waiting_since is None or (done is not None and done != self._progress):
+            self._progress, self._waiting_since = done, time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -353,9 +369,11 @@ class Running:
 
     Args:
         pid: of the supervising process.
+        started: when the system started it, in its own ticks: process ids are given again.
     """
 
     pid: int
+    started: int
     repository: str
     target: str
     log: str
@@ -370,8 +388,8 @@ class Running:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there, and is one of ours: process ids are given again."""
-        return any("serve" in word for word in _command_of(self.pid))
+        """Whether its process is still there."""
+        return started_at(self.pid) == self.started
 
     @staticmethod
     def path(home: Path, ports: Ports) -> Path:
@@ -437,11 +455,16 @@ def start_detached(
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            raise ServingError("UNAVAILABLE", output.read_text(errors="replace").strip() or "the server did not start")
+            said = output.read_text(errors="replace").strip().removeprefix("error: ")
+            raise ServingError("UNAVAILABLE", said or "the server did not start")
         for running in Running.read_all(home):
             if running.pid == child.pid and running.ready:
                 return running
-        time.sleep(POLL_S)
+        try:
+            time.sleep(POLL_S)
+        except BaseException:  # interrupted: nobody would know of it
+            child.terminate()
+            raise
     child.terminate()
     raise ServingError("TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {output}")
 
@@ -463,7 +486,10 @@ def stop_running(running: Running, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> 
         ServingError: it is still there after `timeout_s`.
     """
     with contextlib.suppress(ProcessLookupError):
-        os.kill(running.pid, signal.SIGTERM)
+        try:
+            os.kill(running.pid, signal.SIGTERM)
+        except PermissionError as error:
+            raise ServingError("UNAVAILABLE", f"process {running.pid} is another user's: let them stop it") from error
     deadline = time.monotonic() + timeout_s
     while running.alive:
         if time.monotonic() > deadline:
@@ -474,23 +500,35 @@ def stop_running(running: Running, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> 
 def _stubs_of(pid: int) -> Iterator[tuple[str, int]]:
     """A server's child processes that are stubs: the name of each one's model is among its arguments."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            status = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(status[1]) != pid or status[0] == "Z":
-                continue
-            words = _command_of(int(folder.name))
-            if "triton_python_backend_stub" in words[0]:
-                name = next(match[1] for word in words if (match := _INSTANCE.fullmatch(word)))
-                yield name, int(folder.name)
+        child = int(folder.name)
+        status = _status_of(child)
+        if not status or int(status[1]) != pid or status[0] == "Z":
+            continue
+        words = _command_of(child)
+        if words and "triton_python_backend_stub" in words[0]:
+            yield from ((match[1], child) for word in words if (match := _INSTANCE.fullmatch(word)))
 
 
 def remove_stale_memory() -> None:
     """Remove from shared memory what servers left whose supervisor was killed; others' is none of our business."""
     for path in SHARED_MEMORY.glob("regionspot_*"):
         owner = path.name.split("_")[1]
-        if owner.isdecimal() and not _command_of(int(owner)):
+        if owner.isdecimal() and started_at(int(owner)) is None:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def started_at(pid: int) -> int | None:
+    """When a process was started, in ticks since the system was; None where it has ended."""
+    status = _status_of(pid)
+    return int(status[19]) if status and status[0] != "Z" else None
+
+
+def _status_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the process's name, its state first."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return []
 
 
 def _command_of(pid: int) -> list[str]:

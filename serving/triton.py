@@ -33,6 +33,9 @@ except ImportError as error:
 
 DEFAULT_TIMEOUT_S = 60.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
+MAX_DEATHS = 3
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
+STUB_DIED = "is not healthy"  # Triton's words for it
 _TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
 _CHANNEL = [
     ("grpc.lb_policy_name", "round_robin"),  # one name may stand for several servers
@@ -76,12 +79,22 @@ class Address:
 
 
 class Connection:
-    """To one server, kept open. Over gRPC it is safe for several threads at once; over HTTP each needs its own."""
+    """To one server, kept open. Over gRPC it is safe for several threads at once; over HTTP each needs its own.
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.address, self.timeout_s = Address.parse(url), timeout_s
+    Args:
+        timeout_s: of each call, retries included.
+        retry: ask again where that may help.
+        admin_key: lets `reload` work, over gRPC; `regionspot.serving.server` makes one for each server.
+    """
+
+    def __init__(
+        self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True, admin_key: str | None = None
+    ) -> None:
+        self.address, self.timeout_s, self._retry = Address.parse(url), timeout_s, retry
         self._library = _library(self.address)
         self._client: Any = None
+        self._client_timeout_s = 0.0
+        self._admin = {} if admin_key is None else {ADMIN_HEADER: admin_key}
 
     def infer(
         self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
@@ -103,23 +116,24 @@ class Connection:
 
     def call(self, ask: Callable[[Any, float], ResultT], timeout_s: float | None = None) -> ResultT:
         """`ask(client, seconds left)` with retries; errors as in `infer`."""
-        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        attempts = Attempts(timeout_s, self._retry)
         while True:
             try:
-                return ask(self._open(attempts.left_s), attempts.left_s)
+                return ask(self._open(timeout_s), attempts.left_s)
             except Exception as error:  # noqa: PERF203  (a round trip costs more)
                 delay_s = attempts.delay_after(self._translated(error))
                 if self.address.protocol == "http":
                     self.close()
                 time.sleep(delay_s)
 
-    def config(self, model: str = MODEL) -> dict[str, str]:
+    def config(self, model: str = MODEL, timeout_s: float | None = None) -> dict[str, str]:
         """The parameters of a model's configuration.
 
         Raises:
             ServingError: UNAVAILABLE where no such model is ready.
         """
-        content = self.call(lambda client, left: _config(client, model, self.address, self._limit(left)))
+        content = self.call(lambda client, left: _config(client, model, self.address, self._limit(left)), timeout_s)
         return {name: value["string_value"] for name, value in content.get("parameters", {}).items()}
 
     def statistics(self, model: str = MODEL) -> dict[str, Any]:
@@ -134,13 +148,13 @@ class Connection:
         return dict(found)
 
     def reload(self, model: str) -> None:
-        """Unload a model, wait until it is gone, and load it: how a dead stub of the Python backend comes back."""
-        with_time = {"client_timeout": self.timeout_s} if self.address.protocol == "grpc" else {}
+        """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes back. Over gRPC."""
+        with_time = {"client_timeout": self.timeout_s, "headers": self._admin}
         client = self._open(self.timeout_s)
         try:
             client.unload_model(model, **with_time)
             deadline = time.monotonic() + self.timeout_s
-            while client.is_model_ready(model) and time.monotonic() < deadline:
+            while client.is_model_ready(model, client_timeout=self.timeout_s) and time.monotonic() < deadline:
                 time.sleep(0.05)
             client.load_model(model, **with_time)
         except Exception as error:
@@ -159,14 +173,15 @@ class Connection:
     ) -> None:
         self.close()
 
-    def _open(self, left_s: float) -> Any:
+    def _open(self, timeout_s: float) -> Any:
+        http = self.address.protocol == "http"
+        if http and self._client_timeout_s != timeout_s:  # over HTTP it belongs to the connection
+            self.close()
         if self._client is None:
-            if self.address.protocol == "grpc":
-                self._client = self._library.InferenceServerClient(self.address.host, channel_args=_CHANNEL)
-            else:
-                self._client = self._library.InferenceServerClient(
-                    self.address.host, connection_timeout=min(left_s, 5.0), network_timeout=left_s
-                )
+            limits = {"connection_timeout": min(timeout_s, 5.0), "network_timeout": timeout_s}
+            options = limits if http else {"channel_args": _CHANNEL}
+            self._client = self._library.InferenceServerClient(self.address.host, **options)
+            self._client_timeout_s = timeout_s
         return self._client
 
     def _limit(self, left_s: float) -> dict[str, float]:
@@ -203,8 +218,8 @@ class AsyncConnection:
         while True:
             try:
                 client, grpc = self._open(), self.address.protocol == "grpc"
-                options = {"as_json": True, **self._limit(attempts.left_s)} if grpc else {}
-                content = await client.get_model_config(model, **options)
+                asked = client.get_model_config(model, **({"as_json": True} if grpc else {}))
+                content = await asyncio.wait_for(asked, attempts.left_s)
                 found = content["config"] if grpc else content
                 return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
             except Exception as error:  # noqa: PERF203  (a round trip costs more)
@@ -226,13 +241,16 @@ class AsyncConnection:
 
 
 class Attempts:
-    """How often and how long one call is tried: with growing, random pauses, until its time is over."""
+    """How often and how long one call is tried: with growing, random pauses, until its time is over.
 
-    def __init__(self, timeout_s: float) -> None:
+    A call that met the death of a model's process MAX_DEATHS times may be what kills it, and is not sent again.
+    """
+
+    def __init__(self, timeout_s: float, retry: bool = True) -> None:
         if not timeout_s > 0:
             raise InputError(f"a time-out must be more than 0 seconds, not {timeout_s}")
         self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
-        self._delays = _delays()
+        self._delays, self._retry, self._deaths = _delays(), retry, 0
 
     @property
     def left_s(self) -> float:
@@ -242,7 +260,8 @@ class Attempts:
     def delay_after(self, error: ServingError) -> float:
         """Seconds to wait before the next attempt. Raises `error` if there is none."""
         delay_s = next(self._delays)
-        if error.code not in RETRYABLE or self.left_s <= delay_s:
+        self._deaths += STUB_DIED in str(error)
+        if not self._retry or error.code not in RETRYABLE or self.left_s <= delay_s or self._deaths > MAX_DEATHS:
             raise error
         return delay_s
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 EXAMPLE = 'regionspot-query photo.jpg --box 10,20,200,300 --vocabulary "cat,dog,coffee cup" --url localhost:8001'
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXIT_SOME_FAILED = 1
+FIRST_ANSWER_S = 10.0
+"""A server that restarts is back by then; a wrong address should not cost a minute."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,13 +73,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _ask_about_picture(arguments: argparse.Namespace) -> int:
-    from regionspot.serving.client import RegionClient
+    from regionspot.serving.client import RegionClient, encoded_picture
     from regionspot.transforms import read_image
 
+    picture = encoded_picture(arguments.image)
     with RegionClient(arguments.url, arguments.timeout) as client:
-        info = client.info()
+        info = client.info(timeout_s=min(arguments.timeout, FIRST_ANSWER_S))
         answer = client.ask(
-            arguments.image,
+            picture,
             _vocabulary(arguments.vocabulary, info.vocabularies),
             {"boxes": arguments.boxes or None, "points": arguments.points or None},
             top_k=arguments.top_k,
@@ -118,18 +121,22 @@ async def _stream(arguments: argparse.Namespace, work: Sequence[tuple[Path, Any]
         with Progress("pictures", len(work), "pictures", stream=sys.stderr) as progress:
 
             async def ask(path: Path, boxes: Any) -> None:
+                name = path.relative_to(arguments.image).as_posix()
                 async with slots:
                     try:
                         answer = await _answer(client, arguments, path, boxes, words)
-                        lines[path.name] = json.dumps(answer.predictions.to_json(path.name), ensure_ascii=False)
-                        print(_summary(path.name, answer), flush=True)
+                        lines[name] = json.dumps(answer.predictions.to_json(name), ensure_ascii=False)
+                        print(_summary(name, answer), flush=True)
                     except RegionSpotError as error:
-                        failures[path.name] = str(error)
+                        failures[name] = str(error)
                     progress.update(len(lines) + len(failures))
 
-            await asyncio.gather(*(ask(path, boxes) for path, boxes in work))
+            try:
+                await asyncio.gather(*(ask(path, boxes) for path, boxes in work))
+            finally:
+                if arguments.json:  # what was answered is kept, whatever ends the work
+                    write_atomically(arguments.json, "".join(f"{lines[name]}\n" for name in sorted(lines)).encode())
     if arguments.json:
-        write_atomically(arguments.json, "".join(f"{lines[name]}\n" for name in sorted(lines)).encode())
         print(f"wrote {arguments.json}")
     for name, reason in sorted(failures.items()):
         print(f"{name}: {reason}", file=sys.stderr)
@@ -140,7 +147,7 @@ async def _answer(
     client: AsyncRegionClient, arguments: argparse.Namespace, path: Path, boxes: Any, words: str | Sequence[str]
 ) -> Answer:
     regions = {"boxes": boxes, "points": arguments.points or None}
-    masks = not arguments.no_masks
+    masks = arguments.json is not None and not arguments.no_masks
     return await client.ask(path, words, regions, top_k=arguments.top_k, return_masks=masks)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
-    from regionspot.serving.server import Running
+    from regionspot.serving.server import Running, TritonServer
 
 STDOUT = Path("-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -163,14 +163,16 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from regionspot.export.lock import locked
     from regionspot.serving.environment import default_home, find_installation
+    from regionspot.serving.repository import check_repository
     from regionspot.serving.server import (
         Ports,
         Running,
-        Supervisor,
         TritonServer,
         choose_target,
         start_detached,
+        started_at,
     )
 
     home = (arguments.home or default_home()).resolve()
@@ -184,9 +186,22 @@ def _up(arguments: argparse.Namespace) -> int:
         print("it runs until `regionspot-serve down`")
         return 0
     log = None if arguments.log == STDOUT else (arguments.log or home / "logs" / f"{ports.grpc}.log").resolve()
-    running = Running(os.getpid(), str(arguments.repository), target, str(log or STDOUT), ports)
+    running = Running(
+        os.getpid(), started_at(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
+    )
     server = TritonServer(installation, arguments.repository, ports, log, target)
-    supervisor = Supervisor(server, say=_say)
+    check_repository(server.repository, target, server.models)
+    busy = f"another server of gRPC port {ports.grpc} is starting or running: choose another --grpc-port"
+    with locked(home / "running" / f"port-{ports.grpc}", busy=busy):
+        _serve(server, running, home)
+    print("stopped", flush=True)
+    return 0
+
+
+def _serve(server: TritonServer, running: Running, home: Path) -> None:
+    """Until a signal comes."""
+    from regionspot.serving.server import Supervisor
+
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
     try:
@@ -194,16 +209,15 @@ def _up(arguments: argparse.Namespace) -> int:
         running.write(home)
         server.start()
         server.wait_ready()
-        replace(running, ready=True).write(home)
-        print(_where(replace(running, ready=True), time.perf_counter() - began), flush=True)
-        supervisor.run()
+        ready = replace(running, ready=True)
+        ready.write(home)
+        print(_where(ready, time.perf_counter() - began), flush=True)
+        Supervisor(server, say=_say).run()
     except KeyboardInterrupt:
         pass
     finally:
         server.stop()
         running.remove(home)
-    print("stopped", flush=True)
-    return 0
 
 
 def _interrupt(*_: object) -> None:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from regionspot.errors import InputError
 from regionspot.runtime.artifacts import Manifest, open_runner
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.runtimes import FORMAT_RUNTIME
 from regionspot.serving.backends.requests import answer_of, array_of, refusal_of
+from regionspot.serving.contract import RequestError
 
 
 class TritonPythonModel:
@@ -33,6 +35,10 @@ class TritonPythonModel:
             runner = self._opened()
             feeds = {name: array_of(request, name) for name in runner.spec.input_names}
             return answer_of(runner.infer({name: value for name, value in feeds.items() if value is not None}), request)
+        except InputError as error:
+            outside = str(self._folder) in str(error)  # a runtime's own words name files
+            message = "the graph does not take these sizes: its configuration's parameter spec has their ranges"
+            return refusal_of(RequestError("REQUEST_INVALID", message if outside else str(error)), request)
         except Exception as error:
             return refusal_of(error, request)
 

@@ -19,7 +19,7 @@ from regionspot.runtime.tokenizer import ClipTokenizer
 from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState, read_vocabulary
 from regionspot.serving.backends.requests import answer_of, array_of, log, refusal_of
-from regionspot.serving.contract import DEFAULT_TOP_K, INPUTS, MAX_BATCH, Limits, RequestError, ServingError
+from regionspot.serving.contract import INPUTS, MAX_BATCH, Limits, RequestError
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 COUNTERS = {
@@ -39,7 +39,7 @@ GAUGES = {"image_cache_bytes": "held for encoded pictures", "image_cache_picture
 
 class TritonPythonModel:
     """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere the graphs are models
-    of the same server, and up to MAX_BATCH pictures are asked about at once, which Triton batches."""
+    of the same server, and up to MAX_BATCH requests are worked on at once, whose pictures Triton batches."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -71,12 +71,10 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         counts = Counts()
         try:
-            if request.is_cancelled():  # nobody waits for it any more
-                raise ServingError("TIMEOUT", "the request was cancelled while it waited")
             questions = questions_of({field.name: array_of(request, field.name) for field in INPUTS})
             recognizer = self._spare.pop()
             try:
-                answers = [recognizer.answer(question, counts) for question in questions]
+                answers = [recognizer.answer(question, counts, request.is_cancelled) for question in questions]
             finally:
                 self._spare.append(recognizer)
             return answer_of({name: np.stack([one[name] for one in answers]) for name in answers[0]}, request)
@@ -90,7 +88,8 @@ class TritonPythonModel:
         values = self._values
         limits = Limits.from_json(values["limits"])
         names = values["vocabularies"]
-        vocabularies = {name: read_vocabulary(folder / "vocabularies" / f"{name}.npz") for name in names}
+        words = folder / "vocabularies" / values["target"]
+        vocabularies = {name: read_vocabulary(words / f"{name}.npz") for name in names}
         encoder = None
         if "clip_text_encoder" in values["graphs"]:
             tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -99,7 +98,7 @@ class TritonPythonModel:
                 templates=json.loads((folder / "templates.json").read_text(encoding="utf-8")),
                 store=EmbeddingMemory(limits.max_cached_words),
             )
-        return SharedState(limits, vocabularies, encoder)
+        return SharedState(limits, vocabularies, encoder, "sam_mask_decoder" in values["graphs"])
 
     def _pipeline(self) -> RegionPipeline:
         runtime, precision = self._values["runtime"], self._values["precision"]
@@ -130,7 +129,13 @@ def questions_of(inputs: dict[str, Array | None]) -> list[Question]:
     batch = max((len(array) for array in given.values()), default=0)
     if batch == 0:
         raise RequestError("REQUEST_INVALID", "the request is empty: send image or image_handle, boxes, and words")
-    return [_question({name: array[row] for name, array in given.items()}) for row in range(batch)]
+    questions = [_question({name: array[row] for name, array in given.items()}) for row in range(batch)]
+    if len({(question.top_k, question.return_masks, question.vocabulary) for question in questions}) > 1:
+        raise RequestError(
+            "REQUEST_INVALID",
+            "the pictures of one request need the same top_k, return_masks and vocabulary: send them one by one",
+        )
+    return questions
 
 
 def _question(given: dict[str, Array]) -> Question:
@@ -145,7 +150,7 @@ def _question(given: dict[str, Array]) -> Question:
         point_labels=given.get("point_labels"),
         vocabulary=text("vocabulary"),
         words=tuple(_text(word, "words") for word in given["words"]) if "words" in given else None,
-        top_k=int(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K,
+        top_k=int(given["top_k"][0]) if "top_k" in given else None,
         return_masks=bool(given["return_masks"][0]) if "return_masks" in given else False,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ class Question:
     point_labels: Array | None = None
     vocabulary: str | None = None
     words: tuple[str, ...] | None = None
-    top_k: int = DEFAULT_TOP_K
+    top_k: int | None = None
     return_masks: bool = False
 
 
@@ -65,12 +65,18 @@ class SharedState:
     Args:
         vocabularies: the registered ones.
         encoder: of free words, over an `EmbeddingMemory`; None where the server has no text encoder.
+        draws_masks: whether it has the graph that draws them.
     """
 
     def __init__(
-        self, limits: Limits, vocabularies: Mapping[str, Vocabulary], encoder: VocabularyEncoder | None
+        self,
+        limits: Limits,
+        vocabularies: Mapping[str, Vocabulary],
+        encoder: VocabularyEncoder | None,
+        draws_masks: bool = True,
     ) -> None:
         self.limits, self.vocabularies, self._encoder = limits, vocabularies, encoder
+        self.draws_masks = draws_masks
         self.images = ImageCache(limits.image_cache_mb << 20)
         self._lock = threading.Lock()
         self._last: tuple[tuple[str, ...], Vocabulary] | None = None
@@ -114,17 +120,30 @@ class Recognizer:
     def __init__(self, predictor: RegionPredictor, shared: SharedState) -> None:
         self._predictor, self._shared, self._limits = predictor, shared, shared.limits
 
-    def answer(self, question: Question, counts: Counts) -> dict[str, Array]:
+    def answer(
+        self, question: Question, counts: Counts, cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, Array]:
         """The outputs of `regionspot.serving.contract`, without the pictures' axis in front.
+
+        Args:
+            cancelled: asked between the stages: nobody waits for the answer any more.
 
         Raises:
             ServingError: with the code that says why not.
         """
+
+        def go_on() -> None:
+            if cancelled():
+                raise ServingError("TIMEOUT", "the request was cancelled")
+
         with _coded():
             self._check(question)
+            go_on()
             with counts.timed("vocabulary"):
                 vocabulary = self._vocabulary(question, counts)
+            go_on()
             picture, handle, cached = self._picture(question, counts)
+            go_on()
             self._check_regions(question, picture)
             with counts.timed("regions"):
                 found = self._predictor.set_image(picture).predict(
@@ -132,7 +151,7 @@ class Recognizer:
                     boxes=question.boxes,
                     points=question.points,
                     point_labels=question.point_labels,
-                    top_k=question.top_k,
+                    top_k=self._top_k(question),
                     return_masks=question.return_masks,
                 )
             counts.add("regions", len(found))
@@ -153,10 +172,15 @@ class Recognizer:
                 "TOO_MANY_REGIONS",
                 f"{count} regions are more than {self._limits.max_regions}: ask about fewer at a time",
             )
-        if not 1 <= question.top_k <= self._limits.max_top_k:
+        if question.return_masks and not self._shared.draws_masks:
+            raise RequestError("REQUEST_INVALID", "this server draws no masks: leave out return_masks")
+        if not 1 <= self._top_k(question) <= self._limits.max_top_k:
             raise RequestError(
                 "REQUEST_INVALID", f"top_k must be from 1 to {self._limits.max_top_k}, not {question.top_k}"
             )
+
+    def _top_k(self, question: Question) -> int:
+        return min(DEFAULT_TOP_K, self._limits.max_top_k) if question.top_k is None else question.top_k
 
     def _vocabulary(self, question: Question, counts: Counts) -> Vocabulary:
         if question.vocabulary is not None:

@@ -37,6 +37,10 @@ def test_what_the_caller_can_mend_is_an_input_error() -> None:
 
 def test_other_texts_are_no_errors_of_ours() -> None:
     assert from_text("unexpected shape for input 'boxes'") is None
+    assert from_text("failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1") is None
+    quoted = error_of("VOCABULARY_UNKNOWN", "no vocabulary 'REQUEST_INVALID: x' is registered")
+    read = from_text(f"[request id: 7] {as_text(quoted)}")
+    assert read is not None and (read.code, str(read)) == (quoted.code, str(quoted))
     with pytest.raises(AssertionError):
         ServingError("NO_SUCH_CODE", "x")
 

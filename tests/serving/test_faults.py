@@ -16,20 +16,24 @@ import numpy as np
 import pytest
 
 from regionspot.errors import InputError
+from regionspot.export.lock import locked
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
 from regionspot.serving.repository import GRAPHS, RepositoryOptions, make_repository
 from regionspot.serving.server import (
+    HANG_S,
     METRICS_PORT,
     SHARED_MEMORY,
     Ports,
     Running,
     TritonServer,
+    _CanaryThread,
     _stubs_of,
     remove_stale_memory,
     serving,
+    start_detached,
 )
 from regionspot.serving.triton import Connection, pipeline_from_triton
 
@@ -166,11 +170,30 @@ def test_two_servers_on_one_port(victim: Running) -> None:
         assert Ports(0, 0).resolved().metrics != METRICS_PORT
 
 
+def test_a_port_whose_server_is_starting(home: Path, repository: Path) -> None:
+    """It has not bound its port yet, so that looking at ports is not enough."""
+    ports = Ports(0, 0, 0).resolved()
+    with locked(home / "running" / f"port-{ports.grpc}"), pytest.raises(ServingError, match="another server of gRPC"):
+        start_detached(repository, home, ports)
+
+
+def test_a_server_that_answers_nobody_is_noticed(repository: Path, home: Path, tmp_path: Path) -> None:
+    silent = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log")
+    watch = _CanaryThread(silent)
+    watch._look_for_progress()
+    since = watch._waiting_since
+    assert since is not None and not watch.hangs()
+    watch._look_for_progress()
+    assert watch._waiting_since == since  # nothing was answered in between
+    watch._waiting_since -= HANG_S
+    assert watch.hangs()
+
+
 def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_path: Path) -> None:
     import shutil
 
     broken = Path(shutil.copytree(repository, tmp_path / "broken"))
-    (broken / "regionspot" / "1" / "vocabularies" / "mini.npz").write_bytes(b"damaged")
+    (broken / "regionspot" / "1" / "vocabularies" / "cpu" / "mini.npz").write_bytes(b"damaged")
     with pytest.raises(ServingError, match="is no vocabulary"), serving(broken, home):
         pass
     assert [one for one in Running.read_all(home) if one.repository == str(broken)] == []

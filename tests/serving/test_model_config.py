@@ -12,7 +12,7 @@ from regionspot.errors import ArtifactError
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime.artifacts import spec_from_json
-from regionspot.runtime.graph_spec import GraphSpec, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec, Range, Ranges, graph_specs
 from regionspot.serving.contract import INPUTS, MODEL, OUTPUTS, TARGETS
 from regionspot.serving.model_config import (
     can_batch,
@@ -68,6 +68,15 @@ def test_only_graphs_with_images_in_front_are_batched(specs: dict[str, GraphSpec
     assert graph_config(specs["region_head"], "tensorrt", "x").max_batch_size == 0
     assert graph_config(specs["sam_image_encoder"], "tensorrt", "x").HasField("dynamic_batching")
     assert not graph_config(specs["sam_image_encoder"], "cpu", "x").HasField("dynamic_batching")
+
+
+def test_an_axis_of_one_size_is_not_open() -> None:
+    sizes = Ranges(batch=Range(1, 1, 1), words=Range(80, 80, 80))
+    specs = graph_specs(model_sizes(create_model("regionspot_mini")), sizes)
+    encoder = graph_config(specs["sam_image_encoder"], "tensorrt", "x")
+    assert encoder.max_batch_size == 0 and list(encoder.input[0].dims) == [1, 256, 256, 3]
+    head = graph_config(specs["region_head"], "tensorrt", "x")
+    assert list(head.input[3].dims) == [80, 128] and list(head.output[0].dims) == [1, -1, 80]
 
 
 def test_the_public_model() -> None:

@@ -177,6 +177,15 @@ def test_a_model_that_fails_says_nothing_of_itself(recognizer: Recognizer, monke
     assert (caught.value.code, str(caught.value)) == ("INTERNAL", "the model failed; the server's log says why")
 
 
+def test_a_question_that_nobody_waits_for_is_dropped(recognizer: Recognizer) -> None:
+    counts = Counts()
+    answers = iter([False, False, True])
+    question = Question(image=png(50, 51), boxes=np.array(BOX, np.float32), vocabulary="toys")
+    with pytest.raises(ServingError, match="was cancelled"):
+        recognizer.answer(question, counts, lambda: next(answers))
+    assert "encoders_seconds" in counts.values and "regions_seconds" not in counts.values
+
+
 def test_words_are_learnt_once(predictor: RegionPredictor, encoder: VocabularyEncoder) -> None:
     shared = state_of(predictor, encoder, Limits(max_new_words=2, max_cached_words=3))
     counts = Counts()
@@ -194,6 +203,12 @@ def test_a_server_without_a_text_encoder(predictor: RegionPredictor, encoder: Vo
     bare = Recognizer(predictor, SharedState(Limits(), {"toys": encoder.encode(WORDS)}, None))
     with pytest.raises(ServingError, match="encodes no words: name one of toys"):
         ask(bare, image=IMAGE, boxes=BOX, words=("cat", "dog"))
+    blank = SharedState(Limits(max_top_k=2), {"toys": encoder.encode(WORDS)}, None, draws_masks=False)
+    with pytest.raises(ServingError, match="draws no masks") as caught:
+        ask(Recognizer(predictor, blank), image=IMAGE, boxes=BOX, vocabulary="toys", return_masks=True)
+    assert caught.value.code == "REQUEST_INVALID"
+    found = ask(Recognizer(predictor, blank), image=IMAGE, boxes=BOX, vocabulary="toys")
+    assert found["top_scores"].shape == (1, 2)  # the default is no more than the server's most
     assert len(ask(bare, image=IMAGE, boxes=BOX, vocabulary="toys")["scores"]) == 1
 
 

@@ -45,7 +45,7 @@ def test_it_is_itself_a_directory_of_artefacts(repository: Path) -> None:
 
 
 def test_registered_words_are_those_of_the_encoder(repository: Path, encoder: VocabularyEncoder) -> None:
-    found = read_vocabulary(repository / MODEL / "1" / "vocabularies" / "pets.npz")
+    found = read_vocabulary(repository / MODEL / "1" / "vocabularies" / "cpu" / "pets.npz")
     expected = encoder.encode(["cat", "dog"])
     assert found.names == expected.names and np.array_equal(found.embeddings, expected.embeddings)
     parameters = parameters_of(read_config(repository / MODEL / "configs" / "cpu.pbtxt"))
@@ -71,10 +71,11 @@ def test_a_second_target_leaves_the_first_as_it_is(
 
 
 def test_without_the_optional_graphs(mini_artifacts: Path, tmp_path: Path) -> None:
+    assert "sam_mask_decoder" not in make_repository(mini_artifacts, tmp_path / "repository", RepositoryOptions())
     bare = Path(shutil.copytree(mini_artifacts, tmp_path / "bare"))
     Manifest.load(bare).without(("clip_text_encoder", "onnx", "fp32")).save()
-    names = make_repository(bare, tmp_path / "repository", RepositoryOptions())
-    assert "clip_text_encoder" not in names and "sam_mask_decoder" not in names
+    with pytest.raises(ArtifactError, match="and no words be served: add it with regionspot-export"):
+        make_repository(bare, tmp_path / "other", RepositoryOptions())
     with pytest.raises(ArtifactError, match="has no clip_text_encoder that runs on a CPU, so no vocabulary"):
         make_repository(bare, tmp_path / "other", RepositoryOptions(vocabularies={"pets": "cat,dog"}))
 
@@ -114,6 +115,27 @@ def test_a_repository_of_another_model(mini_artifacts: Path, tmp_path: Path) -> 
     make_repository(mini_artifacts, out, RepositoryOptions(vocabularies={}))
     with pytest.raises(InputError, match="or other weights of it: choose another --out"):
         make_repository(other, out, RepositoryOptions(vocabularies={}))
+
+
+@pytest.mark.parametrize("change", ["precision", "weights"])
+def test_graphs_that_would_take_each_others_place(change: str, mini_artifacts: Path, tmp_path: Path) -> None:
+    """Two precisions of a format have one file name in a model's folder; other weights would answer otherwise."""
+    other = Path(shutil.copytree(mini_artifacts, tmp_path / "other"))
+    manifest = Manifest.load(other)
+    changes = {"precision": {"precision": "fp16"}, "weights": {"format": "openvino", "weights": "of another head"}}[
+        change
+    ]
+    for entry in manifest.graphs:
+        manifest = manifest.without(entry.key).with_entry(replace(entry, **changes))  # type: ignore[arg-type]
+    manifest.save()
+    out = tmp_path / "repository"
+    make_repository(mini_artifacts, out, RepositoryOptions(vocabularies={}))
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=r"would put (other weights|another precision of the same format) beside it"):
+        make_repository(other, out, RepositoryOptions(vocabularies={}, precision=manifest.graphs[0].precision))
+    assert (out / "manifest.json").read_bytes() == before
+    for entry in Manifest.load(out).graphs:
+        Manifest.load(out).verify(entry)
 
 
 def test_graphs_that_failed_are_not_served(mini_artifacts: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,8 +111,6 @@ class TestAnswers:
         assert np.array_equal(answer.predictions.scores, expected.scores)
 
     def test_a_forgotten_picture_is_sent_again(self, client: RegionClient, picture: Path) -> None:
-        from dataclasses import replace
-
         known = replace(client.encode(picture), handle="0" * 64)
         answer = client.ask(known, "pets", {"boxes": [[5, 5, 90, 90]]})
         assert len(answer.predictions) == 1 and answer.image.handle != known.handle
@@ -204,6 +204,15 @@ class TestForeignClients:
             "VOCABULARY_INVALID: words must be",
         ),
         "two pictures and one box": ({"image": np.array([[b"x"], [b"y"]], np.object_)}, "batch"),
+        "two that differ": (
+            {
+                "image": np.array([[b"x"], [b"y"]], np.object_),
+                "boxes": np.zeros((2, 1, 4), np.float32),
+                "words": np.array([[b"cat", b"dog"]] * 2, np.object_),
+                "top_k": np.array([[1], [2]], np.int32),
+            },
+            "REQUEST_INVALID: the pictures of one request need the same top_k",
+        ),
         "NaN": ({"boxes": np.full((1, 1, 4), np.nan, np.float32)}, "REGION_INVALID: box 0"),
     }
 
@@ -230,7 +239,7 @@ class TestForeignClients:
             connection.close()
 
     def inputs(self, library: Any, arrays: dict[str, Any]) -> list[Any]:
-        types = {"O": "BYTES", "float32": "FP32", "float64": "FP64"}
+        types = {"O": "BYTES", "float32": "FP32", "float64": "FP64", "int32": "INT32"}
         made = []
         for name, array in arrays.items():
             tensor = library.InferInput(name, array.shape, types.get(array.dtype.name, types.get(array.dtype.char, "")))
@@ -274,6 +283,40 @@ class TestBadInput:
                 client.recognize(picture, boxes, "mini", timeout_s=0.02)
             assert caught.value.code == "TIMEOUT"
             assert len(client.recognize(picture, boxes, "mini")) == 300
+
+
+def test_nobody_else_may_load_models(server: Running) -> None:
+    """Who may load a model may run any program on the server."""
+    connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
+    for ask in (connection.get_model_repository_index, lambda: connection.unload_model(MODEL)):
+        with pytest.raises(InferenceServerException, match="restricted"):
+            ask()
+    connection.close()
+    body = urllib.request.Request(f"{server.ports.http_url}/v2/repository/models/{MODEL}/unload", data=b"{}")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(body)
+
+
+def test_a_graphs_errors_name_no_files(server: Running) -> None:
+    connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
+    tokens = tritonclient.grpc.InferInput("tokens", (1, 500), "INT32")
+    tokens.set_data_from_numpy(np.full((1, 500), 49407, np.int32))
+    with pytest.raises(
+        InferenceServerException, match="REQUEST_INVALID: the graph does not take these sizes"
+    ) as caught:
+        connection.infer("clip_text_encoder", [tokens])
+    assert "/" not in caught.value.message()
+    connection.close()
+
+
+def test_other_words_than_were_known(server: Running, picture: Path) -> None:
+    """A vocabulary that was registered anew: the client asks again what it holds, and never mixes the two."""
+    with RegionClient(server.ports.grpc_url) as client:
+        info = client.info()
+        for old in (("dog", "cat"), ("cat",), None):
+            vocabularies = {} if old is None else {"pets": old}
+            client._info = replace(info, vocabularies=vocabularies)
+            assert client.recognize(picture, [[5, 5, 90, 90]], "pets").class_names == PETS
 
 
 def test_metrics(server: Running, client: RegionClient, picture: Path) -> None:
