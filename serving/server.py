@@ -148,7 +148,7 @@ class TritonServer:
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            # who may load a model may run any program: these take a key that only the supervisor knows
+            # who may load a model may run any program: it takes a key, which only users of this machine can see
             f"--http-restricted-api={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-restricted-protocol={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
@@ -212,6 +212,8 @@ class TritonServer:
         """The end of the log, without Triton's tables."""
         if self.log is None:
             return "(its output stands above)"
+        if not self.log.is_file():
+            return "(it was never started)"
         with open(self.log, "rb") as file:
             file.seek(self._log_start)
             lines = file.read().decode(errors="replace").splitlines()
