@@ -25,7 +25,7 @@ from regionspot.errors import InputError
 from regionspot.export.int8_search import ROWS, FloatArray, Observed, Recipe, channel_scales, find_recipe, rounded
 from regionspot.export.onnx_graph import save
 from regionspot.export.onnx_passes import add_weight, constant, take_place
-from regionspot.runtime.threads import default_threads
+from regionspot.threads import default_threads
 
 MIN_SQNR_DB = 20.0
 """A layer whose output would keep less stays in single precision."""

@@ -5,12 +5,14 @@ Pixel frame: row 0 is the top, column 0 the left. Runs go down the columns, as C
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regionspot.errors import InputError
+from regionspot.threads import default_threads
 
 try:
     from regionspot import _native
@@ -36,6 +38,54 @@ def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
         InputError: not two-dimensional, or of another dtype (a float mask must be thresholded first).
     """
     return {"size": [int(side) for side in mask.shape], "counts": _native.rle_encode(_as_bytes(mask))}
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedMasks:
+    """n masks of one picture, and what is known of them without decoding one."""
+
+    rles: tuple[Rle, ...]
+    areas: NDArray[np.int64]
+    """(n,) pixels of foreground."""
+
+    boxes: NDArray[np.float32]
+    """(n, 4) as `mask_to_box`."""
+
+
+def encode_mask_logits(
+    low_res_masks: NDArray[np.float32],
+    frame: int,
+    valid: tuple[int, int],
+    picture: tuple[int, int],
+    threads: int | None = None,
+) -> EncodedMasks:
+    """SAM's masks at the picture's size, straight from its low-resolution logits; no mask is ever held.
+
+    The pixels are those of `segment_anything`'s `Sam.postprocess_masks` and its threshold: logits enlarged bilinearly
+    to the SAM frame, its padding cut off, resized once more to the picture, foreground where above 0. They are equal to
+    the last bit where PyTorch's CPU kernels use fused multiply-adds, which is on every x86-64 processor with AVX2.
+
+    Args:
+        low_res_masks: (n, m, m) float32 logits.
+        frame: side of the square SAM frame.
+        valid: (height, width) of what is not padding there.
+        picture: (height, width) of the masks.
+        threads: at most so many; None stands for `default_threads()`.
+
+    Raises:
+        InputError: not three-dimensional, of another dtype, or a size that is not positive or not in the frame.
+    """
+    if low_res_masks.ndim != 3 or low_res_masks.dtype != np.float32 or 0 in low_res_masks.shape[1:]:
+        raise InputError(f"mask logits must be (n, m, m) float32, got {low_res_masks.shape} {low_res_masks.dtype}")
+    if not all(0 < side <= frame for side in valid) or min(picture) < 1:
+        raise InputError(f"a picture of {picture} that takes {valid} of a frame of {frame} pixels is impossible")
+    logits = np.ascontiguousarray(low_res_masks)
+    counts, areas, boxes = _native.masks_from_logits(logits, frame, valid, picture, threads or default_threads())
+    return EncodedMasks(
+        tuple({"size": list(picture), "counts": text} for text in counts),
+        np.array(areas, np.int64),
+        np.array(boxes, np.float32).reshape(-1, 4),
+    )
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:

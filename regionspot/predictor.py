@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.masks import encode_rle, mask_to_box
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, softmax
 from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
@@ -209,17 +208,15 @@ class RegionPredictor:
     def _draw_masks(
         self, image: EncodedPicture, prompts: Prompts, low_res_masks: FloatArray
     ) -> tuple[FloatArray, tuple[Rle, ...]]:
-        """(n, T, 4h, 4w) to boxes (n * T, 4) and masks, one at a time: at the picture's size they may be large."""
+        """(n, T, 4h, 4w) to boxes (n * T, 4) and masks; where a prompt has no box, that of its mask if there is one."""
         readings = low_res_masks.shape[1]
-        boxes = _repeat(prompts.boxes, readings)
+        masks = self._sam_transform.encode_masks(
+            low_res_masks.reshape(-1, *low_res_masks.shape[2:]), image.height, image.width
+        )
+        of_prompts = _repeat(prompts.boxes, readings)
         has_box = _repeat((prompts.labels == BOX_TOP_LEFT).any(1), readings)
-        masks: list[Rle] = []
-        low_res = low_res_masks.reshape(-1, *low_res_masks.shape[2:])  # (n * T, 4h, 4w)
-        for index, mask in enumerate(self._sam_transform.upscale_masks(low_res, image.height, image.width)):
-            masks.append(encode_rle(mask))
-            if not has_box[index] and mask.any():
-                boxes[index] = mask_to_box(mask)
-        return boxes, tuple(masks)
+        keep = has_box | (masks.areas == 0)
+        return np.where(keep[:, None], of_prompts, masks.boxes), masks.rles
 
     def _classify(self, image: EncodedPicture, tokens: FloatArray, words: Vocabulary) -> FloatArray:
         """(N, T, C) to logits (N * T, V). Each of the T readings is a set of regions of its own."""

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from regionspot.errors import InputError
+from regionspot.masks import EncodedMasks, encode_mask_logits
 from regionspot.structures import BoolArray, FloatArray
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -151,24 +152,10 @@ class SamTransform:
         logits: FloatArray = np.log(probability / (1 - probability))[:, None]  # (N, 1, m, m)
         return logits
 
-    def upscale_masks(self, low_res_masks: FloatArray, height: int, width: int) -> Iterator[BoolArray]:
-        """Logits (N, m, m) to N masks (height, width): SAM's `postprocess_masks` and its threshold, without torch.
-
-        One at a time, since masks of many regions of a large picture would fill the memory.
-
-        SAM enlarges to the frame, cuts the padding off and enlarges once more to the image, bilinearly each time. Both
-        steps are linear and work on rows and columns separately, so each is one small matrix and so is their product.
-        """
-        valid_height, valid_width = self.input_size(height, width)
-        rows, columns = low_res_masks.shape[1:]
-        row_weights = self._upscaling(rows, valid_height, height)  # (height, m)
-        column_weights = self._upscaling(columns, valid_width, width).T  # (m, width)
-        for logits in low_res_masks.astype(np.float32):
-            yield row_weights @ logits @ column_weights > 0
-
-    def _upscaling(self, low_res: int, valid: int, original: int) -> FloatArray:
-        to_frame = _bilinear_weights(low_res, self.image_size)[:valid]  # (valid, low_res)
-        return (_bilinear_weights(valid, original) @ to_frame).astype(np.float32)  # (original, low_res)
+    def encode_masks(self, low_res_masks: FloatArray, height: int, width: int) -> EncodedMasks:
+        """Logits (n, m, m) to n masks of a height x width image, see `regionspot.masks.encode_mask_logits`."""
+        valid = self.input_size(height, width)
+        return encode_mask_logits(low_res_masks, self.image_size, valid, (height, width))
 
 
 @dataclass(frozen=True)
@@ -197,17 +184,6 @@ def flip_boxes(boxes: npt.ArrayLike, width: int) -> FloatArray:
     """Boxes (N, 4) of an image of that width as they lie once it is mirrored left to right."""
     x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float32).reshape(-1, 4).T
     return np.stack([width - x1, y0, width - x0, y1], axis=1)
-
-
-def _bilinear_weights(source: int, target: int) -> npt.NDArray[np.float64]:
-    """(target, source): torch's bilinear interpolation along one axis, align_corners=False, without antialiasing."""
-    position = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0)
-    below = np.minimum(position.astype(int), source - 1)
-    above = np.minimum(below + 1, source - 1)
-    weights = np.zeros((target, source))
-    np.add.at(weights, (np.arange(target), below), 1 - (position - below))
-    np.add.at(weights, (np.arange(target), above), position - below)
-    return weights
 
 
 def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:

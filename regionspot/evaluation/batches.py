@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.extraction import pad_prompts, read_upright
-from regionspot.masks import encode_rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, Rle
 from regionspot.transforms import ClipTransform, SamTransform, UInt8Array
@@ -128,7 +127,7 @@ class BatchEncoder:
     def _tokens_and_masks(
         self, images: Sequence[LoadedImage], encoded: EncodedImages, points: FloatArray, labels: IntArray
     ) -> tuple[FloatArray, list[list[Rle]]]:
-        """The tokens (B, N, C) of all regions, and the n masks of each image, drawn one by one."""
+        """The tokens (B, N, C) of all regions, and the n masks of each image."""
         transform = SamTransform(self.pipeline.info.sam_image_size)
         masks: list[list[Rle]] = [[] for _ in images]
         tokens = []
@@ -139,5 +138,5 @@ class BatchEncoder:
             tokens.append(found[:, :, 0])
             for of_image, image, logits in zip(masks, images, low_res[:, :, 0], strict=True):
                 own = logits[: max(len(image.boxes) - start, 0)]  # (n, 4h, 4w), without padding
-                of_image += [encode_rle(mask) for mask in transform.upscale_masks(own, *image.picture.shape[:2])]
+                of_image += transform.encode_masks(own, *image.picture.shape[:2]).rles
         return np.concatenate(tokens, axis=1), masks

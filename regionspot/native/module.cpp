@@ -1,13 +1,17 @@
 // The Python face of the native code: conversions and the release of the GIL, nothing else.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
+#include <array>
 #include <memory>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
+#include "mask_logits.hpp"
 #include "rle.hpp"
 
 namespace nb = nanobind;
@@ -44,6 +48,27 @@ DecodedMask rle_decode(std::string_view text, std::uint64_t height, std::uint64_
     return DecodedMask(data, {height, width}, owner, {1, static_cast<std::int64_t>(height)});
 }
 
+using LogitArray = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Size = std::array<std::size_t, 2>;
+
+// (counts, areas, boxes) of the masks; sizes are checked in Python.
+nb::tuple masks_from_logits(const LogitArray& logits, std::size_t frame, const Size& valid, const Size& picture,
+                            std::size_t threads) {
+    std::vector<regionspot::LogitMask> masks;
+    {
+        nb::gil_scoped_release release;
+        const regionspot::MaskFrame sizes{{logits.shape(1), logits.shape(2)}, frame, valid, picture};
+        masks = regionspot::masks_from_logits(logits.data(), logits.shape(0), sizes, threads);
+    }
+    nb::list counts, areas, boxes;
+    for (const regionspot::LogitMask& mask : masks) {
+        counts.append(mask.counts);
+        areas.append(mask.area);
+        boxes.append(nb::make_tuple(mask.box[0], mask.box[1], mask.box[2], mask.box[3]));
+    }
+    return nb::make_tuple(counts, areas, boxes);
+}
+
 std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_t width) {
     nb::gil_scoped_release release;
     return regionspot::area(regionspot::runs_from_text(text, pixel_count(height, width)));
@@ -52,8 +77,10 @@ std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_
 }  // namespace
 
 NB_MODULE(_native, module) {
-    module.doc() = "COCO run-length encoding of binary masks (use regionspot.masks).";
+    module.doc() = "Masks as COCO run-length encodings (use regionspot.masks).";
     module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
     module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
+    module.def("masks_from_logits", &masks_from_logits, nb::arg("logits").noconvert(), nb::arg("frame"), nb::arg("valid"),
+               nb::arg("picture"), nb::arg("threads"));
     module.def("rle_area", &rle_area, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
 }

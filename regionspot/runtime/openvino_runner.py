@@ -14,7 +14,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, failed_run
 from regionspot.runtime.signature import check_signature
-from regionspot.runtime.threads import default_threads
+from regionspot.threads import default_threads
 
 try:
     import openvino

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.runtime import threads
-from regionspot.runtime.threads import default_threads, physical_cores
+from regionspot import threads
+from regionspot.threads import default_threads, physical_cores
 
 
 def write_topology(directory: Path, cores: list[tuple[int, int]]) -> Path:
