@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regionspot.errors import InputError
 from regionspot.modeling.freezing import Frozen, freeze
+from regionspot.modeling.image_encoder import encode_image
 from regionspot.modeling.token_decoder import PADDING_LABEL as PADDING_LABEL
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.modeling.torchvision_shim import import_safely
@@ -81,7 +82,8 @@ class SamBackbone(Frozen):
         Returns:
             (B, C, h, w).
         """
-        return self.sam.image_encoder(normalise(self.sam, images, input_sizes))
+        pixels = normalise(self.sam, images, input_sizes)
+        return encode_image(self.sam.image_encoder, pixels, fused=not torch.compiler.is_exporting())
 
     def mask_tokens(
         self,
