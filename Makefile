@@ -20,14 +20,16 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,serving,web,dev]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,serving,web,benchmark,peers,dev]"
 	@touch $@
 
 demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/
 	$(BIN)/python -m regionspot.cli.main demo --out runs/demo
 
-test: native-test lint  ## every check: C++, lint, types, Python
-	$(BIN)/python -m pytest
+WORKERS ?= 2
+
+test: native-test lint  ## every check: C++, lint, types, Python, by WORKERS processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 native-test: setup  ## the C++ tests, under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -66,8 +68,30 @@ serve-demo: setup  ## a real Triton server over mini, asked by command, by Pytho
 	  $(BIN)/python -m regionspot.benchmarks.serving --url $(URL) --http-url http://127.0.0.1:18000 --web-url $(WEB) \
 	    --artifacts $(SERVE)/artifacts --data $(SERVE)/data/val.json --json $(SERVE)/serving.json
 
-bench: setup  ## time and memory of SAM's token decoder, its way and ours: runs/bench/
-	$(BIN)/python -m regionspot.benchmarks.decoder --json runs/bench/decoder.json
+BENCH := runs/bench
+FULL ?= regionspot_bl
+FULL_GRAPHS := sam_image_encoder,clip_image_encoder,sam_token_decoder_image,sam_token_decoder_prompts,sam_mask_decoder,region_head
+
+bench: setup  ## what each artefact costs and gains here, mini and full size beside its peers: runs/bench/report.html
+	$(BIN)/regionspot mini build --out $(BENCH)/data --train 1 --val 500
+	$(BIN)/regionspot mini build --out $(BENCH)/few --train 1 --val 4
+	$(BIN)/regionspot-export --out $(BENCH)/mini --resume --onnx --openvino --precision fp32,int8
+	$(BIN)/regionspot-export --out $(BENCH)/full --resume --onnx --openvino --precision fp32,int8 --batch 1 --parity-images 1 \
+	  --model $(FULL) --random-weights 0 --graphs $(FULL_GRAPHS) --calibration $(BENCH)/few/val.json
+	$(BIN)/regionspot-benchmark accuracy --artifacts $(BENCH)/mini --data $(BENCH)/data/val.json \
+	  --json $(BENCH)/accuracy.json --fail-if "dAP>0.1"
+	$(BIN)/regionspot-benchmark latency --artifacts $(BENCH)/mini --regions 1,10,100,300 --json $(BENCH)/latency.json
+	$(BIN)/regionspot-benchmark peers --model $(FULL) --artifacts $(BENCH)/full --regions 1,10,100,300 \
+	  --json $(BENCH)/peers.json
+	$(BIN)/regionspot-benchmark train --json $(BENCH)/train.json
+	$(BIN)/python -m regionspot.benchmarks.mask_encoding --json $(BENCH)/masks.json
+	$(BIN)/regionspot-serve init --artifacts $(BENCH)/mini --precision fp32 --out $(BENCH)/model_repository
+	@set -e; trap '$(BIN)/regionspot-serve down --grpc-port 18011' EXIT; \
+	  $(BIN)/regionspot-serve up --repository $(BENCH)/model_repository --detach \
+	    --http-port 18010 --grpc-port 18011 --metrics-port 18012; \
+	  $(BIN)/regionspot-benchmark load --url 127.0.0.1:18011 --data $(BENCH)/data/val.json --json $(BENCH)/load.json
+	$(BIN)/regionspot-benchmark report $(addprefix $(BENCH)/,$(addsuffix .json,latency accuracy load peers train masks)) \
+	  --json $(BENCH)/report.json --html $(BENCH)/report.html --markdown $(BENCH)/report.md
 
 clean:  ## remove what was built and run; keeps .venv
 	rm -rf build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

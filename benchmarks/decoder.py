@@ -24,7 +24,8 @@ import torch
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.decoder_variants import GRAPHS, REFERENCE_BATCH, VARIANTS, Request
 from regionspot.child_process import how_it_ended
-from regionspot.errors import ArtifactError, InputError, RegionSpotError
+from regionspot.cli.benchmark.options import counts
+from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.openvino_ir import convert
 from regionspot.files import write_atomically
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         request = Request(
             {"name": arguments.model, "random_weights": SEED},
-            parse_counts(arguments.boxes),
+            counts("--boxes", arguments.boxes),
             arguments.threads,
             arguments.prompt_chunk,
         )
@@ -65,17 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(results, indent=2) + "\n").encode())
     return 0
-
-
-def parse_counts(text: str) -> list[int]:
-    """From "1,8,64", in increasing order. Raises InputError for anything but positive numbers."""
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < 1:
-        raise InputError(f"--boxes {text!r} is not a list of positive numbers such as 1,8,64")
-    return counts
 
 
 def measure(request: Request) -> dict[str, Any]:

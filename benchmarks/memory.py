@@ -35,6 +35,11 @@ class PeakMemory:
         peak = _resident("VmHWM")
         return None if peak is None or self._before is None else (peak - self._before) / MIB
 
+    def total_mb(self) -> float | None:
+        """The most that the whole process took since `start`, the libraries and the loaded model included."""
+        peak = _resident("VmHWM")
+        return None if peak is None else peak / MIB
+
 
 def _resident(field: str) -> int | None:
     """Bytes, from the process's own entry in /proc."""

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from regionspot.benchmarks.conditions import conditions
+from regionspot.benchmarks.questions import never_seen
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
 from regionspot.files import write_atomically
@@ -40,7 +41,6 @@ from regionspot.vocabulary import VocabularyEncoder
 MAX_DIFFERENCE = 1e-4
 CONCURRENCIES = (1, 4)
 WARM_UP = 5
-JPEG_COMMENT = b"\xff\xfe"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ async def _load(
         def ask() -> Awaitable[Any]:
             index = next(numbers) % len(samples)
             sample = samples[index]
-            image = known[index] if picture == "known" else _never_seen(sample.jpeg)
+            image = known[index] if picture == "known" else never_seen(sample.jpeg)
             return client.recognize(image, sample.boxes, arguments.vocabulary)
 
         for _ in range(WARM_UP):
@@ -195,12 +195,6 @@ def _samples(dataset: CocoDataset) -> list[Sample]:
         boxes = [list(annotation.box) for annotation in dataset.annotations_by_image[record.id]]
         found.append(Sample(dataset.image_path(record).read_bytes(), boxes))
     return found
-
-
-def _never_seen(jpeg: bytes) -> bytes:
-    """The same picture in other bytes: a comment behind the start marker."""
-    comment = uuid.uuid4().bytes
-    return jpeg[:2] + JPEG_COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
 
 
 def _predict(

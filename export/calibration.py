@@ -18,7 +18,7 @@ from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec, graph_sp
 from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING, POINT_LABELS, FloatArray, IntArray, Prompts
-from regionspot.transforms import ClipTransform, SamTransform
+from regionspot.transforms import ClipTransform, SamTransform, model_inputs
 
 Feeds = dict[str, Array]
 
@@ -116,12 +116,14 @@ class GraphInputs:
         assert self.pictures is not None
         pictures = [self.pictures.pictures[index] for index in indices]
         sam, clip = SamTransform(self.model.sam.image_size), ClipTransform(self.model.clip.image_size)
-        framed = [sam.apply_image(picture.image) for picture in pictures]
+        sam_images, sizes, clip_images = zip(
+            *(model_inputs(picture.image, sam, clip) for picture in pictures), strict=True
+        )
         points, labels = _box_prompts(pictures, sam, ranges.get("regions", ranges.get("prompts", ANY_SIZE)))
         sources: Feeds = {
-            "images": np.stack([frame for frame, _ in framed]),
-            "input_sizes": np.array([size for _, size in framed], np.int32),
-            "clip_images": np.stack([clip.apply_image(picture.image) for picture in pictures]),
+            "images": np.stack(sam_images),
+            "input_sizes": np.array(sizes, np.int32),
+            "clip_images": np.stack(clip_images),
             "points": points,
             "labels": labels,
             "token_ids": np.zeros(1, np.int32),

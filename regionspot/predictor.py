@@ -15,7 +15,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, softmax
 from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
-from regionspot.transforms import ClipTransform, ImageSource, SamTransform, read_image
+from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ class RegionPredictor:
             InputError: the picture cannot be used.
         """
         pixels = read_image(image)
-        sam_image, input_size = self._sam_transform.apply_image(pixels)
+        sam_image, input_size, clip_image = model_inputs(pixels, self._sam_transform, self._clip_transform)
         return EncodedPicture(
             height=pixels.shape[0],
             width=pixels.shape[1],
             encoded=self.pipeline.encode_image(sam_image[None], [input_size]),
-            patch_tokens=self.pipeline.encode_clip(self._clip_transform.apply_image(pixels)[None]),
+            patch_tokens=self.pipeline.encode_clip(clip_image[None]),
         )
 
     def set_image(self, image: ImageSource | EncodedPicture) -> RegionPredictor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import cache
 from pathlib import Path
 
 CPUS = Path("/sys/devices/system/cpu")
@@ -30,6 +31,7 @@ def physical_cores(cpus: Path = CPUS) -> int:
         return len(allowed)
 
 
+@cache
 def _core(topology: Path) -> tuple[str, str]:
     """What tells a CPU's core from all others: CPUs of one core give the same."""
     return (topology / "physical_package_id").read_text(), (topology / "core_id").read_text()

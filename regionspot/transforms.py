@@ -2,7 +2,8 @@
 
 Every resize of pixels is Pillow's antialiased bilinear on uint8. It is what SAM's own preprocessing does
 (`segment_anything.utils.transforms.ResizeLongestSide` through Pillow); for CLIP, which the authors resize in two ways,
-it is our choice, and the same in training, evaluation, every runtime and the server.
+it is our choice, and the same in training, evaluation, every runtime and the server. Colours are resized by the native
+extension, which gives Pillow's numbers much sooner and both encoders' pictures from one reading of the pixels.
 
 Frames: original-image pixels are the public one; the SAM frame is the image resized to a longest side of S, at the top
 left of an S x S square. Normalisation is not here: it belongs to the models.
@@ -25,8 +26,9 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from regionspot.errors import InputError
-from regionspot.masks import EncodedMasks, encode_mask_logits
+from regionspot.masks import EncodedMasks, _native, encode_mask_logits
 from regionspot.structures import BoolArray, FloatArray
+from regionspot.threads import default_threads
 
 UInt8Array = npt.NDArray[np.uint8]
 ImageSource = str | PathLike[str] | bytes | Image.Image | UInt8Array
@@ -35,7 +37,10 @@ MAX_PIXELS = 178_000_000
 """Larger images are refused from their header; it is where Pillow, too, stops believing one."""
 
 RESIZE = "Pillow bilinear on uint8, antialiased"
-"""What `resize_image` does, in words: caches and artefacts that were made with another resize are not used."""
+"""What `resize_image` does, in words: caches and artefacts that were made with another resize are not used.
+
+The words stay as long as the numbers are Pillow's, whoever computes them: tests/test_transforms.py compares every byte.
+"""
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is opened: Pillow knows more formats, some of which run other programs on the file."""
@@ -98,9 +103,32 @@ def read_mask(source: ImageSource) -> BoolArray:
     return read_image(source, background="black")[..., 0] > 127
 
 
-def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
-    """(H, W, 3) or (H, W) to height x width by Pillow's antialiased bilinear: the one definition of a resize."""
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+def resize_image(image: UInt8Array, height: int, width: int, threads: int | None = None) -> UInt8Array:
+    """(H, W, 3) or (H, W) to height x width by Pillow's antialiased bilinear: the one definition of a resize.
+
+    Args:
+        threads: at most so many, of those a small image uses fewer; None stands for `default_threads()`.
+    """
+    if image.ndim == 2:
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    resized = np.empty((height, width, 3), np.uint8)
+    _resize_into(image, [resized], threads)
+    return resized
+
+
+def model_inputs(
+    image: UInt8Array, sam: SamTransform, clip: ClipTransform, threads: int | None = None
+) -> tuple[UInt8Array, tuple[int, int], UInt8Array]:
+    """An image (H, W, 3) as both encoders take it, from one reading of its pixels.
+
+    Returns:
+        What `sam.apply_image` gives, (S, S, 3) and the (height, width) of its valid part; and what `clip.apply_image`
+        gives, (S', S', 3).
+    """
+    frame, valid = sam.empty_frame(image)
+    square = np.empty((clip.image_size, clip.image_size, 3), np.uint8)
+    _resize_into(image, [frame[: valid[0], : valid[1]], square], threads)
+    return frame, valid, square
 
 
 def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]) -> FloatArray:
@@ -122,12 +150,15 @@ class SamTransform:
         scale = self.image_size * 1.0 / max(height, width)
         return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
-    def apply_image(self, image: UInt8Array) -> tuple[UInt8Array, tuple[int, int]]:
-        """(H, W, 3) to (S, S, 3), and the (height, width) of its valid part."""
-        height, width = self.input_size(*image.shape[:2])
-        frame = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-        frame[:height, :width] = resize_image(image, height, width)
+    def apply_image(self, image: UInt8Array, threads: int | None = None) -> tuple[UInt8Array, tuple[int, int]]:
+        """(H, W, 3) to (S, S, 3), and the (height, width) of its valid part; `threads` as `resize_image`."""
+        frame, (height, width) = self.empty_frame(image)
+        _resize_into(image, [frame[:height, :width]], threads)
         return frame, (height, width)
+
+    def empty_frame(self, image: UInt8Array) -> tuple[UInt8Array, tuple[int, int]]:
+        """Zeros (S, S, 3), and the (height, width) that the image (H, W, 3) takes there."""
+        return np.zeros((self.image_size, self.image_size, 3), np.uint8), self.input_size(*image.shape[:2])
 
     def apply_points(self, points: npt.ArrayLike, height: int, width: int) -> FloatArray:
         """Points (..., 2) xy of a height x width image, in the SAM frame."""
@@ -164,9 +195,9 @@ class ClipTransform:
 
     image_size: int
 
-    def apply_image(self, image: UInt8Array) -> UInt8Array:
-        """(H, W, 3) to (S, S, 3)."""
-        return resize_image(image, self.image_size, self.image_size)
+    def apply_image(self, image: UInt8Array, threads: int | None = None) -> UInt8Array:
+        """(H, W, 3) to (S, S, 3); `threads` as `resize_image`."""
+        return resize_image(image, self.image_size, self.image_size, threads)
 
 
 def crop_boxes(image: UInt8Array, boxes: npt.ArrayLike, scale: float = 1.0) -> list[UInt8Array]:
@@ -184,6 +215,13 @@ def flip_boxes(boxes: npt.ArrayLike, width: int) -> FloatArray:
     """Boxes (N, 4) of an image of that width as they lie once it is mirrored left to right."""
     x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float32).reshape(-1, 4).T
     return np.stack([width - x1, y0, width - x0, y1], axis=1)
+
+
+def _resize_into(image: UInt8Array, targets: Sequence[UInt8Array], threads: int | None) -> None:
+    """Fill views (h, w, 3) whose pixels lie side by side in each row with an image (H, W, 3) at their sizes."""
+    if image.strides[1:] != (3, 1):
+        image = np.ascontiguousarray(image)
+    _native.resize_rgb(image, targets, threads or default_threads())
 
 
 def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:
@@ -270,7 +308,7 @@ def _to_rgb(image: Image.Image, name: str, background: str) -> Image.Image:
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", foreground.size, background), foreground).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _to_eight_bits(samples: npt.NDArray[np.generic], name: str) -> Image.Image:

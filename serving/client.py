@@ -187,8 +187,8 @@ class RegionClient:
 class AsyncRegionClient:
     """As `RegionClient`, for asyncio: hundreds of questions may be under way. Cancelling a task cancels its request."""
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._connection = AsyncConnection(url, timeout_s)
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
+        self._connection = AsyncConnection(url, timeout_s, retry)
         self._info: ServerInfo | None = None
 
     async def recognize(

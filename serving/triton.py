@@ -138,14 +138,17 @@ class Connection:
 
     def statistics(self, model: str = MODEL) -> dict[str, Any]:
         """Triton's own: how many requests of a model succeeded and failed, and what their stages took."""
+        return self.all_statistics(model)[model]
+
+    def all_statistics(self, model: str = "") -> dict[str, dict[str, Any]]:
+        """Of each model of the server, by its name; of one alone where it is named."""
         if self.address.protocol == "http":
             content = self.call(lambda client, _: client.get_inference_statistics(model))
         else:
             content = self.call(
                 lambda client, left: client.get_inference_statistics(model, as_json=True, **self._limit(left))
             )
-        (found,) = content["model_stats"]
-        return dict(found)
+        return {found["name"]: dict(found) for found in content["model_stats"]}
 
     def reload(self, model: str) -> None:
         """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes back. Over gRPC."""
@@ -194,8 +197,8 @@ class Connection:
 class AsyncConnection:
     """As `Connection`, for asyncio. A task that is cancelled cancels its request."""
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.address, self.timeout_s = Address.parse(url), timeout_s
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
+        self.address, self.timeout_s, self._retry = Address.parse(url), timeout_s, retry
         self._library = _library(self.address, for_asyncio=True)
         self._client: Any = None
 
@@ -203,7 +206,7 @@ class AsyncConnection:
         self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
     ) -> dict[str, Array]:
         """See `Connection.infer`."""
-        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s)
+        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s, self._retry)
         sent = _inputs(self._library, inputs)
         while True:
             try:
@@ -214,7 +217,7 @@ class AsyncConnection:
 
     async def config(self, model: str = MODEL) -> dict[str, str]:
         """See `Connection.config`."""
-        attempts = Attempts(self.timeout_s)
+        attempts = Attempts(self.timeout_s, self._retry)
         while True:
             try:
                 client, grpc = self._open(), self.address.protocol == "grpc"

@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+
+@pytest.fixture(scope="session")
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for all processes of a run: what takes long to make is made once."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache_of_the_run(run_directory: Path) -> Iterator[None]:
     """Text embeddings are cached for this run alone, not in the user's cache; child processes inherit it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REGIONSPOT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("REGIONSPOT_CACHE", str(run_directory / "cache"))
         yield
 
 
 @pytest.fixture(scope="session")
-def mini_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_artifacts(run_directory: Path) -> Path:
     """regionspot_mini as ONNX in single precision, all that recognising boxes takes, verified. Copy it to change it."""
-    from regionspot.cli.main import main
     from regionspot.export.build import PIPELINE_GRAPHS
 
-    directory = tmp_path_factory.mktemp("artifacts")
-    graphs = ",".join([*PIPELINE_GRAPHS, "clip_text_encoder"])
-    assert main(["export", "--out", str(directory), "--graphs", graphs, "--parity-images", "2"]) == 0
-    return directory
+    return _exported(run_directory / "mini_artifacts", [*PIPELINE_GRAPHS, "clip_text_encoder"])
 
 
 @pytest.fixture(scope="session")
-def mini_artifacts_with_masks(mini_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mini_artifacts_with_masks(mini_artifacts: Path, run_directory: Path) -> Path:
     """With the graph that draws masks, put beside the others by a second export."""
+    return _exported(run_directory / "mini_artifacts_with_masks", ["sam_mask_decoder"], mini_artifacts)
+
+
+def _exported(directory: Path, graphs: list[str], beside: Path | None = None) -> Path:
+    """Made by whichever process comes first; the others wait."""
     from regionspot.cli.main import main
 
-    directory = Path(shutil.copytree(mini_artifacts, tmp_path_factory.mktemp("artifacts") / "with_masks"))
-    assert main(["export", "--out", str(directory), "--graphs", "sam_mask_decoder", "--parity-images", "2"]) == 0
+    with FileLock(directory.with_suffix(".lock")):
+        if not directory.with_suffix(".made").exists():
+            if beside is not None:
+                shutil.copytree(beside, directory)
+            options = ["--out", str(directory), "--graphs", ",".join(graphs), "--parity-images", "2"]
+            assert main(["export", *options]) == 0
+            directory.with_suffix(".made").touch()
     return directory
 
 
+SERVING = Path(__file__).parent / "serving"
+FIRST = ("test_readme.py", "test_export.py", "test_build.py", "test_parity.py")
+"""Files that take longest: begun first, several processes end at about the same time."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process; those of a server all in the same, so that one server does for all."""
+    items.sort(key=lambda item: (SERVING not in item.path.parents, item.path.name not in FIRST))
+    for item in items:
+        group = "serving" if SERVING in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     if not shutil.which("chromium"):
         _skip(items, "browser", "needs Chromium: apt-get install chromium")
     if any(item.get_closest_marker("gpu") for item in items):

@@ -36,13 +36,14 @@ RANK = {component: rank for rank, layer in enumerate(LAYERS) for component in la
 
 # Each library's home.
 FENCES = {
-    "segment_anything": ("regionspot/modeling/sam.py",),
+    "segment_anything": ("regionspot/modeling/sam.py", "benchmarks/research_pipeline.py"),
     "open_clip": ("regionspot/modeling/clip.py",),
     "torchvision": (),
     "timm": (),
     "hotcoco": ("regionspot/evaluation/",),
-    "pycocotools": ("benchmarks/mask_encoding.py",),
+    "pycocotools": ("benchmarks/mask_encoding.py", "benchmarks/research_pipeline.py"),
     "lvis": (),
+    "transformers": ("benchmarks/detectors.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnxruntime": ("regionspot/runtime/ort_runner.py", "export/quantization.py"),

@@ -63,7 +63,7 @@ class Calls:
 
 @pytest.fixture
 def image_calls(model: RegionSpot) -> Iterator[list[Calls]]:
-    calls = [Calls(model.sam.sam.image_encoder), Calls(model.clip.clip.visual.conv1)]
+    calls = [Calls(model.sam.sam.image_encoder.patch_embed), Calls(model.clip.clip.visual.conv1)]
     yield calls
     for call in calls:
         call.handle.remove()

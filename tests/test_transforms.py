@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from regionspot.errors import InputError
@@ -24,6 +27,7 @@ from regionspot.transforms import (
     SamTransform,
     crop_boxes,
     flip_boxes,
+    model_inputs,
     read_image,
     read_mask,
     resize_image,
@@ -64,6 +68,106 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
+
+
+def pillow_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def same(side: int) -> st.SearchStrategy[int]:
+    """Any size of a target, and often that of the source."""
+    return st.one_of(st.just(side), st.integers(1, 100))
+
+
+# Up to its version 12 Pillow always resized the width first; of pictures that become much less high some bytes differ.
+@pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="this Pillow resizes tall pictures in another order"
+)
+class TestResize:
+    """Every byte is Pillow's: what RESIZE promises of caches and artefacts that Pillow's own numbers went into."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.data())
+    def test_any_sizes(self, data: st.DataObject) -> None:
+        height, width = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 100))
+        to_height, to_width = data.draw(same(height)), data.draw(same(width))
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+        low = data.draw(st.sampled_from([0, 250]))
+        image = rng.integers(low, 256, (height, width, 3), np.uint8)
+        np.testing.assert_array_equal(
+            resize_image(image, to_height, to_width), pillow_resize(image, to_height, to_width)
+        )
+
+    @pytest.mark.parametrize(
+        ("source", "target"),
+        [
+            ((1, 1), (1024, 1024)),
+            ((1, 5000), (1, 256)),
+            ((1, 5000), (224, 224)),
+            ((5000, 1), (224, 224)),
+            ((3, 70_000), (2, 100)),  # too wide to be turned
+            ((70_000, 3), (100, 2)),
+            ((70_000, 3), (69_000, 1)),
+            ((480, 640), (768, 1024)),
+            ((480, 640), (480, 224)),
+            ((480, 640), (224, 640)),
+            ((480, 640), (480, 640)),
+            ((1080, 1920), (576, 1024)),
+            ((1080, 1920), (224, 224)),
+            ((2400, 1080), (1024, 461)),  # of the height first, as the next
+            ((2400, 1080), (224, 224)),
+            ((1333, 2001), (1, 1)),
+        ],
+    )
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_pictures_and_slivers(self, source: tuple[int, int], target: tuple[int, int], threads: int) -> None:
+        image = photo(*source)
+        np.testing.assert_array_equal(resize_image(image, *target, threads=threads), pillow_resize(image, *target))
+
+    @pytest.mark.parametrize("value", [0, 1, 254, 255])
+    def test_one_colour_stays(self, value: int) -> None:
+        image = np.full((37, 1234, 3), value, np.uint8)
+        assert (resize_image(image, 224, 224) == value).all()
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda image: image[::2],
+            lambda image: image[::-1],
+            lambda image: image[:, ::-1],
+            lambda image: image[:, 5:-7],
+            lambda image: image[:, ::300],
+            lambda image: image[..., ::-1],
+            lambda image: image.transpose(1, 0, 2),
+            lambda image: np.asfortranarray(image),
+            lambda image: image[:1, ::999],
+        ],
+    )
+    def test_any_memory_order(self, view: Callable[[np.ndarray], np.ndarray]) -> None:
+        image = view(photo(90, 300))
+        image.flags.writeable = False
+        expected = pillow_resize(np.array(image, order="C"), 31, 41)
+        np.testing.assert_array_equal(resize_image(image, 31, 41), expected)
+
+    def test_grey(self) -> None:
+        grey = photo(90, 300)[..., 0]
+        np.testing.assert_array_equal(resize_image(grey, 31, 41), pillow_resize(grey, 31, 41))
+
+    @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (-1, 5)])
+    def test_no_size(self, height: int, width: int) -> None:
+        with pytest.raises(ValueError):
+            resize_image(photo(4, 4), height, width)
+
+
+class TestModelInputs:
+    @pytest.mark.parametrize(("height", "width"), [*SIZES, (900, 200)])
+    def test_are_those_of_the_two_transforms(self, height: int, width: int) -> None:
+        image, sam, clip = photo(height, width), SamTransform(256), ClipTransform(128)
+        frame, valid, square = model_inputs(image, sam, clip, threads=2)
+        expected, expected_valid = sam.apply_image(image)
+        np.testing.assert_array_equal(frame, expected)
+        assert valid == expected_valid
+        np.testing.assert_array_equal(square, clip.apply_image(image))
 
 
 class TestSamTransform:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 
 from regionspot import __version__
@@ -20,6 +20,7 @@ COMMANDS = {
     "export": ("regionspot.cli.export", "make ONNX, OpenVINO and TensorRT artefacts, each verified"),
     "serve": ("regionspot.cli.serve", "serve a model with Triton Inference Server, and a web page to try it"),
     "query": ("regionspot.cli.query", "ask a server about pictures"),
+    "benchmark": ("regionspot.cli.benchmark", "measure latency, accuracy, load, peers and training"),
     "parity": ("regionspot.cli.parity", "compare two runtimes of a model, graph by graph and end to end"),
     "convert": ("regionspot.cli.convert", "import a checkpoint of RegionSpot's authors"),
     "mini": ("regionspot.cli.mini", "build the mini world and its foundation models"),
@@ -42,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"regionspot {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        return _fail(f"there is no command {name!r}.{meant} The commands are {', '.join(COMMANDS)}.")
+        return _fail(unknown_name("command", name, COMMANDS))
     try:
         return int(import_module(COMMANDS[name][0]).main(rest))
     except RegionSpotError as error:
@@ -79,6 +78,18 @@ def query() -> int:
     return main(["query", *sys.argv[1:]])
 
 
+def benchmark() -> int:
+    """The console script `regionspot-benchmark`."""
+    return main(["benchmark", *sys.argv[1:]])
+
+
+def unknown_name(what: str, name: str, known: Collection[str]) -> str:
+    """What to say of a name that is none of the known ones."""
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    return f"there is no {what} {name!r}.{meant} The {what}s are {', '.join(known)}."
+
+
 def usage() -> str:
     lines = [
         "usage: regionspot COMMAND [argument ...]",
@@ -86,7 +97,7 @@ def usage() -> str:
         "Recognise the regions of an image with a small head on a frozen SAM and a frozen CLIP.",
         "",
         "commands:",
-        *(f"  {name:<9}{summary}" for name, (_, summary) in COMMANDS.items()),
+        *(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
         "`regionspot COMMAND --help` describes a command; `regionspot --version` names this release.",
     ]

@@ -169,4 +169,4 @@ class AugmentedBatches:
         height, width = training_set.sizes[image].tolist()
         boxes = training_set.boxes[training_set.offsets[image] : training_set.offsets[image + 1]]
         varied, shown = self._augmentation(read_upright(training_set.paths[image], (height, width)), boxes, rng)
-        return self._transform.apply_image(varied), shown
+        return self._transform.apply_image(varied, threads=1), shown

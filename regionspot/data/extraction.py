@@ -23,7 +23,7 @@ from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.structures import PADDING, BoolArray, Prompts
 from regionspot.structures import IntArray as LabelArray
-from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, read_image
+from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, model_inputs, read_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -79,21 +79,30 @@ class FeatureExtractor:
         }
 
     def prepare(self, path: Path, size: tuple[int, int], boxes: FloatArray) -> PreparedImage:
-        """Read an image and bring it and its boxes (n, 4) into the encoders' frames. Thread-safe.
+        """Read an image and bring it and its boxes (n, 4) into the encoders' frames, on one thread. Thread-safe.
 
         Raises:
             InputError: the image cannot be read, or is not of the (height, width) that the annotations are for.
         """
         image = read_upright(path, size)
-        sam_image, input_size = self.sam_transform.apply_image(image)
-        prompts = Prompts.from_boxes(boxes)
+        prompts, clip_image = Prompts.from_boxes(boxes), None
+        if self.clip_transform is None:
+            sam_image, input_size = self.sam_transform.apply_image(image, threads=1)
+        else:
+            sam_image, input_size, clip_image = model_inputs(image, self.sam_transform, self.clip_transform, threads=1)
         return PreparedImage(
             sam_image,
             input_size,
             self.sam_transform.apply_points(prompts.points, *size),
             prompts.labels,
-            self.clip_transform.apply_image(image) if self.clip_transform else None,
+            clip_image,
         )
+
+    def prepare_item(self, training_set: TrainingSet, index: int) -> PreparedImage:
+        """`prepare` of an image of a training set and its boxes."""
+        boxes = training_set.boxes[training_set.offsets[index] : training_set.offsets[index + 1]]
+        height, width = training_set.sizes[index].tolist()
+        return self.prepare(training_set.paths[index], (height, width), boxes)
 
     def extract(self, images: list[PreparedImage]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         """Mask tokens (n, T, C) and the map (L, D) or None of each image."""
@@ -205,7 +214,7 @@ def _extract_shard(
     already = progress.done
 
     def prepare(batch: IntArray) -> list[Future[PreparedImage]]:
-        return [pool.submit(_prepare_image, extractor, training_set, int(image)) for image in batch]
+        return [pool.submit(extractor.prepare_item, training_set, int(image)) for image in batch]
 
     records: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any] | None]] = {}
     for batch, futures in zip(batches, _ahead(prepare, batches), strict=True):
@@ -214,12 +223,6 @@ def _extract_shard(
         progress.update(already + len(records))
     tokens, maps = zip(*(records[image] for image in images.tolist()), strict=True)
     return Features(np.concatenate(tokens), np.stack(maps) if cache.shape.patch_tokens else None)
-
-
-def _prepare_image(extractor: FeatureExtractor, training_set: TrainingSet, image: int) -> PreparedImage:
-    boxes = training_set.boxes[training_set.offsets[image] : training_set.offsets[image + 1]]
-    height, width = training_set.sizes[image].tolist()
-    return extractor.prepare(training_set.paths[image], (height, width), boxes)
 
 
 def _ahead(submit: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:

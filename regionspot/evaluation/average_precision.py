@@ -59,6 +59,24 @@ def evaluate_detections(
         InputError: unknown images or classes, no masks where masks are judged, LVIS's rules on a file without
             `neg_category_ids`, an unknown rule or IoU type.
     """
+    return _figures(_precision(dataset, detections, rules, iou_type), dataset.categories)
+
+
+def average_precision_by_class(
+    dataset: CocoDataset,
+    detections: Detections | Iterable[Mapping[str, Any]],
+    rules: Rules = "lvis",
+    iou_type: IouType = "bbox",
+) -> dict[str, float | None]:
+    """AP of each class by its name, in percent; None of one without ground truth. As `evaluate_detections`."""
+    everything = _precision(dataset, detections, rules, iou_type)[..., 0]  # (10, 101, V)
+    return {category.name: _mean(everything[..., index]) for index, category in enumerate(dataset.categories)}
+
+
+def _precision(
+    dataset: CocoDataset, detections: Detections | Iterable[Mapping[str, Any]], rules: Rules, iou_type: IouType
+) -> npt.NDArray[np.float64]:
+    """(10 thresholds, 101 recalls, V classes, 4 areas); -1 where there is nothing to judge."""
     check_ground_truth(dataset, rules, iou_type)
     columns = detections if isinstance(detections, Detections) else Detections.from_coco(detections)
     _check_detections(dataset, columns, iou_type)
@@ -68,8 +86,8 @@ def evaluate_detections(
     evaluation.evaluate()
     evaluation.accumulate()
     assert evaluation.eval is not None
-    precision = evaluation.eval["precision"][..., -1]  # (10 thresholds, 101 recalls, V classes, 4 areas)
-    return _figures(precision, dataset.categories)
+    precision: npt.NDArray[np.float64] = evaluation.eval["precision"][..., -1]
+    return precision
 
 
 def check_ground_truth(dataset: CocoDataset, rules: Rules, iou_type: IouType) -> None:

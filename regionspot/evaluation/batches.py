@@ -14,7 +14,7 @@ from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.extraction import pad_prompts, read_upright
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, Rle
-from regionspot.transforms import ClipTransform, SamTransform, UInt8Array
+from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, model_inputs
 
 MASKS_AT_ONCE = 32
 ItemT = TypeVar("ItemT")
@@ -74,7 +74,7 @@ def load_image(
     height, width = record.height, record.width
     picture = read_upright(dataset.image_path(record), (height, width))
     sam_transform = SamTransform(sam_size)
-    sam_image, sam_input_size = sam_transform.apply_image(picture)
+    sam_image, sam_input_size, clip_image = model_inputs(picture, sam_transform, ClipTransform(clip_size))
     prompts = Prompts.from_boxes(boxes).validated(height, width)
     return LoadedImage(
         record,
@@ -82,7 +82,7 @@ def load_image(
         boxes,
         sam_image,
         sam_input_size,
-        ClipTransform(clip_size).apply_image(picture),
+        clip_image,
         sam_transform.apply_points(prompts.points, height, width),
         prompts.labels,
     )

@@ -17,7 +17,7 @@ from regionspot.mini.architecture import CLIP_IMAGE_SIZE, PATCH_SIZE, SAM_IMAGE_
 from regionspot.mini.render import render_scene
 from regionspot.mini.world import UNIFORM_WEIGHTS, WORLD_VERSION, sample_portrait, sample_scene
 from regionspot.progress import Progress
-from regionspot.transforms import ClipTransform, SamTransform
+from regionspot.transforms import ClipTransform, SamTransform, model_inputs
 
 MAX_TOYS = 7
 MASK_SIZE = SAM_IMAGE_SIZE // 4
@@ -100,8 +100,8 @@ def _fill_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
     sam, clip = SamTransform(SAM_IMAGE_SIZE), ClipTransform(CLIP_IMAGE_SIZE)
     for index in range(start, stop):
         image, toys = render_scene(sample_scene(np.random.default_rng([seed, 0, index]), UNIFORM_WEIGHTS))
-        out["sam_images"][index], out["sam_sizes"][index] = sam.apply_image(image)
-        out["clip_images"][index] = clip.apply_image(image)
+        inputs = model_inputs(image, sam, clip)
+        out["sam_images"][index], out["sam_sizes"][index], out["clip_images"][index] = inputs
         out["categories"][index] = -1
         for slot, (category, mask) in enumerate(toys[:MAX_TOYS]):
             grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)  # (H, W, 3): the transforms take pictures

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import string
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,24 @@ from regionspot.modeling.weights import load_strictly, read_checkpoint
 
 import_safely()
 
-import open_clip  # noqa: E402
-from open_clip import CLIP as CLIP  # noqa: E402
-from open_clip.transformer import VisionTransformer, text_global_pool  # noqa: E402
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """A library is as if it were not installed while this lasts, unless it was imported before."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+with _without("transformers"):  # open_clip imports it for text towers that are not CLIP's, which takes seconds
+    import open_clip
+    from open_clip import CLIP as CLIP
+    from open_clip.transformer import VisionTransformer, text_global_pool
 
 Tokenizer = Callable[..., Tensor]
 """Called as `tokenizer(texts, context_length=T)`, returns (n, T) int64, zero after the end token."""

@@ -13,18 +13,24 @@ Functions, since there is no state: whatever weights the encoder has are used.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+FUSED_FROM = 1 << 22
+"""Scores, 16 MiB: on two cores the fused attention wins from about there."""
 
-def encode_image(encoder: nn.Module, pixels: Tensor, fused: bool) -> Tensor:
+
+def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
     """What `encoder(pixels)` gives.
 
     Args:
         encoder: `segment_anything`'s `ImageEncoderViT`.
         pixels: (B, 3, S, S), normalised.
-        fused: take `scaled_dot_product_attention`; else write the attention out, which exported graphs do better with.
+        fused: take `scaled_dot_product_attention` in layers of FUSED_FROM scores or more. It takes more arithmetic, and
+            less time than moving so many scores; fewer stay in the caches. Exported graphs do better without.
 
     Returns:
         (B, C, h, w).
@@ -39,7 +45,7 @@ def encode_image(encoder: nn.Module, pixels: Tensor, fused: bool) -> Tensor:
     return embeddings
 
 
-def _attention(attention: nn.Module, tokens: Tensor, window: int, fused: bool) -> Tensor:
+def _attention(attention: Any, tokens: Tensor, window: int, fused: bool) -> Tensor:
     """One layer's attention (B, h, w, D), within windows of `window` cells, or over the whole image if that is 0."""
     height, width = tokens.shape[1:3]
     projected = attention.qkv(tokens)  # (B, h, w, 3D)
@@ -52,9 +58,11 @@ def _attention(attention: nn.Module, tokens: Tensor, window: int, fused: bool) -
     heads = windows.flatten(0, 2).flatten(1, 2).unflatten(2, (3, attention.num_heads, -1))  # (Bnm, rc, 3, H, d)
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (Bnm, H, rc, d) each
     relative = _relative_positions(attention, query, rows, columns)
-    found = (_attend_fused if fused else _attend)(query, key, value, attention.scale, relative)  # (Bnm, H, rc, d)
+    large = fused and query.shape[:3].numel() * rows * columns >= FUSED_FROM
+    attend = _attend_fused if large else _attend
+    found = attend(query, key, value, attention.scale, relative)  # (Bnm, H, rc, d)
     joined = found.transpose(1, 2).flatten(2).unflatten(1, (rows, columns)).unflatten(0, grid)  # (B, n, m, r, c, D)
-    image = joined.transpose(2, 3).reshape(len(tokens), *padded, -1)[:, :height, :width]  # (B, h, w, D)
+    image = joined.transpose(2, 3).reshape(tokens.shape[0], *padded, -1)[:, :height, :width]  # (B, h, w, D)
     output: Tensor = attention.proj(image)
     return output
 
@@ -67,11 +75,11 @@ def _pad(tokens: Tensor, below: int, right: int, value: Tensor | None) -> Tensor
     if right:
         tokens = torch.cat([tokens, value.expand(*tokens.shape[:2], right, -1)], dim=2)
     if below:
-        tokens = torch.cat([tokens, value.expand(len(tokens), below, tokens.shape[2], -1)], dim=1)
+        tokens = torch.cat([tokens, value.expand(tokens.shape[0], below, tokens.shape[2], -1)], dim=1)
     return tokens
 
 
-def _relative_positions(attention: nn.Module, query: Tensor, rows: int, columns: int) -> tuple[Tensor, ...]:
+def _relative_positions(attention: Any, query: Tensor, rows: int, columns: int) -> tuple[Tensor, ...]:
     """Scores (b, H, r, c, r) and (b, H, r, c, c) of each query (b, H, rc, d) with every row and every column.
 
     Nothing of a model without relative positions.

@@ -41,15 +41,16 @@ class SamBackbone(Frozen):
     Args:
         sam: a `segment_anything` model with its weights loaded. It is frozen in place. Weights that come later must
             come through this module's `load_state_dict`, or that of a model around it.
+        fused_attention: let large attentions of the image encoder run in one kernel, see `image_encoder.encode_image`.
         prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
             with masks, so this bounds the memory and keeps it in the caches; it changes no result.
     """
 
-    def __init__(self, sam: Sam, prompt_chunk: int = 8) -> None:
+    def __init__(self, sam: Sam, prompt_chunk: int = 8, fused_attention: bool = True) -> None:
         super().__init__()
         self.sam = freeze(sam)
         self.token_decoder = freeze(TokenDecoder(sam))
-        self.prompt_chunk = prompt_chunk
+        self.prompt_chunk, self.fused_attention = prompt_chunk, fused_attention
         self.register_load_state_dict_post_hook(lambda backbone, _: backbone.token_decoder.fold())
 
     @property
@@ -83,7 +84,8 @@ class SamBackbone(Frozen):
             (B, C, h, w).
         """
         pixels = normalise(self.sam, images, input_sizes)
-        return encode_image(self.sam.image_encoder, pixels, fused=not torch.compiler.is_exporting())
+        fused = self.fused_attention and not torch.compiler.is_exporting()
+        return encode_image(self.sam.image_encoder, pixels, fused)
 
     def mask_tokens(
         self,

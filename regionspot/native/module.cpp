@@ -4,6 +4,7 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
 
 #include <array>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "mask_logits.hpp"
+#include "resize.hpp"
 #include "rle.hpp"
 
 namespace nb = nanobind;
@@ -69,6 +71,28 @@ nb::tuple masks_from_logits(const LogitArray& logits, std::size_t frame, const S
     return nb::make_tuple(counts, areas, boxes);
 }
 
+template <typename Byte>
+using RgbArray = nb::ndarray<Byte, nb::shape<-1, -1, 3>, nb::device::cpu>;
+
+// A RgbSource or a RgbTarget.
+template <typename View, typename Byte>
+View rgb_view(const RgbArray<Byte>& array) {
+    const std::size_t height = array.shape(0), width = array.shape(1);
+    if (array.stride(2) != 1 || (width != 1 && array.stride(1) != 3)) {
+        throw std::invalid_argument("the bytes of a row of pixels must lie side by side");
+    }
+    return {array.data(), height, width, static_cast<std::ptrdiff_t>(array.stride(0))};
+}
+
+void resize_rgb(const RgbArray<const std::uint8_t>& image, const std::vector<RgbArray<std::uint8_t>>& targets,
+                std::size_t threads) {
+    const auto source = rgb_view<regionspot::RgbSource>(image);
+    std::vector<regionspot::RgbTarget> views;
+    for (const auto& target : targets) views.push_back(rgb_view<regionspot::RgbTarget>(target));
+    nb::gil_scoped_release release;
+    regionspot::resize_rgb(source, views, threads);
+}
+
 std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_t width) {
     nb::gil_scoped_release release;
     return regionspot::area(regionspot::runs_from_text(text, pixel_count(height, width)));
@@ -77,10 +101,11 @@ std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_
 }  // namespace
 
 NB_MODULE(_native, module) {
-    module.doc() = "Masks as COCO run-length encodings (use regionspot.masks).";
+    module.doc() = "Masks as COCO run-length encodings (use regionspot.masks); resizing (use regionspot.transforms).";
     module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
     module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
     module.def("masks_from_logits", &masks_from_logits, nb::arg("logits").noconvert(), nb::arg("frame"), nb::arg("valid"),
                nb::arg("picture"), nb::arg("threads"));
+    module.def("resize_rgb", &resize_rgb, nb::arg("image").noconvert(), nb::arg("targets").noconvert(), nb::arg("threads"));
     module.def("rle_area", &rle_area, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
 }

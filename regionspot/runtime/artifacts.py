@@ -377,7 +377,7 @@ def pipeline_from_artifacts(
         InputError: an unknown runtime or precision.
         ArtifactError: no usable artefacts there, at once or when a graph is first needed.
     """
-    from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, RegionPipeline
+    from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 
     manifest = Manifest.load(directory)
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
@@ -392,7 +392,7 @@ def pipeline_from_artifacts(
         runtime=runtime,
         precision=chosen,
         fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
-        prompt_chunk=CPU_PROMPT_CHUNK if device == "cpu" else GPU_PROMPT_CHUNK,
+        **(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU),
     )
 
 

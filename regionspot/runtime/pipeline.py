@@ -26,6 +26,11 @@ CPU_PROMPT_CHUNK = 8
 """ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
 
 GPU_PROMPT_CHUNK = 32
+
+SIZES_ON_CPU: dict[str, Any] = {"prompt_chunk": CPU_PROMPT_CHUNK, "prompt_step": 1, "region_step": 8}
+SIZES_ON_GPU: dict[str, Any] = {"prompt_chunk": GPU_PROMPT_CHUNK, "prompt_step": 8, "region_step": 8}
+"""Of exported graphs. On a CPU a prompt more takes longer than getting ready for another number of them."""
+
 SINGLE_TOKEN, MULTIMASK_TOKENS = (0,), (1, 2, 3)
 
 SAM_GRAPHS = ("sam_image_encoder", "sam_token_decoder_image", "sam_token_decoder_prompts")
@@ -98,6 +103,9 @@ class RegionPipeline:
         prompt_chunk: how many prompts, of all images of a batch together, go through the token decoder at once; it
             bounds memory and changes no result.
         mask_prompts: what answers prompts that are masks; None where nothing can.
+        region_step, prompt_step: numbers of regions, and of prompts at once, are rounded up to multiples of these where
+            the graphs' ranges let them, with padding that is not seen: a runtime that gets ready for each size anew,
+            as OpenVINO and CUDA graphs do, then meets few.
     """
 
     def __init__(
@@ -110,9 +118,12 @@ class RegionPipeline:
         fingerprint: Callable[[str], str],
         prompt_chunk: int = CPU_PROMPT_CHUNK,
         mask_prompts: MaskPromptDecoder | None = None,
+        region_step: int = 1,
+        prompt_step: int = 1,
     ) -> None:
         if prompt_chunk < 1:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
+        self.region_step, self.prompt_step = region_step, prompt_step
         self.info, self.runtime, self.precision, self.prompt_chunk = info, runtime, precision, prompt_chunk
         self.fingerprint, self._mask_prompts = fingerprint, mask_prompts
         self._open = runners if callable(runners) else runners.__getitem__
@@ -254,11 +265,12 @@ class RegionPipeline:
             return logits
         self.check_num_regions(count)
         regions, vocabulary = self._range("region_head", "regions"), self._range("region_head", "words")
+        seen = _rounded_up(count, self.region_step, regions)
         for images, rows in self._batches("region_head", batch):
             of_images = [
-                _filled(_filled(mask_tokens[images], 1, regions.min), 0, rows),
+                _filled(_filled(mask_tokens[images], 1, seen), 0, rows),
                 _filled(patch_tokens[images], 0, rows),
-                _filled(_filled(valid[images], 1, regions.min), 0, rows),
+                _filled(_filled(valid[images], 1, seen), 0, rows),
             ]
             for words in _slices(len(text_embeddings), vocabulary.max):
                 (found,) = self._run("region_head", *of_images, _filled(text_embeddings[words], 0, vocabulary.min))
@@ -289,17 +301,18 @@ class RegionPipeline:
     ) -> None:
         self.close()
 
-    def _runner(self, graph: str) -> Runner:
+    def runner(self, graph: str) -> Runner:
+        """What runs a graph; opened when first asked for, closed with the pipeline."""
         if graph not in self._opened:
             self._opened[graph] = self._open(graph)
         return self._opened[graph]
 
     def _range(self, graph: str, axis: str) -> Range:
-        return self._runner(graph).spec.ranges[axis]
+        return self.runner(graph).spec.ranges[axis]
 
     def _run(self, graph: str, *arguments: Any, keep: bool = False) -> tuple[Any, ...]:
         """One run: inputs and outputs in the order of the graph's spec."""
-        runner = self._runner(graph)
+        runner = self.runner(graph)
         names = runner.spec.output_names
         feeds = dict(zip(runner.spec.input_names, arguments, strict=True))
         outputs = runner.infer(feeds, names if keep else ())
@@ -321,7 +334,7 @@ class RegionPipeline:
         multimask: bool,
     ) -> list[FloatArray]:
         """All outputs of a decoder graph over all prompts; `context` says which kept tensors it takes."""
-        spec = self._runner(graph).spec
+        spec = self.runner(graph).spec
         token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
         count = labels.shape[1]
         _check_images(encoded, points=points, labels=labels)
@@ -341,7 +354,8 @@ class RegionPipeline:
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
         """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts that ask nothing."""
-        return _filled(_filled(prompts, 1, self._range(graph, "prompts").min, value), 0, rows, value)
+        seen = _rounded_up(prompts.shape[1], self.prompt_step, self._range(graph, "prompts"))
+        return _filled(_filled(prompts, 1, seen, value), 0, rows, value)
 
     def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
         points = self._range(graph, "points")
@@ -407,6 +421,11 @@ def _slices(count: int, step: int) -> Iterator[slice]:
     """0 to `count` in pieces of `step`, the last one smaller."""
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+def _rounded_up(count: int, step: int, limits: Range) -> int:
+    """To a multiple of `step`, within the range of a graph's axis."""
+    return min(max(-(-count // step) * step, limits.min), limits.max)
 
 
 def _filled(array: Array, axis: int, size: int, value: int = 0) -> Array:

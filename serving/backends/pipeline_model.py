@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import GraphEntry, Manifest, pipeline_from_artifacts
-from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, RegionPipeline
+from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.runner import Array
 from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer
@@ -115,7 +115,7 @@ class TritonPythonModel:
             runtime=f"triton {runtime}",
             precision=precision,
             fingerprint=lambda graph: entry(graph).sha256 or "",
-            prompt_chunk=GPU_PROMPT_CHUNK if on_gpu else CPU_PROMPT_CHUNK,
+            **(SIZES_ON_GPU if on_gpu else SIZES_ON_CPU),
         )
 
 

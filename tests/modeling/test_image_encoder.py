@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from regionspot.modeling import image_encoder
 from regionspot.modeling.image_encoder import encode_image
 from regionspot.modeling.sam import compose_sam
+
+
+@pytest.fixture(autouse=True)
+def fused_from_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_encoder, "FUSED_FROM", 1)
 
 
 @pytest.mark.parametrize("fused", [False, True])

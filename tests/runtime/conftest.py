@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,9 @@ def artifacts(mini_artifacts_with_masks: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
-    """A function of a runtime and of ranges to pretend the graphs were made for; chunk sizes are an option."""
+    """A function of a runtime, of ranges to pretend the graphs were made for, and of how work is cut."""
 
-    def open_it(runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32) -> RegionPipeline:
+    def open_it(runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32, **steps: Any) -> RegionPipeline:
         if runtime == "torch":
             return pipeline_from_model(model)
         specs = graph_specs(model_info(model), ranges)
@@ -52,6 +53,7 @@ def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
             precision="fp32",
             fingerprint=lambda graph: f"{graph} in {runtime}",
             prompt_chunk=prompt_chunk,
+            **steps,
         )
 
     return open_it

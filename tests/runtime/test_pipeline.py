@@ -79,7 +79,7 @@ def sample(model: RegionSpot) -> Sample:
 def pipeline(request: pytest.FixtureRequest, open_pipeline: OpenPipeline) -> RegionPipeline:
     runtime, _, ranges = request.param.partition(" ")
     tight = {"ranges": TIGHT, "prompt_chunk": 6}
-    opened = open_pipeline(runtime, **tight if ranges == "tight" else {})
+    opened = open_pipeline(runtime, **tight if ranges == "tight" else {"region_step": 4, "prompt_step": 4})
     request.addfinalizer(opened.close)
     return opened
 
@@ -292,6 +292,30 @@ class TestRunners:
             assert not any(runner.closed for runner in opened.values())
         assert all(runner.closed for runner in opened.values())
         pipeline.encode_image(sample.images[:1], sample.input_sizes[:1])  # opened again
+
+    def test_sizes_are_rounded_up(self, model: RegionSpot, sample: Sample) -> None:
+        """Few sizes reach the runtime, none outside the graph's range, and what is padding changes nothing."""
+        whole = pipeline_from_model(model)
+        log: list[dict[str, tuple[int, ...]]] = []
+        encoded = whole.encode_image(sample.images[:1], sample.input_sizes[:1])
+        with RegionPipeline(
+            whole.info,
+            lambda graph: Noted(whole._open(graph), log),
+            runtime="torch",
+            precision="fp32",
+            fingerprint=whole.fingerprint,
+            region_step=4,
+            prompt_step=3,
+        ) as rounding:
+            tokens = {}
+            for count in (1, 3, 4, 5):
+                asked = encoded, sample.points[:1, :count], sample.labels[:1, :count]
+                tokens[count] = rounding.mask_tokens(*asked)[0]
+                near(tokens[count], whole.mask_tokens(*asked)[0])
+                given = tokens[count][:, :, 0], sample.patch_tokens[:1], None, sample.text_embeddings
+                near(rounding.classify(*given), whole.classify(*given))
+        assert [sizes["labels"][1] for sizes in log if "labels" in sizes] == [3, 3, 6, 6]
+        assert [sizes["valid"][1] for sizes in log if "valid" in sizes] == [4, 4, 4, 8]
 
     def test_a_mapping_of_runners(self, model: RegionSpot, sample: Sample) -> None:
         whole = pipeline_from_model(model)

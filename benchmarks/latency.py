@@ -1,0 +1,142 @@
+"""Time and memory of each graph and of the whole path, for each runtime and precision, beside the roofline.
+
+Each runtime and precision runs in a process of its own, one after another (`latency_worker`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regionspot.benchmarks.conditions import conditions
+from regionspot.benchmarks.latency_worker import TEXT_LENGTH, WHOLE, WHOLE_WITH_MASKS, Request
+from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rates
+from regionspot.benchmarks.synthetic import read_picture
+from regionspot.benchmarks.targets import Target
+from regionspot.child_process import how_it_ended
+from regionspot.runtime.artifacts import PIPELINE_GRAPHS
+from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK
+
+GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder", WHOLE, WHOLE_WITH_MASKS)
+NEEDED = {WHOLE: PIPELINE_GRAPHS, WHOLE_WITH_MASKS: (*PIPELINE_GRAPHS, "sam_mask_decoder")}
+"""What the whole path is made of."""
+
+INCLUDES = (
+    "a graph: one run from arrays to arrays, copies to and from a GPU included where a runtime makes them; decoder "
+    "graphs: all prompts, in chunks; the whole path: a JPEG's bytes to names and scores (and COCO RLE masks), words "
+    "already encoded"
+)
+ROOFLINE = (
+    "least_ms: the larger of operations by the measured rate of a matrix product in that precision and of weights, "
+    "inputs and outputs by the measured rate of a copy; roofline: its share of p50_ms"
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the command line asks for.
+
+    Args:
+        model: the preset's name, for counting.
+        request: without runtime and precision.
+        targets: what is measured, in this order.
+        device: "cpu" or "cuda", whose rates the roofline is made of.
+    """
+
+    model: str
+    request: Request
+    targets: Sequence[Target]
+    device: str
+    picture: str
+    seed: int
+
+
+def measure(setup: Setup) -> dict[str, Any]:
+    """The report. Raises RegionSpotError if a picture cannot be read; a target that fails is a row with a note."""
+    picture, described = read_picture(setup.picture, setup.seed)
+    rates = measure_rates(setup.device, setup.request.threads)
+    costs = GraphCosts(setup.model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "picture").write_bytes(picture)
+        request = replace(setup.request, picture=str(folder / "picture"))
+        rows = [
+            row | roofline(row, costs, rates, request.words)
+            for target in setup.targets
+            for row in _measured(target, request, folder)
+        ]
+    return {
+        "benchmark": "latency",
+        "rows": rows,
+        "rates": {
+            "gemm_gflops": {name: rate / 1e9 for name, rate in rates.gemm.items()},
+            "copy_gb_s": rates.copy / 1e9,
+        },
+        "conditions": conditions(
+            model=setup.model,
+            picture=described,
+            words=request.words,
+            threads=request.threads,
+            warm_up=1,
+            repetitions=f"{request.at_least} to {request.at_most}, until {request.seconds} s",
+            memory="resident, MiB: peak_mb above the opened model, total_mb the whole process",
+            includes=INCLUDES,
+            roofline=ROOFLINE,
+        ),
+    }
+
+
+def roofline(row: Mapping[str, Any], costs: GraphCosts, rates: Rates, words: int) -> dict[str, Any]:
+    """`gflop`, `mbytes`, `least_ms`, `gflops` (reached) and `roofline` of a row; nothing for what failed."""
+    if "p50_ms" not in row:
+        return {}
+    chunk = CPU_PROMPT_CHUNK if row["device_mb"] is None else GPU_PROMPT_CHUNK
+    cost = cost_of(row["graph"], row["batch"] or 1, row["regions"] or 1, words, row["precision"], costs, chunk)
+    seconds = row["p50_ms"] / 1000
+    least = rates.least_seconds(cost, row["precision"])
+    return {
+        "gflop": cost.flops / 1e9,
+        "mbytes": cost.bytes / 1e6,
+        "gflops": cost.flops / 1e9 / seconds,
+        "least_ms": None if least is None else 1000 * least,
+        "roofline": None if least is None else least / seconds,
+    }
+
+
+def cost_of(graph: str, batch: int, regions: int, words: int, precision: str, costs: GraphCosts, chunk: int) -> Cost:
+    """Of what one measurement does, see `latency_worker`."""
+    if graph in (WHOLE, WHOLE_WITH_MASKS):
+        decoder = "sam_token_decoder_prompts" if graph == WHOLE else "sam_mask_decoder"
+        parts = [decoder if part == "sam_token_decoder_prompts" else part for part in PIPELINE_GRAPHS]
+        each = [cost_of(part, 1, regions, words, precision, costs, chunk) for part in parts]
+        return sum(each, Cost(0, 0))
+    sizes = {"batch": batch, "regions": regions, "words": words, "texts": words, "text_length": TEXT_LENGTH}
+    if graph not in ("sam_token_decoder_prompts", "sam_mask_decoder"):
+        return costs.of(graph, sizes, precision)
+    sizes |= {"points": 2, "tokens": 1}
+    step = max(1, chunk // batch)
+    whole, rest = divmod(regions, step)
+    found = costs.of(graph, sizes | {"prompts": step}, precision).times(whole)
+    return found + costs.of(graph, sizes | {"prompts": rest}, precision) if rest else found
+
+
+def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one process."""
+    print(f"measuring {target.name}", file=sys.stderr, flush=True)
+    graphs = [graph for graph in request.graphs if target.has(NEEDED.get(graph, (graph,)))]
+    asked = replace(request, runtime=target.runtime, precision=target.precision, graphs=graphs)
+    path = folder / f"{target.name}.json"
+    path.write_text(json.dumps(asdict(asked)))
+    command = [sys.executable, "-m", "regionspot.benchmarks.latency_worker", str(path)]
+    child = subprocess.run(command, capture_output=True)
+    yield from map(json.loads, child.stdout.decode().splitlines())
+    if child.returncode:
+        note = f"not measured: it {how_it_ended(child)}"
+        print(f"{target.name}: {note}", file=sys.stderr, flush=True)
+        yield {"graph": None, "runtime": target.runtime, "precision": target.precision, "note": note}

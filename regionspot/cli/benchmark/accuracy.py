@@ -1,0 +1,107 @@
+"""Average precision of every runtime and precision on the same pictures and regions, and how far each is from PyTorch
+in single precision: dAP in points, the share of regions whose best class agrees, and the classes that moved most."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regionspot.cli.benchmark.options import RANDOM_SEED, add_target_options, chosen_targets, model_arguments
+from regionspot.errors import InputError
+
+if TYPE_CHECKING:
+    from regionspot.benchmarks.targets import Target
+    from regionspot.modeling.regionspot import RegionSpot
+    from regionspot.runtime.pipeline import RegionPipeline
+
+SUMMARY = "average precision of each runtime and precision, and its distance to PyTorch"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_target_options(parser)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="JSON", help="annotations in COCO or LVIS format (default: of the mini world)")
+    data.add_argument("--images", metavar="DIR", help="where its images are (default: beside the annotations)")
+    data.add_argument("--count", type=int, default=200, metavar="N", help="pictures of the mini world (%(default)s)")
+    data.add_argument("--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes, or a detector's")
+    data.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
+    data.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report.
+
+    Raises:
+        InputError, ArtifactError: data, a target or artefacts that cannot be used.
+    """
+    from regionspot.benchmarks.accuracy import Setup, measure
+    from regionspot.benchmarks.targets import REFERENCE
+    from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
+
+    chosen = chosen_targets(arguments)
+    weights = model_arguments(arguments, chosen.model)
+    if weights.get("random_weights") == RANDOM_SEED and arguments.random_weights is None:
+        raise InputError(
+            f"accuracy needs {chosen.model}'s weights: name them with --sam-weights, --clip-weights and --head-weights"
+        )
+    if not arguments.artifacts and [target.name for target in chosen.targets] == [REFERENCE]:
+        raise InputError("there is nothing to compare PyTorch with: name a directory of artefacts with --artifacts")
+    targets = sorted(
+        chosen.targets, key=lambda target: target.name != REFERENCE
+    )  # it comes first where it is asked for
+
+    @contextmanager
+    def open_target(target: Target) -> Iterator[RegionSpot | RegionPipeline]:
+        with _opened(target, arguments, weights) as opened:
+            yield opened
+
+    with _data(arguments) as (path, source):
+        dataset = CocoDataset.load(path, arguments.images)
+        proposals = (
+            ground_truth_proposals(dataset)
+            if arguments.proposals == "gt"
+            else load_proposals(arguments.proposals, dataset)
+        )
+        setup = Setup(targets, open_target, dataset, proposals, source, arguments.rules, arguments.batch_size)
+        return measure(setup)
+
+
+@contextmanager
+def _opened(
+    target: Target, arguments: argparse.Namespace, weights: dict[str, Any]
+) -> Iterator[RegionSpot | RegionPipeline]:
+    if target.runtime == "torch":
+        import torch
+
+        from regionspot.modeling.devices import resolve_device
+        from regionspot.modeling.presets import create_model
+
+        device = resolve_device(arguments.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=target.precision == "bf16"):
+            yield create_model(**weights).to(device)
+        return
+    from regionspot.runtime.artifacts import pipeline_from_artifacts
+
+    where = {"device": arguments.device, "threads": arguments.threads}
+    with pipeline_from_artifacts(arguments.artifacts, target.runtime, target.precision, **where) as pipeline:
+        yield pipeline
+
+
+@contextmanager
+def _data(arguments: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """The annotation file, and what it is in words."""
+    if arguments.data:
+        yield Path(arguments.data), Path(arguments.data).name
+        return
+    if arguments.count < 1:
+        raise InputError(f"--count must be 1 or more, not {arguments.count}")
+    from regionspot.mini.dataset import build_dataset
+
+    with tempfile.TemporaryDirectory() as name:
+        _, val = build_dataset(Path(name), 1, arguments.count)
+        yield val, f"mini val, {arguments.count} pictures"
