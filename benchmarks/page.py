@@ -23,7 +23,7 @@ nav a { margin-right: 16px; color: #2b6cb0; text-decoration: none; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; }
 .card { padding: 22px 24px; margin: 22px 0; }
 .plots { display: flex; flex-wrap: wrap; gap: 18px; margin-bottom: 10px; }
-.plots figure { margin: 0; flex: 1 1 460px; min-width: 0; }
+.plots figure { margin: 0; flex: 1 1 460px; min-width: 0; max-width: 620px; }
 .plots svg { width: 100%; height: auto; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; white-space: nowrap; }

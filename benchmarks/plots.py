@@ -102,15 +102,15 @@ def pareto(accuracy: Rows, latency: Rows) -> Figure | None:
         return None
     figure, axes = _axes("Accuracy against time", "p50 of the whole path, ms", "AP")
     for index, (name, p50_ms, ap) in enumerate(points):
-        axes.plot(p50_ms, ap, "o", color=_colour(index), markersize=8)
-        axes.annotate(name, (p50_ms, ap), (7, 5), textcoords="offset points", fontsize=9)
+        axes.plot(p50_ms, ap, "o", color=_colour(index), markersize=8, label=name)
     best, frontier = -1.0, []
     for _, p50_ms, ap in sorted(points, key=lambda point: (point[1], -point[2])):
         if ap > best:
             frontier.append((p50_ms, ap))
             best = ap
     axes.step(*zip(*frontier, strict=True), where="post", color=FAINT, zorder=0)
-    axes.margins(x=0.25, y=0.3)
+    axes.margins(x=0.15, y=0.25)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

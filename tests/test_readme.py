@@ -50,17 +50,26 @@ def test_blocks_run_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["regionspot", "regionspot-train", "regionspot-eval", "regionspot-export", "regionspot-query", "regionspot-serve"],
+    [
+        "regionspot",
+        "regionspot-train",
+        "regionspot-eval",
+        "regionspot-export",
+        "regionspot-query",
+        "regionspot-serve",
+        "regionspot-benchmark",
+    ],
 )
 def test_commands_that_need_the_users_files_name_options_that_exist(command: str) -> None:
-    from regionspot.cli import evaluate, export, parity, predict, query, serve, train
+    from regionspot.cli import benchmark, evaluate, export, parity, predict, query, serve, train
 
     modules = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot-export": export}
     modules |= {"regionspot predict": predict, "regionspot parity": parity, "regionspot-query": query}
     parsers = {name: module.build_parser() for name, module in modules.items()}
-    served = serve.build_parser()._subparsers
-    assert served is not None
-    parsers |= {f"regionspot-serve {name}": one for name, one in served._group_actions[0].choices.items()}  # type: ignore[union-attr]
+    for command_name, module in (("regionspot-serve", serve), ("regionspot-benchmark", benchmark)):
+        actions = module.build_parser()._subparsers
+        assert actions is not None
+        parsers |= {f"{command_name} {name}": one for name, one in actions._group_actions[0].choices.items()}
     for _, text in blocks("sh", "bash"):
         for line in text.replace("\\\n", " ").splitlines():
             for prefix, parser in parsers.items():
