@@ -1,6 +1,8 @@
 // Masks from logits: against every pixel computed by itself, at sizes up and down, one thread and several.
 #include "mask_logits.hpp"
 
+#include "check.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,13 +11,6 @@
 #include <random>
 
 namespace {
-
-void check(bool holds, const char* what, int line) {
-    if (holds) return;
-    std::fprintf(stderr, "line %d: %s does not hold\n", line, what);
-    std::exit(1);
-}
-#define CHECK(expression) check((expression), #expression, __LINE__)
 
 struct Sample {
     std::size_t below, above;

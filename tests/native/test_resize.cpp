@@ -1,6 +1,8 @@
 // The resize on its own: what Pillow 13 gives for a small picture, and a plain loop over pixels for random sizes.
 #include "resize.hpp"
 
+#include "check.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,13 +16,6 @@ namespace {
 
 using regionspot::RgbSource;
 using regionspot::RgbTarget;
-
-void check(bool holds, const char* what, int line) {
-    if (holds) return;
-    std::fprintf(stderr, "line %d: %s does not hold\n", line, what);
-    std::exit(1);
-}
-#define CHECK(expression) check((expression), #expression, __LINE__)
 
 struct Picture {
     std::size_t height, width;

@@ -1,6 +1,8 @@
 // The run-length code on its own: fixed encodings (from the COCO API), random round trips, damaged text.
 #include "rle.hpp"
 
+#include "check.hpp"
+
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -10,13 +12,6 @@ namespace {
 
 using regionspot::MaskView;
 using regionspot::Runs;
-
-void check(bool holds, const char* what, int line) {
-    if (holds) return;
-    std::fprintf(stderr, "line %d: %s does not hold\n", line, what);
-    std::exit(1);
-}
-#define CHECK(expression) check((expression), #expression, __LINE__)
 
 bool refused(std::string_view text, std::uint64_t pixels) {
     try {

@@ -4,13 +4,18 @@ in single precision: dAP in points, the share of regions whose best class agrees
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.benchmark.options import RANDOM_SEED, add_target_options, chosen_targets, model_arguments
+from regionspot.cli.benchmark.options import (
+    RANDOM_SEED,
+    add_data_options,
+    add_target_options,
+    annotations,
+    chosen_targets,
+    model_arguments,
+)
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,13 +28,10 @@ SUMMARY = "average precision of each runtime and precision, and its distance to 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_target_options(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="JSON", help="annotations in COCO or LVIS format (default: of the mini world)")
-    data.add_argument("--images", metavar="DIR", help="where its images are (default: beside the annotations)")
-    data.add_argument("--count", type=int, default=200, metavar="N", help="pictures of the mini world (%(default)s)")
-    data.add_argument("--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes, or a detector's")
-    data.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
-    data.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+    add_data_options(parser, count=200)
+    parser.add_argument("--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes, or a detector's")
+    parser.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with _opened(target, arguments, weights) as opened:
             yield opened
 
-    with _data(arguments) as (path, source):
+    with annotations(arguments, "val") as (path, source):
         dataset = CocoDataset.load(path, arguments.images)
         proposals = (
             ground_truth_proposals(dataset)
@@ -90,18 +92,3 @@ def _opened(
     where = {"device": arguments.device, "threads": arguments.threads}
     with pipeline_from_artifacts(arguments.artifacts, target.runtime, target.precision, **where) as pipeline:
         yield pipeline
-
-
-@contextmanager
-def _data(arguments: argparse.Namespace) -> Iterator[tuple[Path, str]]:
-    """The annotation file, and what it is in words."""
-    if arguments.data:
-        yield Path(arguments.data), Path(arguments.data).name
-        return
-    if arguments.count < 1:
-        raise InputError(f"--count must be 1 or more, not {arguments.count}")
-    from regionspot.mini.dataset import build_dataset
-
-    with tempfile.TemporaryDirectory() as name:
-        _, val = build_dataset(Path(name), 1, arguments.count)
-        yield val, f"mini val, {arguments.count} pictures"

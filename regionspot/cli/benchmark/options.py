@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, check_threads
@@ -66,6 +69,39 @@ def model_arguments(arguments: argparse.Namespace, model: str) -> dict[str, Any]
     if model != DEFAULT_MODEL and all(value is None for value in given.values()):
         given["random_weights"] = RANDOM_SEED
     return {"name": model, **given}
+
+
+def add_data_options(parser: argparse.ArgumentParser, count: int) -> None:
+    """Add --data, --images and --count, the latter of pictures of the mini world where no data are named."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="JSON", help="annotations in COCO or LVIS format (default: of the mini world)")
+    data.add_argument("--images", metavar="DIR", help="where its images are (default: beside the annotations)")
+    data.add_argument(
+        "--count", type=int, default=count, metavar="N", help="pictures of the mini world (default: %(default)s)"
+    )
+
+
+@contextmanager
+def annotations(arguments: argparse.Namespace, split: str) -> Iterator[tuple[Path, str]]:
+    """The file that the options of `add_data_options` name, or one that lives as long as this, and what it is in words.
+
+    Args:
+        split: of the mini world, "train" or "val".
+
+    Raises:
+        InputError: no pictures are asked for.
+    """
+    if arguments.data:
+        yield Path(arguments.data), Path(arguments.data).name
+        return
+    if arguments.count < 1:
+        raise InputError(f"--count must be 1 or more, not {arguments.count}")
+    from regionspot.mini.dataset import build_dataset
+
+    sizes = (arguments.count, 1) if split == "train" else (1, arguments.count)
+    with tempfile.TemporaryDirectory() as name:
+        paths = dict(zip(("train", "val"), build_dataset(Path(name), *sizes), strict=True))
+        yield paths[split], f"mini {split}, {arguments.count} pictures"
 
 
 def counts(option: str, text: str) -> list[int]:

@@ -4,14 +4,17 @@ computed anew in each step as in the paper's recipe, and with nothing cached."""
 from __future__ import annotations
 
 import argparse
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from regionspot.cli.benchmark.options import add_target_options, chosen_targets, model_arguments
+from regionspot.cli.benchmark.options import (
+    add_data_options,
+    add_target_options,
+    annotations,
+    chosen_targets,
+    model_arguments,
+)
 from regionspot.cli.models import DEFAULT_MODEL
 from regionspot.errors import InputError
 
@@ -20,12 +23,9 @@ SUMMARY = "training throughput, from cached features and without"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_target_options(parser)
-    data = parser.add_argument_group("data and lengths")
-    data.add_argument("--data", metavar="JSON", help="annotations in COCO format (default: of the mini world)")
-    data.add_argument("--images", metavar="DIR", help="where its images are (default: beside the annotations)")
-    data.add_argument("--count", type=int, default=128, metavar="N", help="pictures of the mini world (%(default)s)")
-    data.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures of a step (%(default)s)")
-    data.add_argument("--steps", type=int, default=8, metavar="N", help="of each measurement (%(default)s)")
+    add_data_options(parser, count=128)
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures of a step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, metavar="N", help="of each measurement (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = chosen_targets(arguments)
     weights = model_arguments(arguments, chosen.model)
     own = Path(__file__).parents[2] / "configs" / "mini.yaml"
-    with _data(arguments) as path:
+    with annotations(arguments, "train") as (path, _):
         if chosen.model == DEFAULT_MODEL:
             config = load_config(own, [f"datasets.0.annotations={path}"])
         else:
@@ -61,16 +61,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 [(target.runtime, target.precision) for target in chosen.targets if not target.in_torch],
             )
         )
-
-
-@contextmanager
-def _data(arguments: argparse.Namespace) -> Iterator[Path]:
-    """The annotation file."""
-    if arguments.data:
-        yield Path(arguments.data)
-        return
-    from regionspot.mini.dataset import build_dataset
-
-    with tempfile.TemporaryDirectory() as name:
-        train, _ = build_dataset(Path(name), arguments.count, 1)
-        yield train
