@@ -6,7 +6,8 @@ all pairs of tokens, 800 MB for each of ViT-B's four global layers. Here
 - queries, keys and values are projected before the padding, and outputs after it is cut off: a padded token is zero, so
   its projection is the bias, which is put there (3 % of ViT-B's arithmetic is saved);
 - the relative positions become further channels of queries and keys, so that one fused attention does the rest: a
-  query's products with the embeddings of all relative rows, and of all columns, meet a key's one-hot row and column.
+  query's products with the embeddings of all relative rows, and of all columns, meet a key's one-hot row and column;
+- where that does not pay, scores of a large layer are written out for one head at a time.
 
 Functions, since there is no state: whatever weights the encoder has are used.
 """
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FUSED_FROM = 1 << 22
-"""Scores, 16 MiB: on two cores the fused attention wins from about there."""
+LARGE = 1 << 22
+"""Scores of an image in one layer, 16 MiB: on two cores the fused attention wins from about there."""
 
 
 def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
@@ -29,8 +30,8 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
     Args:
         encoder: `segment_anything`'s `ImageEncoderViT`.
         pixels: (B, 3, S, S), normalised.
-        fused: take `scaled_dot_product_attention` in layers of FUSED_FROM scores or more. It takes more arithmetic, and
-            less time than moving so many scores; fewer stay in the caches. Exported graphs do better without.
+        fused: take `scaled_dot_product_attention` in large layers: more arithmetic, and less time than moving all
+            scores takes. Exported graphs do better without; they go through a large global layer head by head.
 
     Returns:
         (B, C, h, w).
@@ -58,8 +59,8 @@ def _attention(attention: Any, tokens: Tensor, window: int, fused: bool) -> Tens
     heads = windows.flatten(0, 2).flatten(1, 2).unflatten(2, (3, attention.num_heads, -1))  # (Bnm, rc, 3, H, d)
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (Bnm, H, rc, d) each
     relative = _relative_positions(attention, query, rows, columns)
-    large = fused and query.shape[:3].numel() * rows * columns >= FUSED_FROM
-    attend = _attend_fused if large else _attend
+    large = attention.num_heads * padded[0] * padded[1] * rows * columns >= LARGE
+    attend = _attend_fused if large and fused else _attend_by_head if large and not window else _attend
     found = attend(query, key, value, attention.scale, relative)  # (Bnm, H, rc, d)
     joined = found.transpose(1, 2).flatten(2).unflatten(1, (rows, columns)).unflatten(0, grid)  # (B, n, m, r, c, D)
     image = joined.transpose(2, 3).reshape(tokens.shape[0], *padded, -1)[:, :height, :width]  # (B, h, w, D)
@@ -107,6 +108,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float, relative: t
         cells = scores.unflatten(3, (with_rows.shape[4], with_columns.shape[4]))  # (b, H, rc, r, c)
         scores = (cells + with_rows.flatten(2, 3).unsqueeze(4) + with_columns.flatten(2, 3).unsqueeze(3)).flatten(3)
     return scores.softmax(dim=3) @ value
+
+
+def _attend_by_head(query: Tensor, key: Tensor, value: Tensor, scale: float, relative: tuple[Tensor, ...]) -> Tensor:
+    """As `_attend`, one head after the other, whose scores take one head's memory."""
+    heads = zip(*(tensor.split(1, dim=1) for tensor in (query, key, value, *relative)), strict=True)
+    return torch.cat([_attend(q, k, v, scale, tuple(rest)) for q, k, v, *rest in heads], dim=1)
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, scale: float, relative: tuple[Tensor, ...]) -> Tensor:

@@ -10,9 +10,9 @@ from regionspot.modeling.image_encoder import encode_image
 from regionspot.modeling.sam import compose_sam
 
 
-@pytest.fixture(autouse=True)
-def fused_from_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_encoder, "FUSED_FROM", 1)
+@pytest.fixture(autouse=True, params=[1, 1 << 30], ids=["large", "small"])
+def how_large_layers_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_encoder, "LARGE", request.param)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -12,7 +12,7 @@ from regionspot.cli.benchmark.options import (
     RANDOM_SEED,
     add_data_options,
     add_target_options,
-    annotations,
+    annotation_file,
     chosen_targets,
     model_arguments,
 )
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with _opened(target, arguments, weights) as opened:
             yield opened
 
-    with annotations(arguments, "val") as (path, source):
+    with annotation_file(arguments, "val") as (path, source):
         dataset = CocoDataset.load(path, arguments.images)
         proposals = (
             ground_truth_proposals(dataset)

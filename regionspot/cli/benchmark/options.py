@@ -82,7 +82,7 @@ def add_data_options(parser: argparse.ArgumentParser, count: int) -> None:
 
 
 @contextmanager
-def annotations(arguments: argparse.Namespace, split: str) -> Iterator[tuple[Path, str]]:
+def annotation_file(arguments: argparse.Namespace, split: str) -> Iterator[tuple[Path, str]]:
     """The file that the options of `add_data_options` name, or one that lives as long as this, and what it is in words.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from regionspot.cli.benchmark.options import (
     add_data_options,
     add_target_options,
-    annotations,
+    annotation_file,
     chosen_targets,
     model_arguments,
 )
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = chosen_targets(arguments)
     weights = model_arguments(arguments, chosen.model)
     own = Path(__file__).parents[2] / "configs" / "mini.yaml"
-    with annotations(arguments, "train") as (path, _):
+    with annotation_file(arguments, "train") as (path, _):
         if chosen.model == DEFAULT_MODEL:
             config = load_config(own, [f"datasets.0.annotations={path}"])
         else:
