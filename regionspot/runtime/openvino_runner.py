@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.mapped_files import forget_pages
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, failed_run
 from regionspot.runtime.signature import check_signature
@@ -60,6 +61,7 @@ class OpenVinoRunner:
             spec, _tensors(compiled.inputs, spec.input_names), _tensors(compiled.outputs, spec.output_names), path
         )
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        forget_pages(self.path.with_suffix(".bin"))  # compiling packed the weights anew
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`."""
