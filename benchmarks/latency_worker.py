@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ import numpy as np
 
 from regionspot.benchmarks.memory import MIB, PeakMemory
 from regionspot.benchmarks.synthetic import random_boxes, random_words
+from regionspot.benchmarks.targets import Target, open_target
 from regionspot.benchmarks.timing import cuda_clock, percentiles, repeat, wall_clock
 from regionspot.errors import RegionSpotError
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import pipeline_from_artifacts
 from regionspot.runtime.graph_spec import ModelInfo, TensorSpec
-from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.runner import Array, Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Vocabulary
+from regionspot.transforms import read_image
 
 WHOLE, WHOLE_WITH_MASKS = "whole path", "whole path with masks"
 CONTEXT = ("image_embeddings", "image_projections", "image_statistics")
@@ -62,39 +62,15 @@ class Request:
     model: dict[str, Any] = field(default_factory=dict)
     artifacts: str = ""
 
-    @contextmanager
-    def pipeline(self) -> Iterator[RegionPipeline]:
-        """Raises RegionSpotError where it cannot be opened."""
-        if not self.runtime.startswith("torch"):
-            with pipeline_from_artifacts(
-                self.artifacts, self.runtime, self.precision, self.device, self.threads
-            ) as opened:
-                yield opened
-            return
-        import torch
-
-        from regionspot.modeling.devices import resolve_device
-        from regionspot.modeling.pipelines import pipeline_from_model
-        from regionspot.modeling.presets import create_model
-
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        device = resolve_device(self.device)
-        model = create_model(**self.model).to(device)
-        if self.runtime == "torch-compile":
-            setattr(model.sam, "encode_image", torch.compile(model.sam.encode_image))  # noqa: B010
-            model.clip.clip.visual.transformer = torch.compile(model.clip.clip.visual.transformer)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            yield pipeline_from_model(model)
-
 
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 with one line on stderr for what is not usable."""
     (path,) = sys.argv[1:] if argv is None else argv
     request = Request(**json.loads(Path(path).read_text()))
     try:
-        with request.pipeline() as pipeline:
-            for row in measure(pipeline, request):
+        target = Target(request.runtime, request.precision)
+        with open_target(target, request.model, request.artifacts, request.device, request.threads) as opened:
+            for row in measure(as_pipeline(opened), request):
                 print(json.dumps(row), flush=True)
     except RegionSpotError as error:
         print(" ".join(str(error).splitlines()), file=sys.stderr)
@@ -125,7 +101,7 @@ def sizes_of(graph: str, request: Request) -> list[dict[str, int | None]]:
 
 
 def _timed(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mapping[str, int | None]) -> dict[str, Any]:
-    memory, device = PeakMemory(), _DeviceMemory()
+    memory, device = PeakMemory(), _DeviceMemory(request.device)
     run = _prepare(pipeline, request, graph, sizes)
     run()  # the first of a size makes the runtimes' buffers, and kernels where they are compiled
     memory.start()
@@ -143,11 +119,12 @@ def _timed(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mappin
 
 
 class _DeviceMemory:
-    """What is taken of a GPU since this was made, by this and any other process; None without one."""
+    """What is taken of a GPU since this was made, by this and any other process; None where none is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         torch = sys.modules.get("torch")
-        self.cuda = torch.cuda if torch is not None and torch.cuda.is_available() else None
+        on_gpu = torch is not None and device != "cpu" and torch.cuda.is_available()
+        self.cuda = torch.cuda if torch is not None and on_gpu else None
         self._free = self.cuda.mem_get_info()[0] if self.cuda is not None else 0
 
     def used_mb(self) -> float | None:
@@ -174,8 +151,7 @@ def _whole(pipeline: RegionPipeline, request: Request, regions: int, masks: bool
     rng = np.random.default_rng(0)
     embeddings = random_words(request.words, pipeline.info.embed_dim, rng)
     words = Vocabulary(tuple(f"word {index}" for index in range(len(embeddings))), embeddings)
-    image = predictor.encode(picture)
-    boxes = random_boxes(regions, image.height, image.width, rng)
+    boxes = random_boxes(regions, *read_image(picture).shape[:2], rng)
 
     def run() -> None:
         predictor.set_image(picture).predict(boxes=boxes, vocabulary=words, return_masks=masks)

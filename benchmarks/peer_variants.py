@@ -195,8 +195,6 @@ def main(variant: str, folder: Path) -> None:
     with contextlib.suppress(OSError):  # if memory runs out, it is this process that is to go
         Path("/proc/self/oom_score_adj").write_text("1000")
     way_name, draw = variant.removesuffix(MASKS), variant.endswith(MASKS)
-    if way_name not in DETECTORS:  # open_clip would load transformers where that happens to be installed
-        sys.modules["transformers"] = None  # type: ignore[assignment]
     request = Request(**json.loads((folder / "request.json").read_text()))
     inputs = Inputs.load(folder)
     try:

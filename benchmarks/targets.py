@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import Manifest
+from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
 from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS
+
+if TYPE_CHECKING:
+    from regionspot.modeling.regionspot import RegionSpot
+    from regionspot.runtime.pipeline import RegionPipeline
 
 REFERENCE = "torch_fp32"
 TORCH_ON_CUDA = ("torch_bf16", "torch-compile_bf16")
@@ -78,3 +84,37 @@ def choose_targets(asked: str, available: Sequence[Target]) -> list[Target]:
     if not names:
         raise InputError(f"--targets names nothing: choose of {', '.join(by_name)}, or all")
     return [target for target in available if target.name in names]
+
+
+@contextmanager
+def open_target(
+    target: Target, model: Mapping[str, Any], artifacts: str | None, device: str, threads: int | None
+) -> Iterator[RegionSpot | RegionPipeline]:
+    """What a target is measured with; PyTorch is loaded only where it is what runs.
+
+    Args:
+        model: arguments of `create_model`, for targets in PyTorch.
+        artifacts: directory of artefacts, for the others.
+        device, threads: as `pipeline_from_artifacts` and `resolve_device` take them.
+
+    Raises:
+        InputError, ArtifactError: it cannot be opened.
+    """
+    if not target.in_torch:
+        with pipeline_from_artifacts(artifacts or "", target.runtime, target.precision, device, threads) as pipeline:
+            yield pipeline
+        return
+    import torch
+
+    from regionspot.modeling.devices import resolve_device
+    from regionspot.modeling.presets import create_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    where = resolve_device(device)
+    opened = create_model(**model).to(where)
+    if target.runtime == "torch-compile":
+        setattr(opened.sam, "encode_image", torch.compile(opened.sam.encode_image))  # noqa: B010
+        opened.clip.clip.visual.transformer = torch.compile(opened.clip.clip.visual.transformer)
+    with torch.autocast(where.type, torch.bfloat16, enabled=target.precision == "bf16"):
+        yield opened

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +42,9 @@ def mini_artifacts_with_masks(mini_artifacts: Path, run_directory: Path) -> Path
 def _exported(directory: Path, graphs: list[str], beside: Path | None = None) -> Path:
     """Made by whichever process comes first; the others wait."""
     from regionspot.cli.main import main
+    from regionspot.export.lock import locked
 
-    with FileLock(directory.with_suffix(".lock")):
+    with locked(directory.with_suffix(".lock"), wait=True):  # beside it: the export locks the directory itself
         if not directory.with_suffix(".made").exists():
             if beside is not None:
                 shutil.copytree(beside, directory)

@@ -4,8 +4,7 @@ in single precision: dAP in points, the share of regions whose best class agrees
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.benchmark.options import (
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         InputError, ArtifactError: data, a target or artefacts that cannot be used.
     """
     from regionspot.benchmarks.accuracy import Setup, measure
-    from regionspot.benchmarks.targets import REFERENCE
+    from regionspot.benchmarks.targets import REFERENCE, open_target
     from regionspot.data.coco_json import CocoDataset
     from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
 
@@ -57,10 +56,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         chosen.targets, key=lambda target: target.name != REFERENCE
     )  # it comes first where it is asked for
 
-    @contextmanager
-    def open_target(target: Target) -> Iterator[RegionSpot | RegionPipeline]:
-        with _opened(target, arguments, weights) as opened:
-            yield opened
+    def open_it(target: Target) -> AbstractContextManager[RegionSpot | RegionPipeline]:
+        return open_target(target, weights, arguments.artifacts, arguments.device, arguments.threads)
 
     with annotation_file(arguments, "val") as (path, source):
         dataset = CocoDataset.load(path, arguments.images)
@@ -69,26 +66,5 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if arguments.proposals == "gt"
             else load_proposals(arguments.proposals, dataset)
         )
-        setup = Setup(targets, open_target, dataset, proposals, source, arguments.rules, arguments.batch_size)
+        setup = Setup(targets, open_it, dataset, proposals, source, arguments.rules, arguments.batch_size)
         return measure(setup)
-
-
-@contextmanager
-def _opened(
-    target: Target, arguments: argparse.Namespace, weights: dict[str, Any]
-) -> Iterator[RegionSpot | RegionPipeline]:
-    if target.runtime == "torch":
-        import torch
-
-        from regionspot.modeling.devices import resolve_device
-        from regionspot.modeling.presets import create_model
-
-        device = resolve_device(arguments.device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=target.precision == "bf16"):
-            yield create_model(**weights).to(device)
-        return
-    from regionspot.runtime.artifacts import pipeline_from_artifacts
-
-    where = {"device": arguments.device, "threads": arguments.threads}
-    with pipeline_from_artifacts(arguments.artifacts, target.runtime, target.precision, **where) as pipeline:
-        yield pipeline
