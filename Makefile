@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 STAMP  := $(VENV)/.setup-done
-NATIVE := CMakeLists.txt $(wildcard regionspot/native/*.?pp)
+NATIVE := CMakeLists.txt $(wildcard regionspot/native/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test native-test lint export serve-demo bench clean

@@ -38,11 +38,10 @@ from regionspot.child_process import how_it_ended
 from regionspot.errors import InputError
 from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS, Manifest
-from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS
+from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_RUNTIME, NATIVE
 from regionspot.transforms import read_image
 
 OURS = "ours"
-CPU_FORMATS = ("onnx", "openvino")
 MASK_GRAPH = "sam_mask_decoder"
 PACKAGES = ("transformers", "pycocotools")
 
@@ -141,10 +140,9 @@ def artefact_ways(manifest: Manifest | None) -> list[str]:
     """Runtime and precision of what is exported and works on a CPU, such as "openvino_int8"."""
     if manifest is None:
         return []
-    if others := {entry.format for entry in manifest.graphs} - set(CPU_FORMATS):
+    if others := {entry.format for entry in manifest.graphs} - {*CPU_FORMATS, NATIVE}:
         print(f"left out: {', '.join(sorted(others))}, which works on a GPU", file=sys.stderr, flush=True)
-    formats = [one for one in FORMATS if one in CPU_FORMATS]
-    return [_way(one, precision) for one in formats for precision in manifest.precisions(one)]
+    return [_way(one, precision) for one in CPU_FORMATS for precision in manifest.precisions(one)]
 
 
 def _way(artefact_format: str, precision: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
 from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
-from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS
+from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS, NATIVE
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
@@ -57,6 +57,8 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     if manifest is None:
         return found
     for one in FORMATS:
+        if one == NATIVE:  # it stands in for graphs of others
+            continue
         runtime = FORMAT_RUNTIME[one]
         if find_spec(_MODULES[runtime]) is None or (runtime in NEED_CUDA and not cuda):
             continue

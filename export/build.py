@@ -26,12 +26,12 @@ from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
-from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
+from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest, native_entries
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
 from regionspot.runtime.engine_file import FLAVOURS, file_sha256, sidecar_path
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S
-from regionspot.runtime.runtimes import FORMAT_RUNTIME
+from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_RUNTIME, NATIVE
 from regionspot.runtime.tolerance import TOLERANCES, tolerance_for
 
 Say = Callable[[str], None]
@@ -172,6 +172,11 @@ class _Build:
         path = self.settings.out / step.file
         for old in files_of(path, step.format):
             old.unlink(missing_ok=True)
+        if step.format == NATIVE:
+            from regionspot.export.decoder_weights import write_decoder_weights
+
+            write_decoder_weights(self.model.sam, path)
+            return
         if step.source is None:
             from regionspot.export.onnx_graph import export_onnx
 
@@ -265,6 +270,8 @@ def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: s
     if not all(entry and entry.file for entry in used):
         return None
     used.append(manifest.get("clip_text_encoder", artefact_format, precision))
+    if artefact_format in CPU_FORMATS:
+        used += native_entries(manifest).values()
     content = [artefact_format, precision, *(sorted(entry.files.items()) if entry else None for entry in used)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 

@@ -18,6 +18,7 @@ from regionspot.runtime.engine_file import FLAVOURS, read_sidecar
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S, graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
+from regionspot.runtime.runtimes import NATIVE
 from regionspot.runtime.scores import softmax
 from regionspot.runtime.tolerance import Difference, Tolerance, measure, worst
 
@@ -207,4 +208,4 @@ def device_for(runtime: str, precision: str) -> str:
         from regionspot.runtime.ort_runner import best_device
 
         return best_device()
-    return "cpu" if runtime in ("onnxruntime", "openvino") else "auto"
+    return "cpu" if runtime in ("onnxruntime", "openvino", NATIVE) else "auto"

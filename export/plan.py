@@ -20,7 +20,8 @@ from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.runtimes import FORMATS, SUFFIXES
+from regionspot.runtime.native_runner import NATIVE_GRAPHS
+from regionspot.runtime.runtimes import FORMATS, NATIVE, SUFFIXES
 from regionspot.runtime.tolerance import PRECISIONS
 
 OPTIONAL_GRAPHS = ("region_recognizer",)
@@ -29,13 +30,14 @@ OPTIONAL_GRAPHS = ("region_recognizer",)
 LIBRARIES = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install 'regionspot[onnx]'"),
     "openvino": (("openvino",), "pip install 'regionspot[openvino]'"),
+    NATIVE: ((), ""),
     **{name: ((flavour.module,), flavour.install) for name, flavour in FLAVOURS.items()},
 }
 """Format -> modules that must be there, and how to install them."""
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
-_COPIES = {"onnx": 4.0, "openvino": 4.0, "tensorrt": 6.0, "tensorrt-rtx": 6.0}
+_COPIES = {"onnx": 4.0, "openvino": 4.0, "tensorrt": 6.0, "tensorrt-rtx": 6.0, NATIVE: 4.0}
 """How often a graph's weights are in memory at most while it is made: peaks measured at ViT-L/14, over their size."""
 
 
@@ -66,7 +68,7 @@ def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: It
     """All that `formats` and `precisions` ask for of some graphs, and what those are made from, sources first.
 
     Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every other format from the
-    ONNX of its precision.
+    ONNX of its precision. Weights for our own kernels are in single precision alone, and made of the model.
     """
     wanted_formats = [one for one in FORMATS if one in set(formats)]
     wanted = [one for one in PRECISIONS if one in set(precisions)]
@@ -78,7 +80,9 @@ def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: It
             source = exported if precision == "fp32" else Step(spec, "onnx", precision, exported)
             if source is not exported:
                 steps.append(source)
-            steps += [Step(spec, one, precision, source) for one in wanted_formats if one != "onnx"]
+            steps += [Step(spec, one, precision, source) for one in wanted_formats if one not in ("onnx", NATIVE)]
+        if NATIVE in wanted_formats and spec.name in NATIVE_GRAPHS:
+            steps.append(Step(spec, NATIVE, "fp32"))
     return tuple(steps)
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,3 +10,39 @@ def masks_from_logits(
 ) -> tuple[list[str], list[int], list[tuple[int, int, int, int]]]: ...
 def resize_rgb(image: NDArray[np.uint8], targets: Sequence[NDArray[np.uint8]], threads: int) -> None: ...
 def rle_area(counts: str, height: int, width: int) -> int: ...
+def grid_attention(
+    query: NDArray[np.float32],
+    key: NDArray[np.float32],
+    value: NDArray[np.float32],
+    with_rows: NDArray[np.float32],
+    with_columns: NDArray[np.float32],
+    output: NDArray[np.float32],
+    threads: int,
+) -> None: ...
+
+class PackedImage: ...
+
+class TokenDecoder:
+    def __init__(self, weights: Mapping[str, NDArray[np.float32]]) -> None: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def cells(self) -> int: ...
+    def pack(
+        self,
+        projections: NDArray[np.float32],
+        statistics: NDArray[np.float32],
+        embedding: NDArray[np.float32] | None,
+        threads: int,
+    ) -> PackedImage: ...
+    def decode(
+        self,
+        image: PackedImage,
+        prompts: NDArray[np.float32],
+        wanted: Sequence[int],
+        width: int,
+        tokens: NDArray[np.float32],
+        iou_predictions: NDArray[np.float32],
+        masks: NDArray[np.float32] | None,
+        threads: int,
+    ) -> None: ...

@@ -33,6 +33,7 @@ from regionspot.runtime.artifacts import (
     GraphEntry,
     Manifest,
     choose_artifacts,
+    native_entries,
     pipeline_from_artifacts,
 )
 from regionspot.runtime.runtimes import RUNTIME_FORMATS
@@ -104,11 +105,14 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
     moved = [_moved(entry, served) for entry in entries]
+    kernels = list(native_entries(manifest).values()) if options.target == "cpu" else []
     with locked(out, wait=True):
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):
             _place(manifest, entry, there, out)
             served = served.with_entry(there)
+        if options.target == "cpu":
+            served = _with_kernels(manifest, kernels, served)
         served.save()
         for there in moved:
             _write_graph(out, there, options.target)
@@ -227,6 +231,17 @@ def _moved(entry: GraphEntry, served: Manifest) -> GraphEntry:
             )
     assert entry.file is not None
     return replace(entry, file=str(folder / PurePosixPath(entry.file).name), files=files)
+
+
+def _with_kernels(manifest: Manifest, entries: Sequence[GraphEntry], served: Manifest) -> Manifest:
+    """The repository's manifest with the weights for our own kernels, which lie beside their graphs, and no others."""
+    for old in native_entries(served).values():
+        served = served.without(old.key)
+    for entry in entries:
+        there = _moved(entry, served)
+        _place(manifest, entry, there, served.directory)
+        served = served.with_entry(there)
+    return served
 
 
 def _place(manifest: Manifest, entry: GraphEntry, moved: GraphEntry, out: Path) -> None:

@@ -81,11 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def formats_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The formats that the options ask for, in the order in which they are made."""
-    from regionspot.runtime.runtimes import FORMAT_OPTION
+    """The formats that the options ask for, in the order in which they are made.
+
+    What works on a CPU comes with the token decoder's weights for our own kernels, which are faster there.
+    """
+    from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_OPTION, NATIVE
 
     asked = [name for name, option in FORMAT_OPTION.items() if getattr(arguments, option.replace("-", "_"))]
-    return tuple(asked) or ("onnx",)
+    formats = asked or ["onnx"]
+    return (*formats, NATIVE) if set(formats) & set(CPU_FORMATS) else tuple(formats)
 
 
 def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:

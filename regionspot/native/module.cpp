@@ -2,19 +2,26 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "attention.hpp"
 #include "mask_logits.hpp"
 #include "resize.hpp"
 #include "rle.hpp"
+#include "token_decoder.hpp"
 
 namespace nb = nanobind;
 
@@ -93,6 +100,52 @@ void resize_rgb(const RgbArray<const std::uint8_t>& image, const std::vector<Rgb
     regionspot::resize_rgb(source, views, threads);
 }
 
+template <std::size_t Axes, typename Number = const float>
+using ArrayOf = nb::ndarray<Number, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
+template <typename Number>
+using HeadArray = ArrayOf<4, Number>;  // (B, H, M, ...)
+
+// Shapes are checked in Python.
+void grid_attention(const HeadArray<const float>& query, const HeadArray<const float>& key,
+                    const HeadArray<const float>& value, const HeadArray<const float>& with_rows,
+                    const HeadArray<const float>& with_columns, const HeadArray<float>& output, std::size_t threads) {
+    nb::gil_scoped_release release;
+    regionspot::grid_attention({query.shape(0) * query.shape(1), with_rows.shape(3), with_columns.shape(3), query.shape(3),
+                                query.data(), key.data(), value.data(), with_rows.data(), with_columns.data(),
+                                output.data()},
+                               threads);
+}
+
+using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+std::unique_ptr<regionspot::TokenDecoder> token_decoder(const std::map<std::string, Array>& weights) {
+    return std::make_unique<regionspot::TokenDecoder>([&](const std::string& name) {
+        const auto found = weights.find(name);
+        if (found == weights.end()) throw std::invalid_argument(name + " is missing");
+        const Array& array = found->second;
+        if (array.ndim() != 1 && array.ndim() != 2) throw std::invalid_argument(name + " has too many axes");
+        return regionspot::Tensor{array.data(), array.ndim() == 2 ? array.shape(0) : 1, array.shape(array.ndim() - 1)};
+    });
+}
+
+// Of one image; shapes are checked in Python, as in `decode`.
+regionspot::TokenDecoder::Image pack(const regionspot::TokenDecoder& decoder, const ArrayOf<3>& projections,
+                                     const ArrayOf<2>& statistics, const std::optional<ArrayOf<3>>& embedding,
+                                     std::size_t threads) {
+    nb::gil_scoped_release release;
+    return decoder.pack(projections.data(), statistics.data(), embedding ? embedding->data() : nullptr, threads);
+}
+
+void decode(const regionspot::TokenDecoder& decoder, const regionspot::TokenDecoder::Image& image,
+            const ArrayOf<3>& prompts, const std::vector<std::size_t>& wanted, std::size_t width,
+            const ArrayOf<3, float>& tokens, const ArrayOf<2, float>& iou_predictions,
+            const std::optional<ArrayOf<4, float>>& masks, std::size_t threads) {
+    nb::gil_scoped_release release;
+    decoder.decode(image,
+                   {prompts.data(), prompts.shape(0), prompts.shape(1), wanted, width, tokens.data(),
+                    iou_predictions.data(), masks ? masks->data() : nullptr},
+                   threads);
+}
+
 std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_t width) {
     nb::gil_scoped_release release;
     return regionspot::area(regionspot::runs_from_text(text, pixel_count(height, width)));
@@ -101,11 +154,24 @@ std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_
 }  // namespace
 
 NB_MODULE(_native, module) {
-    module.doc() = "Masks as COCO run-length encodings (use regionspot.masks); resizing (use regionspot.transforms).";
+    module.doc() = "The native parts of regionspot.masks, regionspot.transforms and regionspot.runtime: use those.";
     module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
     module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
     module.def("masks_from_logits", &masks_from_logits, nb::arg("logits").noconvert(), nb::arg("frame"), nb::arg("valid"),
                nb::arg("picture"), nb::arg("threads"));
     module.def("resize_rgb", &resize_rgb, nb::arg("image").noconvert(), nb::arg("targets").noconvert(), nb::arg("threads"));
+    module.def("grid_attention", &grid_attention, nb::arg("query").noconvert(), nb::arg("key").noconvert(),
+               nb::arg("value").noconvert(), nb::arg("with_rows").noconvert(),
+               nb::arg("with_columns").noconvert(), nb::arg("output").noconvert(), nb::arg("threads"));
+    nb::class_<regionspot::TokenDecoder::Image>(module, "PackedImage");
+    nb::class_<regionspot::TokenDecoder>(module, "TokenDecoder")
+        .def(nb::new_(&token_decoder), nb::arg("weights"))
+        .def_prop_ro("channels", &regionspot::TokenDecoder::channels)
+        .def_prop_ro("cells", &regionspot::TokenDecoder::cells)
+        .def("pack", &pack, nb::arg("projections").noconvert(), nb::arg("statistics").noconvert(),
+             nb::arg("embedding").noconvert().none(), nb::arg("threads"))
+        .def("decode", &decode, nb::arg("image"), nb::arg("prompts").noconvert(), nb::arg("wanted"), nb::arg("width"),
+             nb::arg("tokens").noconvert(), nb::arg("iou_predictions").noconvert(), nb::arg("masks").noconvert().none(),
+             nb::arg("threads"));
     module.def("rle_area", &rle_area, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
 }

@@ -20,7 +20,7 @@ from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec, graph_specs
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.runtime.runner import Runner
-from regionspot.runtime.runtimes import FORMAT_OPTION, FORMAT_RUNTIME, FORMATS, RUNTIME_FORMATS, open_graph
+from regionspot.runtime.runtimes import FORMAT_OPTION, FORMAT_RUNTIME, FORMATS, NATIVE, RUNTIME_FORMATS, open_graph
 from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
@@ -332,7 +332,8 @@ def open_runner(
     """Open an artefact whose files are proven to be what was exported.
 
     Args:
-        runtime: a key of RUNTIME_FORMATS; by default the one that its format is named after.
+        runtime: a key of RUNTIME_FORMATS; by default the one that its format is named after. Of weights for our own
+            kernels it says only who does the rest.
         device, threads: see `open_graph`.
         allow_failed: open it even if it was found to differ from the model.
 
@@ -340,8 +341,8 @@ def open_runner(
         ArtifactError: it did not pass its parity check, a file is missing or changed, or the runtime refuses it.
         InputError: the runtime is not installed or cannot open that format.
     """
-    runtime = runtime or FORMAT_RUNTIME[entry.format]
-    if entry.format not in RUNTIME_FORMATS.get(runtime, ()):
+    runtime = FORMAT_RUNTIME[entry.format] if runtime is None or entry.format == NATIVE else runtime
+    if entry.format != NATIVE and entry.format not in RUNTIME_FORMATS.get(runtime, ()):
         able = [name for name, formats in RUNTIME_FORMATS.items() if entry.format in formats]
         raise InputError(f"{runtime} cannot open {entry.title}: choose {' or '.join(able)}")
     if entry.passed is False and not allow_failed:
@@ -366,25 +367,33 @@ def pipeline_from_artifacts(
     device: str = "auto",
     threads: int | None = None,
     allow_failed: bool = False,
+    native: bool = True,
 ) -> RegionPipeline:
     """The whole model out of a directory of artefacts; each graph is opened when it is first needed.
 
     Args:
         runtime: a key of RUNTIME_FORMATS.
         precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all of PIPELINE_GRAPHS.
+        native: on a CPU, let our own kernels run the token decoder where its weights were exported for them. They are
+            in single precision, whatever the rest is.
 
     Raises:
         InputError: an unknown runtime or precision.
         ArtifactError: no usable artefacts there, at once or when a graph is first needed.
     """
-    from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
+    from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK, SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 
     manifest = Manifest.load(directory)
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
     device = _resolve_device(runtime, device)
 
+    sizes = dict(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU)
+    kernels = native_entries(manifest) if native and device == "cpu" else {}
+    if kernels:
+        sizes["prompt_chunk"] = NATIVE_PROMPT_CHUNK
+
     def entry(graph: str) -> GraphEntry:
-        return manifest.find(graph, artefact_format, chosen)
+        return kernels.get(graph) or manifest.find(graph, artefact_format, chosen)
 
     return RegionPipeline(
         manifest.model,
@@ -392,8 +401,13 @@ def pipeline_from_artifacts(
         runtime=runtime,
         precision=chosen,
         fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
-        **(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU),
+        **sizes,
     )
+
+
+def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
+    """The graphs that our own kernels can run, by name."""
+    return {entry.name: entry for entry in manifest.graphs if entry.format == NATIVE and entry.usable}
 
 
 def _resolve_device(runtime: str, device: str) -> str:

@@ -19,6 +19,8 @@ from regionspot.threads import default_threads
 
 try:
     import openvino
+
+    from regionspot.runtime.openvino_attention import use_own_attention
 except ImportError as error:
     raise InputError(f"this runtime needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
 
@@ -44,14 +46,20 @@ class OpenVinoRunner:
         self.path, self.spec = Path(path), spec
         if not self.path.is_file():
             raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
+        threads = threads or default_threads()
         config = {
             "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads or default_threads(),
+            "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # two processes that pin their threads pin them to the same cores
         }
         try:
-            compiled = openvino.Core().compile_model(str(path), "CPU", config)
+            core = openvino.Core()
+            model = core.read_model(path)
+            if precision == "f32":
+                use_own_attention(model, threads)
+            compiled = core.compile_model(model, "CPU", config)
+            del model
         except RuntimeError as error:
             raise ArtifactError(
                 f"OpenVINO cannot load {path} ({_last_line(error)}): the file is damaged, or this version lacks an "

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 CPU_PROMPT_CHUNK = 8
 """ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
 
+NATIVE_PROMPT_CHUNK = 64
+"""Our own kernels divide prompts among themselves, and want enough for all threads."""
+
 GPU_PROMPT_CHUNK = 32
 
 SIZES_ON_CPU: dict[str, Any] = {"prompt_chunk": CPU_PROMPT_CHUNK, "prompt_step": 1, "region_step": 8}

@@ -10,20 +10,32 @@ from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Runner
 
-FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx")
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", **{name: flavour.suffix for name, flavour in FLAVOURS.items()}}
+NATIVE = "native"
+"""The format of weights for our own kernels, and the runtime that they are; see `regionspot.runtime.native_runner`."""
+
+FORMATS = ("onnx", "openvino", "tensorrt", "tensorrt-rtx", NATIVE)
+CPU_FORMATS = ("onnx", "openvino")
+"""What runs whole models on a CPU, with NATIVE in place of some of their graphs."""
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", NATIVE: ".npz"}
+SUFFIXES |= {name: flavour.suffix for name, flavour in FLAVOURS.items()}
 RUNTIME_FORMATS = {
     "onnxruntime": ("onnx",),
     "openvino": ("openvino", "onnx"),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
 }
-"""Runtime -> the formats that it opens, the preferred one first. The runtime "torch" opens weights, not artefacts."""
+"""Runtime of whole models -> the formats that it opens, the preferred one first.
+
+The runtime "torch" opens weights, not artefacts."""
 
 FORMAT_OPTION = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
 """Format -> the option of `regionspot-export` that asks for it."""
 
-FORMAT_RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+FORMAT_RUNTIME = {
+    "onnx": "onnxruntime",
+    **{name: name for name in ("openvino", "tensorrt", "tensorrt-rtx", NATIVE)},
+}
 """Format -> the runtime that it is verified in."""
 
 
@@ -39,10 +51,10 @@ def open_graph(
     """A runner of a file in a runtime, which is imported only now.
 
     Args:
-        runtime: a key of RUNTIME_FORMATS.
+        runtime: a key of RUNTIME_FORMATS, or NATIVE.
         precision: of the graph.
-        device: for ONNX Runtime "cpu", "cuda", "cuda:1", or "tensorrt", its provider of that name; OpenVINO works on
-            "cpu", TensorRT on "cuda". "auto" is a GPU where the runtime can use one.
+        device: for ONNX Runtime "cpu", "cuda", "cuda:1", or "tensorrt", its provider of that name; OpenVINO and
+            NATIVE work on "cpu", TensorRT on "cuda". "auto" is a GPU where the runtime can use one.
         threads: of runtimes on the CPU; None lets them choose.
         cuda_graph: of ONNX Runtime on CUDA: capture the graph once and replay it, which saves the launches of its
             kernels. Each axis must have one size: `regionspot-export --batch 1` makes such image encoders.
@@ -65,6 +77,11 @@ def open_graph(
 
         _check_device(runtime, device, ("auto", "cpu"))
         return OpenVinoRunner(path, spec, threads=threads)
+    if runtime == NATIVE:
+        from regionspot.runtime.native_runner import NativeRunner
+
+        _check_device(runtime, device, ("auto", "cpu"))
+        return NativeRunner(path, spec, threads)
     if runtime in FLAVOURS:
         from regionspot.runtime.trt_runner import TrtRunner
 

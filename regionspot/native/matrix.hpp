@@ -1,0 +1,24 @@
+// Matrices as kernels see them.
+#pragma once
+
+#include <cstddef>
+
+namespace regionspot {
+
+constexpr std::size_t kGrain = 16;  // widths of matrices in kernels are multiples of it
+
+// A matrix, row after row.
+struct Matrix {
+    float* data;
+    std::size_t stride;  // values from one row to the next
+};
+
+struct ConstMatrix {
+    const float* data;
+    std::size_t stride;
+
+    ConstMatrix(const float* values, std::size_t row_stride) : data(values), stride(row_stride) {}
+    ConstMatrix(const Matrix& matrix) : data(matrix.data), stride(matrix.stride) {}  // NOLINT: a view of the same
+};
+
+}  // namespace regionspot

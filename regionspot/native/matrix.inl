@@ -1,0 +1,153 @@
+// Products of small matrices and what stands between them. For kernels, see levels.hpp.
+
+constexpr std::size_t kLanes = REGIONSPOT_LANES;
+constexpr int kRows = REGIONSPOT_ROWS;
+constexpr int kVectors = REGIONSPOT_VECTORS;
+
+using Floats [[gnu::vector_size(REGIONSPOT_LANES * sizeof(float))]] = float;
+using Ints [[gnu::vector_size(REGIONSPOT_LANES * sizeof(float))]] = std::int32_t;
+
+REGIONSPOT_INLINE Floats load(const float* from) {
+    Floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+REGIONSPOT_INLINE void store(float* to, Floats value) { std::memcpy(to, &value, sizeof value); }
+
+// In one instruction: 0 + value is not, for the sake of -0.
+REGIONSPOT_INLINE Floats broadcast(float value) { return value - Floats{}; }
+
+REGIONSPOT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+REGIONSPOT_INLINE float sum_of(Floats value) {
+    float lanes[kLanes];
+    store(lanes, value);
+#pragma GCC unroll 4
+    for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+}
+
+REGIONSPOT_INLINE float largest_of(Floats value) {
+    float lanes[kLanes];
+    store(lanes, value);
+#pragma GCC unroll 4
+    for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+        for (std::size_t i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    }
+    return lanes[0];
+}
+
+// e^x within 2e-7 of it, for x below 88; 1e-38 for all below -87. The polynomial is that of the Cephes library.
+REGIONSPOT_INLINE Floats exponential(Floats x) {
+    constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: added, it leaves the nearest integer in the lowest bits
+    x = larger(x, broadcast(-87.0F));
+    const Floats shifted = x * 1.44269504F + kRound;
+    const Floats power = shifted - kRound;
+    const Floats rest = (x - power * 0.693359375F) - power * -2.12194440e-4F;
+    Floats series = rest * 1.9875691500e-4F + 1.3981999507e-3F;
+    series = series * rest + 8.3334519073e-3F;
+    series = series * rest + 4.1665795894e-2F;
+    series = series * rest + 1.6666665459e-1F;
+    series = series * rest + 5.0000001201e-1F;
+    series = (series * rest) * rest + rest + 1.0F;
+    const Ints scale = (reinterpret_cast<Ints>(shifted) << 23) + (127 << 23);
+    return series * reinterpret_cast<Floats>(scale);
+}
+
+// Few accumulators would wait for each other: then every other k is summed by itself.
+template <int Rows, int Vectors>
+REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
+    constexpr int kChains = Rows * Vectors < 8 ? 2 : 1;
+    Floats total[kChains][Rows][Vectors];
+#pragma GCC unroll 6
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            total[0][row][v] = add ? load(c.data + row * c.stride + v * kLanes) : Floats{};
+            if (kChains == 2) total[kChains - 1][row][v] = Floats{};
+        }
+    }
+    const auto add_products = [&](std::size_t k, int chain) REGIONSPOT_INLINE_LAMBDA {
+        Floats right[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) right[v] = load(b.data + k * b.stride + v * kLanes);
+#pragma GCC unroll 6
+        for (int row = 0; row < Rows; ++row) {
+            const Floats left = broadcast(a.data[row * a.stride + k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < Vectors; ++v) total[chain][row][v] += left * right[v];
+        }
+    };
+    std::size_t k = 0;
+    for (; k + kChains <= depth; k += kChains) {
+        add_products(k, 0);
+        if (kChains == 2) add_products(k + 1, kChains - 1);
+    }
+    if (k < depth) add_products(k, 0);
+#pragma GCC unroll 6
+    for (int row = 0; row < Rows; ++row) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+            const Floats sum = kChains == 2 ? total[0][row][v] + total[kChains - 1][row][v] : total[0][row][v];
+            store(c.data + row * c.stride + v * kLanes, sum);
+        }
+    }
+}
+
+template <int Vectors>
+inline void multiply_columns(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
+    static_assert(kRows == 6);
+    for (std::size_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {  // of nearly equal height
+        const std::size_t height = (rows + tiles - 1) / tiles;
+        switch (height) {
+            case 1: multiply_tile<1, Vectors>(a, b, depth, c, add); break;
+            case 2: multiply_tile<2, Vectors>(a, b, depth, c, add); break;
+            case 3: multiply_tile<3, Vectors>(a, b, depth, c, add); break;
+            case 4: multiply_tile<4, Vectors>(a, b, depth, c, add); break;
+            case 5: multiply_tile<5, Vectors>(a, b, depth, c, add); break;
+            default: multiply_tile<6, Vectors>(a, b, depth, c, add);
+        }
+        a.data += height * a.stride;
+        c.data += height * c.stride;
+        rows -= height;
+    }
+}
+
+// c = a b, or c += a b: (rows, depth) times (depth, width). The width is a multiple of kGrain.
+inline void multiply(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, std::size_t width, Matrix c,
+                     bool add = false) {
+    constexpr std::size_t kWide = kLanes * kVectors;
+    std::size_t column = 0;
+    for (; column + kWide <= width; column += kWide) {
+        multiply_columns<kVectors>(a, rows, {b.data + column, b.stride}, depth, {c.data + column, c.stride}, add);
+    }
+    for (; column < width; column += kLanes) {
+        multiply_columns<1>(a, rows, {b.data + column, b.stride}, depth, {c.data + column, c.stride}, add);
+    }
+}
+
+// The transposition of kGrain x kGrain values. A perfect shuffle takes the highest bit of a value's place, its row before
+// its column, to the lowest: after as many as a row has bits, they have changed places.
+inline void transpose(ConstMatrix from, Matrix to) {
+    constexpr std::size_t kHalf = kGrain * kGrain / 2;
+    float blocks[2][2 * kHalf];
+    for (std::size_t row = 0; row < kGrain; ++row) {
+        std::memcpy(blocks[0] + row * kGrain, from.data + row * from.stride, kGrain * sizeof(float));
+    }
+    for (std::size_t round = 0; (1U << round) < kGrain; ++round) {
+        const float* const source = blocks[round % 2];
+        float* const target = blocks[1 - round % 2];
+        for (std::size_t i = 0; i < kHalf; ++i) {
+            target[2 * i] = source[i];
+            target[2 * i + 1] = source[i + kHalf];
+        }
+    }
+    for (std::size_t row = 0; row < kGrain; ++row) {
+        std::memcpy(to.data + row * to.stride, blocks[0] + row * kGrain, kGrain * sizeof(float));
+    }
+}

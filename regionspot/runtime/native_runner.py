@@ -1,0 +1,134 @@
+"""SAM's token decoder on the CPU by our own kernels, `regionspot/native/token_decoder.hpp`; NumPy is all it needs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from regionspot import _native
+from regionspot.errors import ArtifactError, InputError
+from regionspot.runtime.graph_spec import NUM_MASK_TOKENS, GraphSpec
+from regionspot.runtime.runner import Array, Tensors, check_feeds
+from regionspot.structures import PADDING, FloatArray
+from regionspot.threads import default_threads
+
+NATIVE_GRAPHS = ("sam_token_decoder_prompts", "sam_mask_decoder")
+
+
+class NativeRunner:
+    """A `Runner` of a graph of NATIVE_GRAPHS in single precision. What it keeps are arrays.
+
+    What prompts share of an image is brought into the kernels' order when its projections are first seen, and kept
+    while that very array lives: nobody may write into it meanwhile.
+
+    Args:
+        path: weights, as `regionspot.export.decoder_weights` writes them.
+        spec: the graph's tensors.
+        threads: None stands for `default_threads()`.
+
+    Raises:
+        InputError: it is not one of NATIVE_GRAPHS.
+        ArtifactError: the file is not there, damaged, or of a decoder of other sizes.
+    """
+
+    def __init__(self, path: str | Path, spec: GraphSpec, threads: int | None = None) -> None:
+        self.path, self.spec, self.threads = Path(path), spec, threads or default_threads()
+        if spec.name not in NATIVE_GRAPHS:
+            raise InputError(f"there are no kernels for {spec.name}: choose {' or '.join(NATIVE_GRAPHS)}")
+        try:
+            with np.load(self.path, allow_pickle=False) as content:
+                weights = {name: np.ascontiguousarray(content[name], np.float32) for name in content.files}
+            self._decoder: Any = _native.TokenDecoder(weights)
+            self._prompt_weights = {name: weights[name] for name in ("gaussian", "point_kinds", "output_tokens")}
+            self._image_size = float(weights["image_size"][0])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ArtifactError(f"{path} holds no token decoder that can be used ({error}): export it again") from error
+        self._draws = "low_res_masks" in spec.output_names
+        self._check_sizes()
+        self._projections: weakref.ref[Array] | None = None
+        self._images: list[Any] = []
+
+    def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
+        """See `Runner.infer`."""
+        if self._decoder is None:
+            raise InputError(f"{self.path} was closed: open it again")
+        check_feeds(self.spec, feeds)
+        wanted = [int(token) for token in feeds["token_ids"]]
+        if not all(0 <= token < NUM_MASK_TOKENS for token in wanted):
+            raise InputError(f"{self.spec.name}: token_ids are 0 to {NUM_MASK_TOKENS - 1}, not {wanted}")
+        prompts = self._prompt_tokens(feeds["points"], feeds["labels"])  # (B, N, 1 + 4 + P, C)
+        sizes = dict(zip(("batch", "prompts", "tokens"), (*prompts.shape[:2], len(wanted)), strict=True))
+        outputs = {tensor.name: np.empty(tensor.resolved(sizes), np.float32) for tensor in self.spec.outputs}
+        masks = outputs.get("low_res_masks")  # (B, N, T, 4h, 4w)
+        for index, image in enumerate(self._packed(feeds)):
+            self._decoder.decode(
+                image,
+                prompts[index],
+                wanted,
+                self._width,
+                outputs["mask_tokens"][index],
+                outputs["iou_predictions"][index],
+                None if masks is None else masks[index],
+                self.threads,
+            )
+        return outputs
+
+    def close(self) -> None:
+        self._decoder = None
+        self._forget()
+
+    def __enter__(self) -> NativeRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_sizes(self) -> None:
+        shapes = {tensor.name: tensor.shape for tensor in (*self.spec.inputs, *self.spec.outputs)}
+        channels, cells = shapes["mask_tokens"][3], shapes["image_statistics"][2]
+        if (self._decoder.channels, self._decoder.cells) != (channels, cells):
+            raise ArtifactError(
+                f"{self.path} is of {self._decoder.channels} channels and {self._decoder.cells} cells, where "
+                f"{self.spec.name} has {channels} and {cells}: export it again"
+            )
+        # Masks are (4h, 4w); without any, how cells lie in rows does not matter.
+        self._width = int(shapes["low_res_masks"][4]) // 4 if self._draws else 1
+
+    def _packed(self, feeds: Tensors) -> list[Any]:
+        projections = feeds["image_projections"]  # (B, 11, C / 2, M)
+        if self._projections is None or self._projections() is not projections:
+            self._forget()
+            contiguous = [
+                np.ascontiguousarray(feeds[name])
+                for name in ("image_projections", "image_statistics", *(["image_embeddings"] if self._draws else []))
+            ]
+            self._images = [
+                self._decoder.pack(*of_image, *([] if self._draws else [None]), self.threads)
+                for of_image in zip(*contiguous, strict=True)
+            ]
+            self._projections = weakref.ref(projections, lambda _: self._forget())
+        return self._images
+
+    def _forget(self) -> None:
+        self._projections, self._images = None, []
+
+    def _prompt_tokens(self, points: Array, labels: Array) -> FloatArray:
+        """SAM's embeddings behind its output tokens, (B, N, 5 + P, C), as `TokenDecoder._prompt_tokens`."""
+        output_tokens, point_kinds = (self._prompt_weights[name] for name in ("output_tokens", "point_kinds"))
+        kinds = labels - PADDING
+        if labels.size and (kinds.min() < 0 or kinds.max() >= len(point_kinds)):
+            raise InputError(f"{self.spec.name}: labels are {PADDING} to 3, not {labels.min()} to {labels.max()}")
+        angles = (2 * (points.astype(np.float64) + 0.5) / self._image_size - 1) @ self._prompt_weights["gaussian"]
+        angles *= 2 * np.pi  # (B, N, P, C / 2)
+        positions = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+        positions[labels == PADDING] = 0
+        embedded = positions + point_kinds[kinds]
+        shared = np.broadcast_to(output_tokens, (*labels.shape[:2], *output_tokens.shape))
+        return np.ascontiguousarray(np.concatenate([shared, embedded], axis=2), np.float32)
