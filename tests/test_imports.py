@@ -47,7 +47,11 @@ FENCES = {
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnxruntime": ("regionspot/runtime/ort_runner.py", "export/quantization.py"),
-    "openvino": ("regionspot/runtime/openvino_runner.py", "export/openvino_ir.py"),
+    "openvino": (
+        "regionspot/runtime/openvino_runner.py",
+        "regionspot/runtime/openvino_attention.py",
+        "export/openvino_ir.py",
+    ),
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx_bindings": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),

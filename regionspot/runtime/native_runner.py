@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class NativeRunner:
             self._decoder: Any = _native.TokenDecoder(weights)
             self._prompt_weights = {name: weights[name] for name in ("gaussian", "point_kinds", "output_tokens")}
             self._image_size = float(weights["image_size"][0])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise ArtifactError(f"{path} holds no token decoder that can be used ({error}): export it again") from error
         self._draws = "low_res_masks" in spec.output_names
         self._check_sizes()

@@ -1,6 +1,6 @@
 """A graph in OpenVINO, on the CPU.
 
-The only module that imports `openvino` to run graphs.
+With `openvino_attention`, the only module that imports `openvino` to run graphs.
 """
 
 from __future__ import annotations
