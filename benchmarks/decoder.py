@@ -26,6 +26,7 @@ from regionspot.benchmarks.decoder_variants import GRAPHS, REFERENCE_BATCH, VARI
 from regionspot.child_process import how_it_ended
 from regionspot.cli.benchmark.options import counts
 from regionspot.errors import ArtifactError, RegionSpotError
+from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.openvino_ir import convert
 from regionspot.files import write_atomically
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m regionspot.benchmarks.decoder",
         description="Time and memory of SAM's mask tokens: segment_anything's decoder, the same without its masks, and "
-        "the shared-image decoder in PyTorch, ONNX Runtime and OpenVINO.",
+        "the shared-image decoder in PyTorch, ONNX Runtime, OpenVINO and our own kernels.",
     )
     parser.add_argument("--boxes", default="1,8,64,300", metavar="LIST", help="how many (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -105,6 +106,7 @@ def _prepare(request: Request, folder: Path) -> None:
         print(f"exporting {graph}", file=sys.stderr, flush=True)
         export_onnx(model, specs[graph], folder / f"{graph}.onnx")
         convert(folder / f"{graph}.onnx", folder / f"{graph}.xml", "fp32")
+    write_decoder_weights(model.sam, folder / f"{GRAPHS[1]}.npz")
     rng = np.random.default_rng(SEED)
     embeddings = rng.standard_normal((1, info.token_dim, *info.embedding_size), np.float32)
     corners = np.sort(rng.random((max(request.boxes), 2, 2), np.float32), axis=1) * info.sam_image_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK
 from regionspot.runtime.runner import Array
-from regionspot.runtime.runtimes import open_graph
+from regionspot.runtime.runtimes import NATIVE, open_graph
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 REFERENCE_BATCH = 64
@@ -35,7 +36,6 @@ Decode = Callable[[Array], Array]
 """(N, 2, 2) corners of boxes in the SAM frame to (N, C) tokens, for the one image."""
 
 GRAPHS = ("sam_token_decoder_image", "sam_token_decoder_prompts")
-OURS = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -104,21 +104,22 @@ def decode_by_torch(sam: SamBackbone, embeddings: Array) -> Decode:
     return decode
 
 
-def decode_by_runtime(runtime: str, request: Request, embeddings: Array, folder: Path) -> Decode:
-    """Ours as exported graphs."""
+def decode_by_runtimes(runtimes: Sequence[str], request: Request, embeddings: Array, folder: Path) -> Decode:
+    """Ours: what runs the image part, and what the prompts."""
     specs = graph_specs(model_info(request.create_model()))
-    suffix = {"onnxruntime": ".onnx", "openvino": ".xml"}[runtime]
-    where: dict[str, Any] = {"device": "cpu", "threads": request.threads}
+    suffix = {"onnxruntime": ".onnx", "openvino": ".xml", NATIVE: ".npz"}
     image_part, prompt_part = (
-        open_graph(folder / f"{name}{suffix}", specs[name], runtime, "fp32", **where) for name in GRAPHS
+        open_graph(folder / f"{name}{suffix[runtime]}", specs[name], runtime, "fp32", "cpu", request.threads)
+        for name, runtime in zip(GRAPHS, runtimes, strict=True)
     )
+    chunk = NATIVE_PROMPT_CHUNK if NATIVE in runtimes else request.prompt_chunk
     token_ids = np.zeros(1, np.int32)
 
     def decode(corners: Array) -> Array:
         context = image_part.infer({"image_embeddings": embeddings}, keep=image_part.spec.output_names)
         found = []
-        for start in range(0, len(corners), request.prompt_chunk):
-            points = corners[None, start : start + request.prompt_chunk]
+        for start in range(0, len(corners), chunk):
+            points = corners[None, start : start + chunk]
             labels = np.broadcast_to(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), points.shape[:3]).copy()
             feeds = {**context, "points": points, "labels": labels, "token_ids": token_ids}
             found.append(prompt_part.infer(feeds)["mask_tokens"][0, :, 0])
@@ -132,13 +133,17 @@ TORCH_VARIANTS = {
     "tokens_only": decode_tokens_only,
     "ours_torch": decode_by_torch,
 }
-RUNTIME_VARIANTS = {f"ours_{runtime}": runtime for runtime in OURS.values()}
+RUNTIME_VARIANTS = {
+    "ours_onnxruntime": ("onnxruntime", "onnxruntime"),
+    "ours_openvino": ("openvino", "openvino"),
+    "ours_native": ("openvino", NATIVE),
+}
 VARIANTS = (*TORCH_VARIANTS, *RUNTIME_VARIANTS)
 
 
 def start(variant: str, request: Request, embeddings: Array, folder: Path) -> Decode:
     if variant in RUNTIME_VARIANTS:
-        return decode_by_runtime(RUNTIME_VARIANTS[variant], request, embeddings, folder)
+        return decode_by_runtimes(RUNTIME_VARIANTS[variant], request, embeddings, folder)
     torch.set_num_threads(request.threads)
     return TORCH_VARIANTS[variant](request.create_model().sam, embeddings)
 

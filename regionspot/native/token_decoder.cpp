@@ -78,10 +78,11 @@ struct Layout {
 struct TokenDecoder::Weights {
     std::size_t channels, half, heads, head, value_width, cells, tiles;
     Layout layout;
-    std::vector<Layer> layers;
-    std::vector<Linear> final_projections;  // queries, and out
+    std::array<Layer, 2> layers;
+    Linear final_query, final_out;
     Norm final_norm;
-    std::vector<Mlp> iou, filters;
+    Mlp iou;
+    std::array<Mlp, kMaskTokens> filters;
     // (C / 2, C / 2), named after what they are products of
     std::vector<float> u0_u0, key1_u0, u0_value1, query1_u0, w0_w0, u1_w0, u1_u1, final_key_w0, final_key_u1;
     std::vector<float> w0_final_value, u1_final_value;
@@ -201,7 +202,8 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
     const std::size_t cells = positions.columns;
     const auto heads = static_cast<std::size_t>(find("num_heads").data[0]);
     if (half % kGrain != 0 || cells % kGrain != 0 || positions.rows != half || heads == 0 || half % heads != 0) {
-        throw std::invalid_argument("the decoder's kernels need channels that are a multiple of 32, and as many cells as a multiple of 16");
+        throw std::invalid_argument(
+            "the decoder's kernels need channels that are a multiple of 32, and image tokens that are one of 16");
     }
     const std::size_t tiles = (cells + kTile - 1) / kTile, value_width = rounded_up(half / heads);
     const std::vector<float> epsilons = vector("epsilons", 4);
@@ -221,9 +223,9 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         .channels = channels, .half = half, .heads = heads, .head = half / heads, .value_width = value_width,
         .cells = cells, .tiles = tiles, .layout = Layout(half, heads * value_width),
         .layers = {layer("layer0"), layer("layer1")},
-        .final_projections = {linear("final.query"), linear("final.out")},
+        .final_query = linear("final.query"), .final_out = linear("final.out"),
         .final_norm = norm("final.norm", channels, epsilons[0]),
-        .iou = {mlp("iou")}, .filters = {mlp("filter0"), mlp("filter1"), mlp("filter2"), mlp("filter3")},
+        .iou = mlp("iou"), .filters = {mlp("filter0"), mlp("filter1"), mlp("filter2"), mlp("filter3")},
         .u0_u0 = square("u0.u0"), .key1_u0 = square("key1.u0"), .u0_value1 = square("u0.value1"),
         .query1_u0 = square("query1.u0"), .w0_w0 = square("w0.w0"), .u1_w0 = square("u1.w0"), .u1_u1 = square("u1.u1"),
         .final_key_w0 = square("final_key.w0"), .final_key_u1 = square("final_key.u1"),

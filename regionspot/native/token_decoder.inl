@@ -519,7 +519,7 @@ private:
                 std::copy_n(s_.tokens.data() + from, c, s_.asked.data() + to);
             }
         }
-        apply(w_.final_projections[0], {s_.right.data(), c}, count_ * s_.wanted, {s_.final_queries.data(), w_.half});
+        apply(w_.final_query, {s_.right.data(), c}, count_ * s_.wanted, {s_.final_queries.data(), w_.half});
     }
 
     void prepare_final() {
@@ -572,14 +572,14 @@ private:
             }
         }
         const std::size_t rows = count_ * s_.wanted;
-        apply(w_.final_projections[1], {s_.read.data(), w_.half}, rows, {s_.sum.data(), c});
+        apply(w_.final_out, {s_.read.data(), w_.half}, rows, {s_.sum.data(), c});
         add(s_.asked.data(), s_.sum.data(), rows * c, s_.asked.data());
         normalise(w_.final_norm, s_.asked.data(), rows, c);
         for (std::size_t n = 0; n < count_; ++n) {
             const std::size_t prompt = first_ + n, masks = s_.wanted - 1;
             const float* const found = s_.asked.data() + n * s_.wanted * c;
             std::copy_n(found + c, masks * c, request_.tokens + prompt * masks * c);
-            predict(w_.iou[0], found);
+            predict(w_.iou, found);
             for (std::size_t k = 0; k < masks; ++k) {
                 request_.iou_predictions[prompt * masks + k] = s_.sum[request_.wanted[k]];
             }

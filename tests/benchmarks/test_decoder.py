@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-VARIANTS = {"segment_anything", "tokens_only", "ours_torch", "ours_onnxruntime", "ours_openvino"}
+VARIANTS = {"segment_anything", "tokens_only", "ours_torch", "ours_onnxruntime", "ours_openvino", "ours_native"}
 
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
