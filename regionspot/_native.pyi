@@ -11,11 +11,10 @@ def masks_from_logits(
 def resize_rgb(image: NDArray[np.uint8], targets: Sequence[NDArray[np.uint8]], threads: int) -> None: ...
 def rle_area(counts: str, height: int, width: int) -> int: ...
 def grid_attention(
-    query: NDArray[np.float32],
-    key: NDArray[np.float32],
-    value: NDArray[np.float32],
-    with_rows: NDArray[np.float32],
-    with_columns: NDArray[np.float32],
+    projected: NDArray[np.float32],
+    padding: NDArray[np.float32],
+    relative_rows: NDArray[np.float32],
+    relative_columns: NDArray[np.float32],
     output: NDArray[np.float32],
     threads: int,
 ) -> None: ...

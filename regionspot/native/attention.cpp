@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "matrix.hpp"
@@ -13,31 +14,92 @@
 namespace regionspot {
 namespace {
 
-constexpr std::size_t kQueries = 96;  // of a block, whole tiles of rows
-constexpr std::size_t kKeys = 512;    // of a block, whose scores stay in the second-level cache
-constexpr std::size_t kPanel = 64;    // keys that lie side by side, channel after channel
+constexpr std::size_t kQueries = 128;  // of a block, about: whole rows of a window
+constexpr std::size_t kKeys = 512;     // of a block, whose scores stay in the second-level cache
+constexpr std::size_t kPanel = 64;     // keys that lie side by side, channel after channel
+constexpr std::size_t kPacked = std::size_t{1} << 22;  // values that are packed at a time, about
+constexpr float kLogOfE = 1.44269504088896340736F;  // to base 2, the one of all scores
+constexpr float kNever = -1e30F;       // the score of a place where there is no key
 
-// One thread's buffers.
+std::size_t rounded_up(std::size_t value) { return (value + kGrain - 1) / kGrain * kGrain; }
+
+// What follows from a task's sizes.
+struct GridSizes {
+    std::size_t down, across;          // windows of an image
+    std::size_t items;                 // windows of all images and heads
+    std::size_t queries;               // of a window
+    std::size_t padded_rows;           // of a window, rounded up
+    std::size_t padded_columns, keys;  // rows of keys are filled up to whole grains
+    std::size_t block_rows, blocks;    // rows of queries in a block, and blocks of a window
+
+    explicit GridSizes(const GridAttention& task)
+        : down((task.height + task.rows - 1) / task.rows), across((task.width + task.columns - 1) / task.columns),
+          items(task.images * down * across * task.heads), queries(task.rows * task.columns),
+          padded_rows(rounded_up(task.rows)), padded_columns(rounded_up(task.columns)), keys(task.rows * padded_columns),
+          block_rows(std::max<std::size_t>(1, std::min(task.rows, kQueries / task.columns))),
+          blocks((task.rows + block_rows - 1) / block_rows) {}
+};
+
+// One window of one head, brought into the order in which it is worked on.
+struct PackedWindow {
+    float* queries;       // (queries, channels), scaled, for scores to base 2
+    float* keys;          // panels of kPanel keys, (channels, kPanel) each, the last one as wide as is left
+    float* values;        // (keys, channels)
+    float* with_rows;     // (queries, padded rows)
+    float* with_columns;  // (queries, padded columns)
+
+    PackedWindow(const GridAttention& task, const GridSizes& sizes)
+        : memory_(std::make_unique_for_overwrite<float[]>(size(task, sizes))) {
+        float* next = memory_.get();
+        const auto take = [&next](std::size_t count) { return (next += count) - count; };
+        queries = take(sizes.queries * task.channels);
+        keys = take(sizes.keys * task.channels);
+        values = take(sizes.keys * task.channels);
+        with_rows = take(sizes.queries * sizes.padded_rows);
+        with_columns = take(sizes.queries * sizes.padded_columns);
+    }
+
+    static std::size_t size(const GridAttention& task, const GridSizes& sizes) {
+        return sizes.queries * (task.channels + sizes.padded_rows + sizes.padded_columns) + 2 * sizes.keys * task.channels;
+    }
+
+private:
+    std::unique_ptr<float[]> memory_;  // not set to zero: each thread touches first what it fills
+};
+
+std::vector<PackedWindow> packed_windows(std::size_t count, const GridAttention& task, const GridSizes& sizes) {
+    std::vector<PackedWindow> windows;
+    for (std::size_t i = 0; i < count; ++i) windows.emplace_back(task, sizes);
+    return windows;
+}
+
+// One thread's buffers for a block of queries.
 struct AttentionScratch {
     std::vector<float> scores, total, largest, sums;
 
-    explicit AttentionScratch(std::size_t channels)
-        : scores(kQueries * kKeys), total(kQueries * channels), largest(kQueries), sums(kQueries) {}
+    AttentionScratch(const GridAttention& task, const GridSizes& sizes) {
+        const std::size_t count = sizes.block_rows * task.columns;
+        scores.resize(count * kKeys), total.resize(count * task.channels), largest.resize(count), sums.resize(count);
+    }
 };
 
-// (M, channels) to panels of kPanel keys, (M / kPanel, channels, kPanel), the last one as wide as what is left.
-void turn_keys(const float* key, std::size_t count, std::size_t channels, float* panels) {
-    for (std::size_t first = 0; first < count; first += kPanel) {
-        const std::size_t width = std::min(kPanel, count - first);
-        float* const panel = panels + first * channels;
-        for (std::size_t block = 0; block < channels; block += kGrain) {
-            for (std::size_t i = 0; i < width; ++i) {
-                const float* const from = key + (first + i) * channels + block;
-                for (std::size_t c = 0; c < kGrain; ++c) panel[(block + c) * width + i] = from[c];
-            }
+// The tables of positions with rows of whole grains, for scores to base 2.
+struct PositionTables {
+    std::vector<float> rows, columns;
+
+    PositionTables(const GridAttention& task, const GridSizes& sizes)
+        : rows(widened(task.relative_rows, task.rows * task.channels, task.rows, sizes.padded_rows)),
+          columns(widened(task.relative_columns, task.columns * task.channels, task.columns, sizes.padded_columns)) {}
+
+private:
+    static std::vector<float> widened(const float* from, std::size_t count, std::size_t width, std::size_t padded) {
+        std::vector<float> to(count * padded);
+        for (std::size_t row = 0; row < count; ++row) {
+            for (std::size_t i = 0; i < width; ++i) to[row * padded + i] = from[row * width + i] * kLogOfE;
         }
+        return to;
     }
-}
+};
 
 }  // namespace
 }  // namespace regionspot
@@ -48,19 +110,34 @@ void turn_keys(const float* key, std::size_t count, std::size_t channels, float*
 namespace regionspot {
 
 void grid_attention(const GridAttention& task, std::size_t threads) {
-    const std::size_t all = task.rows * task.columns, of_head = all * task.channels;
-    const std::size_t blocks = (all + kQueries - 1) / kQueries;
-    const auto attend = REGIONSPOT_BEST(attend);
-    std::vector<float> panels(task.heads * of_head);
-    parallel_for(task.heads, threads, [&](std::size_t head, std::size_t) {
-        turn_keys(task.key + head * of_head, all, task.channels, panels.data() + head * of_head);
-    });
-    threads = std::max<std::size_t>(1, std::min(threads, task.heads * blocks));
-    std::vector<AttentionScratch> scratch(threads, AttentionScratch(task.channels));
-    parallel_for(task.heads * blocks, threads, [&](std::size_t index, std::size_t thread) {
-        const std::size_t head = index / blocks, first = index % blocks * kQueries;
-        attend(task, panels.data() + head * of_head, head, first, std::min(kQueries, all - first), scratch[thread]);
-    });
+    const GridSizes sizes(task);
+    const PositionTables tables(task, sizes);
+    const auto pack = REGIONSPOT_BEST(pack_window);
+    const auto attend = REGIONSPOT_BEST(attend_block);
+    threads = std::max<std::size_t>(1, std::min(threads, sizes.items * sizes.blocks));
+    std::vector<AttentionScratch> scratch(threads, AttentionScratch(task, sizes));
+    if (sizes.items >= 8 * threads) {  // each thread packs a window, and uses it while it is in its cache
+        const std::vector<PackedWindow> packed = packed_windows(threads, task, sizes);
+        parallel_for(sizes.items, threads, [&](std::size_t item, std::size_t thread) {
+            pack(task, sizes, tables, item, packed[thread]);
+            for (std::size_t block = 0; block < sizes.blocks; ++block) {
+                attend(task, sizes, item, block, packed[thread], scratch[thread]);
+            }
+        });
+        return;
+    }
+    const std::size_t wave = std::min(sizes.items, std::max(threads, kPacked / PackedWindow::size(task, sizes)));
+    const std::vector<PackedWindow> packed = packed_windows(wave, task, sizes);
+    for (std::size_t first = 0; first < sizes.items; first += wave) {
+        const std::size_t count = std::min(wave, sizes.items - first);
+        parallel_for(count, threads, [&](std::size_t index, std::size_t) {
+            pack(task, sizes, tables, first + index, packed[index]);
+        });
+        parallel_for(count * sizes.blocks, threads, [&](std::size_t index, std::size_t thread) {
+            const std::size_t own = index / sizes.blocks;
+            attend(task, sizes, first + own, index % sizes.blocks, packed[own], scratch[thread]);
+        });
+    }
 }
 
 }  // namespace regionspot

@@ -1,25 +1,26 @@
-// Attention over a grid of image tokens with decomposed relative positions, as SAM's image encoder has it: scores are
-// never written out, only a tile of them at a time is in a core's cache.
+// The attention of SAM's image encoder, from the projection of its tokens to what its heads found: within windows or over
+// the whole image, with decomposed relative positions. Scores are never written out; a tile of them at a time is in a
+// core's cache. Tokens are not moved into windows and back, and padding is never made.
 #pragma once
 
 #include <cstddef>
 
 namespace regionspot {
 
-// All arrays are dense, single precision; heads of all images come first. M = rows * columns.
+// All arrays are dense, single precision.
 struct GridAttention {
-    std::size_t heads;          // of all images
-    std::size_t rows, columns;  // of the grid
-    std::size_t channels;       // of a head; it and `columns` are multiples of 16
-    const float* query;         // (heads, M, channels), as key and value
-    const float* key;
-    const float* value;
-    const float* with_rows;     // (heads, M, rows): what is added to a query's scores with the keys of each row
-    const float* with_columns;  // (heads, M, columns)
-    float* output;              // (heads, M, channels)
+    std::size_t images, height, width;  // of tokens
+    std::size_t heads, channels;        // of a head: a multiple of 16
+    std::size_t rows, columns;          // of a window; those of the image where attention is global
+    float scale;                        // of queries times keys
+    const float* projected;             // (images, height, width, 3, heads, channels): queries, keys and values
+    const float* padding;               // (3, heads, channels): of the places of a window that lie outside the image
+    const float* relative_rows;         // (rows, channels, rows): times a query in row i, its score with each row of keys
+    const float* relative_columns;      // (columns, channels, columns)
+    float* output;                      // (images, height, width, heads, channels)
 };
 
-// softmax(query key^T + with_rows + with_columns) value.
+// softmax(scale query key^T + positions) value, for each query over the keys of its window.
 void grid_attention(const GridAttention& task, std::size_t threads);
 
 }  // namespace regionspot

@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <optional>
@@ -102,18 +103,16 @@ void resize_rgb(const RgbArray<const std::uint8_t>& image, const std::vector<Rgb
 
 template <std::size_t Axes, typename Number = const float>
 using ArrayOf = nb::ndarray<Number, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
-template <typename Number>
-using HeadArray = ArrayOf<4, Number>;  // (B, H, M, ...)
-
 // Shapes are checked in Python.
-void grid_attention(const HeadArray<const float>& query, const HeadArray<const float>& key,
-                    const HeadArray<const float>& value, const HeadArray<const float>& with_rows,
-                    const HeadArray<const float>& with_columns, const HeadArray<float>& output, std::size_t threads) {
+void grid_attention(const ArrayOf<4>& projected, const ArrayOf<1>& padding, const ArrayOf<3>& relative_rows,
+                    const ArrayOf<3>& relative_columns, const ArrayOf<4, float>& output, std::size_t threads) {
+    const std::size_t channels = relative_rows.shape(1);
     nb::gil_scoped_release release;
-    regionspot::grid_attention({query.shape(0) * query.shape(1), with_rows.shape(3), with_columns.shape(3), query.shape(3),
-                                query.data(), key.data(), value.data(), with_rows.data(), with_columns.data(),
-                                output.data()},
-                               threads);
+    regionspot::grid_attention(
+        {projected.shape(0), projected.shape(1), projected.shape(2), output.shape(3) / channels, channels,
+         relative_rows.shape(0), relative_columns.shape(0), 1.0F / std::sqrt(static_cast<float>(channels)),
+         projected.data(), padding.data(), relative_rows.data(), relative_columns.data(), output.data()},
+        threads);
 }
 
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
@@ -160,9 +159,9 @@ NB_MODULE(_native, module) {
     module.def("masks_from_logits", &masks_from_logits, nb::arg("logits").noconvert(), nb::arg("frame"), nb::arg("valid"),
                nb::arg("picture"), nb::arg("threads"));
     module.def("resize_rgb", &resize_rgb, nb::arg("image").noconvert(), nb::arg("targets").noconvert(), nb::arg("threads"));
-    module.def("grid_attention", &grid_attention, nb::arg("query").noconvert(), nb::arg("key").noconvert(),
-               nb::arg("value").noconvert(), nb::arg("with_rows").noconvert(),
-               nb::arg("with_columns").noconvert(), nb::arg("output").noconvert(), nb::arg("threads"));
+    module.def("grid_attention", &grid_attention, nb::arg("projected").noconvert(), nb::arg("padding").noconvert(),
+               nb::arg("relative_rows").noconvert(), nb::arg("relative_columns").noconvert(),
+               nb::arg("output").noconvert(), nb::arg("threads"));
     nb::class_<regionspot::TokenDecoder::Image>(module, "PackedImage");
     nb::class_<regionspot::TokenDecoder>(module, "TokenDecoder")
         .def(nb::new_(&token_decoder), nb::arg("weights"))

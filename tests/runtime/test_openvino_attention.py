@@ -1,4 +1,4 @@
-"""SAM's global attention by our own kernel inside OpenVINO: found where it is meant to be, and equal."""
+"""SAM's attention by our own kernel inside OpenVINO: found where it is meant to be, and equal."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ GRAPH = "sam_image_encoder"
 
 
 @pytest.fixture
+def graph(mini_artifacts: Path) -> Path:
+    return mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx"
+
+
+@pytest.fixture
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
 
@@ -31,11 +36,6 @@ def encoded(path: Path, threads: int = 2) -> np.ndarray:
         return np.asarray(runner.infer({"images": images, "input_sizes": sizes})["image_embeddings"])
 
 
-@pytest.fixture
-def graph(mini_artifacts: Path) -> Path:
-    return mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx"
-
-
 def test_equal_to_openvinos_own(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = encoded(graph)
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
@@ -44,21 +44,46 @@ def test_equal_to_openvinos_own(graph: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_every_global_layer_and_no_window(graph: Path) -> None:
+def test_every_layer_is_found_once(graph: Path) -> None:
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
+    assert {block.window_size == 0 for block in blocks} == {True, False}  # global layers and windows
     model = openvino.Core().read_model(graph)
-    assert use_own_attention(model, 1) == sum(block.window_size == 0 for block in blocks) > 0
+    assert use_own_attention(model, 1) == len(blocks)
     assert use_own_attention(model, 1) == 0
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert "Softmax" not in kinds and kinds.count("GridAttention") == len(blocks)
 
 
-def test_small_layers_stay(graph: Path) -> None:
+@pytest.mark.usefixtures("at_any_size")
+def test_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As large global layers are exported."""
+    from regionspot.export.onnx_graph import export_onnx
+    from regionspot.modeling import image_encoder
+
+    monkeypatch.setattr(image_encoder, "LARGE", 1 << 17)
+    model = create_model("regionspot_mini")
+    export_onnx(model, graph_specs(model_sizes(model))[GRAPH], tmp_path / "graph.onnx", {})
+    read = openvino.Core().read_model(tmp_path / "graph.onnx")
+    blocks = model.sam.sam.image_encoder.blocks
+    kinds = [node.get_type_name() for node in read.get_ordered_ops()]
+    assert kinds.count("Softmax") > len(blocks)
+    assert use_own_attention(read, 1) == len(blocks)
+    monkeypatch.setattr(openvino_attention, "LARGE", 1 << 30)
+    theirs = encoded(tmp_path / "graph.onnx")
+    monkeypatch.setattr(openvino_attention, "LARGE", 0)
+    np.testing.assert_allclose(encoded(tmp_path / "graph.onnx"), theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_small_images_stay(graph: Path) -> None:
     assert use_own_attention(openvino.Core().read_model(graph), 1) == 0
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_scores_that_something_else_reads_stay(graph: Path) -> None:
+def test_what_is_something_else_stays(graph: Path, mini_artifacts: Path) -> None:
+    for other in ("clip_image_encoder", "sam_token_decoder_prompts", "region_head", "clip_text_encoder"):
+        path = mini_artifacts / "onnx" / "fp32" / f"{other}.onnx"
+        assert use_own_attention(openvino.Core().read_model(path), 1) == 0
     model = openvino.Core().read_model(graph)
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Softmax":
-            model.add_outputs([node.output(0)])
+    weights = [node for node in model.get_ordered_ops() if node.get_type_name() == "Softmax"]
+    model.add_outputs([node.output(0) for node in weights])  # something else reads them
     assert use_own_attention(model, 1) == 0
