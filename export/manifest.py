@@ -17,7 +17,7 @@ PACKAGES = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx-cu13-libs",),
-    NATIVE: ("numpy",),
+    NATIVE: ("numpy", "torch"),
 }
 """The distributions that an artefact of a format depends on; later formats are made from ONNX."""
 

@@ -38,7 +38,9 @@ LIBRARIES = {
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
 _COPIES = {"onnx": 4.0, "openvino": 4.0, "tensorrt": 6.0, "tensorrt-rtx": 6.0, NATIVE: 4.0}
-"""How often a graph's weights are in memory at most while it is made: peaks measured at ViT-L/14, over their size."""
+"""How often a graph's weights are in memory at most while it is made: peaks measured at ViT-L/14, over their size.
+
+Of the native ones, in double precision and again in single, about so often."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,9 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
     moved = [_moved(entry, served) for entry in entries]
-    kernels = list(native_entries(manifest).values()) if options.target == "cpu" else []
+    inside = options.target == "cpu" and options.graphs != GRAPHS_IN_TRITON
+    served_names = {entry.name for entry in entries}
+    kernels = [one for one in native_entries(manifest).values() if inside and one.name in served_names]
     with locked(out, wait=True):
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):

@@ -59,20 +59,17 @@ REGIONSPOT_INLINE Floats power_of_two(Floats x) {
 
 REGIONSPOT_INLINE Floats exponential(Floats x) { return power_of_two(x * 1.44269504088896340736F); }
 
-// Few accumulators would wait for each other: then every other k is summed by itself.
 template <int Rows, int Vectors>
 REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
-    constexpr int kChains = Rows * Vectors < 8 ? 2 : 1;
-    Floats total[kChains][Rows][Vectors];
+    Floats total[Rows][Vectors];
 #pragma GCC unroll 6
     for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-            total[0][row][v] = add ? load(c.data + row * c.stride + v * kLanes) : Floats{};
-            if (kChains == 2) total[kChains - 1][row][v] = Floats{};
+            total[row][v] = add ? load(c.data + row * c.stride + v * kLanes) : Floats{};
         }
     }
-    const auto add_products = [&](std::size_t k, int chain) REGIONSPOT_INLINE_LAMBDA {
+    for (std::size_t k = 0; k < depth; ++k) {
         Floats right[Vectors];
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) right[v] = load(b.data + k * b.stride + v * kLanes);
@@ -80,22 +77,13 @@ REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t d
         for (int row = 0; row < Rows; ++row) {
             const Floats left = broadcast(a.data[row * a.stride + k]);
 #pragma GCC unroll 4
-            for (int v = 0; v < Vectors; ++v) total[chain][row][v] += left * right[v];
+            for (int v = 0; v < Vectors; ++v) total[row][v] += left * right[v];
         }
-    };
-    std::size_t k = 0;
-    for (; k + kChains <= depth; k += kChains) {
-        add_products(k, 0);
-        if (kChains == 2) add_products(k + 1, kChains - 1);
     }
-    if (k < depth) add_products(k, 0);
 #pragma GCC unroll 6
     for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-            const Floats sum = kChains == 2 ? total[0][row][v] + total[kChains - 1][row][v] : total[0][row][v];
-            store(c.data + row * c.stride + v * kLanes, sum);
-        }
+        for (int v = 0; v < Vectors; ++v) store(c.data + row * c.stride + v * kLanes, total[row][v]);
     }
 }
 

@@ -103,7 +103,7 @@ void resize_rgb(const RgbArray<const std::uint8_t>& image, const std::vector<Rgb
 
 template <std::size_t Axes, typename Number = const float>
 using ArrayOf = nb::ndarray<Number, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
-// Shapes are checked in Python.
+// Shapes are checked where the operation is put into a graph.
 void grid_attention(const ArrayOf<4>& projected, const ArrayOf<1>& padding, const ArrayOf<3>& relative_rows,
                     const ArrayOf<3>& relative_columns, const ArrayOf<4, float>& output, std::size_t threads) {
     const std::size_t channels = relative_rows.shape(1);

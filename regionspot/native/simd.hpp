@@ -31,9 +31,3 @@
 #else
 #define REGIONSPOT_INLINE inline
 #endif
-
-#if defined(__GNUC__)
-#define REGIONSPOT_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define REGIONSPOT_INLINE_LAMBDA
-#endif

@@ -195,13 +195,21 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         }
         return copied(found);
     };
-    const auto linear = [&](const std::string& name) { return Linear(find(name + ".weight"), find(name + ".bias")); };
-    const auto mlp = [&](const std::string& name) { return Mlp{linear(name + ".0"), linear(name + ".1"), linear(name + ".2")}; };
     const std::size_t channels = find("output_tokens").columns, half = channels / 2;
+    const auto linear = [&](const std::string& name, std::size_t out, std::size_t in) {
+        const Tensor weight = find(name + ".weight");
+        if (weight.rows != out || weight.columns != in) throw std::invalid_argument(name + " is of another size");
+        return Linear(weight, find(name + ".bias"));
+    };
+    const auto mlp = [&](const std::string& name, std::size_t out) {
+        return Mlp{linear(name + ".0", channels, channels), linear(name + ".1", channels, channels),
+                   linear(name + ".2", out, channels)};
+    };
     const Tensor positions = find("position_key1");
     const std::size_t cells = positions.columns;
     const auto heads = static_cast<std::size_t>(find("num_heads").data[0]);
-    if (half % kGrain != 0 || cells % kGrain != 0 || positions.rows != half || heads == 0 || half % heads != 0) {
+    if (half % kGrain != 0 || cells % kGrain != 0 || positions.rows != half || heads == 0 || half % heads != 0 ||
+        channels % heads != 0 || channels % 8 != 0) {
         throw std::invalid_argument(
             "the decoder's kernels need channels that are a multiple of 32, and image tokens that are one of 16");
     }
@@ -211,11 +219,16 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         return Norm{vector(name + ".weight", count), vector(name + ".bias", count), epsilon};
     };
     const auto layer = [&](const std::string& name) {
-        const auto part = [&](const char* own) { return linear(name + own); };
+        const auto full = [&](const char* own) { return linear(name + own, channels, channels); };
+        const auto to_half = [&](const char* own) { return linear(name + own, half, channels); };
+        const std::size_t hidden = find(name + ".mlp.0.weight").rows;
+        if (hidden % kGrain != 0) throw std::invalid_argument(name + ".mlp.0 is not as wide as a multiple of 16");
         const auto own_norm = [&](const char* own) { return norm(name + own, channels, epsilons[0]); };
-        return Layer{part(".self.query"), part(".self.key"), part(".self.value"), part(".self.out"),
-                     part(".read.query"), part(".read.out"), part(".write.key"), part(".write.value"),
-                     {part(".mlp.0"), part(".mlp.1")}, {own_norm(".norm1"), own_norm(".norm2"), own_norm(".norm3")}};
+        return Layer{full(".self.query"), full(".self.key"), full(".self.value"), full(".self.out"),
+                     to_half(".read.query"), linear(name + ".read.out", channels, half), to_half(".write.key"),
+                     to_half(".write.value"),
+                     {linear(name + ".mlp.0", hidden, channels), linear(name + ".mlp.1", channels, hidden)},
+                     {own_norm(".norm1"), own_norm(".norm2"), own_norm(".norm3")}};
     };
     const auto square = [&](const std::string& name) { return vector(name, half * half); };
     const auto own = [&](const std::string& name) { return vector(name, half); };
@@ -223,9 +236,11 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         .channels = channels, .half = half, .heads = heads, .head = half / heads, .value_width = value_width,
         .cells = cells, .tiles = tiles, .layout = Layout(half, heads * value_width),
         .layers = {layer("layer0"), layer("layer1")},
-        .final_query = linear("final.query"), .final_out = linear("final.out"),
+        .final_query = linear("final.query", half, channels), .final_out = linear("final.out", channels, half),
         .final_norm = norm("final.norm", channels, epsilons[0]),
-        .iou = mlp("iou"), .filters = {mlp("filter0"), mlp("filter1"), mlp("filter2"), mlp("filter3")},
+        .iou = mlp("iou", kMaskTokens),
+        .filters = {mlp("filter0", channels / 8), mlp("filter1", channels / 8), mlp("filter2", channels / 8),
+                    mlp("filter3", channels / 8)},
         .u0_u0 = square("u0.u0"), .key1_u0 = square("key1.u0"), .u0_value1 = square("u0.value1"),
         .query1_u0 = square("query1.u0"), .w0_w0 = square("w0.w0"), .u1_w0 = square("u1.w0"), .u1_u1 = square("u1.u1"),
         .final_key_w0 = square("final_key.w0"), .final_key_u1 = square("final_key.u1"),

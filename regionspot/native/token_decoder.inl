@@ -237,7 +237,7 @@ private:
         multiply({vector.data(), w_.half}, 1, {s_.spread.data(), s_.padded}, w_.half, s_.padded, {to.data(), s_.padded});
     }
 
-    // Adds to `mixed` (rows, C / 2) what `rows` rows of weights (rows, R) of the image's change read of it: the change is
+    // Sets `mixed` (rows, C / 2) to, or adds to it, what `rows` rows of weights (rows, R) of the image's change read of it: the change is
     // `values` (length, C / 2) of each head times `weights` (C / 2, C / 2).
     void mix(const float* read, std::size_t rows, const float* values, const std::vector<float>& weights, bool add) {
         std::fill_n(s_.turned.begin(), s_.rows * w_.half, 0.0F);
@@ -311,7 +311,7 @@ private:
                  {own.total.data() + w_.value_width + place * s_.padded, s_.read_stride}, true);
     }
 
-    // p (R, kTile) to (kTile, padded). Columns beyond R are not zero, and never read.
+    // p (R, kTile) to (kTile, padded). Columns beyond R are not zero; what is summed of them is not read.
     void turn(const float* p, std::size_t width, std::vector<float>& turned) const {
         for (std::size_t row = 0; row < s_.rows; row += kGrain) {
             for (std::size_t j = 0; j < width; j += kGrain) {

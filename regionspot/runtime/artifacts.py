@@ -263,7 +263,7 @@ class Manifest:
             raise ArtifactError(
                 f"{self.directory} has no {name} as {artefact_format} in {precision}; it has "
                 f"{', '.join(others) or 'none of that name'}. Make it: regionspot-export --graphs {name} "
-                f"--{FORMAT_OPTION[artefact_format]} --precision {precision} --out {self.directory}"
+                f"--{FORMAT_OPTION.get(artefact_format, 'onnx')} --precision {precision} --out {self.directory}"
             )
         return entry
 
@@ -393,7 +393,8 @@ def pipeline_from_artifacts(
         sizes["prompt_chunk"] = NATIVE_PROMPT_CHUNK
 
     def entry(graph: str) -> GraphEntry:
-        return kernels.get(graph) or manifest.find(graph, artefact_format, chosen)
+        own = manifest.find(graph, artefact_format, chosen)
+        return replace(kernels[graph], spec=own.spec) if graph in kernels else own  # kernels take any sizes
 
     return RegionPipeline(
         manifest.model,
@@ -406,8 +407,9 @@ def pipeline_from_artifacts(
 
 
 def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
-    """The graphs that our own kernels can run, by name."""
-    return {entry.name: entry for entry in manifest.graphs if entry.format == NATIVE and entry.usable}
+    """The graphs that our own kernels can run, by name; none if they would run one of a model's, and not the other."""
+    entries = {entry.name: entry for entry in manifest.graphs if entry.format == NATIVE}
+    return entries if all(entry.usable for entry in entries.values()) else {}
 
 
 def _resolve_device(runtime: str, device: str) -> str:

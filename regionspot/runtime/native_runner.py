@@ -14,7 +14,7 @@ import numpy as np
 from regionspot import _native
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.graph_spec import NUM_MASK_TOKENS, GraphSpec
-from regionspot.runtime.runner import Array, Tensors, check_feeds
+from regionspot.runtime.runner import Array, Tensors, check_feeds, failed_run
 from regionspot.structures import PADDING, FloatArray
 from regionspot.threads import default_threads
 
@@ -24,8 +24,8 @@ NATIVE_GRAPHS = ("sam_token_decoder_prompts", "sam_mask_decoder")
 class NativeRunner:
     """A `Runner` of a graph of NATIVE_GRAPHS in single precision. What it keeps are arrays.
 
-    What prompts share of an image is brought into the kernels' order when its projections are first seen, and kept
-    while that very array lives: nobody may write into it meanwhile.
+    What prompts share of an image is brought into the kernels' order when its arrays are first seen, and kept while
+    those very arrays live: nobody may write into them meanwhile.
 
     Args:
         path: weights, as `regionspot.export.decoder_weights` writes them.
@@ -47,11 +47,11 @@ class NativeRunner:
             self._decoder: Any = _native.TokenDecoder(weights)
             self._prompt_weights = {name: weights[name] for name in ("gaussian", "point_kinds", "output_tokens")}
             self._image_size = float(weights["image_size"][0])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
             raise ArtifactError(f"{path} holds no token decoder that can be used ({error}): export it again") from error
         self._draws = "low_res_masks" in spec.output_names
         self._check_sizes()
-        self._projections: weakref.ref[Array] | None = None
+        self._seen: list[weakref.ref[Array]] = []  # what `_images` was made of
         self._images: list[Any] = []
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -66,17 +66,20 @@ class NativeRunner:
         sizes = dict(zip(("batch", "prompts", "tokens"), (*prompts.shape[:2], len(wanted)), strict=True))
         outputs = {tensor.name: np.empty(tensor.resolved(sizes), np.float32) for tensor in self.spec.outputs}
         masks = outputs.get("low_res_masks")  # (B, N, T, 4h, 4w)
-        for index, image in enumerate(self._packed(feeds)):
-            self._decoder.decode(
-                image,
-                prompts[index],
-                wanted,
-                self._width,
-                outputs["mask_tokens"][index],
-                outputs["iou_predictions"][index],
-                None if masks is None else masks[index],
-                self.threads,
-            )
+        try:
+            for index, image in enumerate(self._packed(feeds)):
+                self._decoder.decode(
+                    image,
+                    prompts[index],
+                    wanted,
+                    self._width,
+                    outputs["mask_tokens"][index],
+                    outputs["iou_predictions"][index],
+                    None if masks is None else masks[index],
+                    self.threads,
+                )
+        except MemoryError as error:
+            raise failed_run(self.spec, feeds, self.path, "regionspot", "out of memory") from error
         return outputs
 
     def close(self) -> None:
@@ -103,22 +106,24 @@ class NativeRunner:
         self._width = int(shapes["low_res_masks"][4]) // 4 if self._draws else 1
 
     def _packed(self, feeds: Tensors) -> list[Any]:
-        projections = feeds["image_projections"]  # (B, 11, C / 2, M)
-        if self._projections is None or self._projections() is not projections:
+        names = ("image_projections", "image_statistics", *(("image_embeddings",) if self._draws else ()))
+        arrays = [feeds[name] for name in names]
+        if not self._seen or any(seen() is not array for seen, array in zip(self._seen, arrays, strict=True)):
             self._forget()
-            contiguous = [
-                np.ascontiguousarray(feeds[name])
-                for name in ("image_projections", "image_statistics", *(["image_embeddings"] if self._draws else []))
-            ]
-            self._images = [
-                self._decoder.pack(*of_image, *([] if self._draws else [None]), self.threads)
-                for of_image in zip(*contiguous, strict=True)
-            ]
-            self._projections = weakref.ref(projections, lambda _: self._forget())
+            of_images = zip(*map(np.ascontiguousarray, arrays), strict=True)
+            rest = () if self._draws else (None,)
+            self._images = [self._decoder.pack(*of_image, *rest, self.threads) for of_image in of_images]
+            forget = weakref.WeakMethod(self._forget)  # a runner that nobody has any more goes at once
+
+            def gone(_: weakref.ref[Array]) -> None:
+                if (still_there := forget()) is not None:
+                    still_there()
+
+            self._seen = [weakref.ref(array, gone) for array in arrays]
         return self._images
 
     def _forget(self) -> None:
-        self._projections, self._images = None, []
+        self._seen, self._images = [], []
 
     def _prompt_tokens(self, points: Array, labels: Array) -> FloatArray:
         """SAM's embeddings behind its output tokens, (B, N, 5 + P, C), as `TokenDecoder._prompt_tokens`."""

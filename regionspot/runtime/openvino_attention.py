@@ -8,11 +8,12 @@ the projection to queries, keys and values and the one back (`regionspot/native/
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from openvino import Model, Node, Op, Output
+from openvino import DiscreteTypeInfo, Model, Node, Op, Output, Type
 from openvino.utils import replace_node
 
 from regionspot import _native
@@ -31,17 +32,27 @@ class GridAttention(Op):
     of a token outside the image; relative_rows (r, d, r) and relative_columns (c, d, c), embeddings of the distances in
     a window of r x c tokens. Output: (B, h, w, D).
 
+    OpenVINO holds an operation in Python by a reference that it never gives back, and with it all that the operation is
+    connected to. So it is given a weak one, and operations live in a list of whoever runs the graph.
+
     Args:
         inputs: None where OpenVINO makes one only to ask what it is.
         threads: to work on.
+        alive: takes the operation, and every copy that OpenVINO makes of it.
     """
 
-    def __init__(self, inputs: list[Output] | None = None, threads: int = 1) -> None:
-        super().__init__(self)
-        self.threads = threads
+    class_type_info = DiscreteTypeInfo("GridAttention", "regionspot")
+
+    def __init__(self, inputs: list[Output] | None = None, threads: int = 1, alive: list[Any] | None = None) -> None:
+        super().__init__(weakref.proxy(self))
+        self.threads, self.alive = threads, [] if alive is None else alive
+        self.alive.append(self)
         if inputs is not None:
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()
+
+    def get_type_info(self) -> DiscreteTypeInfo:
+        return self.class_type_info
 
     def validate_and_infer_types(self) -> None:
         shape = self.get_input_partial_shape(0)
@@ -49,7 +60,7 @@ class GridAttention(Op):
         self.set_output_type(0, self.get_input_element_type(0), shape)
 
     def clone_with_new_inputs(self, new_inputs: list[Output]) -> GridAttention:
-        return GridAttention(new_inputs, self.threads)
+        return GridAttention(new_inputs, self.threads, self.alive)
 
     def visit_attributes(self, visitor: Any) -> bool:
         visitor.on_attributes({"threads": self.threads})
@@ -67,19 +78,24 @@ class GridAttention(Op):
         return True
 
 
-def use_own_attention(model: Model, threads: int) -> int:
-    """Replace every attention that our kernel can do in a graph that is about to be compiled; how many there were."""
+def use_own_attention(model: Model, threads: int) -> list[Any]:
+    """Replace every attention that our kernel can do in a graph that is about to be compiled.
+
+    Returns:
+        What must be kept while the graph is used: nothing if there was no such attention.
+    """
     found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax" and (attention := _attention_around(node)) is not None:
             found[attention.last.get_friendly_name()] = (
                 attention  # heads that were exported one by one have it in common
             )
+    alive: list[Any] = []
     for attention in found.values():
-        own = GridAttention(attention.inputs, threads)
+        own = GridAttention(attention.inputs, threads, alive)
         own.set_friendly_name(attention.last.get_friendly_name())
         replace_node(attention.last, own)
-    return len(found)
+    return alive
 
 
 @dataclass(frozen=True)
@@ -99,29 +115,44 @@ def _attention_around(softmax: Node) -> _Attention | None:
     with_rows = _above(with_both, 0, "Add")
     scores = _above(_above(with_rows, 0, "Reshape"), 0, "MatMul")
     query = _above(scores, 0, "Multiply")
-    tables = [_table(_above(with_rows, 1, "Unsqueeze")), _table(_above(with_both, 1, "Unsqueeze"))]
-    if query is None or with_both is None:
+    products = [_product(_above(with_rows, 1, "Unsqueeze"), -1), _product(_above(with_both, 1, "Unsqueeze"), -2)]
+    mixed, last = _only_user(softmax), _last_move(softmax)
+    if scores is None or query is None or with_both is None or mixed is None or last is None or None in products:
         return None
-    projected, padding = _projection(query.input_value(0))
-    last = _last_move(softmax)
-    if projected is None or padding is None or last is None or any(table is None for table in tables):
+    of_rows, of_columns = (product for product in products if product is not None)
+    sources = [query.input_value(0), scores.input_value(1), mixed.input_value(1)]  # queries, keys, values
+    sources += [of_rows.input_value(0), of_columns.input_value(0)]  # and queries
+    projections = [_moved_from(source.get_node()) for source in sources]
+    parts = [_part(source) for source in sources]
+    projected, table_of_rows, table_of_columns = projections[0], of_rows.input_value(1), of_columns.input_value(1)
+    if len({node.get_friendly_name() for node in projections}) > 1 or parts != [0, 1, 2, 0, 0]:
         return None
-    found = [table.get_shape() for table in tables if table is not None]
-    (rows, channels, _), (columns, _, _) = found
+    padding = projected.input_value(1) if projected.get_type_name() == "Add" else None
+    if padding is None or not all(map(_is_constant, (padding, table_of_rows, table_of_columns))):
+        return None
+    inputs = [projected.output(0), padding, table_of_rows, table_of_columns]
+    return _Attention(inputs, last) if _fits(inputs, last, with_both, query) else None
+
+
+def _fits(inputs: list[Output], last: Node, with_both: Node, query: Node) -> bool:
+    """Whether sizes, precision and scale are those of an attention that the kernel does."""
+    shape, output = inputs[0].get_partial_shape(), last.get_output_partial_shape(0)
     cells = with_both.get_output_partial_shape(0)
-    shape, output = projected.get_partial_shape(), last.get_output_partial_shape(0)
-    fits = (
-        found == [[rows, channels, rows], [columns, channels, columns]]
+    shapes = [list(one.get_shape()) for one in inputs[1:]]
+    if len(shape) != 4 or len(output) != 4 or [len(one) for one in shapes] != [1, 3, 3]:
+        return False
+    (width,), (rows, channels, _), (columns, _, _) = shapes
+    return (
+        shapes[1:] == [[rows, channels, rows], [columns, channels, columns]]
         and [_length(cells[len(cells) - 2]), _length(cells[len(cells) - 1])] == [rows, columns]
-        and len(shape) == len(output) == 4
-        and _length(shape[3]) == 3 * _length(output[3]) == padding.get_shape()[0]
+        and _length(shape[3]) == 3 * _length(output[3]) == width
         and _length(output[3]) % channels == 0
         and channels % GRAIN == 0
         and all(_length(shape[axis]) == _length(output[axis]) > 0 for axis in (1, 2))
         and _length(shape[1]) * _length(shape[2]) >= LARGE
+        and all(one.get_element_type() == Type.f32 for one in inputs)
         and np.allclose(_constant(query.input_value(1)), channels**-0.5)
     )
-    return _Attention([projected, padding, *(table for table in tables if table is not None)], last) if fits else None
 
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "VariadicSplit", "Concat")
@@ -134,24 +165,25 @@ def _above(node: Node | None, index: int, kind: str) -> Node | None:
     return found if found is not None and found.get_type_name() == kind else None
 
 
-def _table(unsqueezed: Node | None) -> Output | None:
-    """The constant (size, d, size) that queries were multiplied with."""
+def _product(unsqueezed: Node | None, axis: int) -> Node | None:
+    """The product of queries with a table that was given a new axis for the scores' other one."""
     if unsqueezed is None:
         return None
-    node = _moved_from(unsqueezed)
-    if node.get_type_name() != "MatMul":
+    asked = _constant(unsqueezed.input_value(1))
+    if not np.isin(asked, [axis, len(unsqueezed.get_output_partial_shape(0)) + axis]).all():
         return None
-    table = node.input_value(1)
-    return table if table.get_node().get_type_name() == "Constant" and len(table.get_shape()) == 3 else None
+    node = _moved_from(unsqueezed)
+    return node if node.get_type_name() == "MatMul" else None
 
 
-def _projection(moved: Output) -> tuple[Output | None, Output | None]:
-    """The sum of a projection and its bias that queries were taken from, and that bias."""
-    node = _moved_from(moved.get_node())
-    bias = node.input_value(1) if node.get_type_name() == "Add" else None
-    if bias is None or bias.get_node().get_type_name() != "Constant" or len(bias.get_shape()) != 1:
-        return None, None
-    return node.output(0), bias
+def _part(moved: Output) -> int | None:
+    """Which of queries (0), keys (1) and values (2) was taken: the first slice of three that takes one."""
+    node, part = moved.get_node(), None
+    while node.get_type_name() in _MOVES:
+        if node.get_type_name() == "Slice" and _length(node.input_value(0).get_partial_shape()[0]) == 3:
+            part = int(np.ravel(_constant(node.input_value(1)))[0])
+        node = node.input_value(0).get_node()
+    return part
 
 
 def _moved_from(node: Node) -> Node:
@@ -177,6 +209,10 @@ def _only_user(node: Node) -> Node | None:
     return users[0] if len(users) == 1 else None
 
 
+def _is_constant(value: Output) -> bool:
+    return bool(value.get_node().get_type_name() == "Constant")
+
+
 def _length(dimension: Any) -> int:
     """-1 of a dynamic one."""
     return dimension.get_length() if dimension.is_static else -1
@@ -185,4 +221,4 @@ def _length(dimension: Any) -> int:
 def _constant(value: Output) -> Any:
     """Its value; NaN of what is none."""
     node: Any = value.get_node()
-    return node.data if node.get_type_name() == "Constant" else np.nan
+    return node.data if _is_constant(value) else np.nan

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mapped_files import forget_pages
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
@@ -56,18 +58,17 @@ class OpenVinoRunner:
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            if precision == "f32":
-                use_own_attention(model, threads)
+            ports = _tensors(model.inputs, spec.input_names), _tensors(model.outputs, spec.output_names)
+            self._kept = use_own_attention(model, threads) if precision == "f32" else []
+            if self._kept:  # a size that may change would have OpenVINO copy our operations for each run
+                model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
             compiled = core.compile_model(model, "CPU", config)
-            del model
         except RuntimeError as error:
             raise ArtifactError(
                 f"OpenVINO cannot load {path} ({_last_line(error)}): the file is damaged, or this version lacks an "
                 "operator in its precision; export it again, or choose another precision"
             ) from error
-        check_signature(
-            spec, _tensors(compiled.inputs, spec.input_names), _tensors(compiled.outputs, spec.output_names), path
-        )
+        check_signature(spec, *ports, path)
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
         forget_pages(self.path.with_suffix(".bin"))  # compiling packed the weights anew
 
@@ -76,6 +77,14 @@ class OpenVinoRunner:
         if self._request is None:
             raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
+        batch = len(next(iter(feeds.values())))
+        if not self._kept or batch == 1:
+            return self._infer(feeds)
+        rows = [self._infer({name: value[row : row + 1] for name, value in feeds.items()}) for row in range(batch)]
+        return {name: np.concatenate([row[name] for row in rows]) for name in self.spec.output_names}
+
+    def _infer(self, feeds: Tensors) -> dict[str, Any]:
+        assert self._request is not None
         try:
             results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
         except RuntimeError as error:
@@ -84,6 +93,7 @@ class OpenVinoRunner:
 
     def close(self) -> None:
         self._request = None
+        self._kept.clear()
 
     def __enter__(self) -> OpenVinoRunner:
         return self
@@ -95,7 +105,7 @@ class OpenVinoRunner:
 
 
 def _tensors(ports: list[Any], wanted: Collection[str]) -> list[TensorSpec]:
-    """What a compiled model says of its inputs or outputs; of a tensor's several names the one that is wanted."""
+    """What a model says of its inputs or outputs; of a tensor's several names the one that is wanted."""
     found = []
     for port in ports:
         kind = port.element_type.get_type_name()

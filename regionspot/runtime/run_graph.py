@@ -44,11 +44,16 @@ def graph_request(
 
 
 def pipeline_request(
-    directory: Path, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+    directory: Path,
+    runtime: str,
+    precision: str,
+    device: str = "auto",
+    threads: int | None = None,
+    native: bool = True,
 ) -> dict[str, Any]:
     """To run the whole pipeline on samples as `recognise` takes them, whether its graphs passed or not."""
     return {
-        "pipeline": {"directory": str(directory), "runtime": runtime, "precision": precision},
+        "pipeline": {"directory": str(directory), "runtime": runtime, "precision": precision, "native": native},
         "device": device,
         "threads": threads,
     }

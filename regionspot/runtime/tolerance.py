@@ -130,7 +130,7 @@ def tolerance_for(artefact_format: str, precision: str) -> Tolerance:
     """How near an artefact must be to the PyTorch model in single precision.
 
     Args:
-        artefact_format: "onnx", "openvino", "tensorrt" or "tensorrt-rtx".
+        artefact_format: "onnx", "openvino", "native", "tensorrt" or "tensorrt-rtx".
         precision: one of PRECISIONS.
     """
     if precision not in PRECISIONS:

@@ -26,7 +26,7 @@ from regionspot.runtime.artifacts import (
 )
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import Range
-from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK
+from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, NATIVE_PROMPT_CHUNK
 
 HEAD = ("region_head", "onnx", "fp32")
 HEAD_FILE = "onnx/fp32/region_head.onnx"
@@ -300,13 +300,14 @@ def test_a_format_that_the_runtime_cannot_open(mini_artifacts: Path) -> None:
         open_runner(*entry_of(mini_artifacts), runtime="tensorrt")
 
 
-@pytest.mark.parametrize(("best", "chunk"), [("cuda", GPU_PROMPT_CHUNK), ("cpu", CPU_PROMPT_CHUNK)])
+@pytest.mark.parametrize(("best", "chunk"), [("cuda", GPU_PROMPT_CHUNK), ("cpu", NATIVE_PROMPT_CHUNK)])
 def test_the_chunk_is_that_of_the_device_that_is_used(
     mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch, best: str, chunk: int
 ) -> None:
     monkeypatch.setattr("regionspot.runtime.ort_runner.best_device", lambda: best)
     assert pipeline_from_artifacts(mini_artifacts).prompt_chunk == chunk
-    assert pipeline_from_artifacts(mini_artifacts, device="cpu").prompt_chunk == CPU_PROMPT_CHUNK
+    assert pipeline_from_artifacts(mini_artifacts, device="cpu").prompt_chunk == NATIVE_PROMPT_CHUNK
+    assert pipeline_from_artifacts(mini_artifacts, device="cpu", native=False).prompt_chunk == CPU_PROMPT_CHUNK
 
 
 def test_ranges_are_those_it_was_made_for(copied: Path) -> None:
