@@ -107,11 +107,16 @@ def verify_pipeline(
     tolerance: Tolerance,
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
+    native: bool = True,
 ) -> EndToEnd:
-    """Run the pipeline of a directory of artefacts in a child process and compare it; see `verify_graph`."""
+    """Run the pipeline of a directory of artefacts in a child process and compare it; see `verify_graph`.
+
+    Args:
+        native: with our own kernels in place of the runtime's graphs, where there are any.
+    """
     if (reason := why_not_here(runtime, precision)) is not None:
         return EndToEnd(tolerance, None, reason)
-    request = pipeline_request(directory, runtime, precision, device_for(runtime, precision), threads)
+    request = pipeline_request(directory, runtime, precision, device_for(runtime, precision), threads, native)
     try:
         return compare_pipeline(trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
     except ArtifactError as error:
