@@ -249,12 +249,13 @@ class _Build:
         head = self.manifest.find("region_head", artefact_format, precision)
         recognizer = recognizer_spec(self.inputs.specs["region_recognizer"], head.spec)
         kernels = artefact_format in CPU_FORMATS and bool(native_entries(self.manifest))
+        trials = self.inputs.pipeline_trials(recognizer, text is not None and text.file is not None)
         ways = [
             verify_pipeline(
                 self.settings.out,
                 FORMAT_RUNTIME[artefact_format],
                 precision,
-                self.inputs.pipeline_trials(recognizer, text is not None and text.file is not None),
+                trials,
                 tolerance_for(artefact_format, precision),
                 self.settings.threads,
                 self.settings.timeout_s,

@@ -88,6 +88,11 @@ class RepositoryOptions:
     limits: Limits = field(default_factory=Limits)
     graphs: str | None = None
 
+    @property
+    def run_graphs(self) -> str:
+        """GRAPHS_INSIDE or GRAPHS_IN_TRITON."""
+        return self.graphs or (GRAPHS_INSIDE if self.target == "cpu" else GRAPHS_IN_TRITON)
+
 
 def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryOptions) -> list[str]:
     """Make a repository, or add a target to one of the same artefacts; the names of its models.
@@ -105,9 +110,8 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
     moved = [_moved(entry, served) for entry in entries]
-    inside = options.target == "cpu" and options.graphs != GRAPHS_IN_TRITON
-    served_names = {entry.name for entry in entries}
-    kernels = [one for one in native_entries(manifest).values() if inside and one.name in served_names]
+    graphs = {entry.name for entry in entries} if options.run_graphs == GRAPHS_INSIDE else set()
+    kernels = [kernel for name, kernel in native_entries(manifest).items() if name in graphs]
     with locked(out, wait=True):
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):
@@ -295,13 +299,12 @@ def _write_pipeline(
     _write(folder / "tokenizer.json", tokenizer_json())
     _write(folder / "templates.json", json.dumps(default_templates(), ensure_ascii=False))
     vocabularies = _vocabularies(manifest, precision, words, folder, options.target)
-    inside = options.graphs or (GRAPHS_INSIDE if options.target == "cpu" else GRAPHS_IN_TRITON)
     parameters: dict[str, Any] = {
         "model_info": asdict(manifest.model),
         "limits": options.limits.to_json(),
         "vocabularies": {name: list(one.names) for name, one in vocabularies.items()},
         "graphs": list(graphs),
-        "run_graphs": inside,
+        "run_graphs": options.run_graphs,
         "target": options.target,
         "format": artefact_format,
         "runtime": runtime,

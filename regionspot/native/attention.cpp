@@ -21,8 +21,6 @@ constexpr std::size_t kPacked = std::size_t{1} << 22;  // values that are packed
 constexpr float kLogOfE = 1.44269504088896340736F;  // to base 2, the one of all scores
 constexpr float kNever = -1e30F;       // the score of a place where there is no key
 
-std::size_t rounded_up(std::size_t value) { return (value + kGrain - 1) / kGrain * kGrain; }
-
 // What follows from a task's sizes.
 struct GridSizes {
     std::size_t down, across;          // windows of an image

@@ -35,9 +35,8 @@ inline int best_level() {
 #endif
 #endif
 
-// Lanes of a vector; a tile of kRows x kVectors accumulators fits into the registers beside the operands.
+// Lanes of a vector, and vectors in a row of a tile of accumulators.
 #define REGIONSPOT_LANES 4
-#define REGIONSPOT_ROWS 6
 #define REGIONSPOT_VECTORS 2
 namespace regionspot {
 namespace {
@@ -90,6 +89,5 @@ namespace level_4 {
 #endif
 #endif
 
-#undef REGIONSPOT_ROWS
 #undef REGIONSPOT_VECTORS
 #undef REGIONSPOT_KERNELS

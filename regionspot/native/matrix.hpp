@@ -7,6 +7,8 @@ namespace regionspot {
 
 constexpr std::size_t kGrain = 16;  // widths of matrices in kernels are multiples of it
 
+constexpr std::size_t rounded_up(std::size_t width) { return (width + kGrain - 1) / kGrain * kGrain; }
+
 // A matrix, row after row.
 struct Matrix {
     float* data;

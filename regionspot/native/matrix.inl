@@ -1,7 +1,7 @@
 // Products of small matrices and what stands between them. For kernels, see levels.hpp.
 
 constexpr std::size_t kLanes = REGIONSPOT_LANES;
-constexpr int kRows = REGIONSPOT_ROWS;
+constexpr int kRows = 6;  // of a tile: kRows x kVectors accumulators fit into the registers beside the operands
 constexpr int kVectors = REGIONSPOT_VECTORS;
 
 using Floats [[gnu::vector_size(REGIONSPOT_LANES * sizeof(float))]] = float;
@@ -89,7 +89,6 @@ REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t d
 
 template <int Vectors>
 inline void multiply_columns(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
-    static_assert(kRows == 6);
     for (std::size_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {  // of nearly equal height
         const std::size_t height = (rows + tiles - 1) / tiles;
         switch (height) {

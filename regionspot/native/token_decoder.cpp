@@ -20,8 +20,6 @@ constexpr std::size_t kGroup = 4;       // prompts that look at a tile while it 
 constexpr std::size_t kMaskTokens = 4;  // of SAM
 constexpr std::size_t kSubcells = 4;    // what a cell becomes by each of two upscalings
 
-std::size_t rounded_up(std::size_t value) { return (value + kGrain - 1) / kGrain * kGrain; }
-
 std::vector<float> copied(const Tensor& tensor) { return {tensor.data, tensor.data + tensor.rows * tensor.columns}; }
 
 // y = x weight^T + bias, with the weight in panels of kTile outputs.
@@ -102,13 +100,11 @@ using Weights = TokenDecoder::Weights;
 using Image = TokenDecoder::Image;
 using Request = TokenDecoder::Request;
 
-// Row-major (rows, M) to tiles of (rows, kTile) each, `step` apart.
-void tile_rows(const float* from, std::size_t rows, std::size_t cells, float* to, std::size_t step) {
-    for (std::size_t tile = 0; tile * kTile < cells; ++tile) {
-        const std::size_t width = std::min(kTile, cells - tile * kTile);
-        for (std::size_t row = 0; row < rows; ++row) {
-            std::memcpy(to + tile * step + row * kTile, from + row * cells + tile * kTile, width * sizeof(float));
-        }
+// One tile of a row-major (rows, M), as (rows, kTile).
+void copy_tile(const float* from, std::size_t rows, std::size_t cells, std::size_t tile, float* to) {
+    const std::size_t first = tile * kTile, width = std::min(kTile, cells - first);
+    for (std::size_t row = 0; row < rows; ++row) {
+        std::memcpy(to + row * kTile, from + row * cells + first, width * sizeof(float));
     }
 }
 
@@ -260,7 +256,11 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
     std::size_t index = 0;
     for (const char* name : {"position_key1", "position_query1", "position_final_key"}) {
         const std::vector<float> own_positions = vector(name, half * cells);
-        tile_rows(own_positions.data(), half, cells, weights->positions.data() + index++ * half * kTile, 3 * half * kTile);
+        for (std::size_t tile = 0; tile < tiles; ++tile) {
+            float* const to = weights->positions.data() + (tile * 3 + index) * half * kTile;
+            copy_tile(own_positions.data(), half, cells, tile, to);
+        }
+        ++index;
     }
     weights_ = std::move(weights);
 }

@@ -70,10 +70,7 @@ inline void pack_tile(const Weights& w, const float* projections, const float* s
     float* const to = image.tiles.data() + tile * w.layout.size;
     const Layout& at = w.layout;
     const auto rows = [&](std::size_t index, std::size_t offset) {
-        for (std::size_t row = 0; row < w.half; ++row) {
-            std::memcpy(to + offset + row * kTile, projections + index * of_one + row * w.cells + first,
-                        width * sizeof(float));
-        }
+        copy_tile(projections + index * of_one, w.half, w.cells, tile, to + offset);
     };
     const auto values = [&](std::size_t index, std::size_t offset) {
         const float* const from = projections + index * of_one + first;
@@ -86,9 +83,7 @@ inline void pack_tile(const Weights& w, const float* projections, const float* s
     };
     rows(0, at.key0), values(1, at.value0), rows(2, at.query0), rows(3, at.out0), rows(4, at.key1), values(5, at.value1);
     rows(6, at.query1), rows(7, at.out0_scaled), rows(8, at.out1), rows(9, at.final_key), values(10, at.final_value);
-    for (std::size_t row = 0; row < 3; ++row) {
-        std::memcpy(to + at.statistics + row * kTile, statistics + row * w.cells + first, width * sizeof(float));
-    }
+    copy_tile(statistics, 3, w.cells, tile, to + at.statistics);
     if (embedding == nullptr) return;
     float* const upscaled = image.upscaled.data() + tile * w.channels * kTile;
     multiply({w.upscale_image.data(), w.channels}, w.channels, {embedding + first, w.cells}, w.channels, width,

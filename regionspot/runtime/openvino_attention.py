@@ -87,9 +87,7 @@ def use_own_attention(model: Model, threads: int) -> list[Any]:
     found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax" and (attention := _attention_around(node)) is not None:
-            found[attention.last.get_friendly_name()] = (
-                attention  # heads that were exported one by one have it in common
-            )
+            found[attention.last.get_friendly_name()] = attention  # heads exported one by one have it in common
     alive: list[Any] = []
     for attention in found.values():
         own = GridAttention(attention.inputs, threads, alive)
