@@ -47,7 +47,7 @@ KINDS = {
     "latency": Kind(
         "Latency",
         "Time and memory of each graph and of the whole path. Roofline is the share of the time that this machine's "
-        "measured rates of a matrix product and of a copy would leave of it.",
+        "measured rates of a matrix product and of a copy would leave of it. Native: our own kernels run the decoder.",
         (*_TARGET, Column("graph", "graph"), Column("batch", "batch", "d"), Column("regions", "regions", "d")),
         (
             Column("n", "n", "d"),
@@ -59,6 +59,7 @@ KINDS = {
             Column("gflop", "GFLOP", ".2f"),
             Column("gflops", "GFLOP/s", ".1f"),
             Column("roofline", "roofline", ".0%"),
+            Column("native", "native"),
             _NOTE,
         ),
         ("p50_ms", "p99_ms", "peak_mb", "total_mb"),

@@ -15,22 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from regionspot.benchmarks.conditions import conditions
-from regionspot.benchmarks.latency_worker import TEXT_LENGTH, WHOLE, WHOLE_WITH_MASKS, Request
+from regionspot.benchmarks.latency_worker import DECODERS, TEXT_LENGTH, WHOLE, WHOLE_WITH_MASKS, Request
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rates
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
 from regionspot.child_process import how_it_ended
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS
-from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK
 
 GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder", WHOLE, WHOLE_WITH_MASKS)
 NEEDED = {WHOLE: PIPELINE_GRAPHS, WHOLE_WITH_MASKS: (*PIPELINE_GRAPHS, "sam_mask_decoder")}
 """What the whole path is made of."""
 
+SINGLE_IN_INT8 = ("sam_token_decoder_image", "region_head")
+"""Graphs whose int8 version is in single precision, see `regionspot.export.quantization`."""
+
 INCLUDES = (
     "a graph: one run from arrays to arrays, copies to and from a GPU included where a runtime makes them; decoder "
-    "graphs: all prompts, in chunks; the whole path: a JPEG's bytes to names and scores (and COCO RLE masks), words "
-    "already encoded"
+    "graphs: all prompts, in chunks, by our own kernels where `native` says so; the whole path: a JPEG's bytes to "
+    "names and scores (and COCO RLE masks), words already encoded"
 )
 ROOFLINE = (
     "least_ms: the larger of operations by the measured rate of a matrix product in that precision and of weights, "
@@ -96,31 +98,37 @@ def roofline(row: Mapping[str, Any], costs: GraphCosts, rates: Rates, words: int
     """`gflop`, `mbytes`, `least_ms`, `gflops` (reached) and `roofline` of a row; nothing for what failed."""
     if "p50_ms" not in row:
         return {}
-    chunk = CPU_PROMPT_CHUNK if row["device_mb"] is None else GPU_PROMPT_CHUNK
-    cost = cost_of(row["graph"], row["batch"] or 1, row["regions"] or 1, words, row["precision"], costs, chunk)
-    seconds = row["p50_ms"] / 1000
-    least = rates.least_seconds(cost, row["precision"])
+    parts = [(precision, cost_of(graph, row, words, precision, costs)) for graph, precision in parts_of(row)]
+    total, seconds = sum((cost for _, cost in parts), Cost(0, 0)), row["p50_ms"] / 1000
+    each = [rates.least_seconds(cost, precision) for precision, cost in parts]
+    least = None if None in each else sum(one for one in each if one is not None)
     return {
-        "gflop": cost.flops / 1e9,
-        "mbytes": cost.bytes / 1e6,
-        "gflops": cost.flops / 1e9 / seconds,
+        "gflop": total.flops / 1e9,
+        "mbytes": total.bytes / 1e6,
+        "gflops": total.flops / 1e9 / seconds,
         "least_ms": None if least is None else 1000 * least,
         "roofline": None if least is None else least / seconds,
     }
 
 
-def cost_of(graph: str, batch: int, regions: int, words: int, precision: str, costs: GraphCosts, chunk: int) -> Cost:
-    """Of what one measurement does, see `latency_worker`."""
-    if graph in (WHOLE, WHOLE_WITH_MASKS):
-        decoder = "sam_token_decoder_prompts" if graph == WHOLE else "sam_mask_decoder"
-        parts = [decoder if part == "sam_token_decoder_prompts" else part for part in PIPELINE_GRAPHS]
-        each = [cost_of(part, 1, regions, words, precision, costs, chunk) for part in parts]
-        return sum(each, Cost(0, 0))
+def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The graphs that a row measures, and the precision that each of them works in."""
+    graphs = [row["graph"]]
+    if row["graph"] in NEEDED:
+        decoder = DECODERS[row["graph"]]
+        graphs = [decoder if graph == "sam_token_decoder_prompts" else graph for graph in PIPELINE_GRAPHS]
+    single = [*(SINGLE_IN_INT8 if row["precision"] == "int8" else ()), *(DECODERS.values() if row["native"] else ())]
+    return [(graph, "fp32" if graph in single else row["precision"]) for graph in graphs]
+
+
+def cost_of(graph: str, row: Mapping[str, Any], words: int, precision: str, costs: GraphCosts) -> Cost:
+    """Of a graph at a row's sizes, see `latency_worker`."""
+    batch, regions = row["batch"] or 1, row["regions"] or 1
     sizes = {"batch": batch, "regions": regions, "words": words, "texts": words, "text_length": TEXT_LENGTH}
-    if graph not in ("sam_token_decoder_prompts", "sam_mask_decoder"):
+    if graph not in DECODERS.values():
         return costs.of(graph, sizes, precision)
     sizes |= {"points": 2, "tokens": 1}
-    step = max(1, chunk // batch)
+    step = max(1, row["prompt_chunk"] // batch)
     whole, rest = divmod(regions, step)
     found = costs.of(graph, sizes | {"prompts": step}, precision).times(whole)
     return found + costs.of(graph, sizes | {"prompts": rest}, precision) if rest else found

@@ -22,12 +22,16 @@ from regionspot.benchmarks.timing import cuda_clock, percentiles, repeat, wall_c
 from regionspot.errors import RegionSpotError
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.graph_spec import ModelInfo, TensorSpec
+from regionspot.runtime.native_runner import NativeRunner
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.runner import Array, Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Vocabulary
 from regionspot.transforms import read_image
 
 WHOLE, WHOLE_WITH_MASKS = "whole path", "whole path with masks"
+DECODERS = {WHOLE: "sam_token_decoder_prompts", WHOLE_WITH_MASKS: "sam_mask_decoder"}
+"""Which graph each sends its prompts through."""
+
 CONTEXT = ("image_embeddings", "image_projections", "image_statistics")
 TEXT_LENGTH = 16
 
@@ -110,6 +114,8 @@ def _timed(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mappin
     images = sizes["batch"] or 1
     per_second = images / float(np.median(seconds))
     return {
+        "native": isinstance(pipeline.runner(DECODERS.get(graph, graph)), NativeRunner),
+        "prompt_chunk": pipeline.prompt_chunk,
         **percentiles(seconds),
         "per_second": per_second,
         "peak_mb": memory.peak_mb(),

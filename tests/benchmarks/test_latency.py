@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from regionspot.benchmarks.latency import GRAPHS, cost_of
+from regionspot.benchmarks.latency import GRAPHS, cost_of, parts_of, roofline
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates
 from regionspot.cli.main import main
 
 WORDS = 12
+
+
+def row_of(graph: str, precision: str = "fp32", native: bool = False) -> dict[str, Any]:
+    """Of 20 regions in chunks of 8."""
+    sizes = {"batch": 1, "regions": 20, "prompt_chunk": 8}
+    return {"graph": graph, "precision": precision, "native": native, "p50_ms": 1.0, **sizes}
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +45,28 @@ class TestCosts:
         assert full_size.of("clip_image_encoder", {"batch": 1}, "int8").bytes < 0.3 * one.bytes
 
     def test_the_whole_path_is_its_graphs(self, full_size: GraphCosts) -> None:
-        asked = ("fp32", full_size, 8)
-        whole = cost_of("whole path", 1, 20, WORDS, *asked)
-        prompts = cost_of("sam_token_decoder_prompts", 1, 20, WORDS, *asked)
+        rates = Rates({"fp32": 1e11, "int8": 4e11}, copy=1e10)
+        whole, *parts = (
+            roofline(row_of(graph), full_size, rates, WORDS)
+            for graph in ("whole path", *GRAPHS[:3], "sam_token_decoder_prompts", "region_head")
+        )
+        for figure in ("gflop", "mbytes", "least_ms"):
+            assert whole[figure] == pytest.approx(sum(part[figure] for part in parts))
+
+    def test_prompts_in_chunks(self, full_size: GraphCosts) -> None:
+        prompts = cost_of("sam_token_decoder_prompts", row_of("whole path"), WORDS, "fp32", full_size)
         eight, four = (
             full_size.of("sam_token_decoder_prompts", {"batch": 1, "prompts": n, "points": 2, "tokens": 1})
             for n in (8, 4)
         )
         assert prompts.flops == 2 * eight.flops + four.flops
-        encoders = sum(full_size.of(graph, {"batch": 1}).flops for graph in GRAPHS[:3])
-        head = full_size.of("region_head", {"batch": 1, "regions": 20, "words": WORDS})
-        assert whole.flops == encoders + prompts.flops + head.flops
+
+    def test_what_stays_in_single_precision(self) -> None:
+        single = [graph for graph, precision in parts_of(row_of("whole path", "int8")) if precision == "fp32"]
+        assert single == ["sam_token_decoder_image", "region_head"]
+        native = dict(parts_of(row_of("whole path with masks", "int8", native=True)))
+        assert native["sam_mask_decoder"] == "fp32" and native["sam_image_encoder"] == "int8"
+        assert parts_of(row_of("clip_image_encoder", "int8")) == [("clip_image_encoder", "int8")]
 
     def test_least_time(self) -> None:
         rates = Rates({"fp32": 100.0}, copy=10.0)
@@ -70,7 +88,7 @@ def test_torch_and_artifacts(mini_artifacts: Path, tmp_path: Path, capsys: pytes
     for row in report["rows"]:
         assert row["p50_ms"] > 0 and row["n"] == 1 and row["gflop"] > 0 and row["roofline"] > 0
         assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["p50_ms"])
-    assert rows["torch", "whole path", 1, 9]["gflop"] == rows["onnxruntime", "whole path", 1, 9]["gflop"]
+    assert rows["torch", "whole path", 1, 1]["gflop"] == rows["onnxruntime", "whole path", 1, 1]["gflop"]
     assert report["rates"]["gemm_gflops"]["fp32"] > 0
     assert {"processor", "commit", "includes", "picture", "threads"} <= set(report["conditions"])
 

@@ -194,7 +194,7 @@ LAYERS = {
     "sam_token_decoder_image": 0,
     "sam_token_decoder_prompts": 22,
     "sam_mask_decoder": 31,
-    "region_head": 21,
+    "region_head": 0,
     "clip_text_encoder": 12,
 }
 
