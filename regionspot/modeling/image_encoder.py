@@ -39,10 +39,13 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
     tokens = encoder.patch_embed(pixels)  # (B, h, w, D)
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed
+    grid = tokens.shape[1:3]
+    tokens = tokens.flatten(1, 2)  # between layers; of four axes, OpenVINO would move the channels at each layer
     for block in encoder.blocks:
-        tokens = tokens + _attention(block.attn, block.norm1(tokens), block.window_size, fused)
+        normed = block.norm1(tokens).unflatten(1, grid)
+        tokens = tokens + _attention(block.attn, normed, block.window_size, fused).flatten(1, 2)
         tokens = tokens + block.mlp(block.norm2(tokens))
-    embeddings: Tensor = encoder.neck(tokens.permute(0, 3, 1, 2))
+    embeddings: Tensor = encoder.neck(tokens.unflatten(1, grid).permute(0, 3, 1, 2))
     return embeddings
 
 
