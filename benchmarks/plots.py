@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from regionspot.benchmarks.peer_variants import RESEARCH
 from regionspot.errors import InputError
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS
 
@@ -149,8 +150,10 @@ def peers_by_regions(rows: Rows) -> Figure | None:
 
 
 def peer_stages(rows: Rows) -> Figure | None:
-    """Where each way's time goes at the most regions."""
-    measured = [row for row in rows if row.get("stages") and not row["masks"]]
+    """Where the time of the research formulation and of ours goes at the most regions."""
+    measured = [
+        row for row in rows if row.get("stages") and not row["masks"] and (row["ours"] or row["way"] == RESEARCH)
+    ]
     if not measured:
         return None
     regions = max(row["regions"] or 0 for row in measured)

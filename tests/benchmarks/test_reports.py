@@ -192,7 +192,7 @@ class Ids(HTMLParser):
 
 PEERS = [
     {"way": way, "regions": count, "masks": False, "seconds": seconds * count, "total_mb": 300.0, "peak_mb": 100.0}
-    | {"stages": {"sam_encoder": seconds, "head": seconds}}
+    | {"ours": way != "research", "stages": {"sam_encoder": seconds, "head": seconds}}
     for way, seconds in (("research", 2.0), ("openvino_fp32", 0.5))
     for count in (1, 10)
 ]
