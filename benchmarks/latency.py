@@ -98,9 +98,9 @@ def roofline(row: Mapping[str, Any], costs: GraphCosts, rates: Rates, words: int
     """`gflop`, `mbytes`, `least_ms`, `gflops` (reached) and `roofline` of a row; nothing for what failed."""
     if "p50_ms" not in row:
         return {}
-    parts = [(precision, cost_of(graph, row, words, precision, costs)) for graph, precision in parts_of(row)]
-    total, seconds = sum((cost for _, cost in parts), Cost(0, 0)), row["p50_ms"] / 1000
-    each = [rates.least_seconds(cost, precision) for precision, cost in parts]
+    parts = [(cost_of(graph, row, words, precision, costs), precision) for graph, precision in parts_of(row)]
+    total, seconds = sum((cost for cost, _ in parts), Cost(0, 0)), row["p50_ms"] / 1000
+    each = [rates.least_seconds(*part) for part in parts]
     least = None if None in each else sum(one for one in each if one is not None)
     return {
         "gflop": total.flops / 1e9,

@@ -2,8 +2,8 @@
 
 Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output channel of its weight;
 biases and results stay in single precision. Everything between linear layers does too: attention, normalisation,
-convolutions, and the token decoder's low-rank algebra. So does the head, where all of mini's loss beyond 0.05 AP arose
-and at most a hundredth of the time is spent.
+convolutions, and the token decoder's low-rank algebra. So does the head, which takes a small share of the time, and
+whose rounding is the last before the scores.
 
 How a layer is quantised is searched for, by how much of its output survives on calibration inputs: where to clip, and
 how much of the differences between channels to move into the weights (SmoothQuant, arXiv 2211.10438), where a
@@ -102,7 +102,8 @@ def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str
 def find_linears(graph: ir.Graph) -> list[_Linears]:
     """Linear layers by what they read.
 
-    Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for int8.
+    Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for int8; those in
+    SINGLE_MODULES are left out too.
     """
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:

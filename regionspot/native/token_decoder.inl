@@ -232,8 +232,8 @@ private:
         multiply({vector.data(), w_.half}, 1, {s_.spread.data(), s_.padded}, w_.half, s_.padded, {to.data(), s_.padded});
     }
 
-    // Sets `mixed` (rows, C / 2) to, or adds to it, what `rows` rows of weights (rows, R) of the image's change read of it: the change is
-    // `values` (length, C / 2) of each head times `weights` (C / 2, C / 2).
+    // Sets `mixed` (rows, C / 2) to, or adds to it, what `rows` rows of weights (rows, R) of the image's change read of
+    // it: the change is `values` (length, C / 2) of each head times `weights` (C / 2, C / 2).
     void mix(const float* read, std::size_t rows, const float* values, const std::vector<float>& weights, bool add) {
         std::fill_n(s_.turned.begin(), s_.rows * w_.half, 0.0F);
         for (std::size_t h = 0; h < w_.heads; ++h) {

@@ -13,6 +13,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from regionspot.benchmarks.latency import SINGLE_IN_INT8
 from regionspot.errors import InputError
 from regionspot.export import int8_search, quantization
 from regionspot.export.calibration import GraphInputs
@@ -222,6 +223,10 @@ def test_graphs(
                     assert not INT8.breaches(measure(wanted[name], array)), name
     assert int8_kernels_of_onnxruntime(path, tmp_path / "optimised.onnx") == len(reports)
     assert int8_kernels_of_openvino(path) == len(reports)
+
+
+def test_the_roofline_knows_what_has_no_int8() -> None:
+    assert set(SINGLE_IN_INT8) == {graph for graph, layers in LAYERS.items() if layers == 0}
 
 
 def int8_kernels_of_onnxruntime(path: Path, optimised: Path) -> int:
