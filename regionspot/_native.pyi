@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,11 @@ def grid_attention(
     output: NDArray[np.float32],
     threads: int,
 ) -> None: ...
+
+class LinearLayer:
+    lanes: ClassVar[int]
+    def __init__(self, weight: NDArray[np.float32], bias: NDArray[np.float32], gelu: bool) -> None: ...
+    def apply(self, x: NDArray[np.float32], y: NDArray[np.float32], threads: int) -> None: ...
 
 class PackedImage: ...
 

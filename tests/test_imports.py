@@ -49,7 +49,9 @@ FENCES = {
     "onnxruntime": ("regionspot/runtime/ort_runner.py", "export/quantization.py"),
     "openvino": (
         "regionspot/runtime/openvino_runner.py",
+        "regionspot/runtime/openvino_operation.py",
         "regionspot/runtime/openvino_attention.py",
+        "regionspot/runtime/openvino_linear.py",
         "export/openvino_ir.py",
     ),
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "linear.hpp"
 #include "mask_logits.hpp"
 #include "resize.hpp"
 #include "rle.hpp"
@@ -115,6 +116,20 @@ void grid_attention(const ArrayOf<4>& projected, const ArrayOf<1>& padding, cons
         threads);
 }
 
+std::unique_ptr<regionspot::LinearLayer> linear_layer(const ArrayOf<2>& weight, const ArrayOf<1>& bias, bool gelu) {
+    if (bias.shape(0) != weight.shape(1)) throw std::invalid_argument("a linear layer's bias does not fit its weight");
+    nb::gil_scoped_release release;
+    return std::make_unique<regionspot::LinearLayer>(weight.data(), bias.data(), weight.shape(0), weight.shape(1), gelu);
+}
+
+void apply_linear(const regionspot::LinearLayer& layer, const ArrayOf<2>& x, const ArrayOf<2, float>& y, std::size_t threads) {
+    if (x.shape(1) != layer.inputs() || y.shape(1) != layer.outputs() || x.shape(0) != y.shape(0)) {
+        throw std::invalid_argument("a linear layer's input or output has another shape");
+    }
+    nb::gil_scoped_release release;
+    layer.apply(x.data(), x.shape(0), y.data(), threads);
+}
+
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 std::unique_ptr<regionspot::TokenDecoder> token_decoder(const std::map<std::string, Array>& weights) {
     return std::make_unique<regionspot::TokenDecoder>([&](const std::string& name) {
@@ -153,6 +168,7 @@ std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_
 }  // namespace
 
 NB_MODULE(_native, module) {
+    nb::set_leak_warnings(false);  // what lives as long as the process has not leaked
     module.doc() = "The native parts of regionspot.masks, regionspot.transforms and regionspot.runtime: use those.";
     module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
     module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
@@ -162,6 +178,10 @@ NB_MODULE(_native, module) {
     module.def("grid_attention", &grid_attention, nb::arg("projected").noconvert(), nb::arg("padding").noconvert(),
                nb::arg("relative_rows").noconvert(), nb::arg("relative_columns").noconvert(),
                nb::arg("output").noconvert(), nb::arg("threads"));
+    nb::class_<regionspot::LinearLayer>(module, "LinearLayer")
+        .def(nb::new_(&linear_layer), nb::arg("weight").noconvert(), nb::arg("bias").noconvert(), nb::arg("gelu"))
+        .def_prop_ro_static("lanes", [](nb::handle) { return regionspot::LinearLayer::lanes(); })
+        .def("apply", &apply_linear, nb::arg("x").noconvert(), nb::arg("y").noconvert(), nb::arg("threads"));
     nb::class_<regionspot::TokenDecoder::Image>(module, "PackedImage");
     nb::class_<regionspot::TokenDecoder>(module, "TokenDecoder")
         .def(nb::new_(&token_decoder), nb::arg("weights"))

@@ -8,15 +8,15 @@ the projection to queries, keys and values and the one back (`regionspot/native/
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from openvino import DiscreteTypeInfo, Model, Node, Op, Output, Type
+from openvino import DiscreteTypeInfo, Model, Node, Output, Type
 from openvino.utils import replace_node
 
 from regionspot import _native
+from regionspot.runtime.openvino_operation import NativeOperation, is_constant, only_user
 
 GRAIN = 16
 """A head's channels must be a multiple of it."""
@@ -25,49 +25,20 @@ LARGE = 1024
 """Tokens of an image. With fewer, the threads' start takes longer than the kernel saves."""
 
 
-class GridAttention(Op):
+class GridAttention(NativeOperation):
     """What the heads of a layer find.
 
     Inputs, single precision: projected (B, h, w, 3 D), queries, keys and values of all heads; padding (3 D,), the same
     of a token outside the image; relative_rows (r, d, r) and relative_columns (c, d, c), embeddings of the distances in
     a window of r x c tokens. Output: (B, h, w, D).
-
-    OpenVINO holds an operation in Python by a reference that it never gives back, and with it all that the operation is
-    connected to. So it is given a weak one, and operations live in a list of whoever runs the graph.
-
-    Args:
-        inputs: None where OpenVINO makes one only to ask what it is.
-        threads: to work on.
-        alive: takes the operation, and every copy that OpenVINO makes of it.
     """
 
     class_type_info = DiscreteTypeInfo("GridAttention", "regionspot")
-
-    def __init__(self, inputs: list[Output] | None = None, threads: int = 1, alive: list[Any] | None = None) -> None:
-        super().__init__(weakref.proxy(self))
-        self.threads, self.alive = threads, [] if alive is None else alive
-        self.alive.append(self)
-        if inputs is not None:
-            self.set_arguments(inputs)
-            self.constructor_validate_and_infer_types()
-
-    def get_type_info(self) -> DiscreteTypeInfo:
-        return self.class_type_info
 
     def validate_and_infer_types(self) -> None:
         shape = self.get_input_partial_shape(0)
         shape[3] = shape[3].get_length() // 3
         self.set_output_type(0, self.get_input_element_type(0), shape)
-
-    def clone_with_new_inputs(self, new_inputs: list[Output]) -> GridAttention:
-        return GridAttention(new_inputs, self.threads, self.alive)
-
-    def visit_attributes(self, visitor: Any) -> bool:
-        visitor.on_attributes({"threads": self.threads})
-        return True
-
-    def has_evaluate(self) -> bool:
-        return True
 
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         projected, padding, relative_rows, relative_columns = (tensor.data for tensor in inputs)
@@ -78,22 +49,20 @@ class GridAttention(Op):
         return True
 
 
-def use_own_attention(model: Model, threads: int) -> list[Any]:
+def use_own_attention(model: Model, threads: int, alive: list[Any]) -> None:
     """Replace every attention that our kernel can do in a graph that is about to be compiled.
 
-    Returns:
-        What must be kept while the graph is used: nothing if there was no such attention.
+    Args:
+        alive: takes what must be kept while the graph is used.
     """
     found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax" and (attention := _attention_around(node)) is not None:
             found[attention.last.get_friendly_name()] = attention  # heads exported one by one have it in common
-    alive: list[Any] = []
     for attention in found.values():
         own = GridAttention(attention.inputs, threads, alive)
         own.set_friendly_name(attention.last.get_friendly_name())
         replace_node(attention.last, own)
-    return alive
 
 
 @dataclass(frozen=True)
@@ -114,7 +83,7 @@ def _attention_around(softmax: Node) -> _Attention | None:
     scores = _above(_above(with_rows, 0, "Reshape"), 0, "MatMul")
     query = _above(scores, 0, "Multiply")
     products = [_product(_above(with_rows, 1, "Unsqueeze"), -1), _product(_above(with_both, 1, "Unsqueeze"), -2)]
-    mixed, last = _only_user(softmax), _last_move(softmax)
+    mixed, last = only_user(softmax), _last_move(softmax)
     if scores is None or query is None or with_both is None or mixed is None or last is None or None in products:
         return None
     of_rows, of_columns = (product for product in products if product is not None)
@@ -126,7 +95,7 @@ def _attention_around(softmax: Node) -> _Attention | None:
     if len({node.get_friendly_name() for node in projections}) > 1 or parts != [0, 1, 2, 0, 0]:
         return None
     padding = projected.input_value(1) if projected.get_type_name() == "Add" else None
-    if padding is None or not all(map(_is_constant, (padding, table_of_rows, table_of_columns))):
+    if padding is None or not all(map(is_constant, (padding, table_of_rows, table_of_columns))):
         return None
     inputs = [projected.output(0), padding, table_of_rows, table_of_columns]
     return _Attention(inputs, last) if _fits(inputs, last, with_both, query) else None
@@ -193,22 +162,13 @@ def _moved_from(node: Node) -> Node:
 
 def _last_move(softmax: Node) -> Node | None:
     """Below the product with the values: the last operation that only puts values elsewhere."""
-    below = _only_user(softmax)
+    below = only_user(softmax)
     last = None
     while below is not None and (
         below.get_type_name() in _MOVES or (last is None and below.get_type_name() == "MatMul")
     ):
-        last, below = below, _only_user(below)
+        last, below = below, only_user(below)
     return last
-
-
-def _only_user(node: Node) -> Node | None:
-    users = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
-    return users[0] if len(users) == 1 else None
-
-
-def _is_constant(value: Output) -> bool:
-    return bool(value.get_node().get_type_name() == "Constant")
 
 
 def _length(dimension: Any) -> int:
@@ -219,4 +179,4 @@ def _length(dimension: Any) -> int:
 def _constant(value: Output) -> Any:
     """Its value; NaN of what is none."""
     node: Any = value.get_node()
-    return node.data if _is_constant(value) else np.nan
+    return node.data if is_constant(value) else np.nan

@@ -1,6 +1,6 @@
 """A graph in OpenVINO, on the CPU.
 
-With `openvino_attention`, the only module that imports `openvino` to run graphs.
+With `openvino_operation` and what is built on it, the only module that imports `openvino` to run graphs.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ try:
     import openvino
 
     from regionspot.runtime.openvino_attention import use_own_attention
+    from regionspot.runtime.openvino_linear import use_own_linear_layers
 except ImportError as error:
     raise InputError(f"this runtime needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
 
@@ -59,7 +60,10 @@ class OpenVinoRunner:
             core = openvino.Core()
             model = core.read_model(path)
             ports = _tensors(model.inputs, spec.input_names), _tensors(model.outputs, spec.output_names)
-            self._kept = use_own_attention(model, threads) if precision == "f32" else []
+            self._kept: list[Any] = []
+            if precision == "f32":
+                use_own_attention(model, threads, self._kept)
+                use_own_linear_layers(model, threads, self._kept)
             if self._kept:  # a size that may change would have OpenVINO copy our operations for each run
                 model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
             compiled = core.compile_model(model, "CPU", config)

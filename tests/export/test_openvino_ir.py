@@ -20,11 +20,11 @@ from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.tolerance import measure, tolerance_for
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}  # of the weights, beside those of the ONNX file
+SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.4}  # of the weights, beside those of the ONNX file
 
 
 @pytest.mark.parametrize("precision", SIZE)
-@pytest.mark.parametrize("graph", ["clip_image_encoder", "region_head"])
+@pytest.mark.parametrize("graph", ["clip_image_encoder", "sam_token_decoder_prompts"])
 def test_every_precision(
     mini: RegionSpot,
     specs: dict[str, GraphSpec],

@@ -1,0 +1,54 @@
+"""What our operations inside an OpenVINO graph have in common."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, ClassVar
+
+from openvino import DiscreteTypeInfo, Node, Op, Output
+
+
+class NativeOperation(Op):
+    """An operation of our own kernels, in single precision. A subclass says its output's type, and how it is run.
+
+    OpenVINO holds an operation in Python by a reference that it never gives back, and with it all that the operation is
+    connected to. So it is given a weak one, and operations live in a list of whoever runs the graph.
+
+    Args:
+        inputs: None where OpenVINO makes one only to ask what it is.
+        threads: to work on.
+        alive: takes the operation, and every copy that OpenVINO makes of it.
+    """
+
+    class_type_info: ClassVar[DiscreteTypeInfo]
+
+    def __init__(self, inputs: list[Output] | None = None, threads: int = 1, alive: list[Any] | None = None) -> None:
+        super().__init__(weakref.proxy(self))
+        self.threads, self.alive = threads, [] if alive is None else alive
+        self.alive.append(self)
+        if inputs is not None:
+            self.set_arguments(inputs)
+            self.constructor_validate_and_infer_types()
+
+    def get_type_info(self) -> DiscreteTypeInfo:
+        return self.class_type_info
+
+    def clone_with_new_inputs(self, new_inputs: list[Output]) -> NativeOperation:
+        return type(self)(new_inputs, self.threads, self.alive)
+
+    def visit_attributes(self, visitor: Any) -> bool:
+        visitor.on_attributes({"threads": self.threads})
+        return True
+
+    def has_evaluate(self) -> bool:
+        return True
+
+
+def only_user(node: Node) -> Node | None:
+    """What reads a node, if that is one node."""
+    users = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
+    return users[0] if len(users) == 1 else None
+
+
+def is_constant(value: Output) -> bool:
+    return bool(value.get_node().get_type_name() == "Constant")

@@ -1,0 +1,170 @@
+"""Linear layers by our own kernel inside OpenVINO: found where they are meant to be, and equal."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+from openvino import opset13
+
+from regionspot import _native
+from regionspot.modeling.graphs import model_sizes
+from regionspot.modeling.presets import create_model
+from regionspot.runtime import openvino_linear
+from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
+from regionspot.runtime.openvino_runner import OpenVinoRunner
+
+GRAPH = "sam_image_encoder"
+
+
+@pytest.fixture(autouse=True)
+def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor, too: kernels for fewer lanes give the same."""
+    monkeypatch.setattr(openvino_linear, "LARGE", 0)
+    monkeypatch.setattr(openvino_linear, "pays", lambda: True)
+
+
+def weights(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.2, shape).astype(np.float32)
+
+
+def replaced(model: openvino.Model) -> list[Any]:
+    alive: list[Any] = []
+    use_own_linear_layers(model, 1, alive)
+    return alive
+
+
+def outputs(model: openvino.Model, x: np.ndarray) -> list[np.ndarray]:
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled([x])
+    return [results[port] for port in compiled.outputs]
+
+
+Build = Callable[[openvino.Output], Any]
+
+
+def model_of(*layers: Build, inputs: int = 32) -> openvino.Model:
+    x = opset13.parameter([2, 3, inputs], np.float32)
+    return openvino.Model([opset13.result(layer(x)) for layer in layers], [x])
+
+
+def linear(x: openvino.Output, outputs: int = 48, transposed: bool = False, seed: int = 0) -> Any:
+    weight = weights(32, outputs) + np.float32(seed)
+    product = opset13.matmul(x, np.ascontiguousarray(weight.T) if transposed else weight, False, transposed)
+    return opset13.add(product, weights(1, 1, outputs))
+
+
+SAME: dict[str, Build] = {
+    "plain": linear,
+    "transposed": lambda x: linear(x, transposed=True),
+    "gelu": lambda x: opset13.gelu(linear(x), "ERF"),
+    "tanh_gelu_beside": lambda x: opset13.gelu(linear(x), "TANH"),
+    "read_before_gelu": lambda x: opset13.multiply(before := linear(x), opset13.gelu(before, "ERF")),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_equal_to_openvinos_own(name: str) -> None:
+    x = weights(2, 3, 32)
+    theirs = outputs(model_of(SAME[name]), x)
+    model = model_of(SAME[name])
+    alive = replaced(model)
+    kinds = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert (
+        len(alive) == 1 and "MatMul" not in kinds and ("Gelu" in kinds) == (name not in ("plain", "transposed", "gelu"))
+    )
+    np.testing.assert_allclose(outputs(model, x)[0], theirs[0], atol=3e-6)
+
+
+def test_two_layers_of_one_input_stay_two() -> None:
+    """OpenVINO makes one of operations that seem the same: ours have their weights within."""
+    x = weights(2, 3, 32)
+    layers: tuple[Build, Build] = (linear, lambda x: linear(x, seed=1))
+    theirs = outputs(model_of(*layers), x)
+    model = model_of(*layers)
+    assert len(replaced(model)) == 2
+    for ours, their in zip(outputs(model, x), theirs, strict=True):
+        np.testing.assert_allclose(ours, their, atol=2e-5)
+    assert np.abs(theirs[0] - theirs[1]).max() > 0.1
+
+
+OTHERS: dict[str, Build] = {
+    "no_bias": lambda x: opset13.matmul(x, weights(32, 48), False, False),
+    "bias_for_all": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(1)),
+    "bias_for_each_row": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(3, 1)),
+    "bias_for_each_place": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(3, 48)),
+    "odd_width": lambda x: linear(x, outputs=40),
+    "batched": lambda x: opset13.add(opset13.matmul(x, weights(2, 32, 48), False, False), weights(48)),
+    "no_constant": lambda x: opset13.add(opset13.matmul(x, x, False, True), weights(3)),
+    "product_read_twice": lambda x: opset13.add(product := opset13.matmul(x, weights(32, 48), False, False), product),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_something_else_stays(name: str) -> None:
+    assert not replaced(model_of(OTHERS[name]))
+
+
+def test_small_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_linear, "LARGE", 2 * 3 * 32 * 48)
+    assert replaced(model_of(linear))
+    monkeypatch.setattr(openvino_linear, "LARGE", 2 * 3 * 32 * 48 + 1)
+    assert not replaced(model_of(linear))
+
+
+def test_other_processors_keep_openvinos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(openvino_linear, "LARGE", 0)
+    assert bool(replaced(model_of(linear))) == (_native.LinearLayer.lanes == 16)
+
+
+def encoded(path: Path) -> np.ndarray:
+    images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+    spec = graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH]
+    with OpenVinoRunner(path, spec, threads=2) as runner:
+        feeds = {"images": images, "input_sizes": np.array([[256, 256], [144, 256]], np.int32)}
+        return np.asarray(runner.infer(feeds)["image_embeddings"])
+
+
+def test_an_encoder(mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx"
+    blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
+    model = openvino.Core().read_model(graph)
+    assert len(replaced(model)) == 4 * len(blocks)
+    assert "Gelu" not in [node.get_type_name() for node in model.get_ordered_ops()]
+    ours = encoded(graph)
+    monkeypatch.setattr(openvino_linear, "LARGE", 1 << 60)
+    theirs = encoded(graph)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+def test_nothing_is_left_behind(mini_artifacts: Path) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(found, NativeLinear) for found in gc.get_objects())
+
+    before = alive()
+    with OpenVinoRunner(
+        mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx",
+        graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH],
+        threads=1,
+    ):
+        assert alive() > before
+    assert alive() == before
+
+
+def test_layers_say_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="multiples of 16"):
+        _native.LinearLayer(weights(24, 16), weights(16), gelu=False)
+    with pytest.raises(ValueError, match="bias does not fit"):
+        _native.LinearLayer(weights(32, 16), weights(32), gelu=False)
+    layer = _native.LinearLayer(weights(32, 16), weights(16), gelu=False)
+    for x, y in (((2, 16), (2, 16)), ((2, 32), (2, 32)), ((2, 32), (3, 16))):
+        with pytest.raises(ValueError, match="another shape"):
+            layer.apply(weights(*x), weights(*y), threads=1)
