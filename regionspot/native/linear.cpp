@@ -75,7 +75,7 @@ void LinearLayer::apply(const float* x, std::size_t rows, float* y, std::size_t 
     const std::size_t parts = std::min(panels, divided_up(kPieces * threads, chunks));  // of the outputs
     threads = std::max<std::size_t>(1, std::min(threads, chunks * parts));
     std::vector<AlignedFloats> packed;
-    for (std::size_t i = 0; i < threads; ++i) packed.emplace_back(chunk * tile.rows * depth_ + kGrain);
+    for (std::size_t i = 0; i < threads; ++i) packed.emplace_back(chunk * tile.rows * depth_);
     parallel_for(chunks * parts, threads, [&](std::size_t index, std::size_t thread) {
         const std::size_t row = index / parts * chunk * tile.rows, part = index % parts;
         const auto column = [&](std::size_t begin) { return std::min(outputs_, panels * begin / parts * tile.width); };

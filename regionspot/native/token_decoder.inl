@@ -2,25 +2,6 @@
 
 #include "matrix.inl"
 
-// x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 5e-7 of it.
-REGIONSPOT_INLINE Floats gelu(Floats x) {
-    constexpr float kEnd = 3.92F;  // in single precision erf is 1 from about there
-    Floats z = larger(x * 0.70710678F, broadcast(-kEnd));
-    z = z > kEnd ? broadcast(kEnd) : z;
-    const Floats y = z * z * (1.0F / (kEnd * kEnd));
-    Floats above = y * 1.7432427654730118F + 16.027939458717313F;
-    above = above * y + 14.03509073264157F;
-    above = above * y + 12.528817995665126F;
-    above = above * y + 2.9620258197563474F;
-    above = above * y + 1.1283790227793828F;
-    Floats below = y * 32.61653875618407F + 66.24039139678656F;
-    below = below * y + 55.04981060960779F;
-    below = below * y + 27.17407050819307F;
-    below = below * y + 7.747134817531249F;
-    below = below * y + 1.0F;
-    return x * 0.5F * (z * above / below + 1.0F);
-}
-
 // y = x weight^T + bias, then ReLU if asked for. Rows of y are `linear.width` long.
 inline void apply(const Linear& linear, ConstMatrix x, std::size_t rows, Matrix y, bool relu = false) {
     for (std::size_t first = 0; first < linear.width; first += kTile) {
@@ -662,11 +643,12 @@ private:
             multiply({own.filters.data(), filter}, masks, {s_.subcell.data() + inner * depth * kTile, kTile}, depth, width,
                      {s_.pixels.data(), kTile});
             const std::size_t down = 2 * (subcell / 2) + inner / 2, right = 2 * (subcell % 2) + inner % 2;
+            std::size_t column = tile * kTile % request_.width;
+            std::size_t place = (4 * (tile * kTile / request_.width) + down) * across + 4 * column + right;
             for (std::size_t j = 0; j < width; ++j) {
-                const std::size_t cell = tile * kTile + j;
-                const std::size_t place =
-                    (4 * (cell / request_.width) + down) * across + 4 * (cell % request_.width) + right;
                 for (std::size_t k = 0; k < masks; ++k) to[k * pixels + place] = s_.pixels[k * kTile + j];
+                place += 4;
+                if (++column == request_.width) column = 0, place += 3 * across;
             }
         }
     }

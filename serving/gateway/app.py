@@ -38,6 +38,8 @@ MEDIA_TYPES = {
 }
 UPLOAD_TIMEOUT_S = 60.0
 """For the whole body: who sends more slowly holds a place that others wait for."""
+IDLE_S = 75
+"""Before an idle connection is closed. Longer than clients and proxies keep one: who closes second meets no request."""
 
 
 def make_app(settings: GatewaySettings, connect: Connect = AsyncRegionClient) -> Starlette:
@@ -72,16 +74,19 @@ def run(settings: GatewaySettings, host: str = "127.0.0.1", port: int = 8080) ->
     """Serve until SIGINT or SIGTERM; then take no more requests, and finish those under way within `timeout_s`."""
     import uvicorn
 
-    uvicorn.run(
-        make_app(settings),
-        host=host,
-        port=port,
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.timeout_s) + 1,
-        ws="none",
-    )
+    uvicorn.run(make_app(settings), host=host, port=port, **server_options(settings))
+
+
+def server_options(settings: GatewaySettings) -> dict[str, Any]:
+    """uvicorn's options."""
+    return {
+        "access_log": False,
+        "log_level": "warning",
+        "server_header": False,
+        "timeout_keep_alive": IDLE_S,
+        "timeout_graceful_shutdown": math.ceil(settings.timeout_s) + 1,
+        "ws": "none",
+    }
 
 
 class Gateway:

@@ -32,6 +32,7 @@ from regionspot.errors import InputError
 from regionspot.serving.client import Answer, RegionClient, RemoteImage, ServerInfo
 from regionspot.serving.contract import CODES, Limits, RequestError, ServingError
 from regionspot.serving.gateway import GatewaySettings, form, make_app
+from regionspot.serving.gateway.app import server_options
 from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.gateway.form import Form, asked_of
 from regionspot.serving.gateway.picture import picture_size
@@ -47,7 +48,7 @@ UNKNOWN_HANDLE = "0" * 64
 def running(chosen: GatewaySettings, connect: Callable[[str, float], Any] | None = None) -> Iterator[httpx.Client]:
     """The gateway in a real HTTP server on a free port, and a client of it."""
     app = make_app(chosen) if connect is None else make_app(chosen, connect)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **server_options(chosen)))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
