@@ -4,13 +4,22 @@
 
 inline TileShape tile_shape() { return {kRows, kVectors * kLanes, kLanes}; }
 
-inline void add_bias(const float* bias, std::size_t rows, std::size_t width, Matrix c) {
-    for (std::size_t row = 0; row < rows; ++row) std::copy_n(bias, width, c.data + row * c.stride);
+inline void fill_rows(const float* values, std::size_t rows, std::size_t width, Matrix c) {
+    for (std::size_t row = 0; row < rows; ++row) std::copy_n(values, width, c.data + row * c.stride);
+}
+
+// So that storing to them does not wait for memory.
+inline void prefetch_rows(std::size_t rows, std::size_t width, Matrix c) {
+    constexpr std::size_t kLine = 16;
+    for (std::size_t row = 0; row < rows; ++row) {
+        for (std::size_t i = 0; i < width; i += kLine) __builtin_prefetch(c.data + row * c.stride + i, 1);
+    }
 }
 
 inline void apply_gelu(std::size_t rows, std::size_t width, Matrix c) {
     for (std::size_t row = 0; row < rows; ++row) {
-        for (std::size_t i = 0; i < width; i += kLanes) store(c.data + row * c.stride + i, gelu(load(c.data + row * c.stride + i)));
+        float* const values = c.data + row * c.stride;
+        for (std::size_t i = 0; i < width; i += kLanes) store(values + i, gelu(load(values + i)));
     }
 }
 
@@ -28,10 +37,8 @@ inline void multiply_piece(const LinearPiece& piece, float* packed) {
             for (std::size_t row = 0; row < rows; row += kRows) {
                 const std::size_t count = std::min<std::size_t>(kRows, rows - row);
                 const Matrix tile{y.data + row * y.stride, y.stride};
-                for (std::size_t next = row + kRows; next < std::min(row + 2 * kRows, rows); ++next) {
-                    for (std::size_t i = 0; i < width; i += 16) __builtin_prefetch(y.data + next * y.stride + i, 1);
-                }
-                if (first == 0) add_bias(piece.bias + column, count, width, tile);
+                prefetch_rows(std::min<std::size_t>(kRows, rows - row - count), width, {tile.data + count * y.stride, y.stride});
+                if (first == 0) fill_rows(piece.bias + column, count, width, tile);
                 multiply({packed + row * depth, depth}, count, weights, depth, width, tile, true);
                 if (piece.gelu && first + depth == piece.inputs) apply_gelu(count, width, tile);
             }

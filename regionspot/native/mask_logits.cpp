@@ -1,6 +1,7 @@
 #include "mask_logits.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -11,6 +12,7 @@ namespace regionspot {
 namespace {
 
 constexpr std::size_t kLanes = 16;  // columns of the picture that are computed side by side
+constexpr std::size_t kBits = 64;   // rows of a column in a word
 
 constexpr std::uint8_t kMaybeBackground = 1;
 constexpr std::uint8_t kMaybeForeground = 2;
@@ -148,6 +150,7 @@ struct Scratch {
     std::vector<float> left, right;         // (logit rows, lanes)
     std::vector<float> frame;               // (frame rows, lanes)
     std::vector<std::uint8_t> signs;        // (picture rows, lanes)
+    std::vector<std::uint64_t> bits;        // the same, (words of rows, lanes)
 };
 
 // Pixels of rows [begin, end) of the picture in a tile's columns: 1 where above 0, into signs.
@@ -191,6 +194,19 @@ REGIONSPOT_SIMD_CLONES void compute_signs(const float* logits, std::size_t low_w
     }
 }
 
+// Signs of rows [begin, end) to bits, which were 0.
+REGIONSPOT_SIMD_CLONES void pack_bits(const std::uint8_t* signs, std::size_t begin, std::size_t end, std::uint64_t* bits) {
+    for (std::size_t word = begin / kBits; word * kBits < end; ++word) {
+        std::uint64_t packed[kLanes] = {};
+        for (std::size_t y = std::max(begin, word * kBits); y < std::min(end, (word + 1) * kBits); ++y) {
+            for (std::size_t lane = 0; lane < kLanes; ++lane) {
+                packed[lane] |= static_cast<std::uint64_t>(signs[y * kLanes + lane]) << y % kBits;
+            }
+        }
+        for (std::size_t lane = 0; lane < kLanes; ++lane) bits[word * kLanes + lane] |= packed[lane];
+    }
+}
+
 // What the logits [first, last] of each row may become.
 REGIONSPOT_SIMD_CLONES void classify_rows(const std::uint8_t* classes, std::size_t height, std::size_t width,
                                           std::size_t first, std::size_t last, std::uint8_t* row_classes) {
@@ -217,22 +233,33 @@ void find_stretches(const Axis& rows, const std::vector<std::uint8_t>& row_class
     }
 }
 
-void write_column(const std::vector<Stretch>& stretches, const std::uint8_t* signs, std::size_t lane, std::size_t column,
+// Rows [begin, end) of a column, run by run.
+void write_computed(const std::uint64_t* bits, std::size_t lane, std::size_t column, std::size_t begin, std::size_t end,
+                    Writer& writer) {
+    bool value = bits[begin / kBits * kLanes + lane] >> begin % kBits & 1;
+    std::uint64_t before = value;  // the bit of the row above a word
+    std::size_t first = begin;     // of the run
+    for (std::size_t top = begin / kBits * kBits; top < end; top += kBits) {
+        const std::uint64_t word = bits[top / kBits * kLanes + lane];
+        std::uint64_t changes = word ^ (word << 1 | before);
+        before = word >> (kBits - 1);
+        if (top <= begin) changes &= ~std::uint64_t{1} << (begin - top);  // in rows below the first one
+        if (end - top < kBits) changes &= (std::uint64_t{1} << (end - top)) - 1;
+        for (; changes != 0; changes &= changes - 1) {
+            const std::size_t row = top + static_cast<std::size_t>(std::countr_zero(changes));
+            writer.add(value, column, first, row - first);
+            first = row;
+            value = !value;
+        }
+    }
+    writer.add(value, column, first, end - first);
+}
+
+void write_column(const std::vector<Stretch>& stretches, const std::uint64_t* bits, std::size_t lane, std::size_t column,
                   Writer& writer) {
     for (const Stretch& stretch : stretches) {
-        if (stretch.kind != kMixed) {
-            writer.add(stretch.kind == kMaybeForeground, column, stretch.begin, stretch.end - stretch.begin);
-            continue;
-        }
-        std::size_t begin = stretch.begin;
-        std::uint8_t value = signs[begin * kLanes + lane];
-        for (std::size_t y = begin + 1; y < stretch.end; ++y) {
-            if (signs[y * kLanes + lane] == value) continue;
-            writer.add(value != 0, column, begin, y - begin);
-            begin = y;
-            value ^= 1;
-        }
-        writer.add(value != 0, column, begin, stretch.end - begin);
+        if (stretch.kind == kMixed) write_computed(bits, lane, column, stretch.begin, stretch.end, writer);
+        else writer.add(stretch.kind == kMaybeForeground, column, stretch.begin, stretch.end - stretch.begin);
     }
 }
 
@@ -246,6 +273,7 @@ LogitMask mask_from_logits(const float* logits, const MaskFrame& sizes, const Ax
     scratch.right.resize(low_height * kLanes);
     scratch.frame.resize(sizes.valid[0] * kLanes);
     scratch.signs.resize(sizes.picture[0] * kLanes);
+    scratch.bits.resize((sizes.picture[0] + kBits - 1) / kBits * kLanes);
     classify(logits, low_height * low_width, scratch.classes.data());
     std::vector<Stretch> stretches;
     Writer writer;
@@ -255,11 +283,14 @@ LogitMask mask_from_logits(const float* logits, const MaskFrame& sizes, const Ax
                       columns.last_logit(first + count - 1), scratch.row_classes.data());
         find_stretches(rows, scratch.row_classes, stretches);
         const LaneTaps taps = lane_taps(columns, first, count);
+        std::fill(scratch.bits.begin(), scratch.bits.end(), 0);
         for (const Stretch& stretch : stretches) {
-            if (stretch.kind == kMixed) compute_signs(logits, low_width, rows, taps, stretch.begin, stretch.end, scratch);
+            if (stretch.kind != kMixed) continue;
+            compute_signs(logits, low_width, rows, taps, stretch.begin, stretch.end, scratch);
+            pack_bits(scratch.signs.data(), stretch.begin, stretch.end, scratch.bits.data());
         }
         for (std::size_t lane = 0; lane < count; ++lane) {
-            write_column(stretches, scratch.signs.data(), lane, first + lane, writer);
+            write_column(stretches, scratch.bits.data(), lane, first + lane, writer);
         }
     }
     return writer.finish();

@@ -13,6 +13,8 @@ constexpr std::uint8_t kMoreGroups = 0x20;
 constexpr std::uint8_t kSignBit = 0x10;
 constexpr unsigned kGroupBits = 5;
 constexpr unsigned kMaxShift = 60;  // 13 groups hold any 64-bit difference
+constexpr std::size_t kMaxCharacters = kMaxShift / kGroupBits + 1;
+constexpr std::int64_t kInOneGroup = 1 << (kGroupBits - 1), kInTwoGroups = 1 << (2 * kGroupBits - 1);
 
 // Copies columns [first, first + count) of the mask into `tile`, one column after the other, as 0 and 1.
 // Row by row, so that a row-major mask is read in the order it lies in memory.
@@ -80,19 +82,29 @@ Runs runs_from_mask(const MaskView& mask) {
 }
 
 std::string text_from_runs(const Runs& runs) {
-    std::string text;
-    text.reserve(2 * runs.size());
+    std::string text(2 * runs.size() + kMaxCharacters, '\0');
+    std::size_t length = 0;
     for (std::size_t i = 0; i < runs.size(); ++i) {
         auto number = static_cast<std::int64_t>(runs[i]);
         if (i > 2) number -= static_cast<std::int64_t>(runs[i - 2]);
+        if (text.size() < length + kMaxCharacters) text.resize(2 * text.size());
+        char* const to = text.data() + length;
+        if (number >= -kInTwoGroups && number < kInTwoGroups) {  // nearly all, and without a branch that is hard to foresee
+            const bool more = number < -kInOneGroup || number >= kInOneGroup;
+            to[0] = static_cast<char>((number & (kMoreGroups - 1)) + (more ? kMoreGroups : 0) + kFirstCharacter);
+            to[1] = static_cast<char>((number >> kGroupBits & (kMoreGroups - 1)) + kFirstCharacter);
+            length += 1 + static_cast<std::size_t>(more);
+            continue;
+        }
         for (bool more = true; more;) {
             auto group = static_cast<std::uint8_t>(number & (kMoreGroups - 1));
             number >>= kGroupBits;  // arithmetic since C++20: the sign stays
             more = number != ((group & kSignBit) ? -1 : 0);
             if (more) group |= kMoreGroups;
-            text.push_back(static_cast<char>(group + kFirstCharacter));
+            text[length++] = static_cast<char>(group + kFirstCharacter);
         }
     }
+    text.resize(length);
     return text;
 }
 
