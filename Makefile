@@ -29,7 +29,7 @@ demo: setup  ## train on the mini world, evaluate, and recognise regions in pict
 WORKERS ?= 2
 
 test: native-test lint  ## every check: C++, lint, types, Python, by WORKERS processes of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 native-test: setup  ## the C++ tests, under the address and undefined-behaviour sanitizers
 	$(BIN)/cmake -S . -B build/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

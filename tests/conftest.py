@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,11 +61,7 @@ FIRST = ("test_readme.py", "test_export.py", "test_build.py", "test_parity.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process; those of a server all in the same, so that one server does for all."""
     items.sort(key=lambda item: (SERVING not in item.path.parents, item.path.name not in FIRST))
-    for item in items:
-        group = "serving" if SERVING in item.path.parents else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
     if not shutil.which("chromium"):
         _skip(items, "browser", "needs Chromium: apt-get install chromium")
     if any(item.get_closest_marker("gpu") for item in items):
@@ -72,6 +69,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if not torch.cuda.is_available():
             _skip(items, "gpu", "needs a CUDA device")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one process; those of a server all in the same, so that one server does for all."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.split("::", 1)[0]
+            return "serving" if SERVING in (config.rootpath / path).parents else path
+
+    return ByFile(config, log)
 
 
 def _skip(items: list[pytest.Item], marker: str, reason: str) -> None:
