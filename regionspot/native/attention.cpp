@@ -31,11 +31,11 @@ struct GridSizes {
     std::size_t block_rows, blocks;    // rows of queries in a block, and blocks of a window
 
     explicit GridSizes(const GridAttention& task)
-        : down((task.height + task.rows - 1) / task.rows), across((task.width + task.columns - 1) / task.columns),
+        : down(divided_up(task.height, task.rows)), across(divided_up(task.width, task.columns)),
           items(task.images * down * across * task.heads), queries(task.rows * task.columns),
           padded_rows(rounded_up(task.rows)), padded_columns(rounded_up(task.columns)), keys(task.rows * padded_columns),
           block_rows(std::max<std::size_t>(1, std::min(task.rows, kQueries / task.columns))),
-          blocks((task.rows + block_rows - 1) / block_rows) {}
+          blocks(divided_up(task.rows, block_rows)) {}
 };
 
 // One window of one head, brought into the order in which it is worked on.

@@ -31,8 +31,6 @@ struct LinearPiece {
     std::size_t first_row, end_row, first_column, end_column;
 };
 
-std::size_t divided_up(std::size_t count, std::size_t by) { return (count + by - 1) / by; }
-
 // Pieces of nearly equal depth.
 std::size_t depth_for(std::size_t inputs) {
     return rounded_up(divided_up(inputs, std::max<std::size_t>(1, divided_up(inputs, kDepth))));
@@ -67,13 +65,14 @@ std::size_t LinearLayer::lanes() { return REGIONSPOT_BEST(tile_shape)().lanes; }
 
 void LinearLayer::apply(const float* x, std::size_t rows, float* y, std::size_t threads) const {
     if (rows == 0) return;
+    threads = std::max<std::size_t>(1, threads);
     const TileShape tile = REGIONSPOT_BEST(tile_shape)();
     const auto multiply = REGIONSPOT_BEST(multiply_piece);
     const std::size_t tiles = divided_up(rows, tile.rows), panels = divided_up(outputs_, tile.width);
     const std::size_t chunk = divided_up(tiles, divided_up(tiles, kChunk / tile.rows));  // tiles
     const std::size_t chunks = divided_up(tiles, chunk);
     const std::size_t parts = std::min(panels, divided_up(kPieces * threads, chunks));  // of the outputs
-    threads = std::max<std::size_t>(1, std::min(threads, chunks * parts));
+    threads = std::min(threads, chunks * parts);
     std::vector<AlignedFloats> packed;
     for (std::size_t i = 0; i < threads; ++i) packed.emplace_back(chunk * tile.rows * depth_);
     parallel_for(chunks * parts, threads, [&](std::size_t index, std::size_t thread) {

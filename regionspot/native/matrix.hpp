@@ -7,7 +7,9 @@ namespace regionspot {
 
 constexpr std::size_t kGrain = 16;  // widths of matrices in kernels are multiples of it
 
-constexpr std::size_t rounded_up(std::size_t width) { return (width + kGrain - 1) / kGrain * kGrain; }
+constexpr std::size_t divided_up(std::size_t count, std::size_t by) { return (count + by - 1) / by; }
+
+constexpr std::size_t rounded_up(std::size_t width) { return divided_up(width, kGrain) * kGrain; }
 
 // A matrix, row after row.
 struct Matrix {

@@ -59,7 +59,7 @@ REGIONSPOT_INLINE Floats power_of_two(Floats x) {
 
 REGIONSPOT_INLINE Floats exponential(Floats x) { return power_of_two(x * 1.44269504088896340736F); }
 
-// x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 5e-7 of it.
+// x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 1e-6 of it, or of its size above 1.
 REGIONSPOT_INLINE Floats gelu(Floats x) {
     constexpr float kEnd = 3.92F;  // in single precision erf is 1 from about there
     Floats z = larger(x * 0.70710678F, broadcast(-kEnd));
@@ -199,8 +199,8 @@ inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth,
 
 template <int Vectors>
 inline void multiply_columns(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
-    for (std::size_t tiles = (rows + kRows - 1) / kRows; tiles > 0; --tiles) {  // of nearly equal height
-        const std::size_t height = (rows + tiles - 1) / tiles;
+    for (std::size_t tiles = divided_up(rows, kRows); tiles > 0; --tiles) {  // of nearly equal height
+        const std::size_t height = divided_up(rows, tiles);
         switch (height) {
             case 1: multiply_tile<1, Vectors>(a, b, depth, c, add); break;
             case 2: multiply_tile<2, Vectors>(a, b, depth, c, add); break;

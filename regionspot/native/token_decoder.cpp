@@ -209,7 +209,7 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         throw std::invalid_argument(
             "the decoder's kernels need channels that are a multiple of 32, and image tokens that are one of 16");
     }
-    const std::size_t tiles = (cells + kTile - 1) / kTile, value_width = rounded_up(half / heads);
+    const std::size_t tiles = divided_up(cells, kTile), value_width = rounded_up(half / heads);
     const std::vector<float> epsilons = vector("epsilons", 4);
     const auto norm = [&](const std::string& name, std::size_t count, float epsilon) {
         return Norm{vector(name + ".weight", count), vector(name + ".bias", count), epsilon};
@@ -287,8 +287,8 @@ void TokenDecoder::decode(const Image& image, const Request& request, std::size_
     }
     if (request.count == 0) return;
     threads = std::max<std::size_t>(1, std::min(threads, request.count));
-    const std::size_t group = std::min(kGroup, (request.count + threads - 1) / threads);
-    const std::size_t groups = (request.count + group - 1) / group;
+    const std::size_t group = std::min(kGroup, divided_up(request.count, threads));
+    const std::size_t groups = divided_up(request.count, group);
     std::vector<std::unique_ptr<Scratch>> scratch(threads);
     const auto decode_group = REGIONSPOT_BEST(decode_group);
     parallel_for(groups, threads, [&](std::size_t index, std::size_t thread) {

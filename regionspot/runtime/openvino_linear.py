@@ -8,9 +8,11 @@ its bias and of a GELU. Files stay OpenVINO's.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from openvino import DiscreteTypeInfo, Model, Node, Output, Type
 from openvino.utils import replace_node
 
@@ -77,11 +79,12 @@ def use_own_linear_layers(model: Model, threads: int, alive: list[Any]) -> None:
     """
     if not pays():
         return
-    for product in model.get_ordered_ops():
-        if product.get_type_name() == "MatMul" and (last := _last_of_layer(product)) is not None:
-            own = NativeLinear([product.input_value(0)], threads, alive, *_layer(product, last))
-            own.set_friendly_name(last.get_friendly_name())
-            replace_node(last, own)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and (found := _layer_from(node)) is not None:
+            layer = _native.LinearLayer(found.weight, found.bias, gelu=found.gelu)
+            own = NativeLinear([node.input_value(0)], threads, alive, layer, found.bias.size)
+            own.set_friendly_name(found.last.get_friendly_name())
+            replace_node(found.last, own)
 
 
 def pays() -> bool:
@@ -89,41 +92,44 @@ def pays() -> bool:
     return _native.LinearLayer.lanes == 16
 
 
-def _last_of_layer(product: Node) -> Node | None:
-    """The last operation of the layer that begins with a product, if the kernel can do it and that pays, else None."""
-    weight, attributes = product.input_value(1), product.get_attributes()
-    if not is_constant(weight) or attributes["transpose_a"] or len(weight.get_shape()) != 2:
+@dataclass(frozen=True)
+class _Layer:
+    """Weights (inputs, outputs) and bias (outputs,), and the last operation of what a `NativeLinear` replaces."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    gelu: bool
+    last: Node
+
+
+def _layer_from(product: Node) -> _Layer | None:
+    """The layer that begins with a product, if the kernel can do it and that pays, else None."""
+    with_bias, transposed = only_user(product), product.get_attributes()
+    if with_bias is None or with_bias.get_type_name() != "Add" or transposed["transpose_a"]:
         return None
-    rows = math.prod(
-        size.get_length() for size in list(product.input_value(0).get_partial_shape())[:-1] if size.is_static
-    )
-    outputs = list(weight.get_shape())[0 if attributes["transpose_b"] else 1]
-    with_bias = only_user(product)
-    if with_bias is None or with_bias.get_type_name() != "Add" or not is_constant(with_bias.input_value(1)):
+    constants = product.input_value(1), with_bias.input_value(1)
+    if not all(is_constant(value) and value.get_element_type() == Type.f32 for value in constants):
         return None
-    bias = with_bias.input_value(1)
+    weight, bias = (value.get_node().data for value in constants)
+    if weight.ndim != 2:
+        return None
+    if transposed["transpose_b"]:
+        weight = weight.T
+    tokens = list(product.input_value(0).get_partial_shape())[:-1]
+    rows = math.prod(size.get_length() for size in tokens if size.is_static)
     if (
-        weight.get_element_type() != Type.f32
-        or bias.get_element_type() != Type.f32
-        or [math.prod(bias.get_shape()), *list(bias.get_shape())[-1:]] != [outputs, outputs]
-        or any(size % GRAIN for size in weight.get_shape())
-        or rows * math.prod(weight.get_shape()) < LARGE
+        [bias.size, *bias.shape[-1:]] != [weight.shape[1]] * 2
+        or any(size % GRAIN for size in weight.shape)
+        or rows * weight.size < LARGE
     ):
         return None
-    after = only_user(with_bias)
-    return after if after is not None and _is_gelu(after) else with_bias
+    gelu = _gelu_of(with_bias)
+    return _Layer(np.ascontiguousarray(weight), bias.reshape(-1), gelu is not None, gelu or with_bias)
 
 
-def _is_gelu(node: Node) -> bool:
-    return bool(node.get_type_name() == "Gelu" and node.get_attributes()["approximation_mode"].upper() == "ERF")
-
-
-def _layer(product: Node, last: Node) -> tuple[_native.LinearLayer, int]:
-    """The weights of a layer, packed, and its outputs."""
-    weight: Any = product.input_value(1).get_node()
-    bias: Any = only_user(product).input_value(1).get_node()  # type: ignore[union-attr]
-    turned = weight.data.T if product.get_attributes()["transpose_b"] else weight.data
-    layer = _native.LinearLayer(
-        np.ascontiguousarray(turned), np.ascontiguousarray(bias.data.reshape(-1)), gelu=_is_gelu(last)
-    )
-    return layer, turned.shape[1]
+def _gelu_of(node: Node) -> Node | None:
+    """The GELU that alone reads a node."""
+    after = only_user(node)
+    if after is None or after.get_type_name() != "Gelu":
+        return None
+    return after if after.get_attributes()["approximation_mode"].upper() == "ERF" else None

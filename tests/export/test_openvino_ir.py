@@ -20,11 +20,11 @@ from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.tolerance import measure, tolerance_for
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.4}  # of the weights, beside those of the ONNX file
+SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}  # of the weights, beside those of the ONNX file
 
 
 @pytest.mark.parametrize("precision", SIZE)
-@pytest.mark.parametrize("graph", ["clip_image_encoder", "sam_token_decoder_prompts"])
+@pytest.mark.parametrize("graph", ["clip_image_encoder", "region_head"])
 def test_every_precision(
     mini: RegionSpot,
     specs: dict[str, GraphSpec],
@@ -44,7 +44,8 @@ def test_every_precision(
     out = tmp_path / "ir" / f"{graph}.xml"
     convert(source, out, precision)
     assert sorted(path.name for path in out.parent.iterdir()) == [f"{graph}.bin", f"{graph}.xml"]
-    assert out.with_suffix(".bin").stat().st_size < SIZE[precision] * exported(graph).stat().st_size
+    size = SIZE["fp32" if (graph, precision) == ("region_head", "int8") else precision]  # int8 leaves the head as it is
+    assert out.with_suffix(".bin").stat().st_size < size * exported(graph).stat().st_size
     assert openvino.Core().read_model(out).get_rt_info(["regionspot", "precision"]).value == precision
     with OpenVinoRunner(out, spec, threads=1) as runner, TorchRunner(graph_module(mini, graph), spec) as reference:
         for feed in (graph_inputs.seeded(spec, 1), *graph_inputs.real(spec, 2)):

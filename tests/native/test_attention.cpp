@@ -2,22 +2,15 @@
 #include "attention.hpp"
 
 #include "check.hpp"
+#include "random.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <vector>
 
 namespace {
 
 using regionspot::GridAttention;
-
-std::vector<float> normal(std::size_t count, float scale, std::mt19937& random) {
-    std::normal_distribution<float> draw(0, scale);
-    std::vector<float> values(count);
-    for (float& value : values) value = draw(random);
-    return values;
-}
 
 // Queries (0), keys (1) or values (2) of a head in a place of the image, or outside it.
 const float* of_token(const GridAttention& task, std::size_t part, std::size_t image, std::size_t y, std::size_t x,

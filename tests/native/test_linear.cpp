@@ -2,22 +2,15 @@
 #include "linear.hpp"
 
 #include "check.hpp"
+#include "random.hpp"
 
 #include <cmath>
-#include <random>
 #include <stdexcept>
 #include <vector>
 
 namespace {
 
 using regionspot::LinearLayer;
-
-std::vector<float> normal(std::size_t count, double scale, std::mt19937& random) {
-    std::normal_distribution<float> draw(0, static_cast<float>(scale));
-    std::vector<float> values(count);
-    for (float& value : values) value = draw(random);
-    return values;
-}
 
 double expected(const std::vector<float>& x, const std::vector<float>& weight, float bias, std::size_t row,
                 std::size_t column, std::size_t inputs, std::size_t outputs, bool gelu) {
@@ -31,7 +24,7 @@ double expected(const std::vector<float>& x, const std::vector<float>& weight, f
 void test_layer(std::size_t rows, std::size_t inputs, std::size_t outputs, bool gelu) {
     std::mt19937 random(3);
     const std::vector<float> x = normal(rows * inputs, 1, random), bias = normal(outputs, 1, random);
-    const std::vector<float> weight = normal(inputs * outputs, 1 / std::sqrt(static_cast<double>(inputs)), random);
+    const std::vector<float> weight = normal(inputs * outputs, 1 / std::sqrt(static_cast<float>(inputs)), random);
     const LinearLayer layer(weight.data(), bias.data(), inputs, outputs, gelu);
     CHECK(layer.inputs() == inputs && layer.outputs() == outputs);
     std::vector<float> y(rows * outputs + 1, NAN), again(y);

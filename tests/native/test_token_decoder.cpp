@@ -3,6 +3,7 @@
 #include "token_decoder.hpp"
 
 #include "check.hpp"
+#include "random.hpp"
 
 #include <array>
 #include <cmath>
@@ -20,13 +21,6 @@ using regionspot::TokenDecoder;
 constexpr std::size_t kChannels = 64, kHalf = 32, kCells = 80, kWidth = 16, kLength = 7;
 
 std::mt19937 generator(3);
-
-std::vector<float> normal(std::size_t count, float scale) {
-    std::normal_distribution<float> draw(0, scale);
-    std::vector<float> values(count);
-    for (float& value : values) value = draw(generator);
-    return values;
-}
 
 // Weights of a small decoder by name.
 class Weights {
@@ -71,7 +65,7 @@ public:
     }
 
     void set(const std::string& name, std::size_t rows, std::size_t columns, float scale = 0.1F) {
-        values_[name] = {normal(rows * columns, scale == 0 ? 1e-6F : scale), rows, columns};
+        values_[name] = {normal(rows * columns, scale == 0 ? 1e-6F : scale, generator), rows, columns};
     }
 
 private:
@@ -121,7 +115,7 @@ bool refused(const Work& work) {
 
 void test_division(const TokenDecoder& decoder, const TokenDecoder::Image& image) {
     for (const std::vector<std::size_t>& wanted : {std::vector<std::size_t>{0}, std::vector<std::size_t>{1, 2, 3}}) {
-        const std::vector<float> prompts = normal(11 * kLength * kChannels, 1);
+        const std::vector<float> prompts = normal(11 * kLength * kChannels, 1, generator);
         const Answer all = ask(decoder, image, prompts, wanted, true, 1);
         for (const float value : all.tokens) CHECK(std::isfinite(value));
         for (const float value : all.masks) CHECK(std::isfinite(value));  // each pixel was written
@@ -144,12 +138,13 @@ int main() {
     const auto find = [&](const std::string& name) { return weights.find(name); };
     const TokenDecoder decoder(find);
     CHECK(decoder.channels() == kChannels && decoder.cells() == kCells);
-    const std::vector<float> projections = normal(11 * kHalf * kCells, 0.3F), embedding = normal(kChannels * kCells, 1);
+    const std::vector<float> projections = normal(11 * kHalf * kCells, 0.3F, generator);
+    const std::vector<float> embedding = normal(kChannels * kCells, 1, generator);
     const std::vector<float> statistics(3 * kCells, 100.0F);
     test_division(decoder, decoder.pack(projections.data(), statistics.data(), embedding.data(), 2));
 
     const TokenDecoder::Image plain = decoder.pack(projections.data(), statistics.data(), nullptr, 1);
-    const std::vector<float> prompts = normal(kLength * kChannels, 1);
+    const std::vector<float> prompts = normal(kLength * kChannels, 1, generator);
     CHECK(refused([&] { ask(decoder, plain, prompts, {0}, true, 1); }));
     CHECK(refused([&] { ask(decoder, plain, prompts, {4}, false, 1); }));
     weights.set("u0.u0", kHalf, kHalf + 1);

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from regionspot.modeling.graphs import model_info
@@ -19,6 +20,7 @@ from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.runner import Runner
 
 OpenPipeline = Callable[..., RegionPipeline]
+Encode = Callable[..., np.ndarray]
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,22 @@ def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
         )
 
     return open_it
+
+
+@pytest.fixture(scope="session")
+def sam_encoder(mini_artifacts: Path) -> Path:
+    """The file of SAM's image encoder."""
+    return mini_artifacts / "onnx" / "fp32" / "sam_image_encoder.onnx"
+
+
+@pytest.fixture(scope="session")
+def encode(model: RegionSpot) -> Encode:
+    """A function of such a file and of threads: what OpenVINO makes of two images by it, (2, C, h, w)."""
+
+    def encode_it(path: Path, threads: int = 2) -> np.ndarray:
+        images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
+        sizes = np.array([[256, 256], [144, 256]], np.int32)
+        with OpenVinoRunner(path, graph_specs(model_info(model))["sam_image_encoder"], threads=threads) as runner:
+            return np.asarray(runner.infer({"images": images, "input_sizes": sizes})["image_embeddings"])
+
+    return encode_it

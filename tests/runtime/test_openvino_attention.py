@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,7 @@ from regionspot.runtime.openvino_attention import GridAttention, use_own_attenti
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 
 GRAPH = "sam_image_encoder"
-
-
-@pytest.fixture
-def graph(mini_artifacts: Path) -> Path:
-    return mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx"
+Encode = Callable[..., np.ndarray]
 
 
 @pytest.fixture
@@ -36,26 +33,18 @@ def replaced(model: openvino.Model) -> list[Any]:
     return alive
 
 
-def encoded(path: Path, threads: int = 2) -> np.ndarray:
-    images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    sizes = np.array([[256, 256], [144, 256]], np.int32)
-    spec = graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH]
-    with OpenVinoRunner(path, spec, threads=threads) as runner:
-        return np.asarray(runner.infer({"images": images, "input_sizes": sizes})["image_embeddings"])
-
-
-def test_equal_to_openvinos_own(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = encoded(graph)
+def test_equal_to_openvinos_own(sam_encoder: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = encode(sam_encoder)
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
     for threads in (1, 2):
-        np.testing.assert_allclose(encoded(graph, threads), theirs, atol=2e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(encode(sam_encoder, threads), theirs, atol=2e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_every_layer_is_found_once(graph: Path) -> None:
+def test_every_layer_is_found_once(sam_encoder: Path) -> None:
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
     assert {block.window_size == 0 for block in blocks} == {True, False}  # global layers and windows
-    model = openvino.Core().read_model(graph)
+    model = openvino.Core().read_model(sam_encoder)
     kept = replaced(model)
     assert len(kept) == len(blocks)
     assert not replaced(model)
@@ -64,7 +53,7 @@ def test_every_layer_is_found_once(graph: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_heads_one_by_one(encode: Encode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As large global layers are exported."""
     from regionspot.export.onnx_graph import export_onnx
     from regionspot.modeling import image_encoder
@@ -78,28 +67,28 @@ def test_heads_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert kinds.count("Softmax") > len(blocks)
     assert len(replaced(read)) == len(blocks)
     monkeypatch.setattr(openvino_attention, "LARGE", 1 << 30)
-    theirs = encoded(tmp_path / "graph.onnx")
+    theirs = encode(tmp_path / "graph.onnx")
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
-    np.testing.assert_allclose(encoded(tmp_path / "graph.onnx"), theirs, atol=2e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(encode(tmp_path / "graph.onnx"), theirs, atol=2e-5 * np.abs(theirs).max())
 
 
-def test_small_images_stay(graph: Path) -> None:
-    assert not replaced(openvino.Core().read_model(graph))
+def test_small_images_stay(sam_encoder: Path) -> None:
+    assert not replaced(openvino.Core().read_model(sam_encoder))
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_what_is_something_else_stays(graph: Path, mini_artifacts: Path) -> None:
+def test_what_is_something_else_stays(sam_encoder: Path, mini_artifacts: Path) -> None:
     for other in ("clip_image_encoder", "sam_token_decoder_prompts", "region_head", "clip_text_encoder"):
         path = mini_artifacts / "onnx" / "fp32" / f"{other}.onnx"
         assert not replaced(openvino.Core().read_model(path))
-    model = openvino.Core().read_model(graph)
+    model = openvino.Core().read_model(sam_encoder)
     weights = [node for node in model.get_ordered_ops() if node.get_type_name() == "Softmax"]
     model.add_outputs([node.output(0) for node in weights])  # something else reads them
     assert not replaced(model)
 
 
 @pytest.mark.usefixtures("at_any_size")
-def test_nothing_is_left_behind(graph: Path) -> None:
+def test_nothing_is_left_behind(sam_encoder: Path) -> None:
     """OpenVINO never lets go of an operation in Python, and copies it for each run of a graph of no fixed size."""
 
     def alive() -> int:
@@ -108,7 +97,7 @@ def test_nothing_is_left_behind(graph: Path) -> None:
 
     spec = graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH]
     before = alive()
-    with OpenVinoRunner(graph, spec, threads=1) as runner:
+    with OpenVinoRunner(sam_encoder, spec, threads=1) as runner:
         opened = alive()
         assert opened > before
         for batch in (1, 2, 3, 1, 2):

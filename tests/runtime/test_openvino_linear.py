@@ -20,7 +20,7 @@ from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 
-GRAPH = "sam_image_encoder"
+Encode = Callable[..., np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -124,37 +124,25 @@ def test_other_processors_keep_openvinos(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bool(replaced(model_of(linear))) == (_native.LinearLayer.lanes == 16)
 
 
-def encoded(path: Path) -> np.ndarray:
-    images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
-    spec = graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH]
-    with OpenVinoRunner(path, spec, threads=2) as runner:
-        feeds = {"images": images, "input_sizes": np.array([[256, 256], [144, 256]], np.int32)}
-        return np.asarray(runner.infer(feeds)["image_embeddings"])
-
-
-def test_an_encoder(mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx"
+def test_an_encoder(sam_encoder: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
-    model = openvino.Core().read_model(graph)
+    model = openvino.Core().read_model(sam_encoder)
     assert len(replaced(model)) == 4 * len(blocks)
     assert "Gelu" not in [node.get_type_name() for node in model.get_ordered_ops()]
-    ours = encoded(graph)
+    ours = encode(sam_encoder)
     monkeypatch.setattr(openvino_linear, "LARGE", 1 << 60)
-    theirs = encoded(graph)
+    theirs = encode(sam_encoder)
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
 
 
-def test_nothing_is_left_behind(mini_artifacts: Path) -> None:
+def test_nothing_is_left_behind(sam_encoder: Path) -> None:
     def alive() -> int:
         gc.collect()
         return sum(isinstance(found, NativeLinear) for found in gc.get_objects())
 
     before = alive()
-    with OpenVinoRunner(
-        mini_artifacts / "onnx" / "fp32" / f"{GRAPH}.onnx",
-        graph_specs(model_sizes(create_model("regionspot_mini")))[GRAPH],
-        threads=1,
-    ):
+    spec = graph_specs(model_sizes(create_model("regionspot_mini")))["sam_image_encoder"]
+    with OpenVinoRunner(sam_encoder, spec, threads=1):
         assert alive() > before
     assert alive() == before
 
