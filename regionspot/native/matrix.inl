@@ -59,7 +59,8 @@ REGIONSPOT_INLINE Floats power_of_two(Floats x) {
 
 REGIONSPOT_INLINE Floats exponential(Floats x) { return power_of_two(x * 1.44269504088896340736F); }
 
-// x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 1e-6 of it, or of its size above 1.
+// x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 1e-6 of it, or of its
+// size above 1.
 REGIONSPOT_INLINE Floats gelu(Floats x) {
     constexpr float kEnd = 3.92F;  // in single precision erf is 1 from about there
     Floats z = larger(x * 0.70710678F, broadcast(-kEnd));
