@@ -46,6 +46,7 @@ class TokenDecoder:
         prompts: NDArray[np.float32],
         wanted: Sequence[int],
         width: int,
+        drawn: tuple[int, int],
         tokens: NDArray[np.float32],
         iou_predictions: NDArray[np.float32],
         masks: NDArray[np.float32] | None,

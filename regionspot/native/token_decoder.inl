@@ -576,10 +576,19 @@ private:
 
     // ---- Masks ----
 
+    // How many columns of a tile are drawn.
+    std::size_t drawn_width(std::size_t tile) const {
+        const std::size_t row = tile * kTile / request_.width, column = tile * kTile % request_.width;
+        if (row >= request_.drawn_rows) return 0;
+        if (request_.width % kTile != 0) return width_of(tile);  // it has parts of several rows
+        return std::min(width_of(tile), rounded_up(std::max(request_.drawn_columns, column) - column));
+    }
+
     // The image after both layers is a1 (a0 (Y + P0 W0) + d + P1 U1), up to the LayerNorm's weights; here what the first
     // upscaling makes of it.
     void draw(std::size_t n, std::size_t tile, const float*, const float*, Prompt& own) {
-        const std::size_t width = width_of(tile), rows = s_.rows, c = w_.channels, part = c / kSubcells;
+        const std::size_t width = drawn_width(tile), rows = s_.rows, c = w_.channels, part = c / kSubcells;
+        if (width == 0) return;
         const float* const p0 = own.p0.data() + tile * rows * kTile;
         const float* const p1 = own.p1.data() + tile * rows * kTile;
         const float* const a0 = own.a0.data() + tile * kTile;

@@ -63,15 +63,24 @@ class TensorSpec:
         return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
 
 
+INPUT_SIZES = TensorSpec("input_sizes", "int32", ("batch", 2))
+"""Height and width of the part of each image that is not padding."""
+
+
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: its tensors in the order of the arguments and results of the module behind it."""
+    """One graph: its tensors in the order of the arguments and results of the module behind it.
+
+    Args:
+        optional: what a runner of it can make use of beside its inputs.
+    """
 
     name: str
     description: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, Range]
+    optional: tuple[TensorSpec, ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -140,7 +149,6 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
     c, half, cells = info.token_dim, info.token_dim // 2, h * w
 
     images = TensorSpec("images", "uint8", ("batch", sam, sam, 3))
-    input_sizes = TensorSpec("input_sizes", "int32", ("batch", 2))
     clip_images = TensorSpec("clip_images", "uint8", ("batch", clip, clip, 3))
     image_embeddings = TensorSpec("image_embeddings", "float32", ("batch", c, h, w))
     projections = TensorSpec("image_projections", "float32", ("batch", NUM_PROJECTIONS, half, cells))
@@ -171,7 +179,7 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
         )
 
     every = [
-        spec("sam_image_encoder", "SAM's image encoder, for each image", [images, input_sizes], [image_embeddings]),
+        spec("sam_image_encoder", "SAM's image encoder, for each image", [images, INPUT_SIZES], [image_embeddings]),
         spec("clip_image_encoder", "CLIP's feature map, for each image", [clip_images], [patch_tokens]),
         spec(
             "sam_token_decoder_image",
@@ -201,7 +209,7 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
         spec(
             "region_recognizer",
             "everything in one: both images, boxes and words to scores",
-            [images, input_sizes, clip_images, boxes, valid, text_embeddings],
+            [images, INPUT_SIZES, clip_images, boxes, valid, text_embeddings],
             [scores],
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from regionspot import _native
 from regionspot.errors import ArtifactError, InputError
-from regionspot.runtime.graph_spec import NUM_MASK_TOKENS, GraphSpec
+from regionspot.runtime.graph_spec import INPUT_SIZES, NUM_MASK_TOKENS, GraphSpec
 from regionspot.runtime.runner import Array, Tensors, check_feeds, failed_run
 from regionspot.structures import PADDING, FloatArray
 from regionspot.threads import default_threads
@@ -26,6 +27,9 @@ class NativeRunner:
 
     What prompts share of an image is brought into the kernels' order when its arrays are first seen, and kept while
     those very arrays live: nobody may write into them meanwhile.
+
+    Where it is told `input_sizes`, it leaves masks 0 in the images' padding, except next to the image, where enlarging
+    a mask looks at them.
 
     Args:
         path: weights, as `regionspot.export.decoder_weights` writes them.
@@ -50,6 +54,8 @@ class NativeRunner:
         except (OSError, ValueError, LookupError, EOFError, BadZipFile) as error:
             raise ArtifactError(f"{path} holds no token decoder that can be used ({error}): export it again") from error
         self._draws = "low_res_masks" in spec.output_names
+        if self._draws:
+            self.spec = replace(spec, optional=(INPUT_SIZES,))
         self._check_sizes()
         self._seen: list[weakref.ref[Array]] = []  # what `_images` was made of
         self._images: list[Any] = []
@@ -64,15 +70,17 @@ class NativeRunner:
             raise InputError(f"{self.spec.name}: token_ids are 0 to {NUM_MASK_TOKENS - 1}, not {wanted}")
         prompts = self._prompt_tokens(feeds["points"], feeds["labels"])  # (B, N, 1 + 4 + P, C)
         sizes = dict(zip(("batch", "prompts", "tokens"), (*prompts.shape[:2], len(wanted)), strict=True))
-        outputs = {tensor.name: np.empty(tensor.resolved(sizes), np.float32) for tensor in self.spec.outputs}
+        outputs = {tensor.name: np.zeros(tensor.resolved(sizes), np.float32) for tensor in self.spec.outputs}
         masks = outputs.get("low_res_masks")  # (B, N, T, 4h, 4w)
+        drawn = self._drawn_cells(feeds, len(prompts))
         try:
             for index, image in enumerate(self._packed(feeds)):
                 self._decoder.decode(
                     image,
                     prompts[index],
                     wanted,
-                    self._width,
+                    self._grid[1],
+                    drawn[index],
                     outputs["mask_tokens"][index],
                     outputs["iou_predictions"][index],
                     None if masks is None else masks[index],
@@ -103,7 +111,16 @@ class NativeRunner:
                 f"{self.spec.name} has {channels} and {cells}: export it again"
             )
         # Masks are (4h, 4w); without any, how cells lie in rows does not matter.
-        self._width = int(shapes["low_res_masks"][4]) // 4 if self._draws else 1
+        h, w = shapes["low_res_masks"][3:] if self._draws else (4 * cells, 4)
+        self._grid = int(h) // 4, int(w) // 4
+
+    def _drawn_cells(self, feeds: Tensors, images: int) -> list[tuple[int, int]]:
+        """Rows and columns of cells of each image's masks that are drawn: one more than reach into the image."""
+        if "input_sizes" not in feeds:
+            return [self._grid] * images
+        cell = self._image_size / np.array(self._grid)
+        drawn = np.clip(np.ceil(feeds["input_sizes"] / cell).astype(int) + 1, 0, self._grid)
+        return [(int(rows), int(columns)) for rows, columns in drawn]
 
     def _packed(self, feeds: Tensors) -> list[Any]:
         names = ("image_projections", "image_statistics", *(("image_embeddings",) if self._draws else ()))

@@ -49,11 +49,13 @@ class _Part:
     Args:
         count: how many images.
         rows: how many the graphs saw, padding included.
+        input_sizes: (rows, 2) see `encode_image`.
         tensors: image embeddings, projections and statistics, in the form that the runtime keeps.
     """
 
     count: int
     rows: int
+    input_sizes: IntArray
     tensors: tuple[Any, ...]
 
 
@@ -177,10 +179,11 @@ class RegionPipeline:
         parts = []
         for images, rows in self._batches("sam_image_encoder", len(sam_images)):
             self._check_rows("sam_token_decoder_image", rows)
-            padded = _filled(sam_images[images], 0, rows), _filled(sizes[images], 0, rows)
-            (embeddings,) = self._run("sam_image_encoder", *padded, keep=True)
+            padded_sizes = _filled(sizes[images], 0, rows)
+            padded_images = _filled(sam_images[images], 0, rows)
+            (embeddings,) = self._run("sam_image_encoder", padded_images, padded_sizes, keep=True)
             context = self._run("sam_token_decoder_image", embeddings, keep=True)
-            parts.append(_Part(len(sam_images[images]), rows, (embeddings, *context)))
+            parts.append(_Part(len(sam_images[images]), rows, padded_sizes, (embeddings, *context)))
         return EncodedImages(tuple(parts))
 
     def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
@@ -232,8 +235,8 @@ class RegionPipeline:
         """Masks beside the tokens; arguments and errors as in `mask_tokens`.
 
         Returns:
-            Mask logits (B, N, T, 4h, 4w) in the SAM frame, above 0 inside; tokens (B, N, T, C); predicted IoU
-            (B, N, T).
+            Mask logits (B, N, T, 4h, 4w) in the SAM frame, above 0 inside, of the image's padding perhaps all 0;
+            tokens (B, N, T, C); predicted IoU (B, N, T).
         """
         if mask_inputs is not None:
             return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=True)
@@ -313,11 +316,12 @@ class RegionPipeline:
     def _range(self, graph: str, axis: str) -> Range:
         return self.runner(graph).spec.ranges[axis]
 
-    def _run(self, graph: str, *arguments: Any, keep: bool = False) -> tuple[Any, ...]:
-        """One run: inputs and outputs in the order of the graph's spec."""
+    def _run(self, graph: str, *arguments: Any, keep: bool = False, **optional: Any) -> tuple[Any, ...]:
+        """One run: inputs and outputs in the order of the graph's spec; optional ones reach runners that take them."""
         runner = self.runner(graph)
         names = runner.spec.output_names
         feeds = dict(zip(runner.spec.input_names, arguments, strict=True))
+        feeds |= {tensor.name: optional[tensor.name] for tensor in runner.spec.optional if tensor.name in optional}
         outputs = runner.infer(feeds, names if keep else ())
         return tuple(outputs[name] for name in names)
 
@@ -350,7 +354,8 @@ class RegionPipeline:
             for chunk in _slices(count, step):
                 asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
                 asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
-                outputs = self._run(graph, *part.tensors[context], asked_points, asked_labels, token_ids)
+                asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
+                outputs = self._run(graph, *asked, input_sizes=part.input_sizes)
                 for result, output in zip(results, outputs, strict=True):
                     result[images, chunk] = output[: part.count, : chunk.stop - chunk.start]
         return results

@@ -27,8 +27,8 @@ class Runner(Protocol):
         """Run the graph once.
 
         Args:
-            feeds: every input by name: numpy arrays of the spec's dtypes, or outputs that a runner of the same
-                runtime kept.
+            feeds: every input by name, and optional ones: numpy arrays of the spec's dtypes, or outputs that a runner
+                of the same runtime kept.
             keep: names of outputs that stay on the device, in a form that only runners of this runtime take. On a CPU
                 that is a numpy array like the others.
 
@@ -56,10 +56,11 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
     """Raises InputError unless the feeds are what `spec` asks for; the axes that share a name must agree."""
     if missing := [name for name in spec.input_names if name not in feeds]:
         raise InputError(f"{spec.name} needs {', '.join(missing)} too: its inputs are {', '.join(spec.input_names)}")
-    if unknown := [name for name in feeds if name not in spec.input_names]:
+    given = [*spec.inputs, *(tensor for tensor in spec.optional if tensor.name in feeds)]
+    if unknown := feeds.keys() - {tensor.name for tensor in given}:
         raise InputError(f"{spec.name} takes no {', '.join(unknown)}: its inputs are {', '.join(spec.input_names)}")
     sizes: dict[str, int] = {}
-    for tensor in spec.inputs:
+    for tensor in given:
         value = feeds[tensor.name]
         if not isinstance(value, np.ndarray):
             continue

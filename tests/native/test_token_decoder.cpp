@@ -18,7 +18,7 @@ namespace {
 using regionspot::Tensor;
 using regionspot::TokenDecoder;
 
-constexpr std::size_t kChannels = 64, kHalf = 32, kCells = 80, kWidth = 16, kLength = 7;
+constexpr std::size_t kChannels = 64, kHalf = 32, kCells = 80, kWidth = 16, kHeight = 5, kLength = 7;
 
 std::mt19937 generator(3);
 
@@ -93,12 +93,13 @@ struct Answer {
 };
 
 Answer ask(const TokenDecoder& decoder, const TokenDecoder::Image& image, const std::vector<float>& prompts,
-           const std::vector<std::size_t>& wanted, bool draw, std::size_t threads) {
+           const std::vector<std::size_t>& wanted, bool draw, std::size_t threads, std::size_t rows = kHeight,
+           std::size_t columns = kWidth) {
     const std::size_t count = prompts.size() / (kLength * kChannels), answers = count * wanted.size();
     Answer answer{std::vector<float>(answers * kChannels), std::vector<float>(answers),
                   std::vector<float>(draw ? answers * 16 * kCells : 0, NAN)};
-    decoder.decode(image, {prompts.data(), count, kLength, wanted, kWidth, answer.tokens.data(),
-                           answer.iou_predictions.data(), draw ? answer.masks.data() : nullptr},
+    decoder.decode(image, {prompts.data(), count, kLength, wanted, kWidth, rows, columns,
+                           answer.tokens.data(), answer.iou_predictions.data(), draw ? answer.masks.data() : nullptr},
                    threads);
     return answer;
 }
@@ -131,6 +132,16 @@ void test_division(const TokenDecoder& decoder, const TokenDecoder::Image& image
     CHECK(ask(decoder, image, {}, {0}, true, 2).tokens.empty());
 }
 
+void test_only_what_is_wanted_is_drawn(const TokenDecoder& decoder, const TokenDecoder::Image& image) {
+    const std::vector<float> prompts = normal(3 * kLength * kChannels, 1, generator);
+    const Answer all = ask(decoder, image, prompts, {0}, true, 1), four = ask(decoder, image, prompts, {0}, true, 1, 4);
+    CHECK(all.tokens == four.tokens && all.iou_predictions == four.iou_predictions);
+    constexpr std::size_t kMask = 16 * kCells, kDrawn = 16 * kWidth * 4;
+    for (std::size_t i = 0; i < all.masks.size(); ++i) {
+        CHECK(i % kMask < kDrawn ? four.masks[i] == all.masks[i] : std::isnan(four.masks[i]));
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -141,7 +152,9 @@ int main() {
     const std::vector<float> projections = normal(11 * kHalf * kCells, 0.3F, generator);
     const std::vector<float> embedding = normal(kChannels * kCells, 1, generator);
     const std::vector<float> statistics(3 * kCells, 100.0F);
-    test_division(decoder, decoder.pack(projections.data(), statistics.data(), embedding.data(), 2));
+    const TokenDecoder::Image image = decoder.pack(projections.data(), statistics.data(), embedding.data(), 2);
+    test_division(decoder, image);
+    test_only_what_is_wanted_is_drawn(decoder, image);
 
     const TokenDecoder::Image plain = decoder.pack(projections.data(), statistics.data(), nullptr, 1);
     const std::vector<float> prompts = normal(kLength * kChannels, 1, generator);

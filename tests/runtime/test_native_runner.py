@@ -25,6 +25,7 @@ from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts, spec
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.native_runner import NATIVE_GRAPHS, NativeRunner
 from regionspot.runtime.openvino_runner import OpenVinoRunner
+from regionspot.transforms import SamTransform
 from tests.modeling.conftest import roughen, seeded
 
 PROMPTS, MASKS = NATIVE_GRAPHS
@@ -123,6 +124,25 @@ class TestAnswers:
             alone = one.infer(feeds | {name: feeds[name][:, 4:5] for name in ("points", "labels")})
             for name, array in alone.items():
                 np.testing.assert_array_equal(array, together[name][:, 4:5])
+
+    @pytest.mark.parametrize("pictures", [[(1080, 1920), (480, 640)], [(640, 361), (639, 639)]])
+    def test_masks_are_drawn_as_far_as_their_pictures_reach(self, case: Case, pictures: list[tuple[int, int]]) -> None:
+        transform = SamTransform(case.model.sam.image_size)
+        sizes = np.array([transform.input_size(*picture) for picture in pictures], np.int32)
+        feeds = case.feeds(images=2)
+        with case.open() as runner:
+            whole, found = runner.infer(feeds), runner.infer(feeds | {"input_sizes": sizes})
+            padded = [np.count_nonzero(masks == 0) for masks in found["low_res_masks"]]
+            for masks, expected, picture in zip(
+                found["low_res_masks"][:, :, 0], whole["low_res_masks"][:, :, 0], pictures, strict=True
+            ):
+                assert transform.encode_masks(masks, *picture).rles == transform.encode_masks(expected, *picture).rles
+        assert np.isfinite(found["low_res_masks"]).all()
+        rows_alone = found["low_res_masks"].shape[-1] == 256  # kernels leave out rows, and columns where tiles are rows
+        left_out = padded[0] / found["low_res_masks"][0].size
+        assert left_out >= 0.25 if rows_alone or pictures[0][1] > pictures[0][0] else left_out == 0
+        for name in ("mask_tokens", "iou_predictions"):
+            np.testing.assert_array_equal(found[name], whole[name])
 
     @pytest.mark.parametrize("level", [1, 3])
     def test_at_lower_levels_of_the_instruction_set(self, mini: Case, level: int, tmp_path: Path) -> None:
