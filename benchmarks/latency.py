@@ -36,7 +36,8 @@ INCLUDES = (
 )
 ROOFLINE = (
     "least_ms: the larger of operations by the measured rate of a matrix product in that precision and of weights, "
-    "inputs and outputs by the measured rate of a copy; roofline: its share of p50_ms"
+    "inputs and outputs by the measured rate of a copy; roofline: its share of p50_ms. Masks are counted whole, though "
+    "our own kernels draw none in the padding of a picture that is not square"
 )
 
 

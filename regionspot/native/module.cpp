@@ -151,8 +151,8 @@ regionspot::TokenDecoder::Image pack(const regionspot::TokenDecoder& decoder, co
 
 void decode(const regionspot::TokenDecoder& decoder, const regionspot::TokenDecoder::Image& image,
             const ArrayOf<3>& prompts, const std::vector<std::size_t>& wanted, std::size_t width,
-            const std::array<std::size_t, 2>& drawn, const ArrayOf<3, float>& tokens, const ArrayOf<2, float>& iou_predictions,
-            const std::optional<ArrayOf<4, float>>& masks, std::size_t threads) {
+            const std::array<std::size_t, 2>& drawn, const ArrayOf<3, float>& tokens,
+            const ArrayOf<2, float>& iou_predictions, const std::optional<ArrayOf<4, float>>& masks, std::size_t threads) {
     nb::gil_scoped_release release;
     decoder.decode(image,
                    {prompts.data(), prompts.shape(0), prompts.shape(1), wanted, width, drawn[0], drawn[1],
@@ -189,8 +189,8 @@ NB_MODULE(_native, module) {
         .def_prop_ro("cells", &regionspot::TokenDecoder::cells)
         .def("pack", &pack, nb::arg("projections").noconvert(), nb::arg("statistics").noconvert(),
              nb::arg("embedding").noconvert().none(), nb::arg("threads"))
-        .def("decode", &decode, nb::arg("image"), nb::arg("prompts").noconvert(), nb::arg("wanted"), nb::arg("width"), nb::arg("drawn"),
-             nb::arg("tokens").noconvert(), nb::arg("iou_predictions").noconvert(), nb::arg("masks").noconvert().none(),
-             nb::arg("threads"));
+        .def("decode", &decode, nb::arg("image"), nb::arg("prompts").noconvert(), nb::arg("wanted"), nb::arg("width"),
+             nb::arg("drawn"), nb::arg("tokens").noconvert(), nb::arg("iou_predictions").noconvert(),
+             nb::arg("masks").noconvert().none(), nb::arg("threads"));
     module.def("rle_area", &rle_area, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
 }

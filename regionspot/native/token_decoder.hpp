@@ -38,14 +38,14 @@ public:
                              std::size_t threads) const;
 
     struct Request {
-        const float* prompts;             // (count, length, C): IoU token, mask tokens and points
+        const float* prompts;                   // (count, length, C): IoU token, mask tokens and points
         std::size_t count, length;
-        std::vector<std::size_t> wanted;  // mask tokens to read, 0 to 3
-        std::size_t width;                // image tokens in a row
-        std::size_t drawn_rows, drawn_columns;  // of image tokens; masks need not be drawn beyond them
-        float* tokens;                    // (count, wanted, C)
-        float* iou_predictions;           // (count, wanted)
-        float* masks;                     // (count, wanted, 16 M) or null; what is not drawn is left as it is
+        std::vector<std::size_t> wanted;        // mask tokens to read, 0 to 3
+        std::size_t width;                      // image tokens in a row
+        std::size_t drawn_rows, drawn_columns;  // of image tokens: masks need not be drawn beyond them
+        float* tokens;                          // (count, wanted, C)
+        float* iou_predictions;                 // (count, wanted)
+        float* masks;                           // (count, wanted, 16 M) or null; what is not drawn is left as it is
     };
 
     // Throws std::invalid_argument for masks of an image that was packed without its embedding.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from regionspot.runtime import openvino_attention
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_attention import GridAttention, use_own_attention
 from regionspot.runtime.openvino_runner import OpenVinoRunner
+from tests.runtime.conftest import Encode
 
 GRAPH = "sam_image_encoder"
-Encode = Callable[..., np.ndarray]
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from regionspot.runtime import openvino_linear
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
 from regionspot.runtime.openvino_runner import OpenVinoRunner
-
-Encode = Callable[..., np.ndarray]
+from tests.runtime.conftest import Encode
 
 
 @pytest.fixture(autouse=True)
