@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
-#include <memory>
 #include <vector>
 
+#include "aligned.hpp"
 #include "matrix.hpp"
 #include "parallel.hpp"
 #include "simd.hpp"
@@ -17,9 +16,7 @@ namespace {
 constexpr std::size_t kQueries = 128;  // of a block, about: whole rows of a window
 constexpr std::size_t kKeys = 512;     // of a block, whose scores stay in the second-level cache
 constexpr std::size_t kPanel = 64;     // keys that lie side by side, channel after channel
-constexpr std::size_t kPacked = std::size_t{1} << 22;  // values that are packed at a time, about
 constexpr float kLogOfE = 1.44269504088896340736F;  // to base 2, the one of all scores
-constexpr float kNever = -1e30F;       // the score of a place where there is no key
 
 // What follows from a task's sizes.
 struct GridSizes {
@@ -47,7 +44,7 @@ struct PackedWindow {
     float* with_columns;  // (queries, padded columns)
 
     PackedWindow(const GridAttention& task, const GridSizes& sizes)
-        : memory_(std::make_unique_for_overwrite<float[]>(size(task, sizes))) {
+        : memory_(size(task, sizes)) {
         float* next = memory_.get();
         const auto take = [&next](std::size_t count) { return (next += count) - count; };
         queries = take(sizes.queries * task.channels);
@@ -62,7 +59,7 @@ struct PackedWindow {
     }
 
 private:
-    std::unique_ptr<float[]> memory_;  // not set to zero: each thread touches first what it fills
+    AlignedFloats memory_;
 };
 
 std::vector<PackedWindow> packed_windows(std::size_t count, const GridAttention& task, const GridSizes& sizes) {
@@ -73,7 +70,7 @@ std::vector<PackedWindow> packed_windows(std::size_t count, const GridAttention&
 
 // One thread's buffers for a block of queries.
 struct AttentionScratch {
-    std::vector<float> scores, total, largest, sums;
+    AlignedVector scores, total, largest, sums;
 
     AttentionScratch(const GridAttention& task, const GridSizes& sizes) {
         const std::size_t count = sizes.block_rows * task.columns;
@@ -83,15 +80,15 @@ struct AttentionScratch {
 
 // The tables of positions with rows of whole grains, for scores to base 2.
 struct PositionTables {
-    std::vector<float> rows, columns;
+    AlignedVector rows, columns;
 
     PositionTables(const GridAttention& task, const GridSizes& sizes)
         : rows(widened(task.relative_rows, task.rows * task.channels, task.rows, sizes.padded_rows)),
           columns(widened(task.relative_columns, task.columns * task.channels, task.columns, sizes.padded_columns)) {}
 
 private:
-    static std::vector<float> widened(const float* from, std::size_t count, std::size_t width, std::size_t padded) {
-        std::vector<float> to(count * padded);
+    static AlignedVector widened(const float* from, std::size_t count, std::size_t width, std::size_t padded) {
+        AlignedVector to(count * padded);
         for (std::size_t row = 0; row < count; ++row) {
             for (std::size_t i = 0; i < width; ++i) to[row * padded + i] = from[row * width + i] * kLogOfE;
         }
@@ -124,7 +121,7 @@ void grid_attention(const GridAttention& task, std::size_t threads) {
         });
         return;
     }
-    const std::size_t wave = std::min(sizes.items, std::max(threads, kPacked / PackedWindow::size(task, sizes)));
+    const std::size_t wave = std::min(sizes.items, threads);
     const std::vector<PackedWindow> packed = packed_windows(wave, task, sizes);
     for (std::size_t first = 0; first < sizes.items; first += wave) {
         const std::size_t count = std::min(wave, sizes.items - first);

@@ -92,13 +92,14 @@ public:
         const std::size_t d = task_.channels;
         std::fill_n(scratch_.total.begin(), count_ * d, 0.0F);
         std::fill_n(scratch_.sums.begin(), count_, 0.0F);
-        std::fill_n(scratch_.largest.begin(), count_, std::numeric_limits<float>::lowest());
+        std::fill_n(scratch_.largest.begin(), count_, kNever);
         for (std::size_t key = 0; key < sizes_.keys; key += kKeys) {
             const std::size_t keys = std::min(kKeys, sizes_.keys - key);
             score(key, keys);
             for (std::size_t i = 0; i < count_; ++i) weigh(i, key, keys);
-            multiply({scratch_.scores.data(), kKeys}, count_, {packed_.values + key * d, d}, keys, d,
-                     {scratch_.total.data(), d}, true);
+            const Matrix total{scratch_.total.data(), d};
+            const float* const values = packed_.values + key * d;
+            accumulate(total, {scratch_.scores.data(), kKeys}, count_, {values, d}, keys, d, total, values + keys * d);
         }
         write();
     }
@@ -109,8 +110,9 @@ private:
         const std::size_t d = task_.channels;
         for (std::size_t begin = key; begin < key + keys; begin += kPanel) {
             const std::size_t width = std::min(kPanel, sizes_.keys - begin);
-            multiply({packed_.queries + first_ * d, d}, count_, {packed_.keys + begin * d, width}, d, width,
-                     {scratch_.scores.data() + (begin - key), kKeys});
+            const float* const panel = packed_.keys + begin * d;
+            accumulate({nullptr, 0}, {packed_.queries + first_ * d, d}, count_, {panel, width}, d, width,
+                       {scratch_.scores.data() + (begin - key), kKeys}, panel + width * d);
         }
     }
 
@@ -138,7 +140,7 @@ private:
     float add_positions(std::size_t i, std::size_t key, std::size_t keys, float* scores) const {
         const float* const with_rows = packed_.with_rows + (first_ + i) * sizes_.padded_rows;
         const float* const with_columns = packed_.with_columns + (first_ + i) * sizes_.padded_columns;
-        Floats largest = broadcast(std::numeric_limits<float>::lowest());
+        Floats largest = broadcast(kNever);
         std::size_t row = key / sizes_.padded_columns, column = key % sizes_.padded_columns;
         for (std::size_t j = 0; j < keys; j += kLanes) {
             const Floats score = load(scores + j) + (load(with_columns + column) + with_rows[row]);

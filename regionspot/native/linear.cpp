@@ -13,7 +13,7 @@
 namespace regionspot {
 namespace {
 
-constexpr std::size_t kDepth = 384;  // inputs at a time, at most: some hundred rows of them stay in the second-level cache
+constexpr std::size_t kDepth = 768;  // inputs at a time, at most: a panel of their weights stays in the second-level cache
 constexpr std::size_t kChunk = 360;  // rows at a time, about, for which a panel of weights is read once
 constexpr std::size_t kPieces = 2;   // of work for each thread, at least: one that is held up leaves them to others
 
@@ -74,7 +74,7 @@ void LinearLayer::apply(const float* x, std::size_t rows, float* y, std::size_t 
     const std::size_t parts = std::min(panels, divided_up(kPieces * threads, chunks));  // of the outputs
     threads = std::min(threads, chunks * parts);
     std::vector<AlignedFloats> packed;
-    for (std::size_t i = 0; i < threads; ++i) packed.emplace_back(chunk * tile.rows * depth_);
+    for (std::size_t i = 0; i < threads; ++i) packed.emplace_back(depth_ == inputs_ ? 0 : chunk * tile.rows * depth_);
     parallel_for(chunks * parts, threads, [&](std::size_t index, std::size_t thread) {
         const std::size_t row = index / parts * chunk * tile.rows, part = index % parts;
         const auto column = [&](std::size_t begin) { return std::min(outputs_, panels * begin / parts * tile.width); };

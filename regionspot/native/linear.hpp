@@ -2,26 +2,10 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
-#include <new>
+
+#include "aligned.hpp"
 
 namespace regionspot {
-
-// Values that begin where a cache line does; not set to zero.
-class AlignedFloats {
-public:
-    explicit AlignedFloats(std::size_t count)
-        : values_(static_cast<float*>(::operator new(count * sizeof(float), std::align_val_t{kAlignment}))) {}
-
-    [[nodiscard]] float* get() const { return values_.get(); }
-
-private:
-    static constexpr std::size_t kAlignment = 64;
-    struct Release {
-        void operator()(float* values) const { ::operator delete(values, std::align_val_t{kAlignment}); }
-    };
-    std::unique_ptr<float, Release> values_;
-};
 
 class LinearLayer {
 public:

@@ -3,9 +3,12 @@
 
 #include <cstddef>
 
+#include "aligned.hpp"
+
 namespace regionspot {
 
 constexpr std::size_t kGrain = 16;  // widths of matrices in kernels are multiples of it
+constexpr std::size_t kLine = kCacheLine / sizeof(float);  // values in a line of a cache
 
 constexpr std::size_t divided_up(std::size_t count, std::size_t by) { return (count + by - 1) / by; }
 
@@ -21,8 +24,8 @@ struct ConstMatrix {
     const float* data;
     std::size_t stride;
 
-    ConstMatrix(const float* values, std::size_t row_stride) : data(values), stride(row_stride) {}
-    ConstMatrix(const Matrix& matrix) : data(matrix.data), stride(matrix.stride) {}  // NOLINT: a view of the same
+    constexpr ConstMatrix(const float* values, std::size_t row_stride) : data(values), stride(row_stride) {}
+    constexpr ConstMatrix(const Matrix& matrix) : data(matrix.data), stride(matrix.stride) {}  // NOLINT: a view of the same
 };
 
 }  // namespace regionspot

@@ -18,7 +18,15 @@ REGIONSPOT_INLINE void store(float* to, Floats value) { std::memcpy(to, &value, 
 // In one instruction: 0 + value is not, for the sake of -0.
 REGIONSPOT_INLINE Floats broadcast(float value) { return value - Floats{}; }
 
-REGIONSPOT_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+REGIONSPOT_INLINE Floats larger(Floats a, Floats b) {
+#if REGIONSPOT_LANES == 16  // compilers make two instructions of it
+    Floats value;
+    __asm__("vmaxps %2, %1, %0" : "=v"(value) : "v"(a), "v"(b));
+    return value;
+#else
+    return a > b ? a : b;
+#endif
+}
 
 REGIONSPOT_INLINE float sum_of(Floats value) {
     float lanes[kLanes];
@@ -42,22 +50,34 @@ REGIONSPOT_INLINE float largest_of(Floats value) {
     return lanes[0];
 }
 
-// 2^x within 2e-7 of it, for x below 127; 1e-38 for all below -126. The polynomial was fitted for the least relative error.
+constexpr float kNever = -1e30F;  // a score below all others, whose exponential is none
+
+// 2^x within 2e-7 of it, for finite x below 127; of x below -126, less than 2e-38. The polynomial was fitted for the least relative
+// error.
 REGIONSPOT_INLINE Floats power_of_two(Floats x) {
     constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: added, it leaves the nearest integer in the lowest bits
+#if REGIONSPOT_LANES != 16
     x = larger(x, broadcast(-126.0F));
+#endif
     const Floats shifted = x + kRound;
-    const Floats rest = x - (shifted - kRound);
+    const Floats whole = shifted - kRound;
+    const Floats rest = x - whole;
     Floats series = rest * 0.0013264726899369624F + 0.009671512660600968F;
     series = series * rest + 0.05550733744243561F;
     series = series * rest + 0.24022242084918413F;
     series = series * rest + 0.6931469775984721F;
     series = series * rest + 1.0F;
+#if REGIONSPOT_LANES == 16
+    __asm__("vscalefps %2, %1, %0" : "=v"(series) : "v"(series), "v"(whole));  // times 2^whole, however small
+    return series;
+#else
     const Ints scale = (reinterpret_cast<Ints>(shifted) << 23) + (127 << 23);
     return series * reinterpret_cast<Floats>(scale);
+#endif
 }
 
-REGIONSPOT_INLINE Floats exponential(Floats x) { return power_of_two(x * 1.44269504088896340736F); }
+// Of any x below 88. What it is cut to comes to nothing; a product that is fused with what follows must not be large.
+REGIONSPOT_INLINE Floats exponential(Floats x) { return power_of_two(larger(x, broadcast(-110.0F)) * 1.44269504088896340736F); }
 
 // x Phi(x), GELU with the error function: a rational function fitted to that by least squares, within 1e-6 of it, or of its
 // size above 1.
@@ -80,14 +100,13 @@ REGIONSPOT_INLINE Floats gelu(Floats x) {
 }
 
 template <int Rows, int Vectors>
-REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
+REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t depth, ConstMatrix from, Matrix c,
+                                     std::intptr_t /*ahead*/) {
     Floats total[Rows][Vectors];
 #pragma GCC unroll 6
     for (int row = 0; row < Rows; ++row) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) {
-            total[row][v] = add ? load(c.data + row * c.stride + v * kLanes) : Floats{};
-        }
+        for (int v = 0; v < Vectors; ++v) total[row][v] = load(from.data + row * from.stride + v * kLanes);
     }
     for (std::size_t k = 0; k < depth; ++k) {
         Floats right[Vectors];
@@ -114,7 +133,8 @@ REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t d
 // tenth. Compilers choose the one or the other for all rows, and move registers.
 //
 // Sums are in zmm8 to zmm31, a row of b in zmm0 to zmm3, values of a in zmm4 to zmm6. Rows 0 to 2 of the tile are found from
-// `a` and `c`, rows 3 to 5 from `a3` and `c3`; three rows of b from `b`, the fourth from `b3`.
+// `a`, rows 3 to 5 from `a3`; three rows of b from `b`, the fourth from `b3`. With every four rows of b a line is fetched
+// that lies `ahead` of them.
 #define REGIONSPOT_PRODUCTS(value, s0, s1, s2, s3)     \
     "vfmadd231ps " value ", %%zmm0, %%zmm" #s0 "\n\t" \
     "vfmadd231ps " value ", %%zmm1, %%zmm" #s1 "\n\t" \
@@ -137,30 +157,31 @@ REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t d
     REGIONSPOT_PRODUCTS("%%zmm6", 24, 25, 26, 27)                           \
     REGIONSPOT_PRODUCTS("%%zmm4", 28, 29, 30, 31)
 #define REGIONSPOT_ROW(DO, place, s0, s1, s2, s3) DO(place, s0) DO("64" place, s1) DO("128" place, s2) DO("192" place, s3)
-#define REGIONSPOT_EACH_ROW(DO)                            \
-    REGIONSPOT_ROW(DO, "(%[c])", 8, 9, 10, 11)             \
-    REGIONSPOT_ROW(DO, "(%[c],%[cs])", 12, 13, 14, 15)     \
-    REGIONSPOT_ROW(DO, "(%[c],%[cs],2)", 16, 17, 18, 19)   \
-    REGIONSPOT_ROW(DO, "(%[c3])", 20, 21, 22, 23)          \
-    REGIONSPOT_ROW(DO, "(%[c3],%[cs])", 24, 25, 26, 27)    \
-    REGIONSPOT_ROW(DO, "(%[c3],%[cs],2)", 28, 29, 30, 31)
-#define REGIONSPOT_CLEAR(place, sum) "vpxord %%zmm" #sum ", %%zmm" #sum ", %%zmm" #sum "\n\t"
+#define REGIONSPOT_EACH_ROW(DO, matrix)                                            \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "])", 8, 9, 10, 11)                           \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "],%[" #matrix "s])", 12, 13, 14, 15)         \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "],%[" #matrix "s],2)", 16, 17, 18, 19)       \
+    "lea (%[" #matrix "],%[" #matrix "s],2), %[" #matrix "]\n\t"                   \
+    "add %[" #matrix "s], %[" #matrix "]\n\t"                                      \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "])", 20, 21, 22, 23)                         \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "],%[" #matrix "s])", 24, 25, 26, 27)         \
+    REGIONSPOT_ROW(DO, "(%[" #matrix "],%[" #matrix "s],2)", 28, 29, 30, 31)
 #define REGIONSPOT_LOAD(place, sum) "vmovups " place ", %%zmm" #sum "\n\t"
 #define REGIONSPOT_STORE(place, sum) "vmovups %%zmm" #sum ", " place "\n\t"
 
 template <>
-inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
+inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth, ConstMatrix from, Matrix c,
+                                std::intptr_t ahead) {
     const float *a3 = a.data + 3 * a.stride, *b3 = b.data + 3 * b.stride;
     std::size_t left = depth % 4, steps = depth / 4;
-    const std::size_t as = a.stride * sizeof(float), bs = b.stride * sizeof(float), cs = c.stride * sizeof(float);
+    const std::size_t as = a.stride * sizeof(float), bs = b.stride * sizeof(float);
+    const std::size_t fs = from.stride * sizeof(float), cs = c.stride * sizeof(float);
     __asm__ volatile(
-        "test %b[add], %b[add]\n\t"
-        "jnz 1f\n\t" REGIONSPOT_EACH_ROW(REGIONSPOT_CLEAR) "jmp 2f\n"
-        "1:\n\t" REGIONSPOT_EACH_ROW(REGIONSPOT_LOAD)
-        "2:\n\t"
+        REGIONSPOT_EACH_ROW(REGIONSPOT_LOAD, f)
         "test %[steps], %[steps]\n\t"
-        "jz 4f\n"
-        "3:\n\t"
+        "jz 2f\n"
+        "1:\n\t"
+        "prefetcht1 (%[b],%[ahead])\n\t"
         REGIONSPOT_STEP(0, "(%[b])") REGIONSPOT_STEP(1, "(%[b],%[bs])")
         REGIONSPOT_STEP(2, "(%[b],%[bs],2)") REGIONSPOT_STEP(3, "(%[b3])")
         "add $16, %[a]\n\t"
@@ -168,21 +189,22 @@ inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth,
         "lea (%[b],%[bs],4), %[b]\n\t"
         "lea (%[b3],%[bs],4), %[b3]\n\t"
         "dec %[steps]\n\t"
-        "jnz 3b\n"
-        "4:\n\t"
+        "jnz 1b\n"
+        "2:\n\t"
         "test %[left], %[left]\n\t"
-        "jz 6f\n"
-        "5:\n\t"
+        "jz 4f\n"
+        "3:\n\t"
         REGIONSPOT_STEP(0, "(%[b])")
         "add $4, %[a]\n\t"
         "add $4, %[a3]\n\t"
         "add %[bs], %[b]\n\t"
         "dec %[left]\n\t"
-        "jnz 5b\n"
-        "6:\n\t"
-        REGIONSPOT_EACH_ROW(REGIONSPOT_STORE)
-        : [a] "+r"(a.data), [a3] "+r"(a3), [b] "+r"(b.data), [b3] "+r"(b3), [steps] "+r"(steps), [left] "+r"(left)
-        : [as] "r"(as), [bs] "r"(bs), [cs] "r"(cs), [c] "r"(c.data), [c3] "r"(c.data + 3 * c.stride), [add] "r"(add)
+        "jnz 3b\n"
+        "4:\n\t"
+        REGIONSPOT_EACH_ROW(REGIONSPOT_STORE, c)
+        : [a] "+&r"(a.data), [a3] "+&r"(a3), [b] "+&r"(b.data), [b3] "+&r"(b3), [f] "+&r"(from.data), [c] "+&r"(c.data),
+          [steps] "+&r"(steps), [left] "+&r"(left)
+        : [as] "r"(as), [bs] "r"(bs), [fs] "r"(fs), [cs] "r"(cs), [ahead] "r"(ahead)
         : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",
           "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24",
           "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
@@ -199,34 +221,53 @@ inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth,
 #endif
 
 template <int Vectors>
-inline void multiply_columns(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, Matrix c, bool add) {
+inline void multiply_columns(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, ConstMatrix from, Matrix c,
+                             const float* next) {
+    const auto address = [](const float* values) { return reinterpret_cast<std::intptr_t>(values); };
+    std::intptr_t ahead = next == nullptr ? 0 : address(next) - address(b.data);
     for (std::size_t tiles = divided_up(rows, kRows); tiles > 0; --tiles) {  // of nearly equal height
         const std::size_t height = divided_up(rows, tiles);
         switch (height) {
-            case 1: multiply_tile<1, Vectors>(a, b, depth, c, add); break;
-            case 2: multiply_tile<2, Vectors>(a, b, depth, c, add); break;
-            case 3: multiply_tile<3, Vectors>(a, b, depth, c, add); break;
-            case 4: multiply_tile<4, Vectors>(a, b, depth, c, add); break;
-            case 5: multiply_tile<5, Vectors>(a, b, depth, c, add); break;
-            default: multiply_tile<6, Vectors>(a, b, depth, c, add);
+            case 1: multiply_tile<1, Vectors>(a, b, depth, from, c, ahead); break;
+            case 2: multiply_tile<2, Vectors>(a, b, depth, from, c, ahead); break;
+            case 3: multiply_tile<3, Vectors>(a, b, depth, from, c, ahead); break;
+            case 4: multiply_tile<4, Vectors>(a, b, depth, from, c, ahead); break;
+            case 5: multiply_tile<5, Vectors>(a, b, depth, from, c, ahead); break;
+            default: multiply_tile<6, Vectors>(a, b, depth, from, c, ahead);
         }
         a.data += height * a.stride;
+        from.data += height * from.stride;
         c.data += height * c.stride;
         rows -= height;
+        if (next != nullptr) ahead += kCacheLine;
     }
 }
 
-// c = a b, or c += a b: (rows, depth) times (depth, width). The width is a multiple of kGrain.
-inline void multiply(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, std::size_t width, Matrix c,
-                     bool add = false) {
+// c = from + a b: (rows, depth) times (depth, width), where `from` without data stands for zeros. The width is a multiple of
+// kGrain.
+//
+// `next`, where it is given, is what will be read after b, laid out as b is. Each tile of rows fetches a line of it to the
+// second-level cache for every four rows of b: where b is as wide as a tile, 16 tiles have fetched all of it.
+inline void accumulate(ConstMatrix from, ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, std::size_t width,
+                       Matrix c, const float* next = nullptr) {
     constexpr std::size_t kWide = kLanes * kVectors;
+    alignas(kCacheLine) static constexpr float kZeros[kWide]{};
+    const auto start = [from](std::size_t column) {
+        return from.data == nullptr ? ConstMatrix{kZeros, 0} : ConstMatrix{from.data + column, from.stride};
+    };
     std::size_t column = 0;
     for (; column + kWide <= width; column += kWide) {
-        multiply_columns<kVectors>(a, rows, {b.data + column, b.stride}, depth, {c.data + column, c.stride}, add);
+        multiply_columns<kVectors>(a, rows, {b.data + column, b.stride}, depth, start(column), {c.data + column, c.stride}, next);
     }
     for (; column < width; column += kLanes) {
-        multiply_columns<1>(a, rows, {b.data + column, b.stride}, depth, {c.data + column, c.stride}, add);
+        multiply_columns<1>(a, rows, {b.data + column, b.stride}, depth, start(column), {c.data + column, c.stride}, nullptr);
     }
+}
+
+// c = a b, or c += a b.
+inline void multiply(ConstMatrix a, std::size_t rows, ConstMatrix b, std::size_t depth, std::size_t width, Matrix c,
+                     bool add = false) {
+    accumulate(add ? ConstMatrix{c} : ConstMatrix{nullptr, 0}, a, rows, b, depth, width, c);
 }
 
 // The transposition of kGrain x kGrain values. A perfect shuffle takes the highest bit of a value's place, its row before

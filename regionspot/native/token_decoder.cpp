@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
 
 #include "matrix.hpp"
@@ -20,12 +19,12 @@ constexpr std::size_t kGroup = 4;       // prompts that look at a tile while it 
 constexpr std::size_t kMaskTokens = 4;  // of SAM
 constexpr std::size_t kSubcells = 4;    // what a cell becomes by each of two upscalings
 
-std::vector<float> copied(const Tensor& tensor) { return {tensor.data, tensor.data + tensor.rows * tensor.columns}; }
+AlignedVector copied(const Tensor& tensor) { return {tensor.data, tensor.data + tensor.rows * tensor.columns}; }
 
 // y = x weight^T + bias, with the weight in panels of kTile outputs.
 struct Linear {
     std::size_t in, width;  // the outputs, rounded up to kGrain with zeros
-    std::vector<float> panels, bias;
+    AlignedVector panels, bias;
 
     Linear(const Tensor& weight, const Tensor& offset) : in(weight.columns), width(rounded_up(weight.rows)) {
         if (offset.columns != weight.rows) throw std::invalid_argument("a linear layer's bias does not fit its weight");
@@ -43,7 +42,7 @@ struct Linear {
 };
 
 struct Norm {
-    std::vector<float> weight, bias;
+    AlignedVector weight, bias;
     float epsilon;
 };
 
@@ -82,16 +81,16 @@ struct TokenDecoder::Weights {
     Mlp iou;
     std::array<Mlp, kMaskTokens> filters;
     // (C / 2, C / 2), named after what they are products of
-    std::vector<float> u0_u0, key1_u0, u0_value1, query1_u0, w0_w0, u1_w0, u1_u1, final_key_w0, final_key_u1;
-    std::vector<float> w0_final_value, u1_final_value;
+    AlignedVector u0_u0, key1_u0, u0_value1, query1_u0, w0_w0, u1_w0, u1_u1, final_key_w0, final_key_u1;
+    AlignedVector w0_final_value, u1_final_value;
     // (C / 2,)
-    std::vector<float> w0_drift, u1_drift, final_key_drift, drift_final_value, value1_bias, final_value_bias;
+    AlignedVector w0_drift, u1_drift, final_key_drift, drift_final_value, value1_bias, final_value_bias;
     float drift_drift, epsilon0, epsilon1;
-    std::vector<float> positions;  // (tiles, 3, C / 2, kTile): of layer 1's keys and queries, of the final keys
+    AlignedVector positions;  // (tiles, 3, C / 2, kTile): of layer 1's keys and queries, of the final keys
     // Upscaling: (C, C), (C,), (C, C / 2) twice, (C,) twice, and the second convolution (C / 2, C / 4), (C / 2,).
-    std::vector<float> upscale_image, upscale_image_offset, upscale_w0, upscale_u1, upscale_drift, upscale_bias;
+    AlignedVector upscale_image, upscale_image_offset, upscale_w0, upscale_u1, upscale_drift, upscale_bias;
     Norm upscale_norm;
-    std::vector<float> upscale_second, upscale_second_bias;
+    AlignedVector upscale_second, upscale_second_bias;
 };
 
 namespace {
@@ -114,21 +113,21 @@ struct Scratch {
     std::size_t wanted, wanted_rows;      // tokens that are read in the end, the IoU token first; heads times that
     std::size_t read_stride;              // of what is summed for a row: values, products with p0, with p1
     bool draws;
-    std::vector<float> prompts, tokens, sum, left, right, wide;        // (kGroup * length, C or more)
-    std::vector<float> read_queries, read_queries1, keys0, keys1;      // (kGroup * length, C / 2)
-    std::vector<float> values0, values1, doubled0, doubled1, read;     // likewise
-    std::vector<float> asked, final_queries;                           // (kGroup * wanted, C), (kGroup * wanted, C / 2)
-    std::vector<float> spread, product, turned, mixed, turned_mix;     // of values, see `spread_values`
-    std::vector<float> scores, along, change0, change1, column;        // of a tile
-    std::vector<float> image, subcell, pixels;                         // of a tile, for masks
+    AlignedVector prompts, tokens, sum, left, right, wide;        // (kGroup * length, C or more)
+    AlignedVector read_queries, read_queries1, keys0, keys1;      // (kGroup * length, C / 2)
+    AlignedVector values0, values1, doubled0, doubled1, read;     // likewise
+    AlignedVector asked, final_queries;                           // (kGroup * wanted, C), (kGroup * wanted, C / 2)
+    AlignedVector spread, product, turned, mixed, turned_mix;     // of values, see `spread_values`
+    AlignedVector scores, along, change0, change1, column;        // of a tile
+    AlignedVector image, subcell, pixels;                         // of a tile, for masks
 
     struct Prompt {
-        std::vector<float> gram0, key1, query1, gram_w, cross, gram1;  // (R, padded)
-        std::vector<float> final0, final1;                             // (wanted rows, padded)
-        std::vector<float> drift0, drift1, final_drift;                // (padded), (padded), (wanted rows)
-        std::vector<float> p0, a0, p1, a1;                             // (tiles, R, kTile), (tiles, kTile)
-        std::vector<float> largest, sums, extra, total;                // (R), (R), (R), (R, read_stride)
-        std::vector<float> upscale0, upscale1, filters;                // (C, padded) twice, (wanted - 1, C / 8)
+        AlignedVector gram0, key1, query1, gram_w, cross, gram1;  // (R, padded)
+        AlignedVector final0, final1;                             // (wanted rows, padded)
+        AlignedVector drift0, drift1, final_drift;                // (padded), (padded), (wanted rows)
+        AlignedVector p0, a0, p1, a1;                             // (tiles, R, kTile), (tiles, kTile)
+        AlignedVector largest, sums, extra, total;                // (R), (R), (R), (R, read_stride)
+        AlignedVector upscale0, upscale1, filters;                // (C, padded) twice, (wanted - 1, C / 8)
     };
     std::vector<Prompt> prompt;
 
@@ -210,7 +209,7 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
             "the decoder's kernels need channels that are a multiple of 32, and image tokens that are one of 16");
     }
     const std::size_t tiles = divided_up(cells, kTile), value_width = rounded_up(half / heads);
-    const std::vector<float> epsilons = vector("epsilons", 4);
+    const AlignedVector epsilons = vector("epsilons", 4);
     const auto norm = [&](const std::string& name, std::size_t count, float epsilon) {
         return Norm{vector(name + ".weight", count), vector(name + ".bias", count), epsilon};
     };
@@ -245,7 +244,7 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         .drift_final_value = own("drift.final_value"), .value1_bias = own("value1_bias"),
         .final_value_bias = own("final_value_bias"),
         .drift_drift = vector("drift.drift", 1)[0], .epsilon0 = epsilons[1], .epsilon1 = epsilons[2],
-        .positions = std::vector<float>(tiles * 3 * half * kTile),
+        .positions = AlignedVector(tiles * 3 * half * kTile),
         .upscale_image = vector("upscale.image", channels * channels),
         .upscale_image_offset = vector("upscale.image_offset", channels),
         .upscale_w0 = vector("upscale.w0", channels * half), .upscale_u1 = vector("upscale.u1", channels * half),
@@ -255,7 +254,7 @@ TokenDecoder::TokenDecoder(const std::function<Tensor(const std::string&)>& find
         .upscale_second_bias = vector("upscale.second.bias", half)});
     std::size_t index = 0;
     for (const char* name : {"position_key1", "position_query1", "position_final_key"}) {
-        const std::vector<float> own_positions = vector(name, half * cells);
+        const AlignedVector own_positions = vector(name, half * cells);
         for (std::size_t tile = 0; tile < tiles; ++tile) {
             float* const to = weights->positions.data() + (tile * 3 + index) * half * kTile;
             copy_tile(own_positions.data(), half, cells, tile, to);

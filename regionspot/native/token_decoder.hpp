@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "aligned.hpp"
+
 namespace regionspot {
 
 // Dense, single precision, row-major; at most two axes.
@@ -24,8 +26,8 @@ public:
 
     // What all prompts of an image share, as kernels want it.
     struct Image {
-        std::vector<float> tiles;     // the projections and statistics, a tile of image tokens after another
-        std::vector<float> upscaled;  // (tiles, C, tile), the image's part of the first upscaling; empty without masks
+        AlignedVector tiles;     // the projections and statistics, a tile of image tokens after another
+        AlignedVector upscaled;  // (tiles, C, tile), the image's part of the first upscaling; empty without masks
     };
 
     // `find` gives the arrays of regionspot/export/decoder_weights.py by name; they are copied. Throws

@@ -143,7 +143,7 @@ private:
     // One head of one query; a score for each token.
     void attend_from(const float* query, const float* keys, const float* values, float* found, std::size_t head) {
         const std::size_t c = w_.channels;
-        float largest = std::numeric_limits<float>::lowest(), sum = 0;
+        float largest = kNever, sum = 0;
         for (std::size_t t = 0; t < s_.length; ++t) {
             float score = 0;
             for (std::size_t i = 0; i < head; ++i) score += query[i] * keys[t * c + i];
@@ -157,13 +157,13 @@ private:
     }
 
     // A projection of tokens + prompts to the width of cross attention.
-    void project(const Linear& linear, std::vector<float>& to) {
+    void project(const Linear& linear, AlignedVector& to) {
         add(s_.tokens.data(), s_.prompts.data(), all_ * w_.channels, s_.sum.data());
         apply(linear, {s_.sum.data(), w_.channels}, all_, {to.data(), w_.half});
     }
 
     // Of tokens alone; and twice that.
-    void project_tokens(const Linear& linear, std::vector<float>& to, std::vector<float>& doubled) {
+    void project_tokens(const Linear& linear, AlignedVector& to, AlignedVector& doubled) {
         apply(linear, {s_.tokens.data(), w_.channels}, all_, {to.data(), w_.half});
         add(to.data(), to.data(), all_ * w_.half, doubled.data());
     }
@@ -202,20 +202,20 @@ private:
     }
 
     // `left` by head with what `weights` (C / 2, C / 2) makes of the spread values.
-    void with_spread(const std::vector<float>& weights, const float* left, std::size_t length, std::vector<float>& to) {
+    void with_spread(const AlignedVector& weights, const float* left, std::size_t length, AlignedVector& to) {
         multiply({weights.data(), w_.half}, w_.half, {s_.spread.data(), s_.padded}, w_.half, s_.padded,
                  {s_.product.data(), s_.padded});
         by_head(left, length, {s_.product.data(), s_.padded}, s_.padded, {to.data(), s_.padded});
     }
 
     // A vector (C / 2,) with the spread values.
-    void vector_with_spread(const std::vector<float>& vector, std::vector<float>& to) {
+    void vector_with_spread(const AlignedVector& vector, AlignedVector& to) {
         multiply({vector.data(), w_.half}, 1, {s_.spread.data(), s_.padded}, w_.half, s_.padded, {to.data(), s_.padded});
     }
 
     // Sets `mixed` (rows, C / 2) to, or adds to it, what `rows` rows of weights (rows, R) of the image's change read of
     // it: the change is `values` (length, C / 2) of each head times `weights` (C / 2, C / 2).
-    void mix(const float* read, std::size_t rows, const float* values, const std::vector<float>& weights, bool add) {
+    void mix(const float* read, std::size_t rows, const float* values, const AlignedVector& weights, bool add) {
         std::fill_n(s_.turned.begin(), s_.rows * w_.half, 0.0F);
         for (std::size_t h = 0; h < w_.heads; ++h) {
             for (std::size_t t = 0; t < s_.length; ++t) {
@@ -234,7 +234,7 @@ private:
     void over_tiles(void (Group::*work)(std::size_t, std::size_t, const float*, const float*, Prompt&)) {
         for (std::size_t n = 0; n < count_; ++n) {
             Prompt& own = s_.prompt[n];
-            std::fill(own.largest.begin(), own.largest.end(), std::numeric_limits<float>::lowest());
+            std::fill(own.largest.begin(), own.largest.end(), kNever);
             for (auto* sums : {&own.sums, &own.extra, &own.total}) std::fill(sums->begin(), sums->end(), 0.0F);
         }
         for (std::size_t tile = 0; tile < w_.tiles; ++tile) {
@@ -288,7 +288,7 @@ private:
     }
 
     // p (R, kTile) to (kTile, padded). Columns beyond R are not zero; what is summed of them is not read.
-    void turn(const float* p, std::size_t width, std::vector<float>& turned) const {
+    void turn(const float* p, std::size_t width, AlignedVector& turned) const {
         for (std::size_t row = 0; row < s_.rows; row += kGrain) {
             for (std::size_t j = 0; j < width; j += kGrain) {
                 transpose({p + row * kTile + j, kTile}, {turned.data() + j * s_.padded + row, s_.padded});
@@ -335,11 +335,11 @@ private:
         }
     }
 
-    const float* of_prompt(const std::vector<float>& values, std::size_t n, std::size_t columns, std::size_t length) const {
+    const float* of_prompt(const AlignedVector& values, std::size_t n, std::size_t columns, std::size_t length) const {
         return values.data() + n * length * columns;
     }
 
-    const float* half_of(const std::vector<float>& values, std::size_t n) const {
+    const float* half_of(const AlignedVector& values, std::size_t n) const {
         return of_prompt(values, n, w_.half, s_.length);
     }
 
@@ -525,7 +525,7 @@ private:
         }
     }
 
-    void upscale_with_spread(const std::vector<float>& weights, std::vector<float>& to) {
+    void upscale_with_spread(const AlignedVector& weights, AlignedVector& to) {
         multiply({weights.data(), w_.half}, w_.channels, {s_.spread.data(), s_.padded}, w_.half, s_.padded,
                  {to.data(), s_.padded});
     }

@@ -1,16 +1,18 @@
-// Products of matrices against sums in double precision, at each level of an instruction set.
+// Products of matrices against sums in double precision, and functions against those of <cmath>, at each level of an instruction set.
 #include "matrix.hpp"
 
 #include "check.hpp"
+#include "random.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <vector>
 
-#define REGIONSPOT_KERNELS "matrix.inl"
+#define REGIONSPOT_KERNELS "test_matrix.inl"
 #include "levels.hpp"
 
 namespace {
@@ -38,9 +40,42 @@ void test_product(std::size_t rows, std::size_t depth, std::size_t width, bool a
     CHECK(std::all_of(c.end() - static_cast<std::ptrdiff_t>(of_c), c.end(), [](float value) { return value == kUntouched; }));
 }
 
+// c = bias + a b, the bias in all rows; what is read ahead changes nothing.
+void test_bias(std::size_t rows) {
+    constexpr std::size_t kDepth = 40, kWidth = 64;
+    std::mt19937 random(6);
+    const std::vector<float> a = normal(rows * kDepth, 1, random), b = normal(2 * kDepth * kWidth, 1, random);
+    const std::vector<float> bias = normal(kWidth, 1, random);
+    std::vector<float> c(rows * kWidth), plain(rows * kWidth);
+    REGIONSPOT_BEST(accumulate)({bias.data(), 0}, {a.data(), kDepth}, rows, {b.data(), kWidth}, kDepth, kWidth,
+                                {c.data(), kWidth}, b.data() + kDepth * kWidth);
+    REGIONSPOT_BEST(multiply)({a.data(), kDepth}, rows, {b.data(), kWidth}, kDepth, kWidth, {plain.data(), kWidth}, false);
+    for (std::size_t i = 0; i < c.size(); ++i) CHECK(std::abs(c[i] - plain[i] - bias[i % kWidth]) < 1e-4);
+}
+
+void test_functions() {
+    std::vector<float> x;
+    for (int i = -12000; i < 8000; ++i) x.push_back(static_cast<float>(i) * 0.011F);
+    for (const float value : {-200.0F, -1e9F, -1e30F, std::numeric_limits<float>::lowest()}) x.push_back(value);
+    x.resize((x.size() / 16 + 1) * 16);
+    std::vector<float> found(x.size());
+    REGIONSPOT_BEST(exponentials)(x.data(), x.size(), found.data());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double wanted = std::exp(static_cast<double>(x[i]));
+        CHECK(std::abs(found[i] - wanted) <= (x[i] > -87 ? 3e-7 + 1.2e-7 * std::abs(x[i]) : 0) * wanted + 2e-38);
+    }
+    REGIONSPOT_BEST(gelus)(x.data(), x.size(), found.data());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double wanted = 0.5 * x[i] * std::erfc(-x[i] * std::sqrt(0.5));
+        CHECK(std::abs(found[i] - wanted) <= 1e-6 * std::max(1.0, std::abs(wanted)));
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (std::size_t rows = 1; rows <= 19; ++rows) test_bias(rows);
+    test_functions();
     for (std::size_t rows = 1; rows <= 19; ++rows) {
         for (const std::size_t depth : {0, 1, 3, 4, 5, 16, 27, 128}) {
             for (const std::size_t width : {16, 48, 64, 80, 192}) {
