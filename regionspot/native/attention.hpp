@@ -18,6 +18,7 @@ struct GridAttention {
     const float* relative_rows;         // (rows, channels, rows): times a query in row i, its score with each row of keys
     const float* relative_columns;      // (columns, channels, columns)
     float* output;                      // (images, height, width, heads, channels)
+    std::size_t worked_rows, worked_columns;  // of tokens: windows that begin beyond them are left as they are
 };
 
 // softmax(scale query key^T + positions) value, for each query over the keys of its window.

@@ -15,6 +15,8 @@ struct Place {
         return top + row < task.height && left + column < task.width;
     }
 
+    bool left_out(const GridAttention& task) const { return top >= task.worked_rows || left >= task.worked_columns; }
+
     std::size_t token(const GridAttention& task, std::size_t row, std::size_t column) const {
         return (image * task.height + top + row) * task.width + left + column;
     }
@@ -54,6 +56,7 @@ inline void pack_window(const GridAttention& task, const GridSizes& sizes, const
                         const PackedWindow& packed) {
     const std::size_t d = task.channels;
     const Place place(task, sizes, item);
+    if (place.left_out(task)) return;
     for (std::size_t row = 0; row < task.rows; ++row) {
         for (std::size_t column = 0; column < sizes.padded_columns; column += kGrain) {
             pack_grain(task, sizes, place, row, column, packed);
@@ -88,7 +91,7 @@ public:
           first_(first_row_ * task.columns), count_((end_row_ - first_row_) * task.columns) {}
 
     void attend() const {
-        if (place_.top + first_row_ >= task_.height) return;  // all of it outside the image
+        if (place_.left_out(task_) || place_.top + first_row_ >= task_.height) return;  // the latter: outside the image
         const std::size_t d = task_.channels;
         std::fill_n(scratch_.total.begin(), count_ * d, 0.0F);
         std::fill_n(scratch_.sums.begin(), count_, 0.0F);

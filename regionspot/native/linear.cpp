@@ -13,7 +13,7 @@
 namespace regionspot {
 namespace {
 
-constexpr std::size_t kDepth = 768;  // inputs at a time, at most: a panel of their weights stays in the second-level cache
+constexpr std::size_t kDepth = 1024;  // inputs at a time, at most: a panel of their weights stays in the second-level cache
 constexpr std::size_t kChunk = 360;  // rows at a time, about, for which a panel of weights is read once
 constexpr std::size_t kPieces = 2;   // of work for each thread, at least: one that is held up leaves them to others
 
@@ -27,7 +27,7 @@ struct LinearPiece {
     float* y;
     std::size_t inputs, outputs, depth;
     const float *weight, *bias;
-    bool gelu;
+    Activation activation;
     std::size_t first_row, end_row, first_column, end_column;
 };
 
@@ -44,8 +44,10 @@ std::size_t depth_for(std::size_t inputs) {
 
 namespace regionspot {
 
-LinearLayer::LinearLayer(const float* weight, const float* bias, std::size_t inputs, std::size_t outputs, bool gelu)
-    : inputs_(inputs), outputs_(outputs), depth_(depth_for(inputs)), gelu_(gelu), weight_(inputs * outputs), bias_(outputs) {
+LinearLayer::LinearLayer(const float* weight, const float* bias, std::size_t inputs, std::size_t outputs,
+                         Activation activation)
+    : inputs_(inputs), outputs_(outputs), depth_(depth_for(inputs)), activation_(activation), weight_(inputs * outputs),
+      bias_(outputs) {
     if (inputs == 0 || outputs == 0 || inputs % kGrain != 0 || outputs % kGrain != 0) {
         throw std::invalid_argument("a layer's inputs and outputs must be multiples of 16");
     }
@@ -78,7 +80,7 @@ void LinearLayer::apply(const float* x, std::size_t rows, float* y, std::size_t 
     parallel_for(chunks * parts, threads, [&](std::size_t index, std::size_t thread) {
         const std::size_t row = index / parts * chunk * tile.rows, part = index % parts;
         const auto column = [&](std::size_t begin) { return std::min(outputs_, panels * begin / parts * tile.width); };
-        multiply({x, y, inputs_, outputs_, depth_, weight_.get(), bias_.get(), gelu_, row,
+        multiply({x, y, inputs_, outputs_, depth_, weight_.get(), bias_.get(), activation_, row,
                   std::min(rows, row + chunk * tile.rows), column(part), column(part + 1)},
                  packed[thread].get());
     });

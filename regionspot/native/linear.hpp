@@ -7,11 +7,14 @@
 
 namespace regionspot {
 
+// What follows a layer, of each output x: nothing; x Phi(x), Phi the normal distribution's own, not its approximation by
+// tanh; or x / (1 + exp(-1.702 x)).
+enum class Activation { kNone, kGelu, kQuickGelu };
+
 class LinearLayer {
 public:
-    // weight (inputs, outputs), bias (outputs); they are copied. With `gelu`, x Phi(x) of each output, Phi the normal
-    // distribution's own, not its approximation by tanh. Throws std::invalid_argument for widths that are not multiples of 16.
-    LinearLayer(const float* weight, const float* bias, std::size_t inputs, std::size_t outputs, bool gelu);
+    // weight (inputs, outputs), bias (outputs); they are copied. Throws std::invalid_argument for widths that are not multiples of 16.
+    LinearLayer(const float* weight, const float* bias, std::size_t inputs, std::size_t outputs, Activation activation);
 
     // x (rows, inputs) to y (rows, outputs): x weight + bias. Both are dense.
     void apply(const float* x, std::size_t rows, float* y, std::size_t threads) const;
@@ -23,7 +26,7 @@ public:
 
 private:
     std::size_t inputs_, outputs_, depth_;  // inputs that are worked on at a time
-    bool gelu_;
+    Activation activation_;
     AlignedFloats weight_;  // for each `depth_` inputs, panels of a tile's width, one after the other: (inputs, width)
     AlignedFloats bias_;
 };

@@ -11,11 +11,17 @@ inline void prefetch_rows(std::size_t rows, std::size_t width, Matrix c) {
     }
 }
 
-inline void apply_gelu(std::size_t rows, std::size_t width, Matrix c) {
+template <typename Function>
+inline void apply_each(const Function& function, std::size_t rows, std::size_t width, Matrix c) {
     for (std::size_t row = 0; row < rows; ++row) {
         float* const values = c.data + row * c.stride;
-        for (std::size_t i = 0; i < width; i += kLanes) store(values + i, gelu(load(values + i)));
+        for (std::size_t i = 0; i < width; i += kLanes) store(values + i, function(load(values + i)));
     }
+}
+
+inline void activate(Activation activation, std::size_t rows, std::size_t width, Matrix c) {
+    if (activation == Activation::kGelu) apply_each([](Floats x) { return gelu(x); }, rows, width, c);
+    if (activation == Activation::kQuickGelu) apply_each([](Floats x) { return quick_gelu(x); }, rows, width, c);
 }
 
 // Inputs from `first` on of a piece's rows, copied where they lie far apart.
@@ -44,7 +50,7 @@ inline void multiply_piece(const LinearPiece& piece, float* packed) {
                 prefetch_rows(std::min<std::size_t>(kRows, left), width, {y.data + count * y.stride, y.stride});
                 accumulate(first == 0 ? ConstMatrix{piece.bias + column, 0} : ConstMatrix{y}, {x.data + row * x.stride, x.stride},
                            count, {weights, width}, depth, width, y, next + row / kRows * kLine);
-                if (piece.gelu && first + depth == piece.inputs) apply_gelu(count, width, y);
+                if (first + depth == piece.inputs) activate(piece.activation, count, width, y);
             }
         }
     }

@@ -106,20 +106,23 @@ template <std::size_t Axes, typename Number = const float>
 using ArrayOf = nb::ndarray<Number, nb::ndim<Axes>, nb::c_contig, nb::device::cpu>;
 // Shapes are checked where the operation is put into a graph.
 void grid_attention(const ArrayOf<4>& projected, const ArrayOf<1>& padding, const ArrayOf<3>& relative_rows,
-                    const ArrayOf<3>& relative_columns, const ArrayOf<4, float>& output, std::size_t threads) {
+                    const ArrayOf<3>& relative_columns, const ArrayOf<4, float>& output, const Size& worked,
+                    std::size_t threads) {
     const std::size_t channels = relative_rows.shape(1);
     nb::gil_scoped_release release;
     regionspot::grid_attention(
         {projected.shape(0), projected.shape(1), projected.shape(2), output.shape(3) / channels, channels,
          relative_rows.shape(0), relative_columns.shape(0), 1.0F / std::sqrt(static_cast<float>(channels)),
-         projected.data(), padding.data(), relative_rows.data(), relative_columns.data(), output.data()},
+         projected.data(), padding.data(), relative_rows.data(), relative_columns.data(), output.data(),
+         worked[0], worked[1]},
         threads);
 }
 
-std::unique_ptr<regionspot::LinearLayer> linear_layer(const ArrayOf<2>& weight, const ArrayOf<1>& bias, bool gelu) {
+std::unique_ptr<regionspot::LinearLayer> linear_layer(const ArrayOf<2>& weight, const ArrayOf<1>& bias,
+                                                      regionspot::Activation activation) {
     if (bias.shape(0) != weight.shape(1)) throw std::invalid_argument("a linear layer's bias does not fit its weight");
     nb::gil_scoped_release release;
-    return std::make_unique<regionspot::LinearLayer>(weight.data(), bias.data(), weight.shape(0), weight.shape(1), gelu);
+    return std::make_unique<regionspot::LinearLayer>(weight.data(), bias.data(), weight.shape(0), weight.shape(1), activation);
 }
 
 void apply_linear(const regionspot::LinearLayer& layer, const ArrayOf<2>& x, const ArrayOf<2, float>& y, std::size_t threads) {
@@ -177,9 +180,14 @@ NB_MODULE(_native, module) {
     module.def("resize_rgb", &resize_rgb, nb::arg("image").noconvert(), nb::arg("targets").noconvert(), nb::arg("threads"));
     module.def("grid_attention", &grid_attention, nb::arg("projected").noconvert(), nb::arg("padding").noconvert(),
                nb::arg("relative_rows").noconvert(), nb::arg("relative_columns").noconvert(),
-               nb::arg("output").noconvert(), nb::arg("threads"));
+               nb::arg("output").noconvert(), nb::arg("worked"), nb::arg("threads"));
+    nb::enum_<regionspot::Activation>(module, "Activation")
+        .value("NONE", regionspot::Activation::kNone)
+        .value("GELU", regionspot::Activation::kGelu)
+        .value("QUICK_GELU", regionspot::Activation::kQuickGelu);
     nb::class_<regionspot::LinearLayer>(module, "LinearLayer")
-        .def(nb::new_(&linear_layer), nb::arg("weight").noconvert(), nb::arg("bias").noconvert(), nb::arg("gelu"))
+        .def(nb::new_(&linear_layer), nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
+             nb::arg("activation") = regionspot::Activation::kNone)
         .def_prop_ro_static("lanes", [](nb::handle) { return regionspot::LinearLayer::lanes(); })
         .def("apply", &apply_linear, nb::arg("x").noconvert(), nb::arg("y").noconvert(), nb::arg("threads"));
     nb::class_<regionspot::TokenDecoder::Image>(module, "PackedImage");

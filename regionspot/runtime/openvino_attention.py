@@ -43,8 +43,9 @@ class GridAttention(NativeOperation):
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         projected, padding, relative_rows, relative_columns = (tensor.data for tensor in inputs)
         outputs[0].shape = (*projected.shape[:3], projected.shape[3] // 3)
+        worked = projected.shape[1:3] if self.worked is None else self.worked.size
         _native.grid_attention(
-            projected, padding, relative_rows, relative_columns, outputs[0].data, threads=self.threads
+            projected, padding, relative_rows, relative_columns, outputs[0].data, worked=worked, threads=self.threads
         )
         return True
 

@@ -8,6 +8,24 @@ from typing import Any, ClassVar
 from openvino import DiscreteTypeInfo, Node, Op, Output
 
 
+class Worked:
+    """How much of an image's tokens operations work on; what they give of others is not read.
+
+    Args:
+        grid: (h, w) tokens of an image.
+    """
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.grid = self.size = grid
+
+    def spans(self) -> list[slice]:
+        """The tokens, in pieces that lie side by side."""
+        (rows, columns), width = self.size, self.grid[1]
+        if columns == width:
+            return [slice(0, rows * width)]
+        return [slice(row * width, row * width + columns) for row in range(rows)]
+
+
 class NativeOperation(Op):
     """An operation of our own kernels, in single precision. A subclass says its output's type, and how it is run.
 
@@ -26,6 +44,7 @@ class NativeOperation(Op):
         super().__init__(weakref.proxy(self))
         self.threads, self.alive = threads, [] if alive is None else alive
         self.alive.append(self)
+        self.worked: Worked | None = None  # None for all
         if inputs is not None:
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()
@@ -34,7 +53,13 @@ class NativeOperation(Op):
         return self.class_type_info
 
     def clone_with_new_inputs(self, new_inputs: list[Output]) -> NativeOperation:
-        return type(self)(new_inputs, self.threads, self.alive)
+        copy = self.with_inputs(new_inputs)
+        copy.worked = self.worked
+        return copy
+
+    def with_inputs(self, inputs: list[Output]) -> NativeOperation:
+        """One that does the same."""
+        return type(self)(inputs, self.threads, self.alive)
 
     def visit_attributes(self, visitor: Any) -> bool:
         visitor.on_attributes({"threads": self.threads})
@@ -44,9 +69,14 @@ class NativeOperation(Op):
         return True
 
 
+def readers_of(node: Node) -> list[Node]:
+    """What reads a node; what reads it twice is there twice."""
+    return [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
+
+
 def only_user(node: Node) -> Node | None:
     """What reads a node, if that is one node."""
-    users = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
+    users = readers_of(node)
     return users[0] if len(users) == 1 else None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mapped_files import forget_pages
-from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
@@ -24,6 +24,7 @@ try:
 
     from regionspot.runtime.openvino_attention import use_own_attention
     from regionspot.runtime.openvino_linear import use_own_linear_layers
+    from regionspot.runtime.openvino_padding import PaddingWindows, leave_out_padding
 except ImportError as error:
     raise InputError(f"this runtime needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
 
@@ -61,11 +62,14 @@ class OpenVinoRunner:
             model = core.read_model(path)
             ports = _tensors(model.inputs, spec.input_names), _tensors(model.outputs, spec.output_names)
             self._kept: list[Any] = []
-            if precision == "f32":
+            if precision == "f32" and set(spec.ranges) == {"batch"}:
                 use_own_attention(model, threads, self._kept)
                 use_own_linear_layers(model, threads, self._kept)
+            self._padding: PaddingWindows | None = None
             if self._kept:  # a size that may change would have OpenVINO copy our operations for each run
                 model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+                if INPUT_SIZES.name in spec.input_names:
+                    self._padding = leave_out_padding(model, threads, self._kept)
             compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise ArtifactError(
@@ -89,6 +93,8 @@ class OpenVinoRunner:
 
     def _infer(self, feeds: Tensors) -> dict[str, Any]:
         assert self._request is not None
+        if self._padding is not None:
+            self._padding.begin(feeds[INPUT_SIZES.name][0])
         try:
             results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
         except RuntimeError as error:

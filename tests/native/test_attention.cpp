@@ -58,7 +58,7 @@ void test_grid(std::size_t images, std::size_t height, std::size_t width, std::s
     const std::vector<float> relative_columns = normal(columns * channels * columns, 0.2F, random);
     std::vector<float> output(tokens * of_part, NAN), again(output.size(), NAN);
     GridAttention task{images, height, width, heads, channels, rows, columns, scale, projected.data(), padding.data(),
-                       relative_rows.data(), relative_columns.data(), output.data()};
+                       relative_rows.data(), relative_columns.data(), output.data(), height, width};
     regionspot::grid_attention(task, 1);
     for (std::size_t place = 0; place < tokens * heads; place += 3) {
         const std::size_t token = place / heads, image = token / (height * width), y = token / width % height;
@@ -68,6 +68,14 @@ void test_grid(std::size_t images, std::size_t height, std::size_t width, std::s
     task.output = again.data();
     regionspot::grid_attention(task, 3);  // the same bits, however the work is divided
     CHECK(output == again);
+    std::fill(again.begin(), again.end(), NAN);
+    task.worked_rows = height / 2, task.worked_columns = width / 2;  // the windows that begin there, whole
+    regionspot::grid_attention(task, 2);
+    for (std::size_t i = 0; i < again.size(); ++i) {
+        const std::size_t y = i / of_part / width % height, x = i / of_part % width;
+        const bool worked = y / rows * rows < task.worked_rows && x / columns * columns < task.worked_columns;
+        CHECK(worked ? again[i] == output[i] : std::isnan(again[i]));
+    }
 }
 
 }  // namespace

@@ -69,6 +69,11 @@ void test_functions() {
         const double wanted = 0.5 * x[i] * std::erfc(-x[i] * std::sqrt(0.5));
         CHECK(std::abs(found[i] - wanted) <= 1e-6 * std::max(1.0, std::abs(wanted)));
     }
+    REGIONSPOT_BEST(quick_gelus)(x.data(), x.size(), found.data());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double wanted = x[i] / (1 + std::exp(-1.702 * x[i]));
+        CHECK(std::abs(found[i] - wanted) <= 1e-6 * std::max(1.0, std::abs(wanted)) + 2e-38 * std::abs(x[i]));
+    }
 }
 
 }  // namespace
