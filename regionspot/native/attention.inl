@@ -99,7 +99,9 @@ public:
         for (std::size_t key = 0; key < sizes_.keys; key += kKeys) {
             const std::size_t keys = std::min(kKeys, sizes_.keys - key);
             score(key, keys);
-            for (std::size_t i = 0; i < count_; ++i) weigh(i, key, keys);
+            std::size_t i = 0;
+            for (; i + 1 < count_; i += 2) weigh<2>(i, key, keys);
+            if (i < count_) weigh<1>(i, key, keys);
             const Matrix total{scratch_.total.data(), d};
             const float* const values = packed_.values + key * d;
             accumulate(total, {scratch_.scores.data(), kKeys}, count_, {values, d}, keys, d, total, values + keys * d);
@@ -119,16 +121,45 @@ private:
         }
     }
 
-    // A query's scores, here logarithms to base 2, to weights of a softmax over all keys so far; what was summed before is scaled to it.
-    void weigh(std::size_t i, std::size_t key, std::size_t keys) const {
-        float* const scores = scratch_.scores.data() + i * kKeys;
-        const float largest = std::max(scratch_.largest[i], add_positions(i, key, keys, scores));
-        Floats sums{};
-        for (std::size_t j = 0; j < keys; j += kLanes) {
-            const Floats weight = power_of_two(load(scores + j) - largest);
-            store(scores + j, weight);
-            sums += weight;
+    // Scores of queries, here logarithms to base 2, to weights of a softmax over all keys so far; what was summed before is
+    // scaled to it. Of several queries at once, as one waits for its own largest score.
+    template <int Count>
+    void weigh(std::size_t first, std::size_t key, std::size_t keys) const {
+        float* scores[Count];
+        Floats most[Count], largest[Count], sums[Count];
+        for (int n = 0; n < Count; ++n) {
+            scores[n] = scratch_.scores.data() + (first + n) * kKeys;
+            most[n] = broadcast(scratch_.largest[first + n]);
+            sums[n] = Floats{};
         }
+        const float* const with_rows = packed_.with_rows + (first_ + first) * sizes_.padded_rows;
+        const float* const with_columns = packed_.with_columns + (first_ + first) * sizes_.padded_columns;
+        std::size_t row = key / sizes_.padded_columns, column = key % sizes_.padded_columns;
+        for (std::size_t j = 0; j < keys; j += kLanes) {
+#pragma GCC unroll 2
+            for (int n = 0; n < Count; ++n) {
+                const Floats score = load(scores[n] + j) + (load(with_columns + n * sizes_.padded_columns + column) +
+                                                            with_rows[n * sizes_.padded_rows + row]);
+                store(scores[n] + j, score);
+                most[n] = larger(most[n], score);
+            }
+            column += kLanes;
+            if (column == sizes_.padded_columns) column = 0, ++row;
+        }
+        for (int n = 0; n < Count; ++n) largest[n] = broadcast(largest_of(most[n]));
+        for (std::size_t j = 0; j < keys; j += kLanes) {
+#pragma GCC unroll 2
+            for (int n = 0; n < Count; ++n) {
+                const Floats weight = power_of_two(load(scores[n] + j) - largest[n]);
+                store(scores[n] + j, weight);
+                sums[n] += weight;
+            }
+        }
+        for (int n = 0; n < Count; ++n) rescale(first + n, largest[n][0], sum_of(sums[n]));
+    }
+
+    // Takes a block's largest score and sum of weights into those of a query.
+    void rescale(std::size_t i, float largest, float sum) const {
         if (largest > scratch_.largest[i]) {
             const float factor = power_of_two(broadcast(scratch_.largest[i] - largest))[0];
             scratch_.largest[i] = largest;
@@ -136,23 +167,7 @@ private:
             float* const total = scratch_.total.data() + i * task_.channels;
             for (std::size_t c = 0; c < task_.channels; c += kLanes) store(total + c, load(total + c) * factor);
         }
-        scratch_.sums[i] += sum_of(sums);
-    }
-
-    // Adds those of rows and columns to a query's scores; the largest score.
-    float add_positions(std::size_t i, std::size_t key, std::size_t keys, float* scores) const {
-        const float* const with_rows = packed_.with_rows + (first_ + i) * sizes_.padded_rows;
-        const float* const with_columns = packed_.with_columns + (first_ + i) * sizes_.padded_columns;
-        Floats largest = broadcast(kNever);
-        std::size_t row = key / sizes_.padded_columns, column = key % sizes_.padded_columns;
-        for (std::size_t j = 0; j < keys; j += kLanes) {
-            const Floats score = load(scores + j) + (load(with_columns + column) + with_rows[row]);
-            store(scores + j, score);
-            largest = larger(largest, score);
-            column += kLanes;
-            if (column == sizes_.padded_columns) column = 0, ++row;
-        }
-        return largest_of(largest);
+        scratch_.sums[i] += sum;
     }
 
     void write() const {
