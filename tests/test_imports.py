@@ -52,6 +52,7 @@ FENCES = {
         "regionspot/runtime/openvino_operation.py",
         "regionspot/runtime/openvino_attention.py",
         "regionspot/runtime/openvino_linear.py",
+        "regionspot/runtime/openvino_padding.py",
         "export/openvino_ir.py",
     ),
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
