@@ -87,7 +87,7 @@ def leave_out_padding(model: Model, threads: int, alive: list[Any]) -> PaddingWi
     if not globals_ or globals_[0].get_friendly_name() == layers[0].get_friendly_name():
         return None
     tokens = _residual_above(globals_[0])
-    above = {} if tokens is None else _above(tokens)
+    above = {} if tokens is None else _with_ancestors(tokens)
     kinds = [node.get_type_name() for node in above.values()]
     windowed = [node for node in above.values() if node.get_type_name() == GridAttention.class_type_info.name]
     patches = {_patch_of(node) for node in above.values() if node.get_type_name() == "Convolution"}
@@ -127,7 +127,7 @@ def _residual_above(attention: Node) -> Node | None:
     return None
 
 
-def _above(node: Node) -> dict[str, Node]:
+def _with_ancestors(node: Node) -> dict[str, Node]:
     """All that a node depends on, and itself, by name."""
     found, left = {}, [node]
     while left:

@@ -149,6 +149,17 @@ def test_an_encoder(sam_encoder: Path, encode: Encode, monkeypatch: pytest.Monke
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
 
 
+def test_a_graph_of_several_sizes_keeps_openvinos(mini_artifacts: Path) -> None:
+    """Ours would fix all of them, the number of words too."""
+    path = mini_artifacts / "onnx" / "fp32" / "region_head.onnx"
+    assert replaced(openvino.Core().read_model(path))  # layers that ours could do
+    spec = graph_specs(model_sizes(create_model("regionspot_mini")))["region_head"]
+    with OpenVinoRunner(path, spec, threads=1) as runner:
+        for sizes in ({"batch": 1, "regions": 8, "words": 5}, {"batch": 2, "regions": 3, "words": 80}):
+            feeds = {tensor.name: np.ones(tensor.resolved(sizes), tensor.dtype) for tensor in spec.inputs}
+            assert runner.infer(feeds)["logits"].shape == tuple(sizes.values())
+
+
 def test_nothing_is_left_behind(sam_encoder: Path) -> None:
     def alive() -> int:
         gc.collect()
