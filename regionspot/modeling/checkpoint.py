@@ -101,7 +101,8 @@ def _as_float32(value: Any) -> Any:
 
 
 def _dimensions(head: RegionHead) -> dict[str, Any]:
-    names = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim", "dropout")
+    sizes = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim")
+    names = (*sizes, "dropout", "multimask")
     return {name: getattr(head, name) for name in names}
 
 

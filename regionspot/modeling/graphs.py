@@ -39,6 +39,7 @@ def model_sizes(model: RegionSpot) -> ModelInfo:
         context_length=clip.context_length,
         logit_scale=0.0,
         text_fingerprint="",
+        multimask=model.head.multimask,
     )
 
 

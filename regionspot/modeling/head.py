@@ -24,6 +24,8 @@ class RegionHead(nn.Module):
         token_dim: C, channels of a mask token (256 for full-size SAM).
         clip_width: D, channels of CLIP's feature map, and of this decoder.
         embed_dim: E, length of CLIP's text embeddings.
+        multimask: whether the head was trained on SAM's three multimask tokens of a prompt, each as its own region,
+            instead of the single-mask token. The forward pass does not depend on it; prediction and evaluation do.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class RegionHead(nn.Module):
         num_heads: int = 8,
         feedforward_dim: int = 2048,
         dropout: float = 0.1,
+        multimask: bool = False,
     ) -> None:
         super().__init__()
         self.token_dim = token_dim
@@ -44,6 +47,7 @@ class RegionHead(nn.Module):
         self.num_heads = num_heads
         self.feedforward_dim = feedforward_dim
         self.dropout = dropout
+        self.multimask = multimask
         self.to_clip = nn.Linear(token_dim, clip_width)
         self.decoder = Decoder(num_layers, clip_width, num_heads, feedforward_dim, dropout)
         self.projector = nn.Linear(clip_width, embed_dim)

@@ -105,6 +105,7 @@ class ModelInfo:
         context_length: most tokens of a text.
         logit_scale: what cosines are multiplied by.
         text_fingerprint: changes with the text encoder's weights or its tokenizer (`ClipBackbone.fingerprint`).
+        multimask: whether the head was trained on SAM's three multimask tokens instead of the single-mask token.
     """
 
     name: str
@@ -118,6 +119,7 @@ class ModelInfo:
     context_length: int
     logit_scale: float
     text_fingerprint: str
+    multimask: bool = False
 
     @property
     def mask_size(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionspot.runtime.scores import best_classes, softmax
+from regionspot.runtime.scores import best_classes, best_reading, softmax
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (2, 3, 11), (0, 4), (2, 0, 4), (3, 1)])
@@ -37,3 +37,9 @@ def test_best_first_and_of_equals_the_first() -> None:
 def test_no_more_than_there_are() -> None:
     scores, ids = best_classes(np.zeros((0, 3), np.float32), 9)
     assert scores.shape == ids.shape == (0, 3)
+
+
+def test_the_reading_with_the_highest_predicted_iou_is_taken() -> None:
+    values = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    ious = np.array([[0.1, 0.9, 0.2], [0.5, 0.4, 0.3]], np.float32)
+    assert best_reading(values, ious).tolist() == [values[0, 1].tolist(), values[1, 0].tolist()]
