@@ -1,40 +1,94 @@
-"""Files that are either whole or not there: written aside, flushed to the disk, then renamed."""
+"""Files that are either whole or not there: written aside, flushed to the disk, then renamed.
+
+Devices, FIFOs and this process's own descriptors (/dev/stdout) are written into instead: nothing takes their place.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
+import stat
+import sys
+import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 
 READ_BYTES = 1 << 20
 LEFTOVER_AGE_S = 3600.0
 """A file written aside that nobody has touched for so long is of a process that was killed."""
 
+MAX_LINKS = 40
+_DESCRIPTOR = re.compile(r"/(?:dev/fd|proc/(?:self|thread-self|(?P<pid>\d+))/fd)/(?P<fd>\d+)")
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+"""What file systems that cannot flush a directory say (FUSE, SMB), or folders that may be written but not read."""
+
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write `content` to `path`, so that a reader or a crash finds the old file or the new one and nothing between.
 
-    Missing directories are made.
+    Missing directories are made. A symbolic link stays one, and its target is replaced. A file that is there keeps its
+    mode; a new one gets what the umask allows. What is no regular file (a device, a FIFO, /dev/stdout) is written into.
 
     Raises:
         ArtifactError: it cannot be written. What was at `path` is untouched, and nothing is left beside it.
     """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_flushed(aside, content)
-        os.replace(aside, path)
-        flush_directory(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        descriptor = own_descriptor(path)
+        if descriptor is not None:
+            if descriptor == 1 and sys.stdout is not None:
+                sys.stdout.flush()  # what was printed before comes first
+            _write_all(descriptor, content)
+        elif _is_special(path):
+            with open(path, "wb", buffering=0) as file:
+                _write_all(file.fileno(), content)
+        else:
+            _replace(Path(os.path.realpath(path)), content)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise ArtifactError(f"cannot write {path}: {why_not_written(error)}") from error
+
+
+def own_descriptor(path: str | Path) -> int | None:
+    """The number of this process's descriptor that a path names (/dev/stdout is 1, /dev/fd/3 is 3), else None.
+
+    Raises:
+        OSError: the path's symbolic links form a loop.
+    """
+    text = os.path.abspath(path)
+    for _ in range(MAX_LINKS):
+        folder, name = os.path.split(text)
+        found = _DESCRIPTOR.fullmatch(text) or _DESCRIPTOR.fullmatch(os.path.join(os.path.realpath(folder), name))
+        if found and found["pid"] in (None, str(os.getpid())):
+            return int(found["fd"])
+        if not os.path.islink(text):
+            return None
+        text = os.path.normpath(os.path.join(os.path.realpath(folder), os.readlink(text)))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def same_file(a: str | Path, b: str | Path) -> bool:
+    """Whether two paths lead to one file, also where it does not exist yet. Hard links count as files of their own."""
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    try:
+        first, second = os.stat(a), os.stat(b)
+    except (OSError, ValueError):
+        return False
+    return os.path.samestat(first, second) and first.st_nlink == 1
+
+
+def readable_name(name: str | Path) -> str:
+    """A file's name as text that any encoding of Unicode can hold: bytes that are not UTF-8 become \\xNN."""
+    text = os.fspath(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def delete_leftovers(directory: Path) -> None:
@@ -45,28 +99,38 @@ def delete_leftovers(directory: Path) -> None:
                 path.unlink()
 
 
-def write_flushed(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with open(path, "wb") as file:
+def write_flushed(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file and wait until the disk has it. `mode`: of a new file, before the umask."""
+    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def flush_directory(path: Path) -> None:
-    """Wait until the disk has a directory's entries: a rename is safe only then."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the disk has a directory's entries: a rename is safe only then.
+
+    Where the file system cannot do so, the entries are there all the same, and nothing is raised.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
 
 
-def why_not_written(error: OSError) -> str:
+def why_not_written(error: Exception) -> str:
     """The reason in words, and what to do where the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
-    return error.strerror or str(error)
+    if number == errno.ELOOP:
+        return "its symbolic links form a loop"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def file_digest(path: Path) -> str:
@@ -81,8 +145,37 @@ def file_digest(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Where everything is cached: $REGIONSPOT_CACHE, or ~/.cache/regionspot where that is unset or empty."""
-    return Path(os.environ.get("REGIONSPOT_CACHE") or "~/.cache/regionspot").expanduser()
+    """Where everything is cached: $REGIONSPOT_CACHE, or ~/.cache/regionspot where that is unset or empty.
+
+    A user without a home directory gets a private folder among the temporary files.
+
+    Raises:
+        InputError: REGIONSPOT_CACHE begins with a ~ that leads nowhere.
+    """
+    named = os.environ.get("REGIONSPOT_CACHE")
+    if named:
+        return expand_home(named, "REGIONSPOT_CACHE")
+    try:
+        return Path("~/.cache/regionspot").expanduser()
+    except RuntimeError:  # HOME is unset, and the user has no account
+        return _private_folder()
+
+
+def expand_home(path: str | Path, what: str) -> Path:
+    """A path with its ~ or ~user replaced.
+
+    Args:
+        what: the variable or option that holds it, for the message.
+
+    Raises:
+        InputError: there is no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{what} is {str(path)!r}, but there is no such home directory: set HOME, or write the whole path"
+        ) from error
 
 
 def in_units(num_bytes: float) -> str:
@@ -92,3 +185,69 @@ def in_units(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a new file in the place of `path`, which is no link; it takes over the old one's owner and mode."""
+    if os.path.islink(path):  # realpath leaves a loop as it is
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    aside = path.with_name(f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
+    old = _status(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_flushed(aside, content, 0o666 if old is None else 0o600)
+        if old is not None:
+            _take_over(aside, old)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # the file is in its place; at worst a power failure brings back the old one
+        flush_directory(path.parent)
+
+
+def _take_over(path: Path, old: os.stat_result) -> None:
+    """Give a file the owner, where this user may, and the mode of the one that it replaces."""
+    new = path.stat()
+    if hasattr(os, "chown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        with contextlib.suppress(OSError):
+            os.chown(path, old.st_uid, old.st_gid)
+    with contextlib.suppress(OSError):  # a file system without modes
+        path.chmod(stat.S_IMODE(old.st_mode))
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether a path leads to something that is there, and neither a regular file nor a folder."""
+    status = _status(path)
+    return status is not None and not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+
+
+def _status(path: str | Path) -> os.stat_result | None:
+    """What a path leads to; None where there is nothing. Other errors, such as a loop of links, are raised."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@cache
+def _private_folder() -> Path:
+    """A folder that only this user can write to, the same one for each process where nobody else took its name."""
+    try:
+        if hasattr(os, "getuid"):
+            path = Path(tempfile.gettempdir()) / f"regionspot-cache-{os.getuid()}"
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+                return path
+        return Path(tempfile.mkdtemp(prefix="regionspot-cache-"))
+    except OSError:  # nowhere to write: as a cache that is read-only
+        return Path(os.devnull) / "regionspot"
