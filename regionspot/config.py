@@ -7,6 +7,7 @@ further than `training.loop`: models take plain arguments.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -26,7 +27,10 @@ Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
 """What runs the model: PyTorch its weights, the others its exported graphs."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""Of exported graphs."""
+"""What a model computes in; int8 exists as exported graphs only."""
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The packaged configuration files; `load_config` finds them by their bare names."""
 
 CHANGEABLE_ON_RESUME = (
     "name",
@@ -34,20 +38,32 @@ CHANGEABLE_ON_RESUME = (
     "device",
     "datasets.*.annotations",
     "datasets.*.images",
+    "datasets.*.exclude",
+    "datasets.*.same_meaning",
     "model.sam_weights",
     "model.clip_weights",
     "features.cache_dir",
     "features.batch_size",
     "features.workers",
     "features.max_memory_gib",
-    "features.runtime",
     "features.artifacts",
-    "features.precision",
+    "features.on_error",
+    "features.max_skipped",
+    "features.verify",
     "checkpoints.*",
     "logging.*",
 )
-"""Keys that say where and how, not what: a resumed run may change them. (Data, weights and artefacts are compared by
-content.)"""
+"""Keys that a resumed run may change, since they say where and how, not what.
+
+What the run learns from is compared by content instead: annotations, excluded classes, skipped images, weights and
+artefacts (see `training.loop`)."""
+
+BEFORE_THE_KEY: Mapping[str, Any] = {
+    "loss_reduction": "per_region",
+    "datasets.*.clean_names": "coco",
+    "optimizer.ema_ramp": False,
+}
+"""What runs did before a key existed, where that is not the key's default now: their configurations lack the key."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +84,20 @@ class ModelConfig:
 class DatasetConfig:
     """One COCO or LVIS annotation file. `images`: what its file names are relative to (default: the file's folder).
 
-    `ratio` batches in every sum-of-ratios batches are this data set's.
+    `ratio` batches in every sum-of-ratios batches are this data set's. `exclude`: classes to leave out of training,
+    with their regions: "novel" for those that the file marks `"novel": true`, or a text file with a class name on each
+    line. `clean_names`: "coco" cuts COCO's suffixes `-other`, `-merged` and `-stuff` off the class names.
+    `same_meaning`: what to do about different names with the same text embedding, which would make a region's class
+    its own negative: "error" stops, "warn" trains all the same. (Equal names are always one class.)
     """
 
     name: str
     annotations: str
     images: str | None = None
     ratio: int = 1
+    exclude: str = "none"
+    clean_names: Literal["none", "coco"] = "none"
+    same_meaning: Literal["error", "warn"] = "error"
 
 
 @dataclass(frozen=True)
@@ -83,9 +106,15 @@ class FeatureConfig:
 
     `multimask`: three tokens of each region, each learnt on its own, instead of SAM's single-mask token.
     `cache_dir`: default $REGIONSPOT_CACHE/features or ~/.cache/regionspot/features. `batch_size` counts images while
-    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory. `runtime`:
-    what runs SAM and CLIP while extracting; other than torch it runs the graphs in `artifacts`, a directory that
-    regionspot-export made of these weights, in that `precision` or the finest that is there.
+    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory.
+
+    `runtime`: what runs SAM and CLIP while extracting; other than torch it runs the graphs in `artifacts`, a directory
+    that regionspot-export made of these weights, in that `precision` or the finest that is there. PyTorch extracts in
+    fp32 (the default), bf16 or fp16.
+
+    `on_error`: "skip" leaves out an image that cannot be read, or is not of the annotated size, and lists it in the
+    run's skipped.json; more than the fraction `max_skipped` of a data set's images stop the run. `verify`: read the
+    whole cache at the start, not only what was changed since it was written.
     """
 
     cache_dir: str | None = None
@@ -98,6 +127,9 @@ class FeatureConfig:
     runtime: Runtime = "torch"
     artifacts: str | None = None
     precision: Precision | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    max_skipped: float = 0.01
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.runtime != "torch" and self.artifacts is None:
@@ -105,26 +137,39 @@ class FeatureConfig:
                 f"features.runtime {self.runtime} runs exported graphs: name their directory with "
                 "features.artifacts=DIR (regionspot-export makes it), or set features.runtime=torch"
             )
-        if self.runtime == "torch" and (self.artifacts is not None or self.precision is not None):
+        if self.runtime == "torch" and self.artifacts is not None:
             raise InputError(
-                "features.artifacts and features.precision are of exported graphs, and torch runs the weights "
-                "themselves: set features.runtime too, or leave them out"
+                "features.artifacts holds exported graphs, and torch runs the weights themselves: set features.runtime "
+                "too, or leave it out"
+            )
+        if self.runtime == "torch" and self.precision == "int8":
+            raise InputError(
+                "features.precision int8 exists as exported graphs only: set features.runtime too, or take fp32, bf16 "
+                "or fp16"
             )
 
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How the CLIP image is varied (see `data.augmentation`). Lengths are pixels, chosen uniformly."""
+    """How the CLIP image is varied (see `data.augmentation`). Lengths are pixels, chosen uniformly.
+
+    `keep_cropped_regions`: train on regions that the crop cuts away, too, as the authors' code does.
+    """
 
     flip_probability: float = 0.5
     crop_probability: float = 0.5
     shortest_side_before_crop: tuple[int, ...] = (400, 500, 600)
     crop_size: tuple[int, ...] = (384, 600)
+    keep_cropped_regions: bool = False
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate over the steps (see `training.optim`)."""
+    """AdamW and its learning rate over the steps (see `training.optim`).
+
+    `ema_decay`: save a moving average of the weights; `ema_ramp` lets the decay grow from 0.1 in the first steps, so
+    that the random initial weights do not stay in the average for 1 / (1 - decay) steps.
+    """
 
     learning_rate: float = 2.5e-5
     weight_decay: float = 1e-4
@@ -135,6 +180,7 @@ class OptimizerConfig:
     warmup_factor: float = 0.01
     max_grad_norm: float = 1.0
     ema_decay: float | None = None
+    ema_ramp: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,9 +199,11 @@ class LoggingConfig:
 class TrainConfig:
     """A whole run: it goes to `output_dir`/`name`.
 
-    `amp`: "auto" is bf16 where CUDA has it, fp16 on older GPUs, and off on the CPU. `standardize_inputs`: train on
-    tokens of mean 0 and deviation 1, folded into the head's weights at the end. `augmentation`: null means none, and
-    then CLIP's maps are cached as well.
+    `loss_reduction`: "per_image" weighs all images of a batch alike, as the authors do; "per_region" all regions (see
+    `modeling.losses`). `max_regions_per_image`: a batch takes at most this many regions of an image, drawn anew in each
+    step; null means all. `amp`: "auto" is bf16 where CUDA has it, fp16 on older GPUs, and off on the CPU.
+    `standardize_inputs`: train on tokens of mean 0 and deviation 1, folded into the head's weights at the end.
+    `augmentation`: null means none, and then CLIP's maps are cached as well.
     """
 
     datasets: tuple[DatasetConfig, ...]
@@ -165,6 +213,8 @@ class TrainConfig:
     device: str = "auto"
     steps: int = 450_000
     batch_size: int = 16
+    max_regions_per_image: int | None = None
+    loss_reduction: Literal["per_image", "per_region"] = "per_image"
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     standardize_inputs: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -200,6 +250,7 @@ _RANGES: tuple[tuple[str, Any, str], ...] = (
     ("seed", lambda v: v >= 0, "0 or more"),
     ("steps", lambda v: v >= 1, "1 or more"),
     ("batch_size", lambda v: v >= 1, "1 or more"),
+    ("max_regions_per_image", lambda v: v >= 1, "null or 1 or more"),
     ("model.num_*", lambda v: v >= 1, "1 or more"),
     ("model.feedforward_dim", lambda v: v >= 1, "1 or more"),
     ("model.dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -207,6 +258,7 @@ _RANGES: tuple[tuple[str, Any, str], ...] = (
     ("features.batch_size", lambda v: v >= 1, "1 or more"),
     ("features.workers", lambda v: v >= 1, "1 or more"),
     ("features.max_memory_gib", lambda v: v >= 0, "0 or more"),
+    ("features.max_skipped", lambda v: 0 <= v <= 1, "a fraction in [0, 1]"),
     ("augmentation.*_probability", lambda v: 0 <= v <= 1, "in [0, 1]"),
     ("augmentation.shortest_side_before_crop", lambda v: v and min(v) >= 1, "one or more lengths of 1 or more"),
     ("augmentation.crop_size", lambda v: v and 1 <= v[0] <= v[-1], "[smallest, largest], 1 or more"),
@@ -228,23 +280,75 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Values of overrides are YAML: `augmentation=null`, `optimizer.milestones=[100,200]`.
 
+    Args:
+        path: a file, or the bare name of a packaged one ("mini.yaml" or "mini"), wherever the command runs. A file of
+            that name in the working directory comes first.
+
     Raises:
         InputError: no such file, no YAML, an unknown key (with the nearest known one), a wrong type, a bad value.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(p.name for p in (Path(__file__).parent / "configs").glob("*.yaml")))
-        raise InputError(
-            f"cannot read the configuration {path} ({error}); regionspot/configs/ has {shipped}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold keys and values, such as `steps: 1000`")
+    tree = _read_yaml(_config_path(Path(path)))
     for override in overrides:
         _lay_over(tree, override)
     return config_from_dict(tree)
+
+
+def load_config_of_run(path: str | Path) -> TrainConfig:
+    """Read the config.yaml of an earlier run: keys that it lacks have the values of `BEFORE_THE_KEY`.
+
+    Raises:
+        InputError: as for `load_config`.
+    """
+    return config_of_run(_read_yaml(Path(path)))
+
+
+def config_of_run(tree: Mapping[str, Any]) -> TrainConfig:
+    """As `config_from_dict`, of what a run wrote down: keys that did not exist then have their meaning of then."""
+    tree = copy.deepcopy(dict(tree))
+    for key, value in BEFORE_THE_KEY.items():
+        *parents, last = key.split(".")
+        for node in _nodes(tree, parents):
+            node.setdefault(last, value)
+    return config_from_dict(tree)
+
+
+def packaged_configs() -> tuple[str, ...]:
+    """The names of the packaged files, such as "mini.yaml"."""
+    return tuple(sorted(path.name for path in CONFIGS.glob("*.yaml")))
+
+
+def _config_path(path: Path) -> Path:
+    if path.is_file() or len(path.parts) != 1:
+        return path
+    names = (path.name, f"{path.name}.yaml")
+    return next((CONFIGS / name for name in names if (CONFIGS / name).is_file()), path)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(
+            f"cannot read the configuration {path}: {reason}. Name a YAML file, or a packaged one by its bare name: "
+            f"{', '.join(packaged_configs())}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold keys and values, such as `steps: 1000`")
+    return tree
+
+
+def _nodes(tree: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The mappings at a dotted key, where `*` stands for every item of a list; nothing where there is none."""
+    if not parents:
+        yield from [tree] if isinstance(tree, dict) else []
+    elif parents[0] == "*":
+        for item in tree if isinstance(tree, list) else []:
+            yield from _nodes(item, parents[1:])
+    elif isinstance(tree, dict):
+        yield from _nodes(tree.get(parents[0]), parents[1:])
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
@@ -280,13 +384,32 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences_on_resume(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Keys whose change would make the resumed run another run: "optimizer.learning_rate (0.001, now 0.002)"."""
+    """Keys whose change would make the resumed run another run: "optimizer.learning_rate (0.001, now 0.002)".
+
+    `steps` may grow where the learning rate of a step does not depend on it.
+    """
     before, now = flatten(old), flatten(new)
-    return [
-        f"{key} ({before.get(key)!r}, now {now.get(key)!r})"
+    changed = [
+        key
         for key in [*before, *(key for key in now if key not in before)]
-        if before.get(key) != now.get(key) and not any(fnmatchcase(key, free) for free in CHANGEABLE_ON_RESUME)
+        if before.get(key) != now.get(key) and not _may_change(key, old, new)
     ]
+    reasons = {"steps": _why_steps_stay(old, new)}
+    return [f"{key} ({before.get(key)!r}, now {now.get(key)!r}{reasons.get(key, '')})" for key in changed]
+
+
+def _may_change(key: str, old: TrainConfig, new: TrainConfig) -> bool:
+    if key == "steps":
+        return not _why_steps_stay(old, new)
+    if key == "optimizer.ema_ramp" and old.optimizer.ema_decay is None:
+        return True
+    return any(fnmatchcase(key, pattern) for pattern in CHANGEABLE_ON_RESUME)
+
+
+def _why_steps_stay(old: TrainConfig, new: TrainConfig) -> str:
+    if "cosine" in (old.optimizer.schedule, new.optimizer.schedule):
+        return "; the cosine schedule spreads over all steps, so another number of steps is another run"
+    return "; steps may only grow" if new.steps < old.steps else ""
 
 
 def _lay_over(tree: dict[str, Any], override: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from regionspot.config import (
     TrainConfig,
     config_from_dict,
+    config_of_run,
     config_to_dict,
     config_to_yaml,
     differences_on_resume,
@@ -100,6 +101,9 @@ def test_overrides(override: str, key: str, value: object) -> None:
         ("optimizer.milestones=[5,3]", r"optimizer.milestones must be increasing, 0 or more, got \(5, 3\)"),
         ("optimizer.milestones=[3,3]", "optimizer.milestones must be increasing"),
         ("optimizer.milestones=[-1]", "optimizer.milestones must be increasing, 0 or more"),
+        ("features.max_skipped=1.5", r"features.max_skipped must be a fraction in \[0, 1\], got 1.5"),
+        ("max_regions_per_image=0", "max_regions_per_image must be null or 1 or more, got 0"),
+        ("datasets.0.clean_names=lvis", "datasets.0.clean_names must be one of none, coco, got 'lvis'"),
         ("features.max_memory_gib=-1", "features.max_memory_gib must be 0 or more"),
         ("name=a/b", "name must be a directory's name"),
         ("augmentation.crop_size=[5]", "crop_size must be two lengths"),
@@ -117,7 +121,7 @@ def test_errors_name_the_key(override: str, message: str) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"has mini.yaml, regionspot_bb_stage1.yaml"):
+    with pytest.raises(InputError, match=r"by its bare name: mini.yaml, regionspot_bb_stage1.yaml"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(InputError, match="is not YAML"):
@@ -134,9 +138,11 @@ def test_exported_graphs_extract_features_where_all_is_said() -> None:
     assert load_config(CONFIGS / "mini.yaml", [*graphs, "features.precision=fp16"]).features.precision == "fp16"
     with pytest.raises(InputError, match=r"features.runtime openvino runs exported graphs: .*features.artifacts=DIR"):
         load_config(CONFIGS / "mini.yaml", graphs[:1])
-    for alone in (graphs[1], "features.precision=int8"):
-        with pytest.raises(InputError, match=r"torch runs the weights themselves: set features\.runtime too"):
-            load_config(CONFIGS / "mini.yaml", [alone])
+    with pytest.raises(InputError, match=r"torch runs the weights themselves: set features\.runtime too"):
+        load_config(CONFIGS / "mini.yaml", graphs[1:])
+    with pytest.raises(InputError, match=r"int8 exists as exported graphs only: set features\.runtime too"):
+        load_config(CONFIGS / "mini.yaml", ["features.precision=int8"])
+    assert load_config(CONFIGS / "mini.yaml", ["features.precision=bf16"]).features.precision == "bf16"  # PyTorch
     with pytest.raises(InputError, match=r"features\.runtime must be one of torch, onnxruntime, openvino"):
         load_config(CONFIGS / "mini.yaml", ["features.runtime=abacus"])
 
@@ -147,10 +153,51 @@ def test_what_a_resumed_run_may_change() -> None:
         return differences_on_resume(old, load_config(CONFIGS / "mini.yaml", overrides))
 
     assert changed("logging.every=3", "features.workers=9", "datasets.0.annotations=elsewhere.json", "name=b") == []
-    assert changed("features.runtime=openvino", "features.artifacts=artifacts") == []
+    assert changed("features.on_error=skip", "datasets.0.exclude=novel", "features.verify=true") == []
+    graphs = ["features.runtime=openvino", "features.artifacts=artifacts", "features.precision=fp16"]
+    assert changed(*graphs) == [
+        "features.runtime ('torch', now 'openvino')",
+        "features.precision (None, now 'fp16')",
+    ]
+    assert changed("loss_reduction=per_image") == ["loss_reduction ('per_region', now 'per_image')"]
     assert changed("model.sam_weights=elsewhere.pth", "model.clip_weights=elsewhere.pt") == []
     assert changed("seed=3", "optimizer.warmup_steps=7") == ["seed (0, now 3)", "optimizer.warmup_steps (100, now 7)"]
     assert changed("augmentation={}")[0] == "augmentation.flip_probability (None, now 0.5)"
+
+
+def test_steps_may_grow_where_no_learning_rate_depends_on_them() -> None:
+    def changed(schedule: str, steps: int) -> list[str]:
+        old, new = ({**MINIMAL, "steps": s, "optimizer": {"schedule": schedule}} for s in (40, steps))
+        return differences_on_resume(config_from_dict(old), config_from_dict(new))
+
+    assert changed("multistep", 80) == []
+    assert changed("multistep", 20) == ["steps (40, now 20; steps may only grow)"]
+    (refused,) = changed("cosine", 80)
+    assert refused.startswith("steps (40, now 80; the cosine schedule spreads over all steps")
+
+
+def test_a_run_from_before_a_key_is_read_as_what_it_did() -> None:
+    """An earlier version summed over regions, cleaned names, and averaged without a ramp; it wrote none of the keys."""
+    tree = config_to_dict(config_from_dict({**MINIMAL, "optimizer": {"ema_decay": 0.9}}))
+    del tree["loss_reduction"], tree["datasets"][0]["clean_names"], tree["optimizer"]["ema_ramp"]
+    old = config_of_run(tree)
+    assert (old.loss_reduction, old.datasets[0].clean_names, old.optimizer.ema_ramp) == ("per_region", "coco", False)
+    assert "loss_reduction" not in tree  # the caller's is left alone
+    differing = differences_on_resume(old, config_from_dict(tree))
+    assert [text.split()[0] for text in differing] == [
+        "datasets.0.clean_names",
+        "loss_reduction",
+        "optimizer.ema_ramp",
+    ]
+
+
+def test_packaged_files_are_found_by_their_bare_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mini.yaml") == load_config("mini") == load_config(CONFIGS / "mini.yaml")
+    with pytest.raises(InputError, match=r"cannot read the configuration sub/mini.yaml: No such file"):
+        load_config("sub/mini.yaml")
+    (tmp_path / "mini.yaml").write_text("datasets: [{name: own, annotations: own.json}]")
+    assert load_config("mini.yaml").datasets[0].name == "own"  # the user's own file comes first
 
 
 def test_reading_a_configuration_does_not_import_torch() -> None:

@@ -22,27 +22,38 @@ class CropFlip:
     Of these only the geometry and a little blur survive the last resize, so the crop is found in original pixels and
     the image is resized once, by the one definition in `regionspot.transforms`.
 
-    What becomes of a region that is cropped away the paper does not say. The authors' data mapper filters the
-    annotations by the crop but hands on the stored mask tokens of the whole image. Here regions with no pixel inside
-    the crop are left out, since CLIP's map no longer shows what their label says.
+    The paper does not say what becomes of a region that is cropped away. The authors' data mapper filters the
+    annotations by the crop but passes on the stored mask tokens of the whole image, labels included:
+    `keep_cropped_regions` does so. Otherwise regions with no pixel inside the crop are left out, since CLIP's map no
+    longer shows what their label says, and a crop that shows no region at all is drawn again.
+
+    The mask tokens always are those of the whole, unmirrored image, as in the recipe.
     """
 
     flip_probability: float
     crop_probability: float
     shortest_side_before_crop: tuple[int, ...]
     crop_size: tuple[int, ...]
+    keep_cropped_regions: bool = False
 
     def __call__(
         self, image: UInt8Array, boxes: npt.NDArray[np.float32], rng: np.random.Generator
     ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
-        """The varied image, and which of the regions (N, 4) it still shows: (N,) bool, at least one True if N > 0."""
+        """Vary an image.
+
+        Returns:
+            The new image, and which of the regions (N, 4) to train on: (N,) bool, at least one True if N > 0.
+        """
         height, width = image.shape[:2]
         shown = np.ones(len(boxes), bool)
         flipped = rng.random() < self.flip_probability
         if flipped:
             boxes = flip_boxes(boxes, width)
         if rng.random() < self.crop_probability:
-            crop, shown = self._find_crop(height, width, boxes, rng)
+            if self.keep_cropped_regions:
+                crop = self._draw_crop(height, width, rng)
+            else:
+                crop, shown = self._find_crop(height, width, boxes, rng)
             if flipped:
                 image = np.ascontiguousarray(image[:, ::-1])
             return crop_boxes(image, crop[None])[0], shown

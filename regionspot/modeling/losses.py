@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 NORM_OFFSET = 1e-7
+
+Reduction = Literal["per_image", "per_region"]
 
 
 def region_logits(region_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float | Tensor) -> Tensor:
@@ -25,13 +29,21 @@ def region_logits(region_embeddings: Tensor, text_embeddings: Tensor, logit_scal
 
 
 def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, valid: Tensor | None = None, alpha: float = 0.25, gamma: float = 2.0
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: Reduction = "per_image",
 ) -> Tensor:
-    """Focal loss of each (region, word) as a yes-or-no question (arXiv 1708.02002), reduced as the authors do.
+    """Computes the focal loss of each (region, word) as a yes-or-no question (arXiv 1708.02002), summed over words.
 
-    The sum over all words and all valid regions, divided by the number of valid regions of the whole batch: the mean
-    over regions, but the sum over words. For one image of N regions that is the authors' "mean over N, summed over
-    classes, / N, x N". A batch without any valid region gives 0.
+    "per_image" takes the mean over the valid regions of each image, then the mean over images that have any: an image
+    of 60 regions weighs as much as one of 1. This is the authors' objective up to a constant: their code sums the
+    images' means over the B images of one GPU, so its gradient is B times this one (B = 2 in their runs). AdamW does
+    not depend on that factor, but gradient clipping does: their threshold of 1 is `max_grad_norm` 1 / B here.
+    "per_region" takes the mean over all valid regions of the batch, so crowded images dominate. Both agree where all
+    images have equally many regions. A batch without any valid region gives 0.
 
     Args:
         logits: (B, N, V).
@@ -51,4 +63,8 @@ def sigmoid_focal_loss(
     error = torch.where(positive, 1 - probability, probability)
     weight = torch.where(positive, alpha, 1 - alpha)
     loss = (weight * error**gamma * cross_entropy).sum(dim=-1)  # (B, N)
-    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
+    loss = torch.where(valid, loss, 0.0)
+    if reduction == "per_region":
+        return loss.sum() / valid.sum().clamp(min=1)
+    counts = valid.sum(dim=1)  # (B,)
+    return (loss.sum(dim=1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)

@@ -73,17 +73,25 @@ class WeightAverage:
     """An exponential moving average of a head's weights.
 
     Args:
-        decay: what remains of the average at each step.
+        decay: the fraction of the average that remains after a step.
+        ramp: use at most (1 + step) / (10 + step), so that the average forgets the initial weights within a few steps
+            instead of within 1 / (1 - decay). It depends on the step alone: a resumed run needs no state for it.
     """
 
-    def __init__(self, head: RegionHead, decay: float) -> None:
+    def __init__(self, head: RegionHead, decay: float, ramp: bool = True) -> None:
         self.head = copy.deepcopy(head).requires_grad_(False)
-        self.decay = decay
+        self.decay, self.ramp = decay, ramp
+
+    def decay_of(self, step: int) -> float:
+        """The decay of a step, counted from 0."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
 
     @torch.no_grad()
-    def update(self, head: RegionHead) -> None:
+    def update(self, head: RegionHead, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        weight_of_new = 1 - self.decay_of(step)
         for average, weight in zip(self.head.parameters(), head.parameters(), strict=True):
-            average.lerp_(weight, 1 - self.decay)
+            average.lerp_(weight, weight_of_new)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

@@ -57,8 +57,9 @@ class Trainer:
         self.head = setup.build_head().train()
         self.optimizer = build_optimizer(self.head, self.config.optimizer)
         self.scaler = self.precision.scaler()
-        decay = self.config.optimizer.ema_decay
-        self.average = WeightAverage(self.head, decay) if decay else None
+        optimizer = self.config.optimizer
+        decay = optimizer.ema_decay
+        self.average = WeightAverage(self.head, decay, optimizer.ema_ramp) if decay else None
         self.statistics: InputStatistics | None = None
         if checkpoint is not None:
             self._load(checkpoint.tensors)
@@ -77,7 +78,7 @@ class Trainer:
         with self.precision.autocast():
             embeddings = self.head(batch.mask_tokens, batch.patch_tokens, batch.valid)  # (B, N, E)
         logits = region_logits(embeddings.float(), self.text_embeddings[batch.dataset], self.logit_scale)  # (B, N, V)
-        loss = sigmoid_focal_loss(logits, batch.class_ids, batch.valid)
+        loss = sigmoid_focal_loss(logits, batch.class_ids, batch.valid, reduction=self.config.loss_reduction)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -85,7 +86,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
-            self.average.update(self.head)
+            self.average.update(self.head, step)
         return StepReport(step + 1, loss.detach(), norm, rate, batch.num_images)
 
     def state(self) -> dict[str, Tensor]:

@@ -182,6 +182,16 @@ def test_regions_that_are_cropped_away_are_left_out(flip: int) -> None:
     assert left_out > 20
 
 
+def test_the_authors_keep_regions_that_are_cropped_away() -> None:
+    """Every region stays, and the crop is drawn once: it may show none of them."""
+    keep, image = CropFlip(0.5, 1, (400, 500, 600), (384, 600), keep_cropped_regions=True), np.zeros((100, 800, 3))
+    image[:, :2] = 1
+    boxes = np.array([[0, 0, 2, 100]], np.float32)
+    varied = [keep(image.astype(np.uint8), boxes, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(shown.tolist() == [True] for _, shown in varied)
+    assert any(not crop.any() for crop, _ in varied)
+
+
 def test_an_image_keeps_at_least_one_region() -> None:
     image, boxes = np.zeros((100, 800, 3), np.uint8), np.array([[0, 0, 2, 2]], np.float32)
     for seed in range(40):

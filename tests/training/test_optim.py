@@ -71,13 +71,26 @@ def test_optimizer_state_survives_a_round_trip() -> None:
 
 def test_the_average_follows_slowly() -> None:
     head = RegionHead(4, 8, 4, num_layers=1, num_heads=2, feedforward_dim=8)
-    average = WeightAverage(head, 0.75)
+    average = WeightAverage(head, 0.75, ramp=False)
     before = head.projector.bias.detach().clone()
     with torch.no_grad():
         head.projector.bias.add_(4)
-    average.update(head)
+    average.update(head, 0)
     torch.testing.assert_close(average.head.projector.bias, before + 1)
     assert not any(p.requires_grad for p in average.head.parameters())
+
+
+def test_the_average_forgets_the_initial_weights_within_its_first_steps() -> None:
+    """At a decay of 0.9998 without a ramp, 96 % of the average would be the initial weights after 200 steps."""
+    head = RegionHead(4, 8, 4, num_layers=1, num_heads=2, feedforward_dim=8)
+    average = WeightAverage(head, 0.9998)
+    initial = head.projector.bias.detach().clone()
+    with torch.no_grad():
+        head.projector.bias.copy_(initial + 1)
+    for step in range(200):
+        average.update(head, step)
+    assert (average.head.projector.bias - initial).min() > 0.999
+    assert [average.decay_of(step) for step in (0, 10, 10**6)] == [0.1, 0.55, 0.9998]
 
 
 def test_precision() -> None:
