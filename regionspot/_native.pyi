@@ -5,6 +5,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+HIGHEST_LEVEL: int
+
+def level() -> int: ...
 def rle_encode(mask: NDArray[np.uint8]) -> str: ...
 def rle_decode(counts: str, height: int, width: int) -> NDArray[np.bool_]: ...
 def masks_from_logits(

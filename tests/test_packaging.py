@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -94,3 +95,26 @@ def test_every_dependency_is_pinned() -> None:
 
 def _normal(distribution: str) -> str:
     return distribution.lower().replace("_", "-").replace(".", "-")
+
+
+@pytest.mark.parametrize(
+    ("compiler", "version", "builds"),
+    [("GNU", "11.4.0", False), ("GNU", "12.2.0", True), ("Clang", "17.0.1", False), ("Clang", "18.1.0", True)],
+)
+def test_an_old_compiler_is_refused(tmp_path: Path, compiler: str, version: str, builds: bool) -> None:
+    """It would build kernels for SSE2 alone, without a word."""
+    pretended = {"ID_RUN": "1", "ID": compiler, "VERSION": version}
+    pretended |= {"STANDARD_COMPUTED_DEFAULT": "17", "EXTENSIONS_COMPUTED_DEFAULT": "ON"}
+    pretended = {f"CMAKE_CXX_{'' if 'COMPUTED' in name else 'COMPILER_'}{name}": pretended[name] for name in pretended}
+    options = {"REGIONSPOT_EXTENSION": "OFF", "BUILD_TESTING": "OFF", "CMAKE_SYSTEM_NAME": "Linux"}
+    options |= {"CMAKE_SYSTEM_PROCESSOR": "x86_64", **pretended}
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), *(f"-D{name}={value}" for name, value in options.items())]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    refused = "cannot make kernels for AVX2 and AVX-512" in run.stderr
+    assert refused != builds and (run.returncode == 0) == builds, run.stderr
+    if not builds:
+        allowed = subprocess.run(
+            [*command, "-DREGIONSPOT_BASELINE=ON"], capture_output=True, env=os.environ | {"PATH": path}
+        )
+        assert allowed.returncode == 0 and b"SSE2 alone" in allowed.stderr

@@ -5,32 +5,15 @@
 // Kernels written in vectors need this: a template would be lowered to the baseline's vectors before `target_clones` or
 // inlining into a function of a higher level could help. Additions are fused with products where the level can
 // (CMakeLists.txt), so that results differ between levels by rounding, as those of any BLAS do.
-//
-// $REGIONSPOT_MAX_LEVEL, such as 3, keeps to that level and those below it: to test them, or to rule them out.
-#include <cstdlib>
-
-#include "simd.hpp"
+#include "level.hpp"
 
 #ifndef REGIONSPOT_BEST
-#if defined(__x86_64__) && REGIONSPOT_KNOWS_LEVELS
-#define REGIONSPOT_HAS_LEVELS 1
-namespace regionspot {
-// Of x86-64's levels: 4 has AVX-512, 3 AVX2, 1 SSE2.
-inline int best_level() {
-    static const int level = [] {
-        const char* const asked = std::getenv("REGIONSPOT_MAX_LEVEL");
-        const int most = asked == nullptr || *asked == 0 ? 4 : std::atoi(asked);
-        return most >= 4 && __builtin_cpu_supports("x86-64-v4") ? 4 : most >= 3 && __builtin_cpu_supports("x86-64-v3") ? 3 : 1;
-    }();
-    return level;
-}
-}  // namespace regionspot
+#if REGIONSPOT_HAS_LEVELS
 #define REGIONSPOT_BEST(function)                                           \
     (::regionspot::best_level() == 4   ? ::regionspot::level_4::function    \
      : ::regionspot::best_level() == 3 ? ::regionspot::level_3::function    \
                                        : ::regionspot::level_1::function)
 #else
-#define REGIONSPOT_HAS_LEVELS 0
 #define REGIONSPOT_BEST(function) (::regionspot::level_1::function)
 #endif
 #endif

@@ -222,7 +222,6 @@ inline void multiply_tile<6, 4>(ConstMatrix a, ConstMatrix b, std::size_t depth,
 #undef REGIONSPOT_STEP
 #undef REGIONSPOT_ROW
 #undef REGIONSPOT_EACH_ROW
-#undef REGIONSPOT_CLEAR
 #undef REGIONSPOT_LOAD
 #undef REGIONSPOT_STORE
 #endif

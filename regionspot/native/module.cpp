@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "attention.hpp"
+#include "level.hpp"
 #include "linear.hpp"
 #include "mask_logits.hpp"
 #include "resize.hpp"
@@ -173,6 +174,8 @@ std::uint64_t rle_area(std::string_view text, std::uint64_t height, std::uint64_
 NB_MODULE(_native, module) {
     nb::set_leak_warnings(false);  // what lives as long as the process has not leaked
     module.doc() = "The native parts of regionspot.masks, regionspot.transforms and regionspot.runtime: use those.";
+    module.attr("HIGHEST_LEVEL") = regionspot::kHighestLevel;
+    module.def("level", &regionspot::best_level);
     module.def("rle_encode", &rle_encode, nb::arg("mask").noconvert());
     module.def("rle_decode", &rle_decode, nb::arg("counts"), nb::arg("height"), nb::arg("width"));
     module.def("masks_from_logits", &masks_from_logits, nb::arg("logits").noconvert(), nb::arg("frame"), nb::arg("valid"),

@@ -29,9 +29,10 @@ void parallel_for(std::size_t count, std::size_t threads, const Work& work) {
         }
     };
     std::vector<std::thread> others;
+    others.reserve(threads - 1);  // growing could fail once there are threads, which must be joined
     try {
         for (std::size_t thread = 1; thread < threads; ++thread) others.emplace_back(run, thread);
-    } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+    } catch (const std::exception&) {  // no more threads, or no memory for one: those there are do the work
     }
     run(0);
     for (std::thread& other : others) other.join();
