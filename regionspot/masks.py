@@ -5,12 +5,14 @@ Pixel frame: row 0 is the top, column 0 the left. Runs go down the columns, as C
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regionspot.arrays import as_array, checked_count, shown, whole_number
 from regionspot.errors import InputError
 from regionspot.threads import default_threads
 
@@ -21,15 +23,25 @@ except ImportError as error:
         "regionspot's native extension is not built; build it with `make setup` (a checkout) or `pip install .`"
     ) from error
 
-if TYPE_CHECKING:
-    from regionspot.structures import Rle
+MAX_DECODED_PIXELS = 2**30
+"""Larger masks are not decoded: a few bytes of text can stand for any number of pixels."""
+
+_MAX_PIXELS = 2**32 - 1  # the COCO API keeps runs in 32 bits
+_MAX_FRAME = 2**20
+
+
+class Rle(TypedDict):
+    """A binary mask as COCO's compressed run lengths: `size` is `[height, width]`, `counts` the ASCII string."""
+
+    size: list[int]
+    counts: str
 
 
 def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
     """Encode a mask.
 
     Args:
-        mask: (H, W) bool or uint8, any memory order; every non-zero pixel is foreground.
+        mask: (H, W) bool or uint8, an array or nested lists, any memory order; every non-zero pixel is foreground.
 
     Returns:
         {"size": [H, W], "counts": COCO's compressed runs}.
@@ -37,7 +49,10 @@ def encode_rle(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Rle:
     Raises:
         InputError: not two-dimensional, or of another dtype (a float mask must be thresholded first).
     """
-    return {"size": [int(side) for side in mask.shape], "counts": _native.rle_encode(_as_bytes(mask))}
+    pixels = _as_bytes(mask)
+    if pixels.size > _MAX_PIXELS:
+        raise InputError(f"a mask must have fewer than 2^32 pixels, got the shape {pixels.shape}")
+    return {"size": list(pixels.shape), "counts": _native.rle_encode(pixels)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +90,14 @@ def encode_mask_logits(
     Raises:
         InputError: not three-dimensional, of another dtype, or a size that is not positive or not in the frame.
     """
-    if low_res_masks.ndim != 3 or low_res_masks.dtype != np.float32 or 0 in low_res_masks.shape[1:]:
-        raise InputError(f"mask logits must be (n, m, m) float32, got {low_res_masks.shape} {low_res_masks.dtype}")
-    if not all(0 < side <= frame for side in valid) or min(picture) < 1:
+    logits = as_array(low_res_masks, "mask logits")
+    if logits.ndim != 3 or logits.dtype != np.float32 or 0 in logits.shape[1:]:
+        raise InputError(f"mask logits must be (n, m, m) float32, got {logits.shape} {logits.dtype}")
+    frame, valid, picture = checked_count(frame, "frame"), _size(valid, "valid"), _size(picture, "picture")
+    if max(valid) > frame or frame > _MAX_FRAME or picture[0] * picture[1] > _MAX_PIXELS:
         raise InputError(f"a picture of {picture} that takes {valid} of a frame of {frame} pixels is impossible")
-    logits = np.ascontiguousarray(low_res_masks)
-    counts, areas, boxes = _native.masks_from_logits(logits, frame, valid, picture, threads or default_threads())
+    threads = default_threads() if threads is None else checked_count(threads, "threads")
+    counts, areas, boxes = _native.masks_from_logits(np.ascontiguousarray(logits), frame, valid, picture, threads)
     return EncodedMasks(
         tuple({"size": list(picture), "counts": text} for text in counts),
         np.array(areas, np.int64),
@@ -92,11 +109,15 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     """Decode to an (H, W) bool mask, C-contiguous.
 
     Raises:
-        InputError: the encoding is damaged, or does not fill exactly the size that it names.
+        InputError: the encoding is damaged, does not fill exactly the size that it names, or is larger than
+            MAX_DECODED_PIXELS.
     """
-    counts, height, width = _parts(rle)
+    rle = checked_rle(rle)
+    height, width = rle["size"]
+    if height * width > MAX_DECODED_PIXELS:
+        raise InputError(f"an RLE mask of size [{height}, {width}] is too large to decode: resize it first")
     try:
-        return np.ascontiguousarray(_native.rle_decode(counts, height, width))
+        return np.ascontiguousarray(_native.rle_decode(rle["counts"], height, width))
     except ValueError as error:
         raise _damaged(height, width, error) from error
 
@@ -105,13 +126,35 @@ def rle_area(rle: Rle) -> int:
     """Number of foreground pixels, without decoding the mask.
 
     Raises:
-        InputError: as `decode_rle`.
+        InputError: as `decode_rle`, but for the size.
     """
-    counts, height, width = _parts(rle)
+    rle = checked_rle(rle)
+    height, width = rle["size"]
     try:
-        return _native.rle_area(counts, height, width)
+        return _native.rle_area(rle["counts"], height, width)
     except ValueError as error:
         raise _damaged(height, width, error) from error
+
+
+def checked_rle(rle: Any) -> Rle:
+    """An encoded mask with plain types: counts that are bytes, as the COCO API's, become text, sizes `int`.
+
+    Raises:
+        InputError: it has another form, or its size is not two whole numbers. The runs themselves are not read.
+    """
+    if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
+        raise InputError(f'an RLE mask must be {{"size": [height, width], "counts": text}}, got {shown(rle)}')
+    counts, size = rle["counts"], rle["size"]
+    if isinstance(counts, (bytes, bytearray)):
+        counts = counts.decode("ascii", errors="replace")
+    if not isinstance(counts, str):
+        raise InputError(f"an RLE mask's counts must be COCO's compressed text, got {type(counts).__name__}")
+    height, width = _size(size, "an RLE mask's size", least=0)
+    if max(height, width, height * width) > _MAX_PIXELS:
+        raise _damaged(height, width, "the size has more than 2^32 - 1 pixels")
+    if not counts.isascii():
+        raise _damaged(height, width, "the text holds a character outside '0' to 'o'")
+    return {"size": [height, width], "counts": str(counts)}
 
 
 def mask_to_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -134,27 +177,27 @@ def mask_to_box(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.float
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
 
 
-def _as_bytes(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if mask.ndim != 2:
-        raise InputError(f"a mask must be (height, width), got the shape {mask.shape}")
-    if mask.dtype not in (np.bool_, np.uint8):
-        raise InputError(f"a mask must be bool or uint8, got {mask.dtype}; threshold it first (mask > 0)")
-    return mask.view(np.uint8)
+def _as_bytes(mask: Any) -> NDArray[np.uint8]:
+    pixels = as_array(mask, "a mask")
+    if pixels.ndim != 2:
+        raise InputError(f"a mask must be (height, width), got the shape {pixels.shape}")
+    if pixels.dtype not in (np.bool_, np.uint8):
+        raise InputError(f"a mask must be bool or uint8, got {pixels.dtype}; threshold it first (mask > 0)")
+    return pixels.view(np.uint8)
 
 
-def _parts(rle: Rle) -> tuple[str, int, int]:
+def _size(size: Any, name: str, least: int = 1) -> tuple[int, int]:
     try:
-        counts, (height, width) = rle["counts"], rle["size"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError('an RLE mask must be {"size": [height, width], "counts": text}') from error
-    if isinstance(counts, bytes):  # as the COCO API hands it out
-        counts = counts.decode("ascii", errors="replace")
-    if not isinstance(counts, str):
-        raise InputError(f"an RLE mask's counts must be COCO's compressed text, got {type(counts).__name__}")
-    if height < 0 or width < 0:
-        raise InputError(f"an RLE mask's size must not be negative, got [{height}, {width}]")
-    return counts, int(height), int(width)
+        sides = [whole_number(side) for side in size]
+    except TypeError:
+        sides = []
+    if len(sides) != 2 or any(side is None for side in sides):
+        raise InputError(f"{name} must be two whole numbers, [height, width], got {shown(size)}")
+    height, width = (side for side in sides if side is not None)
+    if min(height, width) < least:
+        raise InputError(f"{name} must not be negative{' or zero' if least else ''}, got [{height}, {width}]")
+    return height, width
 
 
-def _damaged(height: int, width: int, error: ValueError) -> InputError:
+def _damaged(height: int, width: int, error: Exception | str) -> InputError:
     return InputError(f"damaged RLE mask of size [{height}, {width}]: {error}")

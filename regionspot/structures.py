@@ -6,15 +6,18 @@ top-left pixel. Boxes are xyxy: `(x0, y0, x1, y1)` with `x0 < x1` and `y0 < y1`.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from regionspot.arrays import as_array, as_numbers, as_whole_numbers, checked_count, plain_text, shown, whole_number
 from regionspot.errors import InputError
+from regionspot.masks import Rle, checked_rle, mask_to_box
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
@@ -23,13 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 FOREGROUND, BACKGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, PADDING = 1, 0, 2, 3, -1
 POINT_LABELS = (FOREGROUND, BACKGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, PADDING)
 UNIT_LENGTH_TOLERANCE = 1e-3
-
-
-class Rle(TypedDict):
-    """A binary mask as COCO's compressed run lengths: `size` is `[height, width]`, `counts` the ASCII string."""
-
-    size: list[int]
-    counts: str
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's categories of control characters and spaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +39,11 @@ class Prompts:
             corner of a box, -1 padding (its coordinates mean nothing).
         mask_inputs: (N, H, W) at the original image's size, a mask for each region as SAM's dense prompt, or None.
 
+    Lists and arrays of other types are converted.
+
     Raises:
-        InputError: shapes that do not belong together, an unknown label, half a box.
+        InputError: shapes that do not belong together, no numbers, an unknown label, half a box, a region without any
+            point.
     """
 
     points: FloatArray
@@ -51,6 +51,9 @@ class Prompts:
     mask_inputs: BoolArray | None = None
 
     def __post_init__(self) -> None:
+        _set(self, points=as_numbers(self.points, "points"), labels=as_whole_numbers(self.labels, "point labels"))
+        if self.mask_inputs is not None:
+            _set(self, mask_inputs=_as_masks(self.mask_inputs))
         n, p = self.points.shape[:2] if self.points.ndim == 3 else (-1, -1)
         if p < 1 or self.points.shape != (n, p, 2) or self.labels.shape != (n, p):
             raise InputError(
@@ -63,6 +66,9 @@ class Prompts:
         corners = np.stack([(self.labels == corner).sum(1) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)])  # (2, N)
         if (corners[0] != corners[1]).any() or (corners > 1).any():
             raise InputError("a box is exactly one point labelled 2 and one labelled 3: build it with from_boxes")
+        if (self.labels == PADDING).all(1).any():
+            empty = int((self.labels == PADDING).all(1).argmax())
+            raise InputError(f"region {empty} has no point, only padding: give each at least one")
         masks = self.mask_inputs
         if masks is not None and (masks.ndim != 3 or len(masks) != n):
             raise InputError(f"mask_inputs must have shape ({n}, H, W), one for each region, got {masks.shape}")
@@ -75,7 +81,7 @@ class Prompts:
     @classmethod
     def from_boxes(cls, boxes: npt.ArrayLike) -> Prompts:
         """One region for each box: (N, 4) xyxy."""
-        array = _as_numbers(boxes, "boxes")
+        array = as_numbers(boxes, "boxes")
         if array.ndim and len(array) == 0:
             return cls.empty()
         if array.ndim != 2 or array.shape[1] != 4:
@@ -93,10 +99,10 @@ class Prompts:
         Labels are 1 (foreground, the default) or 0 (background). SAM's padding point is appended, as SAM's own
         predictor does for every prompt without a box: P = K + 1.
         """
-        array = _as_numbers(points, "points")
+        array = as_numbers(points, "points")
         if array.ndim and len(array) == 0:
             return cls.empty()
-        if array.ndim not in (2, 3) or array.shape[-1] != 2:
+        if array.ndim not in (2, 3) or array.shape[-1] != 2 or array.size == 0:
             raise InputError(
                 f"points must have shape (N, 2) or (N, K, 2), x, y for each click, got {array.shape}"
                 + ("; wrap a single point in a list" if array.shape == (2,) else "")
@@ -110,10 +116,11 @@ class Prompts:
 
     @classmethod
     def from_masks(cls, masks: npt.ArrayLike) -> Prompts:
-        """One region for each mask: (N, H, W) at the original image's size; its box, and the mask as dense prompt."""
-        from regionspot.masks import mask_to_box
+        """One region for each mask: (N, H, W) at the original image's size; its box, and the mask as dense prompt.
 
-        array = np.asarray(masks)
+        Masks are bool, or whole numbers of two values: 0, and 1 or 255.
+        """
+        array = as_array(masks, "masks")
         if array.ndim and len(array) == 0:
             return cls.empty()
         if array.ndim != 3:
@@ -121,9 +128,7 @@ class Prompts:
                 f"masks must have shape (N, H, W), got {array.shape}"
                 + ("; wrap a single mask in a list" if array.ndim == 2 else "")
             )
-        if array.dtype.kind not in "bui":
-            raise InputError(f"masks must be bool or 0 and 1, got {array.dtype}; threshold them first (masks > 0)")
-        array = array.astype(bool)
+        array = _as_masks(array)
         for index, mask in enumerate(array):
             if not mask.any():
                 raise InputError(f"mask {index} is empty: it covers no pixel, so it names no region; leave it out")
@@ -133,6 +138,9 @@ class Prompts:
     @classmethod
     def concatenate(cls, prompts: Sequence[Prompts]) -> Prompts:
         """All regions in order. Every part needs the same P: padding a prompt further would change SAM's answer."""
+        prompts = list(prompts)
+        if not all(isinstance(prompt, Prompts) for prompt in prompts):
+            raise InputError("only Prompts can be joined: build them with from_boxes, from_points or from_masks")
         parts = [part for part in prompts if len(part)]
         if not parts:
             return cls.empty()
@@ -152,6 +160,8 @@ class Prompts:
         return len(self.points)
 
     def __getitem__(self, regions: slice) -> Prompts:
+        if not isinstance(regions, slice):
+            raise InputError(f"prompts are cut by slices: take prompts[{shown(regions)}:...] with both ends")
         masks = None if self.mask_inputs is None else self.mask_inputs[regions]
         return Prompts(self.points[regions], self.labels[regions], masks)
 
@@ -192,7 +202,8 @@ class Prompts:
                 f"masks are {masks.shape[2]} x {masks.shape[1]} pixels (width x height) but the image is "
                 f"{width} x {height}: give them at the image's own size"
             )
-        return Prompts(np.clip(self.points, 0, size), self.labels, masks)
+        inside = np.where(np.isfinite(self.points), np.clip(self.points, 0, size), 0)  # padding may hold anything
+        return Prompts(inside.astype(np.float32), self.labels, masks)
 
     def _corner(self, label: int) -> FloatArray:
         """(N, 2): each region's point with that label, or its first point where it has none."""
@@ -215,15 +226,17 @@ class Prompts:
 class Vocabulary:
     """V class names and their text embeddings, (V, E) with rows of unit length.
 
+    Lists and arrays of other types are converted.
+
     Raises:
-        InputError: no name, a blank or repeated one, embeddings of another shape or not of unit length.
+        InputError: bad names (see `as_class_names`), embeddings of another shape or not of unit length.
     """
 
     names: tuple[str, ...]
     embeddings: FloatArray
 
     def __post_init__(self) -> None:
-        check_class_names(self.names)
+        _set(self, names=as_class_names(self.names), embeddings=as_numbers(self.embeddings, "embeddings"))
         if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.names):
             raise InputError(
                 f"a vocabulary of {len(self.names)} names needs embeddings ({len(self.names)}, E), "
@@ -239,17 +252,56 @@ class Vocabulary:
         return len(self.names)
 
 
-def check_class_names(names: Sequence[str]) -> None:
-    """Raises InputError for an empty vocabulary, a blank name or repeated names, which it lists."""
+def as_class_names(names: Iterable[str], ids: Sequence[object] | None = None) -> tuple[str, ...]:
+    """Class names as a checked tuple of text.
+
+    Args:
+        names: a list, a tuple, an array, or anything else that gives one name after the other.
+        ids: what messages call the names by, such as the ids of their categories; None stands for 0, 1, ...
+
+    Raises:
+        InputError: one text in place of a list, names that are not text (bytes, numbers, None, lists), no name, a
+            blank or repeated one, text that is not valid Unicode.
+    """
+    if isinstance(names, (str, bytes)):
+        raise InputError(f"the vocabulary must be a list of names, got one text: [{shown(names)}]")
+    if isinstance(names, Mapping):
+        raise InputError("the vocabulary must be a list of names, got a dictionary: give list(names.values())")
+    listed = _listed(names, "the vocabulary")
+    for index, name in enumerate(listed):
+        if not isinstance(name, str):
+            hint = "decode it" if isinstance(name, bytes) else "name each class by text"
+            raise InputError(f"name {index} of the vocabulary is {shown(name)}, a {type(name).__name__}: {hint}")
+    texts = tuple(map(str, listed))  # without NumPy's own type of text
+    check_class_names(texts, ids)
+    return texts
+
+
+def check_class_names(names: Sequence[str], ids: Sequence[object] | None = None) -> None:
+    """Raises InputError for an empty vocabulary, blank, repeated or unprintable names; `ids` as `as_class_names`."""
     if not names:
         raise InputError("the vocabulary is empty: name at least one class")
-    if any(not name.strip() for name in names):
-        blank = next(index for index, name in enumerate(names) if not name.strip())
-        raise InputError(f"name {blank} of the vocabulary is blank: leave it out")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
+    called = range(len(names)) if ids is None else ids
+    places: dict[str, list[object]] = {}
+    for name, place in zip(names, called, strict=True):
+        _check_class_name(name, place)
+        places.setdefault(name, []).append(place)
+    repeated = {name: where for name, where in places.items() if len(where) > 1}
     if repeated:
-        listed = ", ".join(map(repr, repeated[:10])) + (", ..." if len(repeated) > 10 else "")
-        raise InputError(f"the vocabulary names {listed} more than once: give each class once")
+        listed = ", ".join(map(shown, list(repeated)[:10])) + (", ..." if len(repeated) > 10 else "")
+        name, where = next(iter(repeated.items()))
+        numbers = ", ".join(map(shown, where[:5])) + (", ..." if len(where) > 5 else "")
+        kind = "names" if ids is None else "the ids"
+        raise InputError(
+            f"the vocabulary names {listed} more than once: give each class once ({shown(name)} is {kind} {numbers})"
+        )
+
+
+def _check_class_name(name: str, place: object) -> None:
+    if all(unicodedata.category(letter) in _INVISIBLE for letter in name):
+        raise InputError(f"name {place} of the vocabulary is blank: leave it out")
+    if plain_text(name) != name:
+        raise InputError(f"name {place} of the vocabulary, {shown(name)}, is not valid Unicode: write it anew")
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +317,12 @@ class RegionPredictions:
         top_class_ids, top_scores: (N, K) the K best, best first.
         masks: N masks at the original image's size, or None where none were asked for.
         iou_predictions: (N,) SAM's own estimate of each mask's IoU, or None.
+
+    Lists and arrays of other types are converted.
+
+    Raises:
+        InputError: fields that do not belong together, numbers that are NaN or infinite, an inverted box, an index of
+            no class, a mask of another size than the image.
     """
 
     image_height: int
@@ -279,7 +337,8 @@ class RegionPredictions:
     iou_predictions: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.boxes)
+        self._convert()
+        n = len(self.boxes) if self.boxes.ndim else 0
         lengths = {
             name: len(value)
             for name in ("scores", "class_ids", "top_class_ids", "top_scores", "masks", "iou_predictions")
@@ -288,24 +347,78 @@ class RegionPredictions:
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong or self.boxes.shape != (n, 4):
             raise InputError(f"predictions of {self.boxes.shape} boxes need every field as long, got {wrong}")
+        self._check_values()
+
+    def _convert(self) -> None:
+        _set(
+            self,
+            image_height=checked_count(self.image_height, "image_height"),
+            image_width=checked_count(self.image_width, "image_width"),
+            class_names=tuple(_listed(self.class_names, "class_names")),
+        )
+        for name in ("boxes", "scores", "top_scores", "iou_predictions"):
+            if getattr(self, name) is not None:
+                _set(self, **{name: as_numbers(getattr(self, name), name)})
+        for name in ("class_ids", "top_class_ids"):
+            ids = as_array(getattr(self, name), name)
+            _set(self, **{name: ids if ids.dtype.kind in "iu" else as_whole_numbers(ids, name)})
+        if self.masks is not None:
+            _set(self, masks=tuple(map(checked_rle, _listed(self.masks, "masks"))))
+
+    def _check_values(self) -> None:
+        if self.top_class_ids.ndim != 2 or self.top_class_ids.shape != self.top_scores.shape:
+            raise InputError(f"top_class_ids and top_scores must be (N, K), got {self.top_scores.shape}")
+        for name in ("boxes", "scores", "top_scores", "iou_predictions"):
+            values = getattr(self, name)
+            if values is not None and not np.isfinite(values).all():
+                raise InputError(f"predictions hold {name} that are NaN or infinite: the model or its input is damaged")
+        if (self.boxes[:, :2] > self.boxes[:, 2:]).any():
+            raise InputError(
+                "predictions hold a box that is inverted: boxes are x0, y0, x1, y1 with x0 <= x1, y0 <= y1"
+            )
+        for ids in (self.class_ids, self.top_class_ids):
+            if ids.size and not 0 <= ids.min() <= ids.max() < len(self.class_names):
+                raise InputError(f"class ids must be 0 to {len(self.class_names) - 1}, indices of class_names")
+        size = [self.image_height, self.image_width]
+        if any(mask["size"] != size for mask in self.masks or ()):
+            raise InputError(f"masks must be {size[1]} x {size[0]} pixels (width x height), as the image")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to_json(self, file_name: str) -> dict[str, Any]:
-        """The image and its regions as plain JSON values; `mask` and `iou` are null where there are none."""
+        r"""The image and its regions as plain JSON values; `mask` and `iou` are null where there are none.
+
+        What UTF-8 cannot hold of the file's name is escaped, as `\xe9`.
+
+        Raises:
+            InputError: `file_name` is not text or a path.
+        """
+        if not isinstance(file_name, (str, os.PathLike)):
+            raise InputError(f"file_name must be text, got {shown(file_name)}")
+        file_name = plain_text(os.fsdecode(file_name))
         image = {"file_name": file_name, "width": self.image_width, "height": self.image_height}
         return {"image": image, "regions": [self._region(index) for index in range(len(self))]}
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """COCO results, one for each region's best class; category_ids (V,) are the ids of class_names in order."""
-        if len(category_ids) != len(self.class_names):
-            raise InputError(f"{len(category_ids)} category ids for {len(self.class_names)} classes: give one for each")
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+        """COCO results as plain JSON values, one for each region's best class.
+
+        Args:
+            image_id: a whole number of any type, or text.
+            category_ids: (V,) the ids of `class_names` in order, each as `image_id`.
+
+        Raises:
+            InputError: another number of ids than of classes, or an id that is neither a whole number nor text.
+        """
+        image_id = _plain_id(image_id, "image_id")
+        ids = _listed(category_ids, "category_ids")
+        if len(ids) != len(self.class_names):
+            raise InputError(f"{len(ids)} category ids for {len(self.class_names)} classes: give one for each")
         results: list[dict[str, Any]] = []
         for index, (x0, y0, x1, y1) in enumerate(self.boxes.astype(np.float64).tolist()):
             result = {
                 "image_id": image_id,
-                "category_id": int(category_ids[int(self.class_ids[index])]),
+                "category_id": _plain_id(ids[int(self.class_ids[index])], "a category id"),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(self.scores[index]),
             }
@@ -330,18 +443,43 @@ def _shortest(value: np.floating[Any]) -> float:
     return float(str(np.float32(value)))
 
 
-def _as_numbers(values: npt.ArrayLike, what: str) -> FloatArray:
+def _set(record: object, **values: object) -> None:
+    """Fill fields of a frozen dataclass, from its `__post_init__`."""
+    for name, value in values.items():
+        object.__setattr__(record, name, value)
+
+
+def _listed(values: Any, what: str) -> list[Any]:
     try:
-        with np.errstate(over="ignore"):
-            return np.asarray(values, dtype=np.float64).astype(np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} must be a rectangular array of numbers: {error}") from error
+        return list(values)
+    except TypeError as error:
+        raise InputError(f"{what} must be a list, got {shown(values)}") from error
+
+
+def _plain_id(value: object, name: str) -> int | str:
+    if isinstance(value, str):
+        return plain_text(str(value))
+    number = whole_number(value)
+    if number is None:
+        raise InputError(f"{name} must be a whole number or text, got {shown(value)}")
+    return number
+
+
+def _as_masks(masks: object) -> BoolArray:
+    """Masks (N, H, W), or of another shape, as bool; whole numbers must be two values, one of them 0."""
+    array = as_array(masks, "masks")
+    if array.dtype.kind not in "bui":
+        raise InputError(f"masks must be bool or 0 and 1, got {array.dtype}; threshold them first (masks > 0)")
+    if array.dtype.kind != "b" and array.size and not ((array == 0) | (array == array.max())).all():
+        values = ", ".join(map(str, np.unique(array)[:5]))
+        raise InputError(f"masks must be bool or 0 and 1, got the values {values}, ...; threshold them (masks > 127)")
+    return array.astype(bool)
 
 
 def _click_labels(labels: npt.ArrayLike | None, shape: tuple[int, ...]) -> IntArray:
     if labels is None:
         return np.full(shape, FOREGROUND, np.int32)
-    array = _as_numbers(labels, "point labels")
+    array = as_numbers(labels, "point labels", booleans=True)
     if array.shape != shape:
         raise InputError(f"point labels must have shape {shape}, one for each click, got {array.shape}")
     if not np.isin(array, (FOREGROUND, BACKGROUND)).all():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from regionspot.errors import InputError
-from regionspot.masks import decode_rle, encode_rle, mask_to_box, rle_area
+from regionspot.masks import decode_rle, encode_mask_logits, encode_rle, mask_to_box, rle_area
 from regionspot.structures import Rle
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=150), elements=st.booleans())
@@ -92,11 +93,63 @@ def test_encodes_in_threads() -> None:
     assert found == [oracle(mask)] * 8
 
 
-@pytest.mark.parametrize("mask", [np.zeros(4, bool), np.zeros((1, 4, 4), bool), np.zeros((4, 4), np.float32)])
+def test_a_few_bytes_never_fill_the_memory() -> None:
+    text = coco.frPyObjects({"size": [2**16 - 1, 2**16 - 1], "counts": [(2**16 - 1) ** 2]}, 2**16 - 1, 2**16 - 1)
+    assert rle_area(text) == 0
+    with pytest.raises(InputError, match="too large to decode"):
+        decode_rle(text)
+
+
+def test_sizes_of_any_type() -> None:
+    for size in ([2.0, 3.0], (np.int64(2), np.uint8(3)), np.array([2, 3])):
+        assert decode_rle({"size": size, "counts": "6"}).shape == (2, 3)  # type: ignore[typeddict-item]
+
+
+def test_masks_of_lists_and_tensors() -> None:
+    assert encode_rle([[True, False]]) == oracle(np.array([[1, 0]]))  # type: ignore[arg-type]
+    assert encode_rle(torch.tensor([[1, 0]], dtype=torch.uint8)) == oracle(np.array([[1, 0]]))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(mask_to_box([[False, True]]), [1, 0, 2, 1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"low_res_masks": [[[0.0]]]}, "float32"),
+        ({"low_res_masks": None}, "mask logits"),
+        ({"frame": "256"}, "frame must be a whole number"),
+        ({"frame": 2**40}, "impossible"),
+        ({"valid": (64,)}, "valid must be two whole numbers"),
+        ({"valid": None}, "valid must be two whole numbers"),
+        ({"picture": (9.5, 9)}, "picture must be two whole numbers"),
+        ({"picture": (2**20, 2**20)}, "impossible"),
+        ({"threads": -1}, "threads must be a whole number"),
+    ],
+)
+def test_what_cannot_be_drawn(change: dict[str, Any], message: str) -> None:
+    asked = {"low_res_masks": np.zeros((1, 8, 8), np.float32), "frame": 32, "valid": (32, 32), "picture": (9, 9)}
+    assert encode_mask_logits(**asked).areas.tolist() == [0]  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        encode_mask_logits(**asked | change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.zeros(4, bool),
+        np.zeros((1, 4, 4), bool),
+        np.zeros((4, 4), np.float32),
+        [[0, 1]],
+        [[True], [True, False]],
+        [["a"]],
+        None,
+        "mask",
+        np.ma.array([[True, False]], mask=[[True, False]]),
+    ],
+)
 def test_what_is_no_mask_is_refused(mask: NDArray) -> None:
-    with pytest.raises(InputError, match="a mask must be"):
+    with pytest.raises(InputError, match="a mask must"):
         encode_rle(mask)
-    with pytest.raises(InputError, match="a mask must be"):
+    with pytest.raises(InputError, match="a mask must"):
         mask_to_box(mask)
 
 
@@ -112,7 +165,21 @@ def test_what_is_no_mask_is_refused(mask: NDArray) -> None:
         ({"size": [-2, 3], "counts": "6"}, "negative"),
         ({"size": [2, 3], "counts": [6]}, "compressed text, got list"),
         ({"size": [2, 3]}, '"counts"'),
-        ({"size": 6, "counts": "6"}, '"counts"'),
+        ({"size": 6, "counts": "6"}, "two whole numbers"),
+        ({"size": [6], "counts": "6"}, "two whole numbers"),
+        ({"size": ["a", "b"], "counts": "0"}, "two whole numbers"),
+        ({"size": [None, 1], "counts": "0"}, "two whole numbers"),
+        ({"size": [1.5, 4], "counts": "6"}, "two whole numbers"),
+        ({"size": [float("nan"), 1], "counts": "0"}, "two whole numbers"),
+        ({"size": [True, 6], "counts": "6"}, "two whole numbers"),
+        ({"size": [1e30, 1], "counts": "0"}, "2\\^32"),
+        ({"size": [0, 10**30], "counts": "0"}, "2\\^32"),
+        ({"size": [2, 3], "counts": "6\ud800"}, "outside '0' to 'o'"),
+        ({"size": [2, 3], "counts": b"6\xff"}, "outside '0' to 'o'"),
+        ({"size": [2, 3], "counts": None}, "compressed text, got NoneType"),
+        (["6", [2, 3]], '"counts"'),
+        ("6", '"counts"'),
+        (None, '"counts"'),
     ],
 )
 def test_damaged_encodings_are_refused(rle: Any, message: str) -> None:

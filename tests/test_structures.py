@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle, encode_rle
-from regionspot.structures import Prompts, RegionPredictions, Vocabulary, check_class_names
+from regionspot.structures import Prompts, RegionPredictions, Vocabulary, as_class_names, check_class_names
 
 HEIGHT, WIDTH = 40, 60
 ROW_MASK = np.zeros((HEIGHT, WIDTH), bool)
 ROW_MASK[10:20, 5:30] = True
+
+
+EDGE = np.zeros((HEIGHT, WIDTH), np.uint8)
+EDGE[0] = 7
 
 
 class TestBuilding:
@@ -56,6 +63,20 @@ class TestBuilding:
         np.testing.assert_array_equal(several.boxes, [[5, 4, 30, 6]])  # background clicks are not part of the region
         np.testing.assert_array_equal(Prompts.from_points([[7, 8]], [0]).boxes, [[7, 8, 7, 8]])
 
+    @pytest.mark.parametrize("convert", [list, np.array, torch.tensor, lambda rows: np.array(rows, object)])
+    def test_lists_arrays_and_tensors(self, convert: Callable[[Any], Any]) -> None:
+        prompts = Prompts(convert([[[1, 2], [3, 4]]]), convert([[2, 3]]))
+        np.testing.assert_array_equal(prompts.boxes, [[1, 2, 3, 4]])
+        assert (prompts.points.dtype, prompts.labels.dtype) == (np.float32, np.int32)
+        np.testing.assert_array_equal(Prompts.from_boxes(convert([[1, 2, 3, 4]])).boxes, [[1, 2, 3, 4]])
+        np.testing.assert_array_equal(Prompts.from_points(convert([[1, 2]]), convert([True])).boxes, [[1, 2, 1, 2]])
+
+    @pytest.mark.parametrize("value", [True, 1, 255])
+    def test_masks_of_two_values(self, value: int) -> None:
+        prompts = Prompts.from_masks([ROW_MASK * value])
+        assert prompts.mask_inputs is not None and prompts.mask_inputs.dtype == np.bool_
+        np.testing.assert_array_equal(prompts.mask_inputs[0], ROW_MASK)
+
     def test_masks_bring_their_box(self) -> None:
         prompts = Prompts.from_masks([ROW_MASK, ROW_MASK.T.copy().T])
         np.testing.assert_array_equal(prompts.boxes, [[5, 10, 30, 20]] * 2)
@@ -90,6 +111,20 @@ class TestBuilding:
             (lambda: Prompts.from_points([1, 2]), "wrap a single point in a list"),
             (lambda: Prompts.from_points([[1, 2, 3]]), r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 3\)"),
             (lambda: Prompts.from_points([[1, 2]], [1, 0]), r"shape \(1,\), one for each click, got \(2,\)"),
+            (lambda: Prompts.from_boxes([["1", "2", "3", "4"]]), "boxes must be .* not of text"),
+            (lambda: Prompts.from_points(np.zeros((1, 0, 2))), r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 0, 2\)"),
+            (lambda: Prompts.from_points([[1, 2]], ["1"]), "point labels must be .* not of text"),
+            (lambda: Prompts.from_points([[1, 2]], [0.5]), r"got \[0.5\]"),
+            (lambda: Prompts.from_masks([ROW_MASK, ROW_MASK.T]), "masks must be a rectangular array"),
+            (lambda: Prompts.from_masks([[[None]]]), "threshold them first"),
+            (lambda: Prompts.from_masks([ROW_MASK * np.uint8(3) + EDGE]), r"values 0, 3, 7"),
+            (lambda: Prompts([["a"]], [[1]]), "points must be .* not of text"),
+            (lambda: Prompts([[[1, 2]]], [["1"]]), "point labels must be .* not of text"),
+            (lambda: Prompts([[[1, 2]]], [[1.5]]), "point labels must be whole numbers, got 1.5"),
+            (lambda: Prompts([[[1, 2]]], [[-1]]), "region 0 has no point, only padding"),
+            (lambda: Prompts([[[1, 2]]], [[1]], [[["x"]]]), "masks must be bool"),
+            (lambda: Prompts.concatenate([[1, 2, 3, 4]]), "only Prompts can be joined"),
+            (lambda: Prompts.from_boxes([[1, 2, 3, 4]])[0], "cut by slices"),
             (lambda: Prompts.from_points([[1, 2]], [3]), r"1 \(foreground\) or 0 \(background\), got \[3.0\]"),
             (lambda: Prompts.from_masks(ROW_MASK), "wrap a single mask in a list"),
             (lambda: Prompts.from_masks([ROW_MASK, ROW_MASK & False]), "mask 1 is empty"),
@@ -122,6 +157,10 @@ class TestValidated:
     def test_keeps_points_on_the_border_and_padding_anywhere(self) -> None:
         prompts = Prompts.from_points([[0, 0], [WIDTH, HEIGHT]])
         np.testing.assert_array_equal(prompts.validated(HEIGHT, WIDTH).points, prompts.points)
+
+    def test_padding_becomes_a_number(self) -> None:
+        prompts = Prompts([[[3, 4], [float("nan"), float("inf")]]], [[1, -1]])
+        np.testing.assert_array_equal(prompts.validated(HEIGHT, WIDTH).points, [[[3, 4], [0, 0]]])
 
     @pytest.mark.parametrize(
         ("boxes", "message"),
@@ -166,7 +205,9 @@ class TestVocabulary:
         [
             ((), "the vocabulary is empty: name at least one class"),
             (("cat", "  "), "name 1 of the vocabulary is blank"),
-            (("cat", "dog", "cat", "dog", "cow"), "names 'cat', 'dog' more than once"),
+            (("cat", "\u200b"), "name 1 of the vocabulary is blank"),
+            (("cat", "\ud800"), r"name 1 of the vocabulary, '\\ud800', is not valid Unicode"),
+            (("cat", "dog", "cat", "dog", "cow"), r"names 'cat', 'dog' more than once.*\('cat' is names 0, 2\)"),
         ],
     )
     def test_refuses_names(self, names: tuple[str, ...], message: str) -> None:
@@ -176,10 +217,48 @@ class TestVocabulary:
             Vocabulary(names, np.eye(max(len(names), 1), dtype=np.float32)[: len(names)])
 
     @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ("cat", r"a list of names, got one text: \['cat'\]"),
+            (b"cat", "a list of names"),
+            ({0: "cat", 1: "dog"}, r"a dictionary: give list\(names.values\(\)\)"),
+            (5, "must be a list, got 5"),
+            (None, "must be a list, got None"),
+            (["cat", b"dog"], r"name 1 of the vocabulary is b'dog', a bytes: decode it"),
+            ([0, 1], "name 0 of the vocabulary is 0, a int: name each class by text"),
+            (["cat", None], "name 1 of the vocabulary is None"),
+            ([["cat"], ["dog"]], r"name 0 of the vocabulary is \['cat'\], a list"),
+        ],
+    )
+    def test_refuses_what_is_no_list_of_names(self, names: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            as_class_names(names)
+        with pytest.raises(InputError, match=message):
+            Vocabulary(names, np.eye(2, dtype=np.float32))
+
+    def test_names_of_any_iterable(self) -> None:
+        for names in (["cat", "dog"], np.array(["cat", "dog"]), iter(["cat", "dog"]), {"cat": 1, "dog": 2}.keys()):
+            found = as_class_names(names)
+            assert found == ("cat", "dog") and all(type(name) is str for name in found)
+
+    def test_repeated_names_are_called_by_their_ids(self) -> None:
+        with pytest.raises(InputError, match=r"\('cat' is the ids 7, 9\)"):
+            check_class_names(["cat", "dog", "cat"], ids=[7, 8, 9])
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.int64, np.float16, object])
+    def test_embeddings_become_single_precision(self, dtype: Any) -> None:
+        for embeddings in (np.eye(2, 3).astype(dtype), np.eye(2, 3).astype(dtype).tolist()):
+            vocabulary = Vocabulary(["cat", "dog"], embeddings)  # type: ignore[arg-type]
+            assert vocabulary.names == ("cat", "dog") and vocabulary.embeddings.dtype == np.float32
+
+    @pytest.mark.parametrize(
         ("embeddings", "message"),
         [
             (np.eye(3, dtype=np.float32), r"needs embeddings \(2, E\), got \(3, 3\)"),
             (np.diag([1, 2]).astype(np.float32), "embedding of 'dog' has length 2, not 1"),
+            ([["1.0"], ["1.0"]], "embeddings must be .* not of text"),
+            (np.eye(2) * 1j, "embeddings must be .* not of complex"),
+            (None, "embeddings must be an array"),
             (np.diag([np.nan, 1]).astype(np.float32), "embedding of 'cat' has length nan"),
         ],
     )
@@ -202,6 +281,10 @@ def predictions(n: int, masks: bool = True) -> RegionPredictions:
         masks=(encode_rle(ROW_MASK),) * n if masks else None,
         iou_predictions=np.full(n, 0.9, np.float32) if masks else None,
     )
+
+
+def changed(whole: RegionPredictions, **fields: Any) -> RegionPredictions:
+    return RegionPredictions(**{name: getattr(whole, name) for name in whole.__dataclass_fields__} | fields)
 
 
 class TestRegionPredictions:
@@ -238,9 +321,68 @@ class TestRegionPredictions:
         with pytest.raises(InputError, match=re.escape("2 category ids for 3 classes")):
             predictions(1).to_coco(17, [10, 20])
 
+    @pytest.mark.parametrize("image_id", [np.int64(7), np.uint8(7), 7.0, torch.tensor(7), 7])
+    def test_coco_holds_plain_numbers(self, image_id: Any) -> None:
+        for category_ids in ([5, 6, 7], np.array([5, 6, 7], np.int16), torch.tensor([5, 6, 7]), (5.0, 6.0, 7.0)):
+            (result,) = json.loads(json.dumps(predictions(1).to_coco(image_id, category_ids)))  # type: ignore[arg-type]
+            assert (result["image_id"], result["category_id"]) == (7, 7)
+            assert type(result["image_id"]) is int and type(result["category_id"]) is int
+
+    def test_coco_keeps_ids_that_are_text_and_large_ones(self) -> None:
+        (result,) = predictions(1).to_coco("00a1", [1, 2, "/m/01"])
+        assert (result["image_id"], result["category_id"]) == ("00a1", "/m/01")
+        assert predictions(1).to_coco(2**63 + 1, [1, 2, 3])[0]["image_id"] == 2**63 + 1
+
+    @pytest.mark.parametrize("value", [None, 1.5, float("nan"), True, b"7", [7], object()])
+    def test_coco_refuses_what_json_or_coco_cannot_hold(self, value: Any) -> None:
+        with pytest.raises(InputError, match="image_id must be a whole number or text, got"):
+            predictions(1).to_coco(value, [1, 2, 3])
+        with pytest.raises(InputError, match="a category id must be a whole number or text, got"):
+            predictions(1).to_coco(1, [1, 2, value])
+        with pytest.raises(InputError, match="must be a list"):
+            predictions(1).to_coco(1, None)  # type: ignore[arg-type]
+
+    def test_json_holds_file_names_of_any_kind(self) -> None:
+        named = [predictions(0).to_json(name)["image"]["file_name"] for name in ("caf\udce9.jpg", Path("a/b.png"))]  # type: ignore[arg-type]
+        assert named == ["caf\\xe9.jpg", "a/b.png"]
+        with pytest.raises(InputError, match="file_name must be text"):
+            predictions(0).to_json(7)  # type: ignore[arg-type]
+
+    def test_sizes_and_masks_become_plain(self) -> None:
+        rle = encode_rle(ROW_MASK)
+        found = changed(
+            predictions(1),
+            image_height=np.int64(HEIGHT),
+            masks=[{"size": np.array(rle["size"]), "counts": rle["counts"].encode()}],
+        )
+        assert json.loads(json.dumps(found.to_json("a.png"))) == predictions(1).to_json("a.png")
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"boxes": [[np.inf, np.inf, -np.inf, -np.inf]]}, "boxes that are NaN or infinite"),
+            ({"scores": [np.nan]}, "scores that are NaN or infinite"),
+            ({"top_scores": [[np.nan, 0]]}, "top_scores that are NaN"),
+            ({"iou_predictions": [np.inf]}, "iou_predictions that are NaN"),
+            ({"boxes": [[9, 0, 5, 5]]}, "inverted"),
+            ({"boxes": [["a", 0, 5, 5]]}, "not of text"),
+            ({"boxes": 5}, r"predictions of \(\) boxes"),
+            ({"class_ids": [3]}, "class ids must be 0 to 2"),
+            ({"class_ids": [-1]}, "class ids must be 0 to 2"),
+            ({"class_ids": [0.5]}, "class_ids must be whole numbers"),
+            ({"top_class_ids": [[0]]}, r"must be \(N, K\)"),
+            ({"image_height": 0}, "image_height must be a whole number"),
+            (
+                {"masks": [{"size": [WIDTH, HEIGHT], "counts": encode_rle(ROW_MASK.T)["counts"]}]},
+                "masks must be 60 x 40",
+            ),
+            ({"masks": ["x"]}, "an RLE mask must be"),
+        ],
+    )
+    def test_refuses_what_no_picture_holds(self, fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            changed(predictions(1), **fields)
+
     def test_refuses_fields_of_another_length(self) -> None:
-        whole = predictions(2)
         with pytest.raises(InputError, match="scores"):
-            RegionPredictions(
-                **{**{name: getattr(whole, name) for name in whole.__dataclass_fields__}, "scores": whole.scores[:1]}
-            )
+            changed(predictions(2), scores=[0.5])
