@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test lint export serve-demo bench clean
+.PHONY: help setup demo test native-test fuzz lint export serve-demo bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,9 @@ native-test: setup  ## the C++ tests, under the address and undefined-behaviour 
 	  -DREGIONSPOT_EXTENSION=OFF -DREGIONSPOT_SANITIZE=ON > /dev/null
 	$(BIN)/cmake --build build/ctest
 	$(BIN)/ctest --test-dir build/ctest --output-on-failure
+
+fuzz: setup  ## strange inputs through every reader, each case in a bounded process, in some minutes: runs/fuzz/
+	$(BIN)/python -m tests.fuzz --workers $(WORKERS) --json runs/fuzz/robustness.json
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

@@ -1,0 +1,40 @@
+"""A small share of `make fuzz`, and the harness itself: it must notice every kind of fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.fuzz.kinds import FAULTY, KINDS
+from tests.fuzz.parent import Child, run_kinds
+from tests.fuzz.report import write_json
+from tests.fuzz.target import make_rng
+
+FAULTS = ("accepted", "refused", "crash", "hang", "out of memory", "untyped exception", "wrong answer", "wrong answer")
+
+
+def test_every_kind_of_fault_is_noticed_and_costs_no_other_case(tmp_path: Path) -> None:
+    child = Child(tmp_path, case_seconds=2)
+    outcomes = [child.run("faulty", range(case, case + 1)) for case in range(FAULTY.cases)]
+    together = child.run("faulty", range(FAULTY.cases))
+    child.close()
+    assert [next(iter(report.outcomes)) for report in outcomes] == list(FAULTS)
+    assert [failure.case for failure in together.failures] == list(range(2, 8))
+    by_case = {failure.case: failure for failure in together.failures}
+    assert "SIGSEGV" in by_case[2].detail and "ctypes" in by_case[2].detail
+    assert "time.sleep" in by_case[3].detail or "in run" in by_case[3].detail
+    assert by_case[5].detail == "KeyError: 'boxes'" and by_case[5].where.startswith("faulty.py")
+
+
+def test_a_case_depends_on_its_number_alone() -> None:
+    assert make_rng("images", 7).random() == make_rng("images", 7).random()
+    drawn = {make_rng(kind, case, seed).random() for kind in KINDS for case in range(20) for seed in (1, 2)}
+    assert len(drawn) == len(KINDS) * 40
+
+
+def test_figures_are_written_with_what_they_depend_on(tmp_path: Path) -> None:
+    reports = run_kinds(tmp_path, {"faulty": range(2), "proposals": range(20)}, workers=2)
+    write_json(str(tmp_path / "robustness.json"), reports, seed=15)
+    figures = json.loads((tmp_path / "robustness.json").read_text())
+    assert [kind["cases"] for kind in figures["kinds"]] == [2, 20]
+    assert {"seed", "case_seconds_limit", "processor", "python", "pillow"} <= set(figures["conditions"])
