@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
+from regionspot.arrays import shown
 from regionspot.errors import ArtifactError, InputError
-from regionspot.files import cache_root, write_atomically
-from regionspot.structures import FloatArray, Vocabulary, check_class_names
+from regionspot.files import cache_root
+from regionspot.progress import Progress
+from regionspot.structures import FloatArray, Vocabulary, as_class_names
+from regionspot.synonyms import describe_groups, same_meaning
+from regionspot.vocabulary_files import is_vocabulary_file, names_in_file, text_lines
+
+__all__ = [  # with what this module passes on
+    "EmbeddingDirectory",
+    "EmbeddingMemory",
+    "VocabularyEncoder",
+    "VocabularyWarning",
+    "clean_coco_name",
+    "default_cache_dir",
+    "default_templates",
+    "parse_vocabulary",
+    "same_meaning",
+]
 
 TEMPLATES: tuple[str, ...]
 """CLIP's 80 ImageNet templates and the bare "{}." (loads open_clip when first used)."""
@@ -21,6 +42,14 @@ TEMPLATES: tuple[str, ...]
 PRESET_VOCABULARIES = ("mini", "coco", "imagenet")
 _CUT_SUFFIXES = ("-other", "-merged", "-stuff")
 _DIGEST_BYTES = 16
+PROGRESS_FROM = 300
+"""From this many words on, which take a minute or more, `VocabularyEncoder.encode` shows how far it is."""
+
+OnSameMeaning = Literal["warn", "error", "ignore"]
+
+
+class VocabularyWarning(UserWarning):
+    """Class names that a text encoder cannot tell apart, or does not read to their end."""
 
 
 def __getattr__(name: str) -> Any:
@@ -36,14 +65,19 @@ def default_templates() -> tuple[str, ...]:
     return (*IMAGENET_TEMPLATES, "{}.")
 
 
-def clean_name(name: str) -> str:
-    """A class name as it goes into the templates: without COCO's `-other`, `-merged` and `-stuff`.
+def clean_coco_name(name: str) -> str:
+    """A class name of COCO's "stuff" without its `-other`, `-merged` and `-stuff`, which are no part of the word.
 
-    >>> clean_name("wall-other-merged")
+    >>> clean_coco_name("wall-other-merged")
     'wall'
     """
-    while name.endswith(_CUT_SUFFIXES):
+    while name.endswith(_CUT_SUFFIXES) and name.rpartition("-")[0].strip():
         name = name.rpartition("-")[0]
+    return name
+
+
+def clean_name(name: str) -> str:
+    """The name itself: `VocabularyEncoder.word` gives what goes into the templates."""
     return name
 
 
@@ -53,6 +87,16 @@ class TextEncoder(Protocol):
     @property
     def embed_dim(self) -> int:
         """E, length of an embedding."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text, start and end token among them; longer texts are cut."""
+        ...
+
+    @property
+    def tokenizer(self) -> Callable[..., Any]:
+        """Texts and any context length to tokens (n, context length), zero after the end token."""
         ...
 
     def fingerprint(self) -> str:
@@ -77,6 +121,8 @@ class EmbeddingStore(Protocol):
 class EmbeddingDirectory:
     """Embeddings as files, each with its checksum. A directory that cannot be written keeps nothing.
 
+    Files are not flushed to the disk one by one: what a crash damages fails its checksum, and is made again.
+
     Args:
         directory: of all text towers.
         key: tells what the embeddings depend on, besides the word.
@@ -94,14 +140,19 @@ class EmbeddingDirectory:
         digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if len(payload) != self._bytes or digest != self._digest(word, payload):
             return None
-        return np.frombuffer(payload, "<f4").astype(np.float32)
+        embedding = np.frombuffer(payload, "<f4").astype(np.float32)
+        return embedding if np.isfinite(embedding).all() else None
 
     def write(self, word: str, embedding: FloatArray) -> None:
-        payload = embedding.astype("<f4").tobytes()
+        path, payload = self._path(word), embedding.astype("<f4").tobytes()
+        aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
-            write_atomically(self._path(word), self._digest(word, payload) + payload)
-        except ArtifactError:
-            return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(self._digest(word, payload) + payload)
+            os.replace(aside, path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def _path(self, word: str) -> Path:
         return self._directory / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
@@ -115,6 +166,7 @@ class EmbeddingMemory:
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._kept = capacity, OrderedDict[str, FloatArray]()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -123,14 +175,16 @@ class EmbeddingMemory:
         return word in self._kept
 
     def read(self, word: str) -> FloatArray | None:
-        if word in self._kept:
-            self._kept.move_to_end(word)
-        return self._kept.get(word)
+        with self._lock:
+            if word in self._kept:
+                self._kept.move_to_end(word)
+            return self._kept.get(word)
 
     def write(self, word: str, embedding: FloatArray) -> None:
-        self._kept[word] = embedding
-        while len(self._kept) > self._capacity:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[word] = embedding
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
 
 
 class VocabularyEncoder:
@@ -146,6 +200,11 @@ class VocabularyEncoder:
         cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
         templates: with `{}` for the name; None stands for `TEMPLATES`.
         store: in place of a directory.
+        clean_coco_suffixes: leave out COCO's `-other`, `-merged` and `-stuff` (see `clean_coco_name`). Ask for it only
+            where the class names are COCO's, and then in training, evaluation and prediction alike.
+
+    Raises:
+        InputError: no template, or one without `{}`.
     """
 
     def __init__(
@@ -154,40 +213,123 @@ class VocabularyEncoder:
         cache_dir: str | Path | None = None,
         templates: Sequence[str] | None = None,
         store: EmbeddingStore | None = None,
+        clean_coco_suffixes: bool = False,
     ) -> None:
         self.text_encoder = text_encoder
-        self.templates: tuple[str, ...] = tuple(templates) if templates is not None else default_templates()
+        self.clean_coco_suffixes = clean_coco_suffixes
+        self.templates: tuple[str, ...] = _checked_templates(default_templates() if templates is None else templates)
         if store is None:
             key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
             directory = Path(cache_dir) if cache_dir is not None else default_cache_dir()
             store = EmbeddingDirectory(directory, key, text_encoder.embed_dim)
         self.store = store
 
-    def encode(self, names: Sequence[str]) -> Vocabulary:
+    def encode(
+        self, names: Iterable[str], *, same_meaning: OnSameMeaning = "warn", progress: bool | None = None
+    ) -> Vocabulary:
         """The vocabulary of `names`, in their order.
 
         A store that cannot be written costs time later, not the result.
 
+        Args:
+            same_meaning: what to do about names that the text encoder cannot tell apart (see
+                `regionspot.synonyms.same_meaning`), whose classes would share every score, and about names that it
+                does not read to their end: a `VocabularyWarning`, an InputError, or nothing.
+            progress: show on standard error how far it is; None does so from PROGRESS_FROM new words on.
+
         Raises:
-            InputError: no name, a blank one, or one given twice.
+            InputError: bad names, see `as_class_names`; or, but for "ignore", names that are cut to the same beginning.
+            ArtifactError: the text encoder answers with NaN. Nothing is stored of that word.
         """
-        names = tuple(names)
-        check_class_names(names)
-        words = [clean_name(name) for name in names]
-        embeddings: dict[str, FloatArray] = {}
-        for word in dict.fromkeys(words):
-            kept = self.store.read(word)
-            embeddings[word] = self._encode_word(word) if kept is None else kept
-        return Vocabulary(names, np.stack([embeddings[word] for word in words]))
+        names = as_class_names(names)
+        words = [self.word(name) for name in names]
+        embeddings = {word: self.store.read(word) for word in words}
+        new = [word for word, kept in embeddings.items() if kept is None]
+        embeddings |= self._encode_words(new, len(new) >= PROGRESS_FROM if progress is None else progress)
+        vocabulary = Vocabulary(names, np.stack([embeddings[word] for word in words]))
+        if same_meaning != "ignore":
+            self._check_meanings(vocabulary, same_meaning == "error")
+        return vocabulary
+
+    def word(self, name: str) -> str:
+        """What goes into the templates for a class name, and what its embedding is kept by."""
+        return clean_coco_name(name) if self.clean_coco_suffixes else name
+
+    def _encode_words(self, words: Sequence[str], progress: bool) -> dict[str, FloatArray]:
+        if not progress:
+            return {word: self._encode_word(word) for word in words}
+        embeddings = {}
+        with Progress("encoding class names", len(words), "names", stream=sys.stderr) as line:
+            for count, word in enumerate(words, 1):
+                embeddings[word] = self._encode_word(word)
+                line.update(count)
+        return embeddings
 
     def _encode_word(self, word: str) -> FloatArray:
         """The embedding (E,), which is also put into the store."""
         embeddings = self.text_encoder.encode_text([template.replace("{}", word) for template in self.templates])
         on_cpu = embeddings if isinstance(embeddings, np.ndarray) else embeddings.cpu().double().numpy()
         mean = on_cpu.mean(axis=0, dtype=np.float64)  # (templates, E) to (E,)
-        embedding: FloatArray = (mean / np.linalg.norm(mean)).astype(np.float32)
+        length = np.linalg.norm(mean)
+        if not (np.isfinite(length) and length > 0):
+            raise ArtifactError(
+                f"the text encoder has no finite embedding of {shown(word)}: its weights are damaged, or half "
+                "precision overflowed"
+            )
+        embedding: FloatArray = (mean / length).astype(np.float32)
         self.store.write(word, embedding)
         return embedding
+
+    def _check_meanings(self, vocabulary: Vocabulary, refuse: bool) -> None:
+        """Warn of names with the same meaning and of names that are cut, or refuse them."""
+        cut = self._cut_names(vocabulary.names)
+        groups = same_meaning(vocabulary)
+        for group in groups:
+            ends = [name for name in group if name in cut]
+            if len(ends) > 1:
+                raise InputError(
+                    f"this text encoder reads {self.text_encoder.context_length} tokens, and {shown(ends[0])} and "
+                    f"{shown(ends[1])} are the same that far: shorten them to what tells them apart"
+                )
+        if groups and refuse:
+            raise InputError(
+                f"class names look the same to this text encoder: {describe_groups(vocabulary, groups)}. No training "
+                "can tell them apart: rename them, or merge their classes"
+            )
+        if groups:
+            _warn(f"{describe_groups(vocabulary, groups)} look the same to this text encoder; their scores are shared")
+        if cut:
+            listed = ", ".join(map(shown, cut[:5])) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
+            _warn(f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {listed}")
+
+    def _cut_names(self, names: Sequence[str]) -> list[str]:
+        """Names that the text encoder does not read to their end in the longest template."""
+        longest = max(len(template.encode()) for template in self.templates)
+        room = self.text_encoder.context_length - 2 - longest  # a token is one byte or more
+        long = [name for name in names if 2 * len(name.encode()) > room]  # in lower case, some letters take more bytes
+        if not long:
+            return []
+        counts = (self._tokens([template.replace("{}", "x") for template in self.templates]) != 0).sum(axis=1)
+        template = self.templates[int(counts.argmax())]
+        tokens = self._tokens([template.replace("{}", self.word(name)) for name in long])
+        return [name for name, is_cut in zip(long, tokens[:, -1] != 0, strict=True) if is_cut]
+
+    def _tokens(self, texts: list[str]) -> np.ndarray:
+        """(n, context length + 1): the last is zero where a text is not cut."""
+        return np.asarray(self.text_encoder.tokenizer(texts, self.text_encoder.context_length + 1))
+
+
+def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(templates, str):
+        raise InputError(f"templates must be a list of texts, got one text: [{shown(templates)}]")
+    wrong = [template for template in templates if not isinstance(template, str) or "{}" not in template]
+    if wrong or not templates:
+        raise InputError(f"each template must be text with {{}} for the name, got {shown(wrong or templates)}")
+    return tuple(templates)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, VocabularyWarning, stacklevel=4)  # at the caller of `encode`
 
 
 def default_cache_dir() -> Path:
@@ -199,31 +341,37 @@ def parse_vocabulary(spec: str) -> tuple[str, ...]:
     """Class names from what a user types.
 
     Args:
-        spec: a preset ("mini", "coco" or "imagenet"), a `.txt` file with a name on each line, a `.json` file in COCO or
-            LVIS format, whose categories are taken in the order of their ids, or names with commas between them.
+        spec: a preset ("mini", "coco" or "imagenet"); a file of whatever name that is there (see
+            `regionspot.vocabulary_files`); or names with commas, or ends of lines, between them.
 
     Raises:
-        InputError: no name, a blank or repeated one, or a file that is missing or not as described.
+        InputError: no name, a blank or repeated one, or a file that is missing or cannot be used.
     """
+    if not isinstance(spec, str):
+        raise InputError(
+            f"a vocabulary is text: a preset, a file, or names with commas between them, not {shown(spec)}"
+        )
     spec = spec.strip()
     if spec in PRESET_VOCABULARIES:
-        names = _preset_names(spec)
-    elif spec.endswith(".txt"):
-        names = _lines(_read_text(Path(spec)))
-    elif spec.endswith(".json"):
-        names = _category_names(Path(spec))
-    else:
-        names = tuple(name.strip() for name in spec.split(",")) if spec else ()
+        return _preset_names(spec)
+    if is_vocabulary_file(spec):
+        return names_in_file(spec)
     try:
-        check_class_names(names)
+        return as_class_names(_typed_names(spec))
     except InputError as error:
-        raise InputError(f"vocabulary {spec!r}: {error}") from error
-    return names
+        raise InputError(f"vocabulary {shown(spec)}: {error}") from error
+
+
+def _typed_names(spec: str) -> list[str]:
+    lines = text_lines(spec)
+    if len(lines) > 1:
+        lines = [line.rstrip(", ") for line in lines]
+    return [name.strip() for line in lines for name in line.split(",")]
 
 
 def _preset_names(preset: str) -> tuple[str, ...]:
     if preset == "coco":
-        return _lines((Path(__file__).parent / "vocabularies" / "coco.txt").read_text(encoding="utf-8"))
+        return names_in_file(Path(__file__).parent / "vocabularies" / "coco.txt")
     if preset == "mini":
         from regionspot.mini.world import CATEGORIES
 
@@ -231,24 +379,3 @@ def _preset_names(preset: str) -> tuple[str, ...]:
     from regionspot.modeling.clip import IMAGENET_CLASS_NAMES
 
     return tuple(dict.fromkeys(IMAGENET_CLASS_NAMES))  # two of the 1000 names stand for two classes each
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _category_names(path: Path) -> tuple[str, ...]:
-    try:
-        categories = json.loads(_read_text(path))["categories"]
-        return tuple(str(category["name"]) for category in sorted(categories, key=lambda category: category["id"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not an annotation file in COCO or LVIS format, each category with id and name ({error!r})"
-        ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"vocabulary file {path} cannot be read: {error}") from error

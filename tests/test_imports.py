@@ -21,7 +21,7 @@ LAYERS = (
     {"files", "progress", "config", "child_process", "provenance", "threads", "mapped_files", "arrays"},
     {"masks"},
     {"structures"},
-    {"transforms"},
+    {"transforms", "synonyms", "vocabulary_files"},
     {"runtime"},
     {"vocabulary", "visualize"},
     {"modeling"},

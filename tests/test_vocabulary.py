@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import threading
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from regionspot import vocabulary
-from regionspot.errors import InputError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.clip import ClipBackbone, build_clip
-from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, clean_name, default_cache_dir, parse_vocabulary
+from regionspot.vocabulary import (
+    EmbeddingDirectory,
+    EmbeddingMemory,
+    VocabularyEncoder,
+    VocabularyWarning,
+    clean_coco_name,
+    default_cache_dir,
+    parse_vocabulary,
+)
 
 import open_clip  # isort: skip  (after regionspot.modeling.clip, which makes it importable everywhere)
 
@@ -49,7 +59,7 @@ def test_embedding_is_the_mean_of_unnormalised_templates(clip: ClipBackbone, tmp
     assert encoded.embeddings.shape == (3, 24) and encoded.embeddings.dtype == np.float32
     templates = [*open_clip.OPENAI_IMAGENET_TEMPLATES, lambda name: f"{name}."]
     assert len(templates) == len(vocabulary.TEMPLATES) == 81
-    for word, embedding in zip(("cat", "coffee cup", "wall"), encoded.embeddings, strict=True):
+    for word, embedding in zip(NAMES, encoded.embeddings, strict=True):
         texts = open_clip.tokenize([template(word) for template in templates])
         mean = clip.clip.encode_text(texts).mean(dim=0)
         np.testing.assert_allclose(embedding, (mean / mean.norm()).numpy(), atol=1e-6)
@@ -92,8 +102,9 @@ def test_names_that_clean_to_one_word_are_encoded_once(
     clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = count_texts(clip, monkeypatch)
-    encoded = VocabularyEncoder(clip, tmp_path).encode(("rock", "rock-merged"))
-    assert sum(counts) == 81
+    encoder = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True)
+    encoded = encoder.encode(("rock", "rock-merged"), same_meaning="ignore")
+    assert sum(counts) == 81 and encoder.word("rock-merged") == "rock"
     assert np.array_equal(encoded.embeddings[0], encoded.embeddings[1])
 
 
@@ -132,12 +143,104 @@ def test_cache_that_cannot_be_written_costs_only_time(clip: ClipBackbone, tmp_pa
     assert len(encoded) == 1
 
 
+def test_strangers_words_stay_as_they_are(clip: ClipBackbone, tmp_path: Path) -> None:
+    plain = VocabularyEncoder(clip, tmp_path)
+    names = ("wall", "wall-other", "wall-stuff")
+    encoded = plain.encode(names, same_meaning="ignore").embeddings
+    assert len({embedding.tobytes() for embedding in encoded}) == 3
+    cleaned = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True).encode(names, same_meaning="ignore")
+    np.testing.assert_array_equal(cleaned.embeddings, encoded[[0, 0, 0]])  # also where the store knows both words
+
+
 @pytest.mark.parametrize(
-    ("names", "message"), [((), "empty"), (("cat", " "), "blank"), (("cat", "dog", "cat"), "'cat' more than once")]
+    ("names", "message"),
+    [
+        ((), "empty"),
+        (("cat", " "), "blank"),
+        (("cat", "dog", "cat"), "'cat' more than once"),
+        ("cat", "got one text"),
+        ((b"cat",), "decode it"),
+        ({0: "cat"}, "a dictionary"),
+        ((0, 1), "name each class by text"),
+        (("cat", None), "is None"),
+        ((("cat",),), "a tuple"),
+        (("\ud800",), "not valid Unicode"),
+        (None, "must be a list"),
+    ],
 )
-def test_wrong_names(clip: ClipBackbone, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+def test_wrong_names(clip: ClipBackbone, tmp_path: Path, names: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         VocabularyEncoder(clip, tmp_path).encode(names)
+
+
+@pytest.mark.parametrize("templates", ["a {}.", [], ["a photo"], [None]])
+def test_wrong_templates(clip: ClipBackbone, tmp_path: Path, templates: Any) -> None:
+    with pytest.raises(InputError, match="template"):
+        VocabularyEncoder(clip, tmp_path, templates)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_what_is_no_embedding_is_never_stored(
+    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    encoder = VocabularyEncoder(clip, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(clip, "encode_text", lambda texts: np.full((len(texts), 24), value, np.float32))
+        with pytest.raises(ArtifactError, match=r"no finite embedding of 'cat': its weights are damaged"):
+            encoder.encode(["cat"])
+    assert not list(tmp_path.rglob("*.*"))
+    encoder.store.write("cat", np.full(24, value, np.float32))  # as earlier versions did
+    if not np.isfinite(value):
+        assert encoder.store.read("cat") is None
+        assert np.isfinite(encoder.encode(["cat"]).embeddings).all()
+
+
+class TestSameMeaning:
+    NAMES = ("cat", "red toy", "dog", "Red  Toy", "caf\u00e9", "cafe\u0301")
+
+    def test_is_a_warning_that_names_them(self, clip: ClipBackbone, tmp_path: Path) -> None:
+        with pytest.warns(VocabularyWarning) as told:
+            VocabularyEncoder(clip, tmp_path).encode(self.NAMES)
+        assert [str(warning.message) for warning in told] == [
+            "'red toy' and 'Red  Toy' (cosine 1.0000); 'caf\u00e9' and 'cafe\u0301' (cosine 1.0000) look the same to "
+            "this text encoder; their scores are shared"
+        ]
+        assert told[0].filename == __file__
+
+    def test_or_an_error_or_nothing(self, clip: ClipBackbone, tmp_path: Path) -> None:
+        encoder = VocabularyEncoder(clip, tmp_path)
+        with pytest.raises(InputError, match=r"'red toy' and 'Red  Toy' .* rename them, or merge their classes"):
+            encoder.encode(self.NAMES, same_meaning="error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encoder.encode(self.NAMES, same_meaning="ignore")
+            encoder.encode(("cat", "red toy"), same_meaning="error")
+
+    def test_suffixes_that_are_cleaned_away(self, clip: ClipBackbone, tmp_path: Path) -> None:
+        encoder = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True)
+        with pytest.raises(InputError, match="'wall-other' and 'wall-stuff'"):
+            encoder.encode(["wall-other", "wall-stuff"], same_meaning="error")
+
+    def test_names_that_are_cut(self, clip: ClipBackbone, tmp_path: Path) -> None:
+        encoder = VocabularyEncoder(clip, tmp_path)
+        with pytest.warns(VocabularyWarning, match=r"reads 77 tokens and cuts the end of 'very very.*thing'$"):
+            encoder.encode(["very " * 80 + "long thing", "cat", "very " * 30 + "long thing"])
+        with pytest.raises(InputError, match=r"reads 77 tokens, and 'very very.*are the same that far: shorten them"):
+            encoder.encode(["very " * 80 + "long thing", "very " * 80 + "short thing"])
+
+
+def test_progress_of_many_new_words(
+    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vocabulary, "PROGRESS_FROM", 3)
+    encoder = VocabularyEncoder(clip, tmp_path, templates=["{}."])
+    encoder.encode(["cat", "dog"])
+    encoder.encode(["cat", "bird", "cow", "owl"], progress=False)
+    assert capsys.readouterr().err == ""
+    encoder.encode(["cat", "pig", "hen", "ape"])
+    assert "encoding class names: 3/3 names" in capsys.readouterr().err
+    encoder.encode(["cat", "pig", "hen", "ape"])
+    assert capsys.readouterr().err == ""
 
 
 def test_braces_in_names_are_taken_as_they_are(clip: ClipBackbone, tmp_path: Path) -> None:
@@ -154,10 +257,12 @@ def test_braces_in_names_are_taken_as_they_are(clip: ClipBackbone, tmp_path: Pat
         ("wall-other-merged", "wall"),
         ("window-blind", "window-blind"),
         ("other", "other"),
+        ("-other", "-other"),
+        (" -stuff-merged", " -stuff"),
     ],
 )
-def test_clean_name(name: str, cleaned: str) -> None:
-    assert clean_name(name) == cleaned
+def test_clean_coco_name(name: str, cleaned: str) -> None:
+    assert clean_coco_name(name) == cleaned
 
 
 def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,19 +275,17 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_words() -> None:
     assert parse_vocabulary("cat, dog,coffee cup ") == ("cat", "dog", "coffee cup")
     assert parse_vocabulary("cat") == ("cat",)
+    assert parse_vocabulary("cat, dog\n\nwall/ceiling,\nbird") == ("cat", "dog", "wall/ceiling", "bird")
+    assert parse_vocabulary("and/or, " + "x" * 5000) == ("and/or", "x" * 5000)
 
 
-def test_text_file(tmp_path: Path) -> None:
-    path = tmp_path / "words.txt"
-    path.write_bytes("\ufeffcat\r\n\r\n  café au lait, hot \n".encode())
-    assert parse_vocabulary(str(path)) == ("cat", "café au lait, hot")
-
-
-def test_annotation_file(tmp_path: Path) -> None:
-    path = tmp_path / "lvis.json"
-    categories = [{"id": 3, "name": "zebra", "frequency": "r"}, {"id": 1, "name": "cat", "synonyms": ["kitty"]}]
-    path.write_text(json.dumps({"images": [], "categories": categories}))
-    assert parse_vocabulary(str(path)) == ("cat", "zebra")
+def test_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "classes").write_text("cat\ncoffee cup, hot\n")
+    (tmp_path / "cat").mkdir()
+    assert parse_vocabulary(f" {tmp_path / 'classes'} ") == ("cat", "coffee cup, hot")
+    monkeypatch.chdir(tmp_path)
+    assert parse_vocabulary("classes") == ("cat", "coffee cup, hot")
+    assert parse_vocabulary("cat") == ("cat",)  # a folder lists no names
 
 
 @pytest.mark.parametrize(("preset", "count", "member"), [("coco", 80, "hair drier"), ("imagenet", 998, "tench")])
@@ -205,28 +308,16 @@ def test_mini_preset() -> None:
         ("cat,dog,cat", "'cat' more than once"),
         ("absent.txt", "absent.txt cannot be read"),
         ("absent.json", "absent.json cannot be read"),
+        ("absent.NAMES", "absent.NAMES cannot be read: No such file"),
+        ("/absent/classes", "/absent/classes cannot be read: No such file"),
+        ("cat,\ud800", "not valid Unicode"),
+        (None, "a vocabulary is text"),
+        (("cat", "dog"), "a vocabulary is text"),
     ],
 )
-def test_wrong_vocabularies(spec: str, message: str) -> None:
+def test_wrong_vocabularies(spec: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_vocabulary(spec)
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"categories": [{"id": 1}]}', '{"categories": ', "null"])
-def test_other_json_files(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "some.json"
-    path.write_text(content)
-    with pytest.raises(InputError, match="not an annotation file in COCO or LVIS format"):
-        parse_vocabulary(str(path))
-
-
-def test_empty_and_binary_text_files(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(InputError, match="empty"):
-        parse_vocabulary(str(tmp_path / "empty.txt"))
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(InputError, match="cannot be read"):
-        parse_vocabulary(str(tmp_path / "binary.txt"))
 
 
 def test_big_clip_is_not_needed_for_its_size() -> None:
@@ -242,3 +333,35 @@ def test_a_memory_keeps_the_words_that_were_asked_for_last(clip: ClipBackbone, m
     assert np.array_equal(encoder.encode(["dog", "cat"]).embeddings, first.embeddings[::-1]) and counts == []
     encoder.encode(["bird"])  # pushes out the dog, which was asked for before the cat
     assert len(memory) == 2 and "cat" in memory and "dog" not in memory and counts == [1]
+
+
+def test_a_memory_for_several_threads() -> None:
+    memory, failures = EmbeddingMemory(2), []
+
+    def use(own: int) -> None:
+        try:
+            for index in range(3000):
+                word = str((index + own) % 4)
+                memory.write(word, np.full(2, float(word), np.float32))
+                kept = memory.read(str(index % 4))
+                assert kept is None or kept[0] == index % 4
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=use, args=(own,)) for own in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(memory) == 2
+
+
+def test_a_directory_for_several_writers(tmp_path: Path) -> None:
+    store = EmbeddingDirectory(tmp_path, "key", 2)
+    threads = [threading.Thread(target=store.write, args=("cat", np.array([1, 2], np.float32))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(store.read("cat"), [1, 2])  # type: ignore[arg-type]
+    assert len(list((tmp_path / "key").iterdir())) == 1

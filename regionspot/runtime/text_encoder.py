@@ -22,11 +22,15 @@ class GraphTextEncoder:
     """
 
     def __init__(self, pipeline: RegionPipeline, tokenizer: TextTokenizer) -> None:
-        self._pipeline, self._tokenizer = pipeline, tokenizer
+        self._pipeline, self.tokenizer = pipeline, tokenizer
 
     @property
     def embed_dim(self) -> int:
         return self._pipeline.info.embed_dim
+
+    @property
+    def context_length(self) -> int:
+        return self._pipeline.info.context_length
 
     def fingerprint(self) -> str:
         """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
@@ -39,6 +43,6 @@ class GraphTextEncoder:
         """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is cut off."""
         if not texts:
             return np.zeros((0, self.embed_dim), np.float32)
-        tokens = self._tokenizer(texts, self._pipeline.info.context_length)  # (n, context length)
+        tokens = self.tokenizer(texts, self.context_length)  # (n, context length)
         length = int(tokens.argmax(axis=1).max()) + 1
         return self._pipeline.encode_tokens(tokens[:, :length].astype(np.int32))
