@@ -10,6 +10,7 @@ import numpy as np
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
+from regionspot.files import list_files
 from regionspot.masks import mask_to_box
 from regionspot.structures import FloatArray
 from regionspot.transforms import UInt8Array, read_image
@@ -54,6 +55,8 @@ def load_pictures(source: str | Path | None, count: int = NUM_PICTURES, seed: in
     if source is None:
         return _from_mini_world(count, seed)
     path = Path(source)
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}: name an annotation file, or a folder of pictures")
     return _from_folder(path, count, rng) if path.is_dir() else _from_dataset(path, count, rng)
 
 
@@ -64,7 +67,7 @@ def _from_dataset(path: Path, count: int, rng: np.random.Generator) -> Pictures:
     if not usable:
         raise InputError(f"{path} has no picture with a box: name a data set with annotations, or a folder of pictures")
     chosen = [usable[index] for index in rng.permutation(len(usable))[:count]]
-    pictures = tuple(Picture(read_image(dataset.image_path(record)), boxes[record.id]) for record in chosen)
+    pictures = tuple(Picture(_read(dataset.image_path(record)), boxes[record.id]) for record in chosen)
     return Pictures(f"{len(pictures)} images of {path.name}", pictures, _some(dataset.class_names, rng))
 
 
@@ -76,12 +79,26 @@ def _boxes(dataset: CocoDataset, image_id: int, width: int, height: int) -> Floa
 
 
 def _from_folder(path: Path, count: int, rng: np.random.Generator) -> Pictures:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    listing = list_files(path, SUFFIXES, recursive=True)
+    files, hidden = listing.files, listing.skipped.get("hidden file", 0)
+    passed_over = f" ({hidden} hidden files passed over)" if hidden else ""
     if not files:
-        raise InputError(f"{path} holds no picture ({', '.join(SUFFIXES)}): name another folder, or an annotation file")
-    images = [read_image(files[index]) for index in rng.permutation(len(files))[:count]]
+        raise InputError(
+            f"{path} holds no picture ({', '.join(SUFFIXES)}){passed_over}: name another folder, or an annotation file"
+        )
+    images = [_read(files[index]) for index in rng.permutation(len(files))[:count]]
     pictures = tuple(Picture(image, _random_boxes(image.shape[0], image.shape[1], rng)) for image in images)
-    return Pictures(f"{len(pictures)} images of {path.name}/", pictures, _some(parse_vocabulary("coco"), rng))
+    return Pictures(
+        f"{len(pictures)} images of {path.name}/{passed_over}", pictures, _some(parse_vocabulary("coco"), rng)
+    )
+
+
+def _read(path: Path) -> UInt8Array:
+    """(H, W, 3) uint8 RGB. Raises InputError with the file's whole path: many folders hold a file of that name."""
+    try:
+        return read_image(path)
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 
 
 def _random_boxes(height: int, width: int, rng: np.random.Generator) -> FloatArray:

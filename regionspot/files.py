@@ -14,6 +14,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -91,6 +94,52 @@ def readable_name(name: str | Path) -> str:
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+@dataclass(frozen=True)
+class FolderListing:
+    """Files of a folder, in order of their paths, and how many of each kind were passed over."""
+
+    files: tuple[Path, ...]
+    skipped: Mapping[str, int]
+
+    def describe_skipped(self) -> str:
+        """ "2 folders, 3 .txt files", or nothing."""
+        return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(self.skipped.items()))
+
+
+def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = False) -> FolderListing:
+    """The files of a folder whose names end in one of `suffixes` (lower case, with the dot), without hidden ones.
+
+    Hidden files include what macOS writes beside each file of a foreign disk (._photo.jpg).
+
+    Raises:
+        InputError: there is no such folder, or it cannot be read.
+    """
+    found: list[Path] = []
+    skipped: Counter[str] = Counter()
+
+    def look_into(directory: str) -> None:
+        for entry in os.scandir(directory):
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                skipped["hidden file"] += 1
+            elif entry.is_dir():
+                if recursive and not entry.is_symlink():
+                    look_into(entry.path)
+                else:
+                    skipped["folder"] += 1
+            elif suffix in suffixes:
+                found.append(Path(entry.path))
+            else:
+                skipped[f"{readable_name(suffix)} file" if suffix else "file without a suffix"] += 1
+
+    try:
+        look_into(os.fspath(folder))
+    except OSError as error:
+        reason = "there is no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"the folder {folder} cannot be read: {reason}") from error
+    return FolderListing(tuple(sorted(found)), skipped)
+
+
 def delete_leftovers(directory: Path) -> None:
     """Delete what killed processes left half-written by `write_atomically`; what another may be writing now stays."""
     for path in directory.glob(".*.tmp"):
@@ -158,7 +207,7 @@ def cache_root() -> Path:
     try:
         return Path("~/.cache/regionspot").expanduser()
     except RuntimeError:  # HOME is unset, and the user has no account
-        return _private_folder()
+        return private_folder()
 
 
 def expand_home(path: str | Path, what: str) -> Path:
@@ -238,7 +287,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 @cache
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """A folder that only this user can write to, the same one for each process where nobody else took its name."""
     try:
         if hasattr(os, "getuid"):

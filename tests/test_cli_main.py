@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -112,3 +115,60 @@ def test_every_command_describes_itself(name: str, capsys: pytest.CaptureFixture
 def test_convert_reports_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "head.safetensors")]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err
+
+
+STAND_IN = """
+import sys, types
+from regionspot.cli import main as cli
+def run(argv):
+    for _ in range(20_000):
+        print("a line of a table")
+    print("a line for the log", file=sys.stderr, flush=True)
+    open("result", "w").write("whole")
+    return 0
+module = types.ModuleType("stand_in")
+module.main = run
+sys.modules["stand_in"] = module
+cli.COMMANDS["doctor"] = ("stand_in", "")
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        ("| true", 141, ""),
+        ("| head -1 > line", 141, ""),
+        ("> /dev/full", 2, "error: cannot write to standard output: No space left on device\n"),
+        (">&-", 0, ""),
+        ("> /dev/null 2>&1 >&- 2>&-", 0, ""),
+        ("2>&1 >/dev/null | true", 141, ""),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists() or shutil.which("bash") is None, reason="Linux, with bash")
+def test_output_that_nobody_reads(tmp_path: Path, redirection: str, status: int, said: str) -> None:
+    """The work is done, its files are written, and the end is quiet."""
+    (tmp_path / "command.py").write_text(STAND_IN)
+    script = f"'{sys.executable}' command.py {redirection}; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    log = "" if "2>" in redirection else "a line for the log\n"
+    assert (run.returncode, run.stderr) == (status, log + said)
+    assert (tmp_path / "result").read_text() == "whole"
+
+
+def test_text_that_the_output_cannot_hold(tmp_path: Path) -> None:
+    """A file's name that is not UTF-8, and any letter where the locale has few: escaped, not a traceback."""
+    code = "from regionspot.cli.streams import KeptStreams\nwith KeptStreams(): print('caf\\udce9', '猫')"
+    for encoding, expected in (("utf-8", b"caf\\udce9 \xe7\x8c\xab\n"), ("ascii", b"caf\\udce9 \\u732b\n")):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+        assert run.stdout == expected
+
+
+def test_a_user_without_home_and_account(tmp_path: Path) -> None:
+    """`env -i`, and a user id that no account has: libraries that insist on a home get one."""
+    code = "import os, sys; from regionspot.cli.main import main; main(['--version']); print(os.environ['HOME'])"
+    command = [sys.executable, "-c", f"import pwd; pwd.getpwuid = {{}}.__getitem__; {code}"]
+    run = subprocess.run(command, env={"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[1].startswith(str(tmp_path))

@@ -244,13 +244,13 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("pathlib.os.path.expanduser", lambda path: path)
     monkeypatch.delenv("REGIONSPOT_CACHE", raising=False)
-    files._private_folder.cache_clear()
+    files.private_folder.cache_clear()
     root = cache_root()
     assert root == tmp_path / f"regionspot-cache-{os.getuid()}" and stat.S_IMODE(root.stat().st_mode) == 0o700
     root.chmod(0o777)  # as one that somebody else has made for us
-    files._private_folder.cache_clear()
+    files.private_folder.cache_clear()
     assert cache_root() != root and cache_root().parent == tmp_path and cache_root() == cache_root()
-    files._private_folder.cache_clear()
+    files.private_folder.cache_clear()
     monkeypatch.setenv("REGIONSPOT_CACHE", "~nobody-of-that-name/x")
     with pytest.raises(InputError, match="REGIONSPOT_CACHE is '~nobody-of-that-name/x', but there is no such home"):
         cache_root()

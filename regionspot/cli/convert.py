@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from regionspot.cli.outputs import check_outputs
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -19,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    check_outputs({"OUT": arguments.target}, {"the checkpoint": arguments.source})
     from regionspot.modeling.checkpoint import convert_official
 
     convert_official(arguments.source, arguments.target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import regionspot
 from regionspot.child_process import how_it_ended
 from regionspot.cli.probes import PROBES, Finding
+from regionspot.errors import InputError
 from regionspot.files import cache_root
 from regionspot.provenance import read_processor
 
@@ -119,9 +121,14 @@ def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys
 
 def check_disk() -> Finding:
     """Free space where training writes (here) and where text embeddings are cached."""
-    cache = cache_root()
-    places = {"here": Path.cwd(), "cache": next(place for place in (cache, *cache.parents) if place.exists())}
-    free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    try:
+        cache = cache_root()
+        above = next(place for place in (cache, *cache.parents) if os.path.exists(place))
+        places = {"here": Path.cwd(), "cache": above}
+        free = {name: shutil.disk_usage(place).free for name, place in places.items()}
+    except (OSError, InputError) as error:  # this folder was deleted, or may not be looked at; a cache that is nowhere
+        mend = "change to a folder that exists, or set REGIONSPOT_CACHE to one"
+        return Finding("disk", "WARN", f"cannot be examined: {error}", mend)
     detail = ", ".join(
         f"{size / GIB:.1f} GiB free {name if name == 'here' else 'for the cache'}" for name, size in free.items()
     )

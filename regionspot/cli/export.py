@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threads, load_model
+from regionspot.cli.outputs import check_outputs, model_files
+from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
     from regionspot.export.build import EngineOptions
@@ -51,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     compared.add_argument(
         "--calibration",
         metavar="JSON|DIR",
+        type=local_path,
         help="pictures for int8's ranges and for the comparison: annotations in COCO format, or a folder (default: "
         "scenes of the mini world)",
     )
@@ -71,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_threads(arguments)
+    inputs = {"--calibration": arguments.calibration, **model_files(arguments)}
+    check_outputs({"--timing-cache": arguments.timing_cache}, inputs)
     from regionspot.export.plan import estimate, format_plan, sizing_model
 
     if arguments.dry_run:

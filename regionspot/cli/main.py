@@ -6,12 +6,16 @@ Nothing heavy is imported here: `regionspot --help` must stay quick.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from regionspot import __version__
+from regionspot.cli.streams import KeptStreams
 from regionspot.errors import RegionSpotError
+from regionspot.files import private_folder
 
 COMMANDS = {
     "predict": ("regionspot.cli.predict", "recognise regions of a picture"),
@@ -33,8 +37,16 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, or 2 for what the user can mend, or the command's own."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; the exit status: 0, or 2 for what the user can mend, or the command's own.
+
+    A reader of standard output that goes away (`| head`) does not end the work: the status is then 141.
+    """
+    _ensure_home()
+    with KeptStreams() as streams:
+        return streams.status(_run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else EXIT_USER_ERROR
@@ -51,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _ensure_home() -> None:
+    """Give libraries that insist on a home directory one, where HOME is unset and the user has no account."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(private_folder())
 
 
 def train() -> int:

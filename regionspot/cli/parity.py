@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, check_threads, load_model
+from regionspot.cli.outputs import artifact_files, check_outputs, json_bytes, model_files, table_stream, write_output
+from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
     from regionspot.export.sides import Side
@@ -29,7 +30,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(device="cpu")
     parser.add_argument("--images", type=int, default=4, metavar="N", help="pictures to compare on (%(default)s)")
     parser.add_argument(
-        "--pictures", metavar="JSON|DIR", help="annotations in COCO format, or a folder (default: the mini world)"
+        "--pictures",
+        metavar="JSON|DIR",
+        type=local_path,
+        help="annotations in COCO format, or a folder (default: the mini world)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -39,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_threads(arguments)
+    _check_json(arguments)
     from regionspot.export.build import PIPELINE_GRAPHS, recognizer_spec
     from regionspot.export.inputs import ParityInputs
     from regionspot.export.report import format_comparison
@@ -48,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = shared_specs(a, b)
     _complete(arguments, a, b)
     inputs = ParityInputs(load_model(arguments), arguments.pictures, arguments.images)
-    print(f"A: {a.title}\nB: {b.title}\non {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs\n")
+    stream = table_stream(arguments.json)
+    print(
+        f"A: {a.title}\nB: {b.title}\non {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs\n",
+        file=stream,
+    )
     rows = {}
     for spec in specs.values():
         rows[spec.name] = compare_graph(a, b, spec, inputs, arguments.threads)
@@ -58,16 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with_text = "clip_text_encoder" in specs
         recognizer = recognizer_spec(inputs.specs["region_recognizer"], specs["region_head"])
         whole = compare_pipelines(a, b, recognizer, with_text, inputs, arguments.threads)
-    print(format_comparison(rows, whole))
     passed = not any(row.passed is False for row in (*rows.values(), *([whole] if whole else [])))
     if arguments.json:
-        from regionspot.files import write_atomically
-
         content: dict[str, Any] = {"a": a.title, "b": b.title, "passed": passed}
         content["graphs"] = [{"name": name, **row.to_json()} for name, row in rows.items()]
         content["end_to_end"] = whole.to_json() if whole else None
-        write_atomically(arguments.json, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_output(arguments.json, json_bytes(content))
+    print(format_comparison(rows, whole), file=stream)
     return 0 if passed else EXIT_BREACH
+
+
+def _check_json(arguments: argparse.Namespace) -> None:
+    """Raises InputError where --json would overwrite something that is read."""
+    sides = [file for side in (arguments.a, arguments.b) for file in artifact_files(side.partition(":")[0])]
+    check_outputs(
+        {"--json": arguments.json}, {"--pictures": arguments.pictures, "an artefact": sides, **model_files(arguments)}
+    )
 
 
 def _complete(arguments: argparse.Namespace, a: Side, b: Side) -> None:

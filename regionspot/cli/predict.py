@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
+from regionspot.cli.outputs import model_files
+from regionspot.cli.paths import local_path
 from regionspot.cli.regions import (
     add_output_options,
     add_region_options,
     add_vocabulary_option,
-    check_outputs,
-    region_table,
-    write_outputs,
+    check_output_options,
+    deliver,
 )
 from regionspot.errors import InputError
 
@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Recognise regions of a picture. All regions are looked at together, and see each other.",
         epilog=f"example: {EXAMPLE}",
     )
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="any picture; coordinates are pixels of it, upright")
+    parser.add_argument(
+        "image", metavar="IMAGE", type=local_path, help="any picture; coordinates are pixels of it, upright"
+    )
     regions = add_region_options(parser)
     regions.add_argument(
         "--mask",
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="masks",
         action="append",
         default=[],
-        type=Path,
+        type=local_path,
         help="a picture of the same size, white on the region, black or transparent elsewhere",
     )
     add_vocabulary_option(parser)
@@ -70,11 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return_masks=not arguments.no_masks,
         )
     by = "" if arguments.runtime == "torch" else f" by {arguments.runtime}"
-    title = f"{arguments.image.name}: {image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}"
-    print(region_table(predictions, title))
-    write_outputs(image, arguments.image.name, predictions, arguments.json, arguments.out)
-    if len(names) == 1:
-        print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
+    title = f"{image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}"
+    deliver(image, predictions, arguments, title)
     return 0
 
 
@@ -82,7 +81,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything heavy is loaded."""
     if not (arguments.boxes or arguments.points or arguments.masks):
         raise InputError(f"no region was asked for: give --box, --point or --mask at least once\nexample: {EXAMPLE}")
-    check_outputs(arguments, arguments.image)
+    inputs = {"the picture itself": arguments.image, "a mask": arguments.masks, **model_files(arguments)}
+    check_output_options(arguments, inputs)
     check_runtime(arguments)
     if arguments.masks and arguments.runtime != "torch":
         raise InputError(f"--mask needs PyTorch, not {arguments.runtime}: give a --box instead, or leave out --runtime")

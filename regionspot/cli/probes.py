@@ -7,6 +7,8 @@ A broken driver or a mismatched wheel can take the whole process down, so doctor
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +20,7 @@ from regionspot.errors import ArtifactError
 
 Status = Literal["OK", "WARN", "FAIL"]
 TESTED_TORCH = ("2.10", "2.13")
+KERNEL_LEVELS = {1: "SSE2", 3: "AVX2", 4: "AVX-512"}
 NVIDIA_INDEX = "https://pypi.nvidia.com"
 
 
@@ -82,7 +85,25 @@ def _native() -> Finding | str:
     rle = masks.encode_rle(mask)
     if rle["counts"] != "013000" or not (masks.decode_rle(rle) == mask).all():
         return Finding("native extension", "FAIL", f"a 3x3 mask came out as {rle}", "build it again: make setup")
-    return "encodes and decodes masks"
+    native = import_module("regionspot._native")
+    return kernel_level(native.level(), native.HIGHEST_LEVEL, platform.machine().lower())
+
+
+def kernel_level(used: int, built: int, machine: str) -> Finding | str:
+    """The instruction set that the kernels use, and whether the compiler could have made better ones.
+
+    Args:
+        used, built: levels of x86-64; 1 is the baseline of any processor.
+        machine: as `platform.machine` names it, in lower case.
+    """
+    if machine not in ("x86_64", "amd64"):
+        return "works; kernels are built for this processor's baseline"
+    detail = f"works; kernels use {KERNEL_LEVELS[used]} and are built for up to {KERNEL_LEVELS[built]}"
+    if built == 1:
+        mend = "build it again with GCC 12 or Clang 18, or a later one: CXX=g++-12 make setup"
+        return Finding("native extension", "WARN", f"{detail}: they are slower than none", mend)
+    asked = os.environ.get("REGIONSPOT_MAX_LEVEL")
+    return f"{detail} (REGIONSPOT_MAX_LEVEL={asked})" if asked else detail
 
 
 def _torch() -> Finding | str:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regionspot.cli.outputs import check_outputs, is_stdout, table_stream, write_output
+from regionspot.cli.paths import local_path
 from regionspot.cli.regions import (
     add_output_options,
     add_region_options,
     add_vocabulary_option,
-    check_outputs,
-    region_table,
-    write_outputs,
+    check_output_options,
+    deliver,
 )
 from regionspot.errors import InputError, RegionSpotError
+from regionspot.files import list_files, readable_name
 
 if TYPE_CHECKING:
     from regionspot.serving.client import Answer, AsyncRegionClient
@@ -35,11 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Ask a server about regions of a picture, or about the same regions of each picture of a folder.",
         epilog=f"example: {EXAMPLE}",
     )
-    parser.add_argument("image", metavar="IMAGE|DIR", type=Path, help="a picture, or a folder of pictures")
+    parser.add_argument("image", metavar="IMAGE|DIR", type=local_path, help="a picture, or a folder of pictures")
     add_region_options(parser)
     add_vocabulary_option(parser, ", or the name of a vocabulary that the server has registered")
     parser.add_argument(
-        "--regions", metavar="JSON", type=Path, help="of a folder: boxes of each picture, from a COCO annotation file"
+        "--regions",
+        metavar="JSON",
+        type=local_path,
+        help="of a folder: boxes of each picture, from a COCO annotation file",
     )
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -60,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    check_outputs(arguments, arguments.image)
+    check_output_options(arguments, {"the picture itself": arguments.image, "--regions": arguments.regions})
     if arguments.regions is None and not (arguments.boxes or arguments.points):
         raise InputError(f"no region was asked for: give --box or --point at least once\nexample: {EXAMPLE}")
     if arguments.image.is_dir():
@@ -87,83 +94,104 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
             return_masks=not arguments.no_masks,
         )
     found = answer.predictions
-    size = f"{found.image_width} x {found.image_height} pixels"
-    print(region_table(found, f"{arguments.image.name}: {size}, {info.model} by {info.runtime} at {arguments.url}"))
-    image = read_image(arguments.image) if arguments.out else None
-    write_outputs(image, arguments.image.name, found, arguments.json, arguments.out)  # type: ignore[arg-type]
-    if len(found.class_names) == 1:
-        print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
+    title = f"{found.image_width} x {found.image_height} pixels, {info.model} by {info.runtime} at {arguments.url}"
+    image = read_image(picture) if arguments.out else None  # not the file again: it may be a pipe
+    deliver(image, found, arguments, title)
     return 0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A picture of a folder: its file, what it is called in the answers, and its boxes, None for those of all."""
+
+    path: Path
+    name: str
+    boxes: Any
 
 
 def _ask_about_folder(arguments: argparse.Namespace) -> int:
     """Answers as they come; with --json a line of JSON for each picture."""
     import asyncio
 
-    work = list(_pictures(arguments))
-    if not work:
+    tasks = _tasks_of_annotations(arguments) if arguments.regions is not None else _tasks_of_folder(arguments)
+    if not tasks:
         raise InputError(f"{arguments.image} holds no pictures ({', '.join(PICTURES)})")
-    return asyncio.run(_stream(arguments, work))
+    if arguments.json:
+        check_outputs({"--json": arguments.json}, {"a picture": [task.path for task in tasks]})
+    return asyncio.run(_stream(arguments, tasks))
 
 
-async def _stream(arguments: argparse.Namespace, work: Sequence[tuple[Path, Any]]) -> int:
+async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
     import asyncio
 
-    from regionspot.files import write_atomically
     from regionspot.progress import Progress
     from regionspot.serving.client import AsyncRegionClient
 
     lines: dict[str, str] = {}
     failures: dict[str, str] = {}
-    slots = asyncio.Semaphore(arguments.concurrency)
+    slots, stream = asyncio.Semaphore(arguments.concurrency), table_stream(arguments.json)
     async with AsyncRegionClient(arguments.url, arguments.timeout) as client:
         words = _vocabulary(arguments.vocabulary, (await client.info()).vocabularies)
-        with Progress("pictures", len(work), "pictures", stream=sys.stderr) as progress:
+        with Progress("pictures", len(tasks), "pictures", stream=sys.stderr) as progress:
 
-            async def ask(path: Path, boxes: Any) -> None:
-                name = path.relative_to(arguments.image).as_posix()
+            async def ask(task: _Task) -> None:
                 async with slots:
+                    if not arguments.json and getattr(stream, "failure", None):
+                        return  # nobody reads the answers, and no file keeps them
                     try:
-                        answer = await _answer(client, arguments, path, boxes, words)
-                        lines[name] = json.dumps(answer.predictions.to_json(name), ensure_ascii=False)
-                        print(_summary(name, answer), flush=True)
+                        answer = await _answer(client, arguments, task, words)
+                        lines[task.name] = json.dumps(answer.predictions.to_json(task.name), ensure_ascii=False)
+                        print(_summary(task.name, answer), file=stream, flush=True)
                     except RegionSpotError as error:
-                        failures[name] = str(error)
+                        failures[task.name] = str(error)
                     progress.update(len(lines) + len(failures))
 
             try:
-                await asyncio.gather(*(ask(path, boxes) for path, boxes in work))
+                await asyncio.gather(*map(ask, tasks))
             finally:
                 if arguments.json:  # what was answered is kept, whatever ends the work
-                    write_atomically(arguments.json, "".join(f"{lines[name]}\n" for name in sorted(lines)).encode())
-    if arguments.json:
-        print(f"wrote {arguments.json}")
+                    text = "".join(f"{lines[name]}\n" for name in sorted(lines))
+                    write_output(arguments.json, text.encode("utf-8", "backslashreplace"))
+    if arguments.json and not is_stdout(arguments.json):
+        print(f"wrote {readable_name(arguments.json)}", file=stream)
     for name, reason in sorted(failures.items()):
         print(f"{name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
 
 
 async def _answer(
-    client: AsyncRegionClient, arguments: argparse.Namespace, path: Path, boxes: Any, words: str | Sequence[str]
+    client: AsyncRegionClient, arguments: argparse.Namespace, task: _Task, words: str | Sequence[str]
 ) -> Answer:
-    regions = {"boxes": boxes, "points": arguments.points or None}
+    regions = {"boxes": task.boxes, "points": arguments.points or None}
     masks = arguments.json is not None and not arguments.no_masks
-    return await client.ask(path, words, regions, top_k=arguments.top_k, return_masks=masks)
+    return await client.ask(task.path, words, regions, top_k=arguments.top_k, return_masks=masks)
 
 
-def _pictures(arguments: argparse.Namespace) -> Iterator[tuple[Path, Any]]:
-    """Each picture and its boxes: those of --regions, or the same for all."""
-    if arguments.regions is not None:
-        from regionspot.data.coco_json import CocoDataset
+def _tasks_of_annotations(arguments: argparse.Namespace) -> list[_Task]:
+    """Each picture with the boxes that --regions gives it."""
+    from regionspot.data.coco_json import CocoDataset
 
-        dataset = CocoDataset.load(arguments.regions, arguments.image)
-        for record in dataset.images:
-            boxes = [annotation.box for annotation in dataset.annotations_by_image[record.id]]
-            yield dataset.image_path(record), boxes + list(arguments.boxes)
-        return
-    for path in sorted(arguments.image.iterdir()):
-        if path.suffix.lower() in PICTURES:
-            yield path, arguments.boxes or None
+    dataset = CocoDataset.load(arguments.regions, arguments.image)
+    found = []
+    for record in dataset.images:
+        boxes = [annotation.box for annotation in dataset.annotations_by_image[record.id]]
+        path = dataset.image_path(record)
+        found.append(_Task(path, _name(path, arguments.image), boxes + list(arguments.boxes)))
+    return found
+
+
+def _tasks_of_folder(arguments: argparse.Namespace) -> list[_Task]:
+    """The pictures of the folder itself, all with the same boxes; says how much else lies there."""
+    listing = list_files(arguments.image, PICTURES)
+    if skipped := listing.describe_skipped():
+        print(f"note: passed over in {readable_name(arguments.image)}: {skipped}", file=sys.stderr)
+    boxes = arguments.boxes or None
+    return [_Task(path, _name(path, arguments.image), boxes) for path in listing.files]
+
+
+def _name(path: Path, folder: Path) -> str:
+    """The path of a picture from the folder on, as text that JSON can hold."""
+    return Path(readable_name(os.path.relpath(path, folder))).as_posix()
 
 
 def _vocabulary(text: str, registered: Any) -> str | tuple[str, ...]:

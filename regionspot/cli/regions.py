@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regionspot.cli.outputs import check_outputs, is_stdout, table_stream, write_output
 from regionspot.errors import InputError
+from regionspot.files import readable_name
 
 if TYPE_CHECKING:
     from regionspot.structures import RegionPredictions
@@ -53,22 +57,30 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--out", metavar="FILE", type=Path, help="the picture with its regions drawn (.png, .jpg, .webp)"
     )
-    output.add_argument("--json", metavar="FILE", type=Path, help="boxes, classes, scores and masks (COCO RLE)")
+    output.add_argument(
+        "--json", metavar="FILE", type=Path, help="boxes, classes, scores and masks (COCO RLE); - is standard output"
+    )
     output.add_argument(
         "--top-k", metavar="K", type=int, default=5, help="classes to report of each region (default: 5)"
     )
     output.add_argument("--no-masks", action="store_true", help="do not draw masks: recognition does not need them")
 
 
-def check_outputs(arguments: argparse.Namespace, image: Path) -> None:
-    """Raises InputError for names and numbers that cannot be used."""
+def check_output_options(arguments: argparse.Namespace, inputs: Mapping[str, Any]) -> None:
+    """Refuse values of the options of `add_output_options` that cannot be used.
+
+    Args:
+        inputs: as of `regionspot.cli.outputs.check_outputs`; the vocabulary is added.
+
+    Raises:
+        InputError: numbers or names that cannot be used, outputs that would overwrite an input or each other.
+    """
     if arguments.top_k < 1:
         raise InputError(f"--top-k must be 1 or more, not {arguments.top_k}")
-    if arguments.out and arguments.out.suffix.lower() not in OVERLAY_FORMATS:
+    if arguments.out and _is_plain(arguments.out) and arguments.out.suffix.lower() not in OVERLAY_FORMATS:
         raise InputError(f"--out {arguments.out}: its name must end in one of {', '.join(OVERLAY_FORMATS)}")
-    for option, path in (("--out", arguments.out), ("--json", arguments.json)):
-        if path and path.resolve() == image.resolve():
-            raise InputError(f"{option} {path} would overwrite the picture itself: choose another name")
+    outputs = {"--out": arguments.out, "--json": arguments.json}
+    check_outputs(outputs, {**inputs, "the vocabulary": arguments.vocabulary})
 
 
 def region_table(predictions: RegionPredictions, title: str) -> str:
@@ -82,29 +94,48 @@ def region_table(predictions: RegionPredictions, title: str) -> str:
     return "\n".join([f"{title}, {len(predictions.class_names)} words", *lines])
 
 
-def write_outputs(
-    image: UInt8Array, file_name: str, predictions: RegionPredictions, json_path: Path | None, out: Path | None
+def deliver(
+    image: UInt8Array | None, predictions: RegionPredictions, arguments: argparse.Namespace, title: str
 ) -> None:
-    """The picture with its regions drawn, and the answer as JSON, where they are asked for."""
-    from regionspot.files import write_atomically
+    """Write what the options of `add_output_options` ask for, then print the table: files first, whoever reads it.
 
-    overlay = _encoded_overlay(image, predictions, out) if out else b""
-    if json_path:
-        write_atomically(json_path, json_text(predictions.to_json(file_name)).encode())
-        print(f"wrote {json_path}")
-    if out:
-        write_atomically(out, overlay)
-        print(f"wrote {out}")
+    Args:
+        image: (H, W, 3) uint8 RGB, for --out.
+    """
+    overlay = b""
+    if arguments.out:
+        assert image is not None
+        overlay = _encoded_overlay(image, predictions, arguments.out)
+    stream = table_stream(arguments.json, arguments.out)
+    written = []
+    if arguments.json:
+        document = predictions.to_json(readable_name(arguments.image.name))
+        write_output(arguments.json, json_text(document).encode("utf-8", "backslashreplace"))
+        written.append(arguments.json)
+    if arguments.out:
+        write_output(arguments.out, overlay)
+        written.append(arguments.out)
+    print(region_table(predictions, f"{readable_name(arguments.image.name)}: {title}"), file=stream)
+    for path in written:
+        if not is_stdout(path):
+            print(f"wrote {readable_name(path)}", file=stream)
+    if len(predictions.class_names) == 1:
+        print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a path is, or will be, a regular file: others need no name with a format."""
+    return not is_stdout(path) and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Path) -> bytes:
-    """The drawn picture as a file in the format that its name asks for."""
+    """The drawn picture as a file in the format that its name asks for; PNG for standard output and devices."""
     from PIL import Image
 
     from regionspot.visualize import draw_predictions
 
     overlay, encoded = Image.fromarray(draw_predictions(image, predictions)), io.BytesIO()
-    file_format = OVERLAY_FORMATS[path.suffix.lower()]
+    file_format = OVERLAY_FORMATS.get(path.suffix.lower(), "PNG")
     try:
         overlay.save(encoded, file_format, quality=92)
     except Exception as error:  # a format's limits, one that this Pillow lacks: its encoders raise almost anything

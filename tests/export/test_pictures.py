@@ -74,3 +74,25 @@ def test_folder(tmp_path: Path) -> None:
         load_pictures(tmp_path / "empty")
     with pytest.raises(InputError, match=r"absent\.json"):
         load_pictures(tmp_path / "absent.json")
+
+
+def test_a_folder_of_a_mac(tmp_path: Path) -> None:
+    """Hidden files (._0.png is no picture) and others are passed over with a count; folders below are read."""
+    write_pictures(tmp_path / "photos" / "below", 2)
+    for name in ("._0.png", ".DS_Store", "notes.txt"):
+        (tmp_path / "photos" / name).write_bytes(b"\0\5\x16\7")
+    found = load_pictures(tmp_path / "photos", 5)
+    assert found.source == "2 images of photos/ (2 hidden files passed over)"
+
+
+def test_a_truncated_picture_is_named_with_its_folder(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 1)
+    content = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(content[:60])
+    with pytest.raises(InputError, match=f"{tmp_path}/0.png"):
+        load_pictures(tmp_path, 1)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no file or folder .*none: name an annotation file, or a folder"):
+        load_pictures(tmp_path / "none")

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from regionspot.cli.benchmark.output import add_output_options, deliver
+from regionspot.cli.benchmark.output import add_output_options, check_report, deliver
 from regionspot.cli.main import unknown_name
 from regionspot.errors import InputError
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         InputError: no kind has that name.
     """
     arguments = build_parser(list(argv or ())).parse_args(argv)
+    check_report(arguments)
     return deliver(arguments.run(arguments), arguments)
 
 

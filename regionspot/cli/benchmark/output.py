@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from regionspot.cli.outputs import check_outputs, json_bytes, model_files, table_stream, write_output
 
 GATE_FAILED = 1
 
@@ -27,20 +28,32 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_report(arguments: argparse.Namespace) -> None:
+    """Refuse reports that would overwrite what the benchmark reads, or each other.
+
+    Raises:
+        InputError: an output is an input, another output, or cannot be written.
+    """
+    outputs = {f"--{name}": getattr(arguments, name) for name in ("json", "html", "markdown")}
+    read = {f"--{name}": getattr(arguments, name, None) for name in ("data", "proposals", "picture")}
+    compared = [getattr(arguments, name) for name in ("old", "new") if hasattr(arguments, name)]
+    reports = [*compared, *getattr(arguments, "reports", ())]
+    check_outputs(outputs, read | {"a report": reports, **model_files(arguments)})
+
+
 def deliver(report: Mapping[str, Any], arguments: argparse.Namespace) -> int:
-    """Print the report's tables, write what was asked for, and judge it; the exit status."""
+    """Write what was asked for, print the report's tables, and judge it; the exit status."""
     from regionspot.benchmarks.gates import check
     from regionspot.benchmarks.page import html_page
     from regionspot.benchmarks.tables import markdown, text
-    from regionspot.files import write_atomically
 
-    print(text(report))
     if arguments.json:
-        write_atomically(arguments.json, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+        write_output(arguments.json, json_bytes(report))
     if arguments.markdown:
-        write_atomically(arguments.markdown, markdown(report).encode())
+        write_output(arguments.markdown, markdown(report).encode("utf-8", "backslashreplace"))
     if arguments.html:
-        write_atomically(arguments.html, html_page(report).encode())
+        write_output(arguments.html, html_page(report).encode("utf-8", "backslashreplace"))
+    print(text(report), file=table_stream(arguments.json, arguments.markdown, arguments.html))
     failures = [failure for expression in arguments.fail_if for failure in check(expression, report)]
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
