@@ -45,7 +45,7 @@ class Annotations:
             Image.new("RGB", (64 + index, 48)).save(directory / f"{index}.png")
 
     def run(self, rng: random.Random, note: Note) -> bool:
-        tree = annotation_file(rng)
+        tree = plain = annotation_file(rng)
         how = rng.choice(("whole", "respelt", *["values"] * 6, "text", "both"))
         note(how)
         if how == "respelt":
@@ -59,14 +59,22 @@ class Annotations:
         if isinstance(dataset, RegionSpotError):
             check(how != "whole" or not _is_plain(content), f"a right file is refused: {dataset}")
             return False
-        read = _read(content)
-        check_dataset(dataset, read)
+        check_dataset(dataset, json.loads(content))
+        if how == "respelt":
+            self._check_same_masks(dataset, plain)
         if check_images:
             _check_pictures(dataset)
             self._check_training(path, dataset)
         else:
             check_perfect_detections(dataset)
         return True
+
+    def _check_same_masks(self, dataset: CocoDataset, plain: Tree) -> None:
+        """The masks of a file in another spelling are those of the file."""
+        path = write(self._directory, "plain.json", json.dumps(plain).encode())
+        masks = attempt(lambda: ground_truth_masks(dataset))
+        if not isinstance(masks, RegionSpotError):
+            check(masks == ground_truth_masks(CocoDataset.load(path, check_images=False)), "masks of another shape")
 
     def _check_training(self, path: Path, dataset: CocoDataset) -> None:
         training = attempt(lambda: load_training_set("fuzz", path))
@@ -207,11 +215,6 @@ def _check_pictures(dataset: CocoDataset) -> None:
     paths = [dataset.image_path(image).resolve() for image in dataset.images]
     check(len(set(paths)) == len(paths), "two images are one file")
     check(all(path.is_file() for path in paths), "a picture that is not there")
-
-
-def _read(content: bytes) -> Tree:
-    """As the standard library reads it, which is the last of two equal keys."""
-    return json.loads(content)
 
 
 def _is_plain(content: bytes) -> bool:

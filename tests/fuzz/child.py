@@ -1,8 +1,8 @@
 """The process that runs cases: limited in memory, told by lines on stdin, answering by lines on its old stdout.
 
-A line in is "KIND START STOP SEED"; the lines out are JSON: {"begin": case}, then {"case", "outcome", "detail",
-"where", "note"}, and {"finished": true} behind the last case. A case that takes too long is ended from within by
-`faulthandler`, which also says where it hangs.
+A line in is "KIND START STOP SEED"; the lines out are JSON: {"begin": case}, {"note"} for what is done to the input,
+then {"case", "outcome", "detail", "where"}, and {"finished": true} behind the last case. A case that takes too long is
+ended from within by `faulthandler`, which also says where it hangs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,19 +43,18 @@ def main() -> None:
         for case in range(int(start), int(stop)):
             _say(answers, {"begin": case})
             faulthandler.dump_traceback_later(seconds, exit=True)
-            answer = _run(targets[kind], kind, case, int(seed))
+            answer = _run(targets[kind], kind, case, int(seed), lambda text: _say(answers, {"note": text}))
             faulthandler.cancel_dump_traceback_later()
             _say(answers, answer)
         _say(answers, {"finished": True})
 
 
-def _run(target: Target, kind: str, case: int, seed: int) -> dict[str, Any]:
-    notes: list[str] = []
+def _run(target: Target, kind: str, case: int, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
     if hasattr(target, "begin"):
         target.begin(case)
     answer: dict[str, Any] = {"case": case, "detail": "", "where": ""}
     try:
-        answer["outcome"] = "accepted" if target.run(make_rng(kind, case, seed), notes.append) else "refused"
+        answer["outcome"] = "accepted" if target.run(make_rng(kind, case, seed), note) else "refused"
     except WrongAnswer as error:
         answer |= {"outcome": "wrong answer", "detail": str(error), "where": ""}
     except (MemoryError, OutOfMemory) as error:
@@ -62,8 +62,6 @@ def _run(target: Target, kind: str, case: int, seed: int) -> dict[str, Any]:
     except Exception as error:  # what this looks for
         text = f"{type(error).__name__}: {error}"
         answer |= {"outcome": "untyped exception", "detail": text, "where": _where(error)}
-    if answer["outcome"] not in ("accepted", "refused"):
-        answer["note"] = "; ".join(notes)
     answer["detail"] = answer["detail"][:MAX_DETAIL]
     return answer
 

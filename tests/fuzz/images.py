@@ -112,7 +112,7 @@ class Images:
             if change == "change":
                 chunks[index] = (kind, mutate_bytes(data, rng))
             elif change == "inflate" and kind == b"IDAT":
-                chunks[index] = (kind, zlib.compress(mutate_bytes(zlib.decompress(data), rng)))
+                chunks[index] = (kind, _deflated_anew(data, rng))
             elif change == "drop" and len(chunks) > 1:
                 del chunks[index]
             elif change == "repeat":
@@ -314,6 +314,14 @@ def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
 def _png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _deflated_anew(data: bytes, rng: random.Random) -> bytes:
+    """The compressed rows of a PNG with other content; as they are where an earlier change made them unreadable."""
+    try:
+        return zlib.compress(mutate_bytes(zlib.decompress(data), rng))
+    except zlib.error:
+        return data
 
 
 def _png_extra(rng: random.Random) -> tuple[bytes, bytes]:

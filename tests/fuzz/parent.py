@@ -143,17 +143,20 @@ class Child:
         process.stdin.write(f"{kind} {start} {stop} {self._seed}\n".encode())
         process.stdin.flush()
         running: int | None = None
+        notes: list[str] = []
         for answer in self._answers():
             if "finished" in answer:
                 return stop
             if "begin" in answer:
-                running = answer["begin"]
+                running, notes = answer["begin"], []
+            elif "note" in answer:
+                notes.append(answer["note"])
             else:
-                report.add(answer["outcome"], _failure(kind, answer))
+                report.add(answer["outcome"], _failure(kind, answer, notes))
         outcome, detail = self._why_it_died(hung=process.poll() is None)
         if running is None:
             raise RuntimeError(f"the {kind} cannot be set up: {detail}")
-        report.add(outcome, Failure(kind, running, outcome, detail))
+        report.add(outcome, Failure(kind, running, outcome, detail, note="; ".join(notes)))
         return running + 1
 
     def _answers(self) -> Iterator[dict[str, Any]]:
@@ -213,7 +216,8 @@ class Child:
                         pipe.close()
 
 
-def _failure(kind: str, answer: dict[str, Any]) -> Failure | None:
+def _failure(kind: str, answer: dict[str, Any], notes: list[str]) -> Failure | None:
     if answer["outcome"] not in FAILURES:
         return None
-    return Failure(kind, *(answer[name] for name in ("case", "outcome", "detail", "where", "note")))
+    case, outcome, detail, where = (answer[name] for name in ("case", "outcome", "detail", "where"))
+    return Failure(kind, case, outcome, detail, where, "; ".join(notes))

@@ -68,7 +68,7 @@ class PromptSets:
         check(prompts is not None, "predict takes what Prompts refuses")
         assert prompts is not None
         _check_prediction(prediction, len(prompts) * (3 if options["multimask"] else 1), options)
-        plain = self._predictor.predict(vocabulary=self._words, **_plain(kind, again), **options)
+        plain = self._predictor.predict(vocabulary=self._words, **_plain(again), **options)
         _check_same(prediction, plain)
         return True
 
@@ -157,10 +157,11 @@ def _validated(kind: str, values: dict[str, Any]) -> Prompts | None:
     check(built.labels.dtype == np.int32 and built.labels.shape == built.points.shape[:2], "labels of another shape")
     used = built.points[built.labels != PADDING]
     check(bool(((used >= 0) & (used <= [WIDTH, HEIGHT])).all()), f"points outside the image: {used}")
-    expected = _expected(kind, values)
-    check(len(built) == len(expected[kind]), f"{len(built)} regions of {len(expected[kind])} {kind}")
+    regions = _expected({kind: values[kind]})[kind]
+    check(len(built) == len(regions), f"{len(built)} regions of {len(regions)} {kind}")
     if not len(built):
         return built
+    expected = _expected(values)
     if kind == "boxes":
         limited = np.clip(expected["boxes"].reshape(-1, 2, 2).astype(np.float32), 0, [WIDTH, HEIGHT])
         check(np.array_equal(built.points, limited), f"boxes {expected['boxes']} are read as {built.points}")
@@ -183,12 +184,12 @@ def _build(kind: str, values: dict[str, Any]) -> Prompts:
     return Prompts.from_masks(values["masks"])
 
 
-def _plain(kind: str, values: dict[str, Any]) -> dict[str, Any]:
-    expected = _expected(kind, values)
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    expected = _expected(values)
     return {name: array.astype(bool) if name == "masks" else array for name, array in expected.items()}
 
 
-def _expected(kind: str, values: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
+def _expected(values: dict[str, Any]) -> dict[str, npt.NDArray[np.float64]]:
     """The numbers, each read by itself."""
     return {name: np.array(_numbers(value, name), np.float64) for name, value in values.items() if value is not None}
 

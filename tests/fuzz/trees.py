@@ -127,7 +127,7 @@ def _replace(root: list[Tree], container: Any, key: Any, rng: random.Random) -> 
 
 def _change_number(root: list[Tree], container: Any, key: Any, rng: random.Random) -> None:
     value = container[key]
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
         changes: tuple[Callable[[], Tree], ...] = (
             lambda: -value,
             lambda: value + 0.5,
