@@ -30,12 +30,13 @@ class Kind:
 
 
 KINDS = {
-    "images": Kind("tests.fuzz.images:Images", 10_000, 400),
-    "prompts": Kind("tests.fuzz.prompts:PromptSets", 10_000, 400),
+    "images": Kind("tests.fuzz.images:Images", 10_000, 300),
+    "prompts": Kind("tests.fuzz.prompts:PromptSets", 10_000, 250),
     "annotations": Kind("tests.fuzz.annotations:Annotations", 5_000, 400),
-    "proposals": Kind("tests.fuzz.proposals:ProposalFiles", 5_000, 400),
-    "checkpoints": Kind("tests.fuzz.checkpoints:Checkpoints", 2_000, 150),
-    "vocabularies": Kind("tests.fuzz.vocabularies:Vocabularies", 2_000, 200),
+    "proposals": Kind("tests.fuzz.proposals:ProposalFiles", 5_000, 300),
+    "checkpoints": Kind("tests.fuzz.checkpoints:Checkpoints", 2_000, 100),
+    "vocabularies": Kind("tests.fuzz.vocabularies:Vocabularies", 2_000, 150),
+    "configurations": Kind("tests.fuzz.configurations:Configurations", 1_000, 60),
 }
 FAULTY = Kind("tests.fuzz.faulty:Faulty", 8, 8)
 """Fails in every way that there is: the harness's own test."""

@@ -45,7 +45,7 @@ class Failure:
     @property
     def group(self) -> tuple[str, str]:
         """Equal for failures that look like one fault."""
-        return self.outcome, self.where or re.sub(r"'[^']*'|[-+.\d]+", "#", self.detail)[:40]
+        return self.outcome, self.where or re.sub(r"'[^']*'|[-+.\d]+", "#", self.detail).split(": ")[0][:60]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from regionspot import RegionPredictor, create_model
 from regionspot.errors import RegionSpotError
@@ -24,7 +25,21 @@ from tests.fuzz.trees import NUMBERS, Note, mutate_values
 
 WIDTH, HEIGHT = 50, 40
 COORDINATES = (0.0, 1, 10, 39.5, 40, 50, 25, -5, 60, 1e-9, 49.999)
-WHOLE_PREDICTIONS = 0.1
+STRANGE_WORDS: tuple[Any, ...] = (
+    None,
+    5,
+    2.5,
+    True,
+    b"cat",
+    [],
+    "",
+    " ",
+    {0: "cat"},
+    ["cat", None],
+    [["cat"]],
+    object(),
+)
+WHOLE_PREDICTIONS = 0.15
 """The share of cases that goes through the whole model."""
 
 
@@ -32,8 +47,9 @@ class PromptSets:
     """The target."""
 
     def __init__(self, directory: Path) -> None:
-        picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-        self._predictor = RegionPredictor(create_model("regionspot_mini"), directory / "cache").set_image(picture)
+        self._picture = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        self._predictor = RegionPredictor(create_model("regionspot_mini"), directory / "cache").set_image(self._picture)
+        self._encoded = self._predictor.encode(self._picture)
         size = self._predictor.pipeline.info.embed_dim
         rows = np.random.default_rng(1).normal(size=(7, size)).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -53,17 +69,21 @@ class PromptSets:
     def _predict(self, values: dict[str, Any], rng: random.Random, note: Note) -> bool:
         """The answer to strange prompts is that to the same numbers given plainly."""
         options: dict[str, Any] = {
-            "top_k": rng.choice((1, 5, 5, 100, *NUMBERS, "2", None, True)),
-            "mask_chunk": rng.choice((1, 16, 16, 16, 16, 2.0, -1, 10**30, "4", None)),
+            "top_k": rng.choice((*NUMBERS, "2", None, True)) if rng.random() < 0.15 else rng.choice((1, 5, 100)),
+            "mask_chunk": rng.choice((2.0, -1, 10**30, "4", None)) if rng.random() < 0.1 else rng.choice((1, 16)),
             "multimask": rng.random() < 0.3,
             "return_masks": rng.random() < 0.7,
         }
         note(f"options {options}")
+        image = rng.choice((None, self._encoded, self._picture, Image.fromarray(self._picture)))
+        words = rng.choice(STRANGE_WORDS) if rng.random() < 0.15 else self._words
+        note(f"image {type(image).__name__}, words {words!r:.80}")
         kind = next(iter(values))
         again = copy.copy(values)  # numbers from an iterator are there once
-        prediction = attempt(lambda: self._predictor.predict(vocabulary=self._words, **values, **options))
+        prediction = attempt(lambda: self._predictor.predict(image, vocabulary=words, **values, **options))
         if isinstance(prediction, RegionSpotError):
             return False
+        check(words is self._words, f"{words!r} were taken for words")
         prompts = _validated(kind, again)
         check(prompts is not None, "predict takes what Prompts refuses")
         assert prompts is not None

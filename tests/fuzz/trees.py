@@ -111,6 +111,17 @@ def strange_value(rng: random.Random) -> Tree:
     return copy.deepcopy(rng.choice(rng.choice((NUMBERS, TEXTS, OTHERS))))
 
 
+def for_yaml(tree: Tree) -> Tree:
+    """PyYAML can write neither surrogates nor numbers of thousands of digits."""
+    if isinstance(tree, dict):
+        return {for_yaml(key): for_yaml(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [for_yaml(value) for value in tree]
+    if isinstance(tree, str):
+        return tree.encode("utf-8", "replace").decode()
+    return 0 if isinstance(tree, int) and abs(tree) > 10**100 else tree
+
+
 def _any_place(root: list[Tree], rng: random.Random) -> tuple[Any, Any, str]:
     """A container, a key of it and the way to it. Goes down at random: small lists are met as often as large."""
     container, key, path = root, 0, ""

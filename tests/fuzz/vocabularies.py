@@ -22,7 +22,7 @@ from regionspot.vocabulary import PRESET_VOCABULARIES, EmbeddingMemory, Vocabula
 from tests.fuzz.documents import annotation_file
 from tests.fuzz.reference import check_text, id_meaning
 from tests.fuzz.target import attempt, check, fail, write
-from tests.fuzz.trees import TEXTS, Note, Tree, encode, mutate_bytes, mutate_values, respell, strange_value
+from tests.fuzz.trees import TEXTS, Note, Tree, encode, for_yaml, mutate_bytes, mutate_values, respell, strange_value
 
 WORDS = (
     "cat",
@@ -104,7 +104,7 @@ class Vocabularies:
         if rng.random() < 0.5:
             name, content = "words.json", encode(tree, rng, note, rng.random() < 0.2)
         else:
-            name, content = "data.yaml", yaml.safe_dump(_for_yaml(tree), allow_unicode=True).encode()
+            name, content = "data.yaml", yaml.safe_dump(for_yaml(tree), allow_unicode=True).encode()
             content = mutate_bytes(content, rng) if rng.random() < 0.3 else content
         note(f"{name}: {content[:300]!r}")
         path = write(self._directory, name, content)
@@ -206,17 +206,6 @@ def _largest_cosine(vocabulary: Vocabulary) -> float:
     cosines = vocabulary.embeddings.astype(np.float64) @ vocabulary.embeddings.T.astype(np.float64)
     np.fill_diagonal(cosines, -1)
     return float(cosines.max())
-
-
-def _for_yaml(tree: Tree) -> Tree:
-    """PyYAML can write neither surrogates nor numbers of thousands of digits."""
-    if isinstance(tree, dict):
-        return {_for_yaml(key): _for_yaml(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_for_yaml(value) for value in tree]
-    if isinstance(tree, str):
-        return tree.encode("utf-8", "replace").decode()
-    return 0 if isinstance(tree, int) and abs(tree) > 10**100 else tree
 
 
 def _words(rng: random.Random) -> list[str]:
