@@ -1,6 +1,6 @@
 """RegionSpot: recognise regions of an image by a small head on a frozen SAM and a frozen CLIP (arXiv 2311.01373).
 
-`import regionspot` is cheap: PyTorch is loaded when `load_head`, `create_model` or `RegionPredictor` is first used.
+`import regionspot` is cheap: PyTorch is loaded when `load_head` or `create_model` is first used.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from regionspot.modeling.checkpoint import load_head
     from regionspot.modeling.presets import create_model
     from regionspot.predictor import RegionPredictor
+    from regionspot.runtime.artifacts import open_pipeline
 
 __version__ = "0.1.0"
-__all__ = ["RegionPredictor", "__version__", "create_model", "load_head"]
+__all__ = ["RegionPredictor", "__version__", "create_model", "load_head", "open_pipeline"]
 
 # In a bare checkout, export/, serving/ and benchmarks/ are found as regionspot.export and so on, as once installed.
 _checkout = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ _HOMES = {
     "load_head": "regionspot.modeling.checkpoint",
     "create_model": "regionspot.modeling.presets",
     "RegionPredictor": "regionspot.predictor",
+    "open_pipeline": "regionspot.runtime.artifacts",
 }
 
 

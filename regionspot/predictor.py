@@ -1,7 +1,8 @@
-"""Recognise regions of a picture: encode it once, then ask as often as you like, with any regions and any words."""
+"""Recognises regions of an image: encode it once, then ask any number of times, with any regions and any words."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
-from regionspot.runtime.scores import best_classes, softmax
+from regionspot.runtime.scores import best_classes, best_reading, softmax
 from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
 from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
@@ -26,18 +28,20 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 @dataclass(frozen=True, eq=False)
 class EncodedPicture:
-    """All that is kept of one picture: what both encoders say of it.
+    """An image as both encoders see it. Only the model that made it can use it.
 
     Args:
-        height, width: of the picture, upright.
-        encoded: SAM's side, one image.
+        height, width: of the image, upright, in pixels.
+        encoded: SAM's side, one image, with the fingerprint of the SAM that encoded it.
         patch_tokens: (1, L, D) CLIP's feature map.
+        clip_fingerprint: of the CLIP that made it, see `RegionPipeline.clip_fingerprint`.
     """
 
     height: int
     width: int
     encoded: EncodedImages
     patch_tokens: FloatArray
+    clip_fingerprint: str
 
     @property
     def nbytes(self) -> int:
@@ -54,15 +58,42 @@ class _Regions:
     boxes: FloatArray  # (n * T, 4)
     masks: tuple[Rle, ...]  # n * T, or none
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[_Regions]) -> _Regions:
+        return cls(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.iou_predictions for part in parts]),
+            np.concatenate([part.boxes for part in parts]),
+            sum((part.masks for part in parts), ()),
+        )
+
+    def best(self) -> _Regions:
+        """The reading of each prompt with the highest predicted IoU: T = 1."""
+        count, readings = self.iou_predictions.shape
+        best = self.iou_predictions.argmax(1) if readings else np.zeros(count, np.int64)
+        rows = np.arange(count)
+        flat = rows * readings + best
+        return _Regions(
+            self.tokens[rows, best][:, None],
+            self.iou_predictions[rows, best][:, None],
+            self.boxes[flat],
+            tuple(self.masks[index] for index in flat) if self.masks else (),
+        )
+
 
 class RegionPredictor:
-    """Names regions of one picture after another.
+    """Names regions of images.
 
-    >>> predictor = RegionPredictor(model).set_image("photo.jpg")  # doctest: +SKIP
-    >>> predictor.predict(boxes=[[10, 20, 200, 300]], vocabulary=["cat", "coffee cup"])  # doctest: +SKIP
+    >>> predictor = RegionPredictor(model)  # doctest: +SKIP
+    >>> predictor.predict("photo.jpg", boxes=[[10, 20, 200, 300]], vocabulary=["cat", "cup"])  # doctest: +SKIP
+    >>> predictor.set_image("photo.jpg").predict(points=[[80, 90]], vocabulary=["cat", "cup"])  # doctest: +SKIP
+
+    Safe to share between threads: every answer is that of a serial call. `set_image` holds for the thread that calls
+    it; what the thread that made the predictor has set also holds for threads that set nothing. It can be pickled; the
+    copy has no image set.
 
     Args:
-        model: in float32 and on any device, the work is done there; or a pipeline of exported graphs.
+        model: on any device, the work is done there; or a pipeline of exported graphs.
         cache_dir: where embeddings of class names are kept, see `VocabularyEncoder`.
     """
 
@@ -72,14 +103,18 @@ class RegionPredictor:
         self._cache_dir = cache_dir
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
-        self._image: EncodedPicture | None = None
         self._vocabulary: Vocabulary | None = None
+        self._image: EncodedPicture | None = None  # set by the thread that made this predictor
+        self._maker, self._of_thread = threading.get_ident(), threading.local()
+
+    def __reduce__(self) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None]]:
+        return type(self), (self.model, self._cache_dir)
 
     def encode(self, image: ImageSource) -> EncodedPicture:
-        """Read a picture (see `read_image`) and run both encoders on it, for `set_image` now or later.
+        """Reads an image (see `read_image`) and runs both encoders on it, for `predict` or `set_image`, now or later.
 
         Raises:
-            InputError: the picture cannot be used.
+            InputError: the image cannot be used.
         """
         pixels = read_image(image)
         sam_image, input_size, clip_image = model_inputs(pixels, self._sam_transform, self._clip_transform)
@@ -88,19 +123,24 @@ class RegionPredictor:
             width=pixels.shape[1],
             encoded=self.pipeline.encode_image(sam_image[None], [input_size]),
             patch_tokens=self.pipeline.encode_clip(clip_image[None]),
+            clip_fingerprint=self.pipeline.clip_fingerprint(),
         )
 
     def set_image(self, image: ImageSource | EncodedPicture) -> RegionPredictor:
-        """The picture that is asked about from now on; returns self.
+        """Sets the image that this thread asks about from now on; returns self.
 
         Raises:
-            InputError: as `encode`. A picture that was set before stays.
+            InputError: as `encode`, or encoded by another model. An image that was set before stays.
         """
-        self._image = image if isinstance(image, EncodedPicture) else self.encode(image)
+        encoded = self._encoded(image)
+        self._of_thread.image = encoded
+        if threading.get_ident() == self._maker:
+            self._image = encoded
         return self
 
     def predict(
         self,
+        image: ImageSource | EncodedPicture | None = None,
         *,
         vocabulary: Sequence[str] | str | Vocabulary,
         boxes: npt.ArrayLike | None = None,
@@ -112,12 +152,14 @@ class RegionPredictor:
         return_masks: bool = True,
         mask_chunk: int = 16,
     ) -> RegionPredictions:
-        """Name regions of the picture that was set.
+        """Names regions of an image.
 
         All regions of one call see each other in the head's self-attention, so the scores of a region depend on the
-        company it is in. Coordinates are pixels of the original picture.
+        company it is in. Coordinates are pixels of the original image.
 
         Args:
+            image: a path, bytes, an array or a Pillow image (see `read_image`), or what `encode` gave; None stands for
+                the image that `set_image` has set. It changes nothing for later calls.
             vocabulary: the words to choose from: a list, one string ("cat,dog", a file or a preset, see
                 `parse_vocabulary`), or a `Vocabulary` with its embeddings.
             boxes: (N, 4) xyxy; parts outside the picture are cut off.
@@ -125,8 +167,9 @@ class RegionPredictor:
             point_labels: (N,) or (N, K), 1 for foreground (the default), 0 for background.
             masks: (N, H, W) bool, at the picture's size.
             top_k: how many of the best classes to report.
-            multimask: ask SAM for three readings of each prompt (whole, part, subpart) and name each: there are three
-                results in a row for each prompt. The same reading of all prompts is classified together.
+            multimask: name all of SAM's three readings of each prompt (whole, part, subpart): each prompt has three
+                results in a row. The same reading of all prompts is classified together. Without it, a head that was
+                trained on these readings names the one with the highest predicted IoU.
             return_masks: also draw SAM's mask of each region. Recognition does not need it.
             mask_chunk: how many prompts' masks are decoded at once; it bounds memory and changes no result.
 
@@ -135,39 +178,62 @@ class RegionPredictor:
             else the point itself.
 
         Raises:
-            InputError: no picture set, no prompt given, an impossible one (see `Prompts.validated`), bad words; or, of
-                exported graphs, more regions than they take, or masks as prompts.
+            InputError: no image given or set, one that another model encoded, no prompt given, an impossible one (see
+                `Prompts.validated`), bad words; or, of exported graphs, more regions than they take, or masks as
+                prompts.
             ArtifactError: the model answers with NaN.
         """
-        image = self._image
-        if image is None:
-            raise InputError("no image is set: call set_image(image) before predict(...)")
-        if top_k < 1 or mask_chunk < 1:
-            raise InputError(f"top_k and mask_chunk must be 1 or more, got {top_k} and {mask_chunk}")
-        prompts = [part.validated(image.height, image.width) for part in _prompts(boxes, points, point_labels, masks)]
+        top_k, mask_chunk = checked_count(top_k, "top_k"), checked_count(mask_chunk, "mask_chunk")
+        given = _prompts(boxes, points, point_labels, masks)
+        encoded = self._image_of_this_thread() if image is None else self._encoded(image)
+        prompts = [part.validated(encoded.height, encoded.width) for part in given]
         self.pipeline.check_num_regions(sum(map(len, prompts)))
         if any(len(part) and part.mask_inputs is not None for part in prompts):
             self.pipeline.check_mask_prompts()
         words = self._encode_vocabulary(vocabulary)
-        parts = [self._no_regions(multimask)]
+        readings = multimask or self.pipeline.info.multimask
+        parts = [self._no_regions(readings)]
         for kind in prompts:
             step = mask_chunk if return_masks else max(len(kind), 1)
             chunks = [kind[start : start + step] for start in range(0, len(kind), step)]
-            parts += [self._decode(image, chunk, multimask, return_masks) for chunk in chunks]
-        logits = self._classify(image, np.concatenate([part.tokens for part in parts]), words)  # (N * T, V)
-        top_scores, top_class_ids = best_classes(softmax(logits), top_k)  # (N * T, K)
+            parts += [self._decode(encoded, chunk, readings, return_masks) for chunk in chunks]
+        found = _Regions.concatenate(parts)
+        logits = self._classify(encoded, found.tokens, words)  # (N, T, V)
+        if readings and not multimask:
+            found, logits = found.best(), best_reading(logits, found.iou_predictions)[:, None]  # T is 1 now
+        top_scores, top_class_ids = best_classes(softmax(logits.reshape(-1, len(words))), top_k)  # (N * T, K)
         return RegionPredictions(
-            image_height=image.height,
-            image_width=image.width,
-            boxes=np.concatenate([part.boxes for part in parts]),
+            image_height=encoded.height,
+            image_width=encoded.width,
+            boxes=found.boxes,
             class_names=words.names,
             scores=top_scores[:, 0],
             class_ids=top_class_ids[:, 0],
             top_class_ids=top_class_ids,
             top_scores=top_scores,
-            masks=sum((part.masks for part in parts), ()) if return_masks else None,
-            iou_predictions=np.concatenate([part.iou_predictions for part in parts]).flatten(),  # (N * T,)
+            masks=found.masks if return_masks else None,
+            iou_predictions=found.iou_predictions.flatten(),  # (N * T,)
         )
+
+    def _encoded(self, image: ImageSource | EncodedPicture) -> EncodedPicture:
+        """Encodes what is not encoded yet. Raises InputError for what another model encoded."""
+        if not isinstance(image, EncodedPicture):
+            return self.encode(image)
+        self.pipeline.check_encoded(image.encoded)
+        if image.clip_fingerprint != self.pipeline.clip_fingerprint():
+            raise InputError(
+                "this image was encoded by another CLIP, or by other weights, precision or runtime, than this model's: "
+                "encode it again with this predictor"
+            )
+        return image
+
+    def _image_of_this_thread(self) -> EncodedPicture:
+        image = getattr(self._of_thread, "image", None) or self._image
+        if image is None:
+            raise InputError(
+                "no image is set for this thread: call predict(image, ...), or set_image(image) in this thread before"
+            )
+        return image
 
     @cached_property
     def _vocabulary_encoder(self) -> VocabularyEncoder:
@@ -184,9 +250,10 @@ class RegionPredictor:
                 )
             return vocabulary
         names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else tuple(vocabulary)
-        if self._vocabulary is None or self._vocabulary.names != names:
-            self._vocabulary = self._vocabulary_encoder.encode(names)
-        return self._vocabulary
+        last = self._vocabulary  # read once: another thread may replace it
+        if last is None or last.names != names:
+            self._vocabulary = last = self._vocabulary_encoder.encode(names)
+        return last
 
     def _no_regions(self, multimask: bool) -> _Regions:
         tokens = np.zeros((0, 3 if multimask else 1, self.pipeline.info.token_dim), np.float32)
@@ -219,7 +286,7 @@ class RegionPredictor:
         return np.where(keep[:, None], of_prompts, masks.boxes), masks.rles
 
     def _classify(self, image: EncodedPicture, tokens: FloatArray, words: Vocabulary) -> FloatArray:
-        """(N, T, C) to logits (N * T, V). Each of the T readings is a set of regions of its own."""
+        """(N, T, C) to logits (N, T, V). Each of the T readings is a set of regions of its own."""
         readings = [
             self.pipeline.classify(tokens[None, :, reading], image.patch_tokens, None, words.embeddings)  # (1, N, V)
             for reading in range(tokens.shape[1])
@@ -227,7 +294,7 @@ class RegionPredictor:
         logits = np.stack([logits[0] for logits in readings], axis=1)  # (N, T, V)
         if not np.isfinite(logits).all():
             raise ArtifactError("the model answers with NaN: its weights are damaged, or half precision overflowed")
-        return logits.reshape(-1, len(words))  # (N * T, V)
+        return logits
 
 
 def _repeat(rows: npt.NDArray[Scalar], times: int) -> npt.NDArray[Scalar]:

@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -360,20 +361,26 @@ def open_runner(
     return open_graph(path, entry.spec, runtime, entry.precision, device, threads)
 
 
-def pipeline_from_artifacts(
-    directory: str | Path,
+def open_pipeline(
+    artifacts: str | Path,
     runtime: str = "onnxruntime",
     precision: str | None = None,
-    device: str = "auto",
     threads: int | None = None,
+    device: str = "auto",
     allow_failed: bool = False,
     native: bool = True,
 ) -> RegionPipeline:
-    """The whole model out of a directory of artefacts; each graph is opened when it is first needed.
+    """Opens the model that `regionspot-export` wrote to a directory; each graph is loaded when it is first needed.
+
+    The pipeline may be shared between threads. A pickled copy opens the same directory again, on the same machine.
 
     Args:
+        artifacts: the directory.
         runtime: a key of RUNTIME_FORMATS.
         precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all of PIPELINE_GRAPHS.
+        threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
+        device: see `open_graph`.
+        allow_failed: open graphs that failed their parity check too.
         native: on a CPU, let our own kernels run the token decoder where its weights were exported for them. They are
             in single precision, whatever the rest is.
 
@@ -383,9 +390,11 @@ def pipeline_from_artifacts(
     """
     from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK, SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 
-    manifest = Manifest.load(directory)
+    manifest = Manifest.load(artifacts)
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
     device = _resolve_device(runtime, device)
+    directory = Path(artifacts).absolute()
+    reopen = partial(open_pipeline, directory, runtime, chosen, threads, device, allow_failed, native)
 
     sizes = dict(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU)
     kernels = native_entries(manifest) if native and device == "cpu" else {}
@@ -402,8 +411,21 @@ def pipeline_from_artifacts(
         runtime=runtime,
         precision=chosen,
         fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
+        reopen=reopen,
         **sizes,
     )
+
+
+def pipeline_from_artifacts(
+    directory: str | Path,
+    runtime: str = "onnxruntime",
+    precision: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    allow_failed: bool = False,
+    native: bool = True,
+) -> RegionPipeline:
+    return open_pipeline(directory, runtime, precision, threads, device, allow_failed, native)
 
 
 def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,11 +15,22 @@ import numpy as np
 from regionspot import _native
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.graph_spec import INPUT_SIZES, NUM_MASK_TOKENS, GraphSpec
-from regionspot.runtime.runner import Array, Tensors, check_feeds, failed_run
+from regionspot.runtime.runner import Array, Tensors, check_feeds
 from regionspot.structures import PADDING, FloatArray
 from regionspot.threads import default_threads
 
 NATIVE_GRAPHS = ("sam_token_decoder_prompts", "sam_mask_decoder")
+
+
+@dataclass(frozen=True, eq=False)
+class _PackedImages:
+    """Images in the kernels' order, and the arrays that they were packed from."""
+
+    sources: tuple[weakref.ref[Array], ...]
+    images: list[Any]
+
+    def is_of(self, arrays: list[Array]) -> bool:
+        return all(source() is array for source, array in zip(self.sources, arrays, strict=True))
 
 
 class NativeRunner:
@@ -57,12 +68,12 @@ class NativeRunner:
         if self._draws:
             self.spec = replace(spec, optional=(INPUT_SIZES,))
         self._check_sizes()
-        self._seen: list[weakref.ref[Array]] = []  # what `_images` was made of
-        self._images: list[Any] = []
+        self._packed_last: _PackedImages | None = None
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`."""
-        if self._decoder is None:
+        decoder = self._decoder
+        if decoder is None:
             raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
         wanted = [int(token) for token in feeds["token_ids"]]
@@ -73,26 +84,22 @@ class NativeRunner:
         outputs = {tensor.name: np.zeros(tensor.resolved(sizes), np.float32) for tensor in self.spec.outputs}
         masks = outputs.get("low_res_masks")  # (B, N, T, 4h, 4w)
         drawn = self._drawn_cells(feeds, len(prompts))
-        try:
-            for index, image in enumerate(self._packed(feeds)):
-                self._decoder.decode(
-                    image,
-                    prompts[index],
-                    wanted,
-                    self._grid[1],
-                    drawn[index],
-                    outputs["mask_tokens"][index],
-                    outputs["iou_predictions"][index],
-                    None if masks is None else masks[index],
-                    self.threads,
-                )
-        except MemoryError as error:
-            raise failed_run(self.spec, feeds, self.path, "regionspot", "out of memory") from error
+        for index, image in enumerate(self._packed(decoder, feeds)):
+            decoder.decode(
+                image,
+                prompts[index],
+                wanted,
+                self._grid[1],
+                drawn[index],
+                outputs["mask_tokens"][index],
+                outputs["iou_predictions"][index],
+                None if masks is None else masks[index],
+                self.threads,
+            )
         return outputs
 
     def close(self) -> None:
-        self._decoder = None
-        self._forget()
+        self._decoder = self._packed_last = None
 
     def __enter__(self) -> NativeRunner:
         return self
@@ -122,25 +129,30 @@ class NativeRunner:
         drawn = np.clip(np.ceil(feeds["input_sizes"] / cell).astype(int) + 1, 0, self._grid)
         return [(int(rows), int(columns)) for rows, columns in drawn]
 
-    def _packed(self, feeds: Tensors) -> list[Any]:
+    def _packed(self, decoder: Any, feeds: Tensors) -> list[Any]:
+        """The images of the feeds in the kernels' order; those of the last call are kept.
+
+        Another thread may replace `_packed_last` at any time, so it is read once and written once.
+        """
         names = ("image_projections", "image_statistics", *(("image_embeddings",) if self._draws else ()))
         arrays = [feeds[name] for name in names]
-        if not self._seen or any(seen() is not array for seen, array in zip(self._seen, arrays, strict=True)):
-            self._forget()
-            of_images = zip(*map(np.ascontiguousarray, arrays), strict=True)
-            rest = () if self._draws else (None,)
-            self._images = [self._decoder.pack(*of_image, *rest, self.threads) for of_image in of_images]
-            forget = weakref.WeakMethod(self._forget)  # a runner that nobody has any more goes at once
+        last = self._packed_last
+        if last is not None and last.is_of(arrays):
+            return last.images
+        self._packed_last = last = None  # release the memory first
+        of_images = zip(*map(np.ascontiguousarray, arrays), strict=True)
+        rest = () if self._draws else (None,)
+        images = [decoder.pack(*of_image, *rest, self.threads) for of_image in of_images]
+        this = weakref.ref(self)  # a runner that nobody has any more goes at once
 
-            def gone(_: weakref.ref[Array]) -> None:
-                if (still_there := forget()) is not None:
-                    still_there()
+        def forget(gone: weakref.ref[Array]) -> None:
+            runner = this()
+            kept = None if runner is None else runner._packed_last
+            if runner is not None and kept is not None and any(source is gone for source in kept.sources):
+                runner._packed_last = None
 
-            self._seen = [weakref.ref(array, gone) for array in arrays]
-        return self._images
-
-    def _forget(self) -> None:
-        self._seen, self._images = [], []
+        self._packed_last = _PackedImages(tuple(weakref.ref(array, forget) for array in arrays), images)
+        return images
 
     def _prompt_tokens(self, points: Array, labels: Array) -> FloatArray:
         """SAM's embeddings behind its output tokens, (B, N, 5 + P, C), as `TokenDecoder._prompt_tokens`."""

@@ -16,7 +16,7 @@ from openvino import DiscreteTypeInfo, Model, Node, Output, Type
 from openvino.utils import replace_node
 
 from regionspot import _native
-from regionspot.runtime.openvino_operation import NativeOperation, is_constant, only_user
+from regionspot.runtime.openvino_operation import NativeOperation, NativeOperations, is_constant, only_user
 
 GRAIN = 16
 """A head's channels must be a multiple of it."""
@@ -40,28 +40,27 @@ class GridAttention(NativeOperation):
         shape[3] = shape[3].get_length() // 3
         self.set_output_type(0, self.get_input_element_type(0), shape)
 
-    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+    def compute(self, outputs: list[Any], inputs: list[Any]) -> None:
         projected, padding, relative_rows, relative_columns = (tensor.data for tensor in inputs)
         outputs[0].shape = (*projected.shape[:3], projected.shape[3] // 3)
         worked = projected.shape[1:3] if self.worked is None else self.worked.size
         _native.grid_attention(
             projected, padding, relative_rows, relative_columns, outputs[0].data, worked=worked, threads=self.threads
         )
-        return True
 
 
-def use_own_attention(model: Model, threads: int, alive: list[Any]) -> None:
-    """Replace every attention that our kernel can do in a graph that is about to be compiled.
+def use_own_attention(model: Model, operations: NativeOperations) -> None:
+    """Replaces every attention that our kernel can do in a graph that is about to be compiled.
 
     Args:
-        alive: takes what must be kept while the graph is used.
+        operations: takes the new operations.
     """
     found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax" and (attention := _attention_around(node)) is not None:
             found[attention.last.get_friendly_name()] = attention  # heads exported one by one have it in common
     for attention in found.values():
-        own = GridAttention(attention.inputs, threads, alive)
+        own = GridAttention(attention.inputs, operations)
         own.set_friendly_name(attention.last.get_friendly_name())
         replace_node(attention.last, own)
 

@@ -17,7 +17,13 @@ from openvino import DiscreteTypeInfo, Model, Node, Output, Type
 from openvino.utils import replace_node
 
 from regionspot import _native
-from regionspot.runtime.openvino_operation import NativeOperation, is_constant, only_user, readers_of
+from regionspot.runtime.openvino_operation import (
+    NativeOperation,
+    NativeOperations,
+    is_constant,
+    only_user,
+    readers_of,
+)
 
 GRAIN = 16
 """Inputs and outputs must be multiples of it."""
@@ -44,13 +50,12 @@ class NativeLinear(NativeOperation):
     def __init__(
         self,
         inputs: list[Output] | None = None,
-        threads: int = 1,
-        alive: list[Any] | None = None,
+        operations: NativeOperations | None = None,
         layer: _native.LinearLayer | None = None,
         width: int = 0,
     ) -> None:
         self.layer, self.width = layer, width
-        super().__init__(inputs, threads, alive)
+        super().__init__(inputs, operations)
 
     def validate_and_infer_types(self) -> None:
         shape = self.get_input_partial_shape(0)
@@ -58,35 +63,34 @@ class NativeLinear(NativeOperation):
         self.set_output_type(0, self.get_input_element_type(0), shape)
 
     def with_inputs(self, inputs: list[Output]) -> NativeLinear:
-        return NativeLinear(inputs, self.threads, self.alive, self.layer, self.width)
+        return NativeLinear(inputs, self.operations, self.layer, self.width)
 
     def visit_attributes(self, visitor: Any) -> bool:
         """With one that says whose weights it has: OpenVINO makes one operation of two that differ in nothing."""
         visitor.on_attributes({"layer": id(self.layer)})
         return super().visit_attributes(visitor)
 
-    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+    def compute(self, outputs: list[Any], inputs: list[Any]) -> None:
         assert self.layer is not None
         x = inputs[0].data
         outputs[0].shape = (*x.shape[:-1], self.width)
         x, y = x.reshape(-1, x.shape[-1]), outputs[0].data.reshape(-1, self.width)
         for span in [slice(None)] if self.worked is None else self.worked.spans():
             self.layer.apply(x[span], y[span], threads=self.threads)
-        return True
 
 
-def use_own_linear_layers(model: Model, threads: int, alive: list[Any]) -> None:
-    """Replace every linear layer that our kernel does faster in a graph that is about to be compiled.
+def use_own_linear_layers(model: Model, operations: NativeOperations) -> None:
+    """Replaces every linear layer that our kernel does faster in a graph that is about to be compiled.
 
     Args:
-        alive: takes what must be kept while the graph is used.
+        operations: takes the new operations.
     """
     if not pays():
         return
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and (found := _layer_from(node)) is not None:
             layer = _native.LinearLayer(found.weight, found.bias, activation=found.activation)
-            own = NativeLinear([node.input_value(0)], threads, alive, layer, found.bias.size)
+            own = NativeLinear([node.input_value(0)], operations, layer, found.bias.size)
             own.set_friendly_name(found.last.get_friendly_name())
             replace_node(found.last, own)
 

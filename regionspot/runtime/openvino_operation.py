@@ -26,24 +26,45 @@ class Worked:
         return [slice(row * width, row * width + columns) for row in range(rows)]
 
 
-class NativeOperation(Op):
-    """An operation of our own kernels, in single precision. A subclass says its output's type, and how it is run.
+class NativeOperations:
+    """The operations of our own kernels in one compiled graph: keeps them alive and collects what they raise.
 
-    OpenVINO holds an operation in Python by a reference that it never gives back, and with it all that the operation is
-    connected to. So it is given a weak one, and operations live in a list of whoever runs the graph.
+    OpenVINO turns whatever an operation raises, KeyboardInterrupt included, into a RuntimeError of its own. The runner
+    finds the original in `errors`.
+
+    Args:
+        threads: number of threads that each operation uses.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        self.alive: list[NativeOperation] = []
+        self.errors: list[BaseException] = []
+
+    def raise_first_error(self) -> None:
+        """Raises the first exception since the last call unchanged, if there was one."""
+        errors, self.errors = self.errors, []
+        if errors:
+            raise errors[0]
+
+
+class NativeOperation(Op):
+    """An operation of our own kernels, in single precision. A subclass gives its output's type and `compute`.
+
+    OpenVINO never releases its reference to an operation written in Python, nor to what that is connected to. So it
+    gets a weak one, and `NativeOperations` keeps the operations alive as long as the graph is used.
 
     Args:
         inputs: None where OpenVINO makes one only to ask what it is.
-        threads: to work on.
-        alive: takes the operation, and every copy that OpenVINO makes of it.
+        operations: takes the operation, and every copy that OpenVINO makes of it.
     """
 
     class_type_info: ClassVar[DiscreteTypeInfo]
 
-    def __init__(self, inputs: list[Output] | None = None, threads: int = 1, alive: list[Any] | None = None) -> None:
+    def __init__(self, inputs: list[Output] | None = None, operations: NativeOperations | None = None) -> None:
         super().__init__(weakref.proxy(self))
-        self.threads, self.alive = threads, [] if alive is None else alive
-        self.alive.append(self)
+        self.operations = NativeOperations() if operations is None else operations
+        self.operations.alive.append(self)
         self.worked: Worked | None = None  # None for all
         if inputs is not None:
             self.set_arguments(inputs)
@@ -59,7 +80,11 @@ class NativeOperation(Op):
 
     def with_inputs(self, inputs: list[Output]) -> NativeOperation:
         """One that does the same."""
-        return type(self)(inputs, self.threads, self.alive)
+        return type(self)(inputs, self.operations)
+
+    @property
+    def threads(self) -> int:
+        return self.operations.threads
 
     def visit_attributes(self, visitor: Any) -> bool:
         visitor.on_attributes({"threads": self.threads})
@@ -67,6 +92,19 @@ class NativeOperation(Op):
 
     def has_evaluate(self) -> bool:
         return True
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Runs `compute`, and keeps what it raises for the runner."""
+        try:
+            self.compute(outputs, inputs)
+        except BaseException as error:
+            self.operations.errors.append(error)
+            raise
+        return True
+
+    def compute(self, outputs: list[Any], inputs: list[Any]) -> None:
+        """Fills OpenVINO's output tensors from its input tensors."""
+        raise NotImplementedError
 
 
 def readers_of(node: Node) -> list[Node]:

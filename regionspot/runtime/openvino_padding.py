@@ -15,11 +15,13 @@ import numpy.typing as npt
 from openvino import DiscreteTypeInfo, Model, Node
 
 from regionspot.runtime.openvino_attention import GridAttention
-from regionspot.runtime.openvino_operation import NativeOperation, Worked, is_constant
+from regionspot.runtime.openvino_operation import NativeOperation, NativeOperations, Worked, is_constant
 
 
 class PaddingWindows(Worked):
     """Which windows of the next image are worked on, and what comes of those that no picture reaches.
+
+    Runs of one graph share it, so a runner must do one run at a time.
 
     Args:
         grid: (h, w) tokens of an image.
@@ -62,21 +64,20 @@ class CompletedTokens(NativeOperation):
     def validate_and_infer_types(self) -> None:
         self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
-    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+    def compute(self, outputs: list[Any], inputs: list[Any]) -> None:
         assert isinstance(self.worked, PaddingWindows)
         outputs[0].shape = inputs[0].shape
         tokens = outputs[0].data
         tokens[:] = inputs[0].data
         self.worked.complete(tokens.reshape(*self.worked.grid, -1))
-        return True
 
 
-def leave_out_padding(model: Model, threads: int, alive: list[Any]) -> PaddingWindows | None:
-    """Have the operations of a graph's first layers leave out windows that hold no picture.
+def leave_out_padding(model: Model, operations: NativeOperations) -> PaddingWindows | None:
+    """Makes the operations of a graph's first layers leave out windows that hold no picture.
 
     Args:
         model: of one image at a time, with our operations in it.
-        alive: these operations; takes one more.
+        operations: these operations; takes one more.
 
     Returns:
         What must be told of each image; None if the graph does not begin with layers of windows that are all ours.
@@ -96,11 +97,11 @@ def leave_out_padding(model: Model, threads: int, alive: list[Any]) -> PaddingWi
     if tokens is None or patch is None or len(places) != 1 or "MatMul" in kinds or "Softmax" in kinds:
         return None
     worked = PaddingWindows(*places.pop(), patch)
-    for operation in alive:
+    for operation in operations.alive:
         if operation.get_friendly_name() in above:
             operation.worked = worked
     readers = tokens.output(0).get_target_inputs()
-    completed = CompletedTokens([tokens.output(0)], threads, alive)
+    completed = CompletedTokens([tokens.output(0)], operations)
     completed.worked = worked
     for reader in readers:
         reader.replace_source_output(completed.output(0))

@@ -5,6 +5,8 @@ With `openvino_operation` and what is built on it, the only module that imports 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +17,7 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mapped_files import forget_pages
 from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds, failed_run
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, raised_by
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
 
@@ -24,6 +26,7 @@ try:
 
     from regionspot.runtime.openvino_attention import use_own_attention
     from regionspot.runtime.openvino_linear import use_own_linear_layers
+    from regionspot.runtime.openvino_operation import NativeOperations
     from regionspot.runtime.openvino_padding import PaddingWindows, leave_out_padding
 except ImportError as error:
     raise InputError(f"this runtime needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
@@ -32,7 +35,7 @@ _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "uint8"
 
 
 class OpenVinoRunner:
-    """A `Runner` over OpenVINO's IR or an ONNX file. What it keeps are arrays.
+    """A `Runner` over OpenVINO's IR or an ONNX file. What it keeps are arrays. Threads take turns.
 
     Args:
         path: the `.xml` file, its `.bin` beside it, or an `.onnx` file.
@@ -61,15 +64,15 @@ class OpenVinoRunner:
             core = openvino.Core()
             model = core.read_model(path)
             ports = _tensors(model.inputs, spec.input_names), _tensors(model.outputs, spec.output_names)
-            self._kept: list[Any] = []
+            self._operations = NativeOperations(threads)
             if precision == "f32" and set(spec.ranges) == {"batch"}:
-                use_own_attention(model, threads, self._kept)
-                use_own_linear_layers(model, threads, self._kept)
+                use_own_attention(model, self._operations)
+                use_own_linear_layers(model, self._operations)
             self._padding: PaddingWindows | None = None
-            if self._kept:  # a size that may change would have OpenVINO copy our operations for each run
+            if self._operations.alive:  # a size that may change would have OpenVINO copy our operations for each run
                 model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
                 if INPUT_SIZES.name in spec.input_names:
-                    self._padding = leave_out_padding(model, threads, self._kept)
+                    self._padding = leave_out_padding(model, self._operations)
             compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise ArtifactError(
@@ -78,32 +81,56 @@ class OpenVinoRunner:
             ) from error
         check_signature(spec, *ports, path)
         self._request: openvino.InferRequest | None = compiled.create_infer_request()
+        self._lock = threading.Lock()
+        self._running: dict[str, Any] | None = None  # inputs that OpenVINO may still read
+        self._one_by_one = bool(self._operations.alive)
         forget_pages(self.path.with_suffix(".bin"))  # compiling packed the weights anew
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`."""
-        if self._request is None:
-            raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
         batch = len(next(iter(feeds.values())))
-        if not self._kept or batch == 1:
+        if not self._one_by_one or batch == 1:
             return self._infer(feeds)
         rows = [self._infer({name: value[row : row + 1] for name, value in feeds.items()}) for row in range(batch)]
         return {name: np.concatenate([row[name] for row in rows]) for name in self.spec.output_names}
 
     def _infer(self, feeds: Tensors) -> dict[str, Any]:
-        assert self._request is not None
-        if self._padding is not None:
-            self._padding.begin(feeds[INPUT_SIZES.name][0])
-        try:
-            results = self._request.infer(dict(feeds), share_inputs=True)  # the outputs are copies
-        except RuntimeError as error:
-            raise failed_run(self.spec, feeds, self.path, "OpenVINO", _last_line(error)) from error
-        return {name: results[name] for name in self.spec.output_names}
+        with self._lock:
+            if self._request is None:
+                raise InputError(f"{self.path} was closed: open it again")
+            self._finish_interrupted_run(self._request)
+            if self._padding is not None:
+                self._padding.begin(feeds[INPUT_SIZES.name][0])
+            self._running = dict(feeds)
+            try:
+                # `infer` drops every error at one thread and leaves the outputs of the run before; `wait` raises it.
+                self._request.start_async(self._running, share_inputs=True)
+                self._request.wait()
+            except RuntimeError as error:
+                self._operations.raise_first_error()
+                if not raised_by(error, "openvino", __name__):
+                    raise
+                raise failed_run(self.spec, feeds, self.path, "OpenVINO", _last_line(error)) from error
+            self._running = None
+            outputs = {name: self._request.get_tensor(name).data.copy() for name in self.spec.output_names}
+        check_outputs(self.spec, feeds, outputs, self.path, "OpenVINO")
+        return outputs
+
+    def _finish_interrupted_run(self, request: openvino.InferRequest) -> None:
+        """Waits for a run that an exception, such as KeyboardInterrupt, left behind; its result is dropped."""
+        if self._running is not None:
+            with contextlib.suppress(RuntimeError):
+                request.wait()
+            self._operations.errors.clear()
+            self._running = None
 
     def close(self) -> None:
-        self._request = None
-        self._kept.clear()
+        with self._lock:
+            if self._request is not None:
+                self._finish_interrupted_run(self._request)
+            self._request = None
+            self._operations.alive.clear()
 
     def __enter__(self) -> OpenVinoRunner:
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import cache_root
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds, failed_run
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, raised_by
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
 
@@ -85,14 +86,19 @@ class OrtRunner:
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`. What is kept on a GPU is an `OrtValue`."""
-        if self._session is None:
+        session, fixed = self._session, self._fixed
+        if session is None:
             raise InputError(f"{self.path} was closed: open it again")
         check_feeds(self.spec, feeds)
         kept = () if self._device[0] == "cpu" else keep
         try:
-            return self._fixed.infer(feeds, kept) if self._fixed else self._infer(self._session, feeds, kept)
+            outputs = fixed.infer(feeds, kept) if fixed else self._infer(session, feeds, kept)
         except Exception as error:  # its errors share no base class of their own
+            if isinstance(error, MemoryError) or not raised_by(error, "onnxruntime", __name__):
+                raise
             raise failed_run(self.spec, feeds, self.path, "ONNX Runtime", " ".join(str(error).split())) from error
+        check_outputs(self.spec, feeds, outputs, self.path, "ONNX Runtime")
+        return outputs
 
     def _infer(self, session: ort.InferenceSession, feeds: Tensors, kept: Collection[str]) -> dict[str, Any]:
         binding = session.io_binding()
@@ -120,7 +126,7 @@ class OrtRunner:
 
 
 class FixedBuffers:
-    """Inputs and outputs that stay where they are in memory, as a captured CUDA graph needs them.
+    """Inputs and outputs that stay where they are in memory, as a captured CUDA graph needs them. Threads take turns.
 
     Args:
         session: of a graph whose axes have one size each.
@@ -129,6 +135,7 @@ class FixedBuffers:
 
     def __init__(self, session: ort.InferenceSession, spec: GraphSpec, device: tuple[str, int]) -> None:
         self._session, self._spec, self._device = session, spec, device
+        self._lock = threading.Lock()
         self._inputs = {tensor.name: self._buffer(tensor) for tensor in spec.inputs}
         self._outputs = {tensor.name: self._buffer(tensor) for tensor in spec.outputs}
         self._binding = session.io_binding()
@@ -139,17 +146,18 @@ class FixedBuffers:
 
     def infer(self, feeds: Tensors, keep: Collection[str]) -> dict[str, Any]:
         """Copy the feeds in, run, copy the outputs out: those to keep to new memory on the device."""
-        for name, value in feeds.items():
-            _copy(value, self._inputs[name])
-        self._session.run_with_iobinding(self._binding)
         results: dict[str, Any] = {}
-        for tensor in self._spec.outputs:
-            output = self._outputs[tensor.name]
-            if tensor.name in keep:
-                results[tensor.name] = self._buffer(tensor)
-                _copy(output, results[tensor.name])
-            else:
-                results[tensor.name] = np.array(output.numpy())
+        with self._lock:
+            for name, value in feeds.items():
+                _copy(value, self._inputs[name])
+            self._session.run_with_iobinding(self._binding)
+            for tensor in self._spec.outputs:
+                output = self._outputs[tensor.name]
+                if tensor.name in keep:
+                    results[tensor.name] = self._buffer(tensor)
+                    _copy(output, results[tensor.name])
+                else:
+                    results[tensor.name] = np.array(output.numpy())
         return results
 
     def _buffer(self, tensor: TensorSpec) -> ort.OrtValue:

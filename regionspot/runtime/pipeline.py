@@ -5,6 +5,8 @@ It cuts what is asked into pieces that the graphs' ranges allow, and pads where 
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,7 +38,10 @@ SIZES_ON_GPU: dict[str, Any] = {"prompt_chunk": GPU_PROMPT_CHUNK, "prompt_step":
 
 SINGLE_TOKEN, MULTIMASK_TOKENS = (0,), (1, 2, 3)
 
-SAM_GRAPHS = ("sam_image_encoder", "sam_token_decoder_image", "sam_token_decoder_prompts")
+SAM_IMAGE_GRAPHS = ("sam_image_encoder", "sam_token_decoder_image")
+"""What `EncodedImages` depend on."""
+
+SAM_GRAPHS = (*SAM_IMAGE_GRAPHS, "sam_token_decoder_prompts")
 """What mask tokens depend on."""
 
 _EXPORT = "export it again with regionspot-export"
@@ -61,9 +66,14 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """What SAM says of B images before any prompt, kept where the runtime works. `len` is B."""
+    """What SAM says of B images before any prompt, kept where the runtime works. `len` is B.
+
+    Args:
+        fingerprint: of the graphs that encoded them; a pipeline with others refuses them.
+    """
 
     parts: tuple[_Part, ...]
+    fingerprint: str
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
@@ -98,7 +108,10 @@ class MaskPromptDecoder(Protocol):
 
 
 class RegionPipeline:
-    """The model as a row of graphs. Use as a context manager, or call `close`; not safe for several threads at once.
+    """The model as a row of graphs. Use as a context manager, or call `close`.
+
+    Safe to share between threads: every answer belongs to its own arguments. It can be pickled where it knows how to be
+    opened again: a copy opens its graphs anew when they are first needed.
 
     Args:
         info: the model's sizes.
@@ -111,6 +124,7 @@ class RegionPipeline:
         region_step, prompt_step: numbers of regions, and of prompts at once, are rounded up to multiples of these where
             the graphs' ranges let them, with padding that is not seen: a runtime that gets ready for each size anew,
             as OpenVINO and CUDA graphs do, then meets few.
+        reopen: makes the same pipeline in another process; it must be picklable.
     """
 
     def __init__(
@@ -125,6 +139,7 @@ class RegionPipeline:
         mask_prompts: MaskPromptDecoder | None = None,
         region_step: int = 1,
         prompt_step: int = 1,
+        reopen: Callable[[], RegionPipeline] | None = None,
     ) -> None:
         if prompt_chunk < 1:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
@@ -133,6 +148,14 @@ class RegionPipeline:
         self.fingerprint, self._mask_prompts = fingerprint, mask_prompts
         self._open = runners if callable(runners) else runners.__getitem__
         self._opened: dict[str, Runner] = {}
+        self._opening, self._reopen = threading.RLock(), reopen
+
+    def __reduce__(self) -> tuple[Callable[[], RegionPipeline], tuple[()]]:
+        if self._reopen is None:
+            raise pickle.PicklingError(
+                f"this pipeline of {self.name} in {self.runtime} cannot be pickled: open it in the other process"
+            )
+        return self._reopen, ()
 
     @property
     def name(self) -> str:
@@ -146,6 +169,14 @@ class RegionPipeline:
     def clip_fingerprint(self) -> str:
         """Changes with anything that CLIP's feature maps depend on."""
         return self.fingerprint("clip_image_encoder")
+
+    def check_encoded(self, encoded: EncodedImages) -> None:
+        """Raises InputError for images that another SAM encoded: its numbers mean nothing here."""
+        if encoded.fingerprint != self._encoder_fingerprint():
+            raise InputError(
+                f"these images were encoded by another model, or by other weights, precision or runtime, than this "
+                f"{self.name} in {self.runtime}: encode them again with this one"
+            )
 
     def check_num_regions(self, count: int) -> None:
         """Raises InputError if an image may not have so many regions: the head sees all of them at once."""
@@ -184,7 +215,7 @@ class RegionPipeline:
             (embeddings,) = self._run("sam_image_encoder", padded_images, padded_sizes, keep=True)
             context = self._run("sam_token_decoder_image", embeddings, keep=True)
             parts.append(_Part(len(sam_images[images]), rows, padded_sizes, (embeddings, *context)))
-        return EncodedImages(tuple(parts))
+        return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
     def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
         """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see `regionspot.transforms.ClipTransform`."""
@@ -296,8 +327,9 @@ class RegionPipeline:
 
     def close(self) -> None:
         """Close what was opened. A graph that is needed later is opened again."""
-        while self._opened:
-            self._opened.popitem()[1].close()
+        with self._opening:
+            while self._opened:
+                self._opened.popitem()[1].close()
 
     def __enter__(self) -> RegionPipeline:
         return self
@@ -309,9 +341,17 @@ class RegionPipeline:
 
     def runner(self, graph: str) -> Runner:
         """What runs a graph; opened when first asked for, closed with the pipeline."""
-        if graph not in self._opened:
-            self._opened[graph] = self._open(graph)
-        return self._opened[graph]
+        opened = self._opened.get(graph)
+        if opened is not None:
+            return opened
+        with self._opening:  # another thread may have opened it meanwhile
+            if graph not in self._opened:
+                self._opened[graph] = self._open(graph)
+            return self._opened[graph]
+
+    def _encoder_fingerprint(self) -> str:
+        """Changes with anything that `EncodedImages` depend on."""
+        return " ".join(map(self.fingerprint, SAM_IMAGE_GRAPHS))
 
     def _range(self, graph: str, axis: str) -> Range:
         return self.runner(graph).spec.ranges[axis]
@@ -344,6 +384,7 @@ class RegionPipeline:
         spec = self.runner(graph).spec
         token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
         count = labels.shape[1]
+        self.check_encoded(encoded)
         _check_images(encoded, points=points, labels=labels)
         self._check_prompts(graph, encoded, labels)
         sizes = {"batch": len(encoded), "prompts": count, "tokens": len(token_ids)}
@@ -394,6 +435,7 @@ class RegionPipeline:
         draw: bool,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         self.check_mask_prompts()
+        self.check_encoded(encoded)
         _check_images(encoded, points=points, labels=labels, mask_inputs=mask_inputs)
         assert self._mask_prompts is not None
         parts = []

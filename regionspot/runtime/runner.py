@@ -19,7 +19,11 @@ Tensors = Mapping[str, Any]
 
 
 class Runner(Protocol):
-    """One graph in one runtime. Use as a context manager, or call `close`; not safe for several threads at once."""
+    """One graph in one runtime. Use as a context manager, or call `close`.
+
+    Safe to share between threads: every answer belongs to its own feeds. An exception that interrupts a run, such as
+    KeyboardInterrupt or one that a signal handler raises, comes out unchanged, and later runs are right.
+    """
 
     spec: GraphSpec
 
@@ -38,6 +42,7 @@ class Runner(Protocol):
         Raises:
             InputError: an input is missing, unknown, or of another dtype or shape than the spec says.
             ArtifactError: the runtime fails, for want of memory or on a damaged file.
+            MemoryError: Python or our own kernels are out of memory.
         """
         ...
 
@@ -74,6 +79,42 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
                     f"{spec.name}: {tensor.name} must be {expected}, not {value.shape}"
                     + (f": {axis} is {wanted} in the inputs before it" if isinstance(axis, str) else "")
                 )
+
+
+def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, path: Path, runtime: str) -> None:
+    """Raises ArtifactError unless arrays have the shapes that follow from the feeds: they would be of another run.
+
+    Args:
+        runtime: the runtime's name in messages.
+    """
+    sizes = {
+        axis: size
+        for tensor in spec.inputs
+        for axis, size in zip(tensor.shape, _shape(feeds[tensor.name]), strict=True)
+        if isinstance(axis, str)
+    }
+    for tensor in spec.outputs:
+        shape = _shape(outputs[tensor.name])
+        wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.shape)
+        if len(shape) != len(wanted) or any(
+            size != axis for size, axis in zip(shape, wanted, strict=True) if isinstance(axis, int)
+        ):
+            raise ArtifactError(
+                f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of {wanted}: {path} is not "
+                "that graph; export it again"
+            )
+
+
+def raised_by(error: BaseException, *modules: str) -> bool:
+    """Whether the frame that raised an exception runs code of one of these modules or packages.
+
+    A signal handler may raise the same type in the middle of a call; its frame is its own.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str) -> RegionSpotError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from regionspot.runtime.engine_file import (
     read_engine,
 )
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.runner import Tensors, check_feeds
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs
 
 OLDEST_TENSORRT = (10, 9)
 NUMPY_NAMES = {
@@ -47,7 +48,7 @@ class TrtRunner:
 
     Inputs are copied into buffers that stay where they are while the shapes stay the same: a second run of the same
     shapes is captured as a CUDA graph and later ones replay it. TensorRT-RTX captures by itself; its compiled kernels
-    are kept in the cache folder for the next process. Kept outputs are CUDA tensors of PyTorch.
+    are kept in the cache folder for the next process. Kept outputs are CUDA tensors of PyTorch. Threads take turns.
 
     Args:
         path: the engine, its sidecar beside it (`regionspot.export.trt_engine.build_engine`).
@@ -82,13 +83,20 @@ class TrtRunner:
         self._buffers: dict[str, Any] = {}
         self._shapes: dict[str, Shape] = {}
         self._runs = 0  # of these shapes
+        self._lock = threading.Lock()
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`. Kept tensors are the caller's: no later run changes them."""
-        if self.context is None:
-            raise InputError(f"the runner of {self.spec.name} is closed: open it again")
         check_feeds(self.spec, feeds)
         shapes = self._checked_shapes(feeds)
+        with self._lock:
+            if self.context is None:
+                raise InputError(f"the runner of {self.spec.name} is closed: open it again")
+            outputs = self._infer(feeds, shapes, keep)
+        check_outputs(self.spec, feeds, outputs, self.path, flavour_named(self.sidecar.flavour).title)
+        return outputs
+
+    def _infer(self, feeds: Tensors, shapes: dict[str, Shape], keep: Collection[str]) -> dict[str, Any]:
         self.log.clear()
         caller = self.torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)  # kept tensors of another runner may still be on their way
@@ -108,13 +116,14 @@ class TrtRunner:
         return outputs
 
     def close(self) -> None:
-        if self.context is None:
-            return
-        self.stream.synchronize()
-        self._save_kernels()
-        self._graph = self._memory = self._kernels = None
-        self._buffers = {}
-        self.context = self.engine = self.runtime = None
+        with self._lock:
+            if self.context is None:
+                return
+            self.stream.synchronize()
+            self._save_kernels()
+            self._graph = self._memory = self._kernels = None
+            self._buffers = {}
+            self.context = self.engine = self.runtime = None
 
     def __enter__(self) -> TrtRunner:
         return self

@@ -180,11 +180,11 @@ class TestImages:
         feeds = mini.feeds()
         with mini.open() as runner:
             runner.infer(feeds)
-            packed = runner._images
+            packed = runner._packed_last
             runner.infer(feeds)
-            assert runner._images is packed and len(packed) == 1
+            assert packed is not None and runner._packed_last is packed and len(packed.images) == 1
             del feeds
-            assert not runner._images
+            assert runner._packed_last is None
 
     def test_arrays_in_any_memory_order(self, mini: Case) -> None:
         feeds = mini.feeds()

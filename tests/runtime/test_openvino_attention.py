@@ -15,6 +15,7 @@ from regionspot.modeling.presets import create_model
 from regionspot.runtime import openvino_attention
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_attention import GridAttention, use_own_attention
+from regionspot.runtime.openvino_operation import NativeOperations
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from tests.runtime.conftest import Encode
 
@@ -27,9 +28,9 @@ def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def replaced(model: openvino.Model) -> list[Any]:
-    alive: list[Any] = []
-    use_own_attention(model, 1, alive)
-    return alive
+    operations = NativeOperations()
+    use_own_attention(model, operations)
+    return operations.alive
 
 
 def test_equal_to_openvinos_own(sam_encoder: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:

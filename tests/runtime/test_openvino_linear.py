@@ -18,6 +18,7 @@ from regionspot.modeling.presets import create_model
 from regionspot.runtime import openvino_linear
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
+from regionspot.runtime.openvino_operation import NativeOperations
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from tests.runtime.conftest import Encode
 
@@ -34,9 +35,9 @@ def weights(*shape: int) -> np.ndarray:
 
 
 def replaced(model: openvino.Model) -> list[Any]:
-    alive: list[Any] = []
-    use_own_linear_layers(model, 1, alive)
-    return alive
+    operations = NativeOperations()
+    use_own_linear_layers(model, operations)
+    return operations.alive
 
 
 def outputs(model: openvino.Model, x: np.ndarray) -> list[np.ndarray]:

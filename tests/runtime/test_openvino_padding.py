@@ -15,6 +15,7 @@ from regionspot.runtime import openvino_attention, openvino_linear
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.openvino_attention import use_own_attention
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
+from regionspot.runtime.openvino_operation import NativeOperations
 from regionspot.runtime.openvino_padding import PaddingWindows, leave_out_padding
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.structures import FloatArray
@@ -72,14 +73,14 @@ def test_the_same_bits_whatever_came_before(sam_encoder: Path) -> None:
 
 def test_less_is_worked_on(sam_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens: list[int] = []
-    evaluate = NativeLinear.evaluate
+    compute = NativeLinear.compute
 
-    def counted(operation: NativeLinear, outputs: list[Any], inputs: list[Any]) -> bool:
+    def counted(operation: NativeLinear, outputs: list[Any], inputs: list[Any]) -> None:
         spans = [slice(0, 16 * 16)] if operation.worked is None else operation.worked.spans()
         tokens.append(sum(span.stop - span.start for span in spans))
-        return evaluate(operation, outputs, inputs)
+        compute(operation, outputs, inputs)
 
-    monkeypatch.setattr(NativeLinear, "evaluate", counted)
+    monkeypatch.setattr(NativeLinear, "compute", counted)
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
     windowed = next(index for index, block in enumerate(blocks) if block.window_size == 0)
     window = blocks[0].window_size
@@ -112,21 +113,21 @@ def test_what_is_known() -> None:
     assert run(80, 55) == (8, 6) and run(30, 60) == (3, 6) and run(80, 80) == (8, 8)
 
 
-def prepared(path: Path) -> tuple[openvino.Model, list[Any]]:
-    alive: list[Any] = []
+def prepared(path: Path) -> tuple[openvino.Model, NativeOperations]:
+    operations = NativeOperations()
     model = openvino.Core().read_model(path)
-    use_own_attention(model, 1, alive)
+    use_own_attention(model, operations)
     model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-    return model, alive
+    return model, operations
 
 
 def test_layers_that_are_not_all_ours_stay(sam_encoder: Path) -> None:
-    model, alive = prepared(sam_encoder)
-    assert leave_out_padding(model, 1, alive) is None  # OpenVINO has the linear layers
-    use_own_linear_layers(model, 1, alive)
-    assert leave_out_padding(model, 1, alive) is not None
+    model, operations = prepared(sam_encoder)
+    assert leave_out_padding(model, operations) is None  # OpenVINO has the linear layers
+    use_own_linear_layers(model, operations)
+    assert leave_out_padding(model, operations) is not None
     plain = openvino.Core().read_model(sam_encoder)
-    assert leave_out_padding(plain, 1, []) is None
+    assert leave_out_padding(plain, NativeOperations()) is None
 
 
 def test_windows_alone_or_none(sam_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_windows_alone_or_none(sam_encoder: Path, monkeypatch: pytest.MonkeyPatc
     from regionspot.runtime import openvino_padding
 
     for window in (lambda node: (4, 4), openvino_padding._grid_of):
-        model, alive = prepared(sam_encoder)
-        use_own_linear_layers(model, 1, alive)
+        model, operations = prepared(sam_encoder)
+        use_own_linear_layers(model, operations)
         monkeypatch.setattr(openvino_padding, "_window_of", window)
-        assert leave_out_padding(model, 1, alive) is None
+        assert leave_out_padding(model, operations) is None
