@@ -17,7 +17,7 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mapped_files import forget_pages
 from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, raised_by
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, is_interrupt
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
 
@@ -108,9 +108,9 @@ class OpenVinoRunner:
                 self._request.start_async(self._running, share_inputs=True)
                 self._request.wait()
             except RuntimeError as error:
-                self._operations.raise_first_error()
-                if not raised_by(error, "openvino", __name__):
+                if is_interrupt(error):
                     raise
+                self._operations.raise_first_error()
                 raise failed_run(self.spec, feeds, self.path, "OpenVINO", _last_line(error)) from error
             self._running = None
             outputs = {name: self._request.get_tensor(name).data.copy() for name in self.spec.output_names}

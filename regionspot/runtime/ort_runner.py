@@ -19,7 +19,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import cache_root
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, raised_by
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, is_interrupt
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
 
@@ -94,7 +94,7 @@ class OrtRunner:
         try:
             outputs = fixed.infer(feeds, kept) if fixed else self._infer(session, feeds, kept)
         except Exception as error:  # its errors share no base class of their own
-            if isinstance(error, MemoryError) or not raised_by(error, "onnxruntime", __name__):
+            if isinstance(error, MemoryError) or is_interrupt(error):
                 raise
             raise failed_run(self.spec, feeds, self.path, "ONNX Runtime", " ".join(str(error).split())) from error
         check_outputs(self.spec, feeds, outputs, self.path, "ONNX Runtime")

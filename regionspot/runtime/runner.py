@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import signal
+import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,16 +108,21 @@ def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, path: Path,
             )
 
 
-def raised_by(error: BaseException, *modules: str) -> bool:
-    """Whether the frame that raised an exception runs code of one of these modules or packages.
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal handler raised an exception, whatever its type, in the middle of somebody else's call."""
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {code for handler in handlers if (code := _code_of(handler)) is not None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
-    A signal handler may raise the same type in the middle of a call; its frame is its own.
-    """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+def _code_of(handler: Any) -> CodeType | None:
+    """The code of a Python function, method, partial or callable object."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__"):
+        handler = type(handler).__call__ if callable(handler) else None
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str) -> RegionSpotError:

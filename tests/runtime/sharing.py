@@ -142,8 +142,8 @@ def share(runner: Runner, answers: int) -> dict[str, int]:
     return counts
 
 
-class TimeIsOver(Exception):
-    """What the handler of SIGALRM raises."""
+class TimeIsOver(RuntimeError):
+    """What the handler of SIGALRM raises: of a type that runtimes raise too."""
 
 
 def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) -> dict[str, int]:

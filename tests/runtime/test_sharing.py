@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.pipeline import RegionPipeline
-from regionspot.runtime.runner import Runner
+from regionspot.runtime.runner import Runner, is_interrupt
 from regionspot.structures import RegionPredictions, Vocabulary
 from tests.runtime.sharing import KINDS, is_right, open_kind, questions, share
 
@@ -351,3 +353,33 @@ class TestPickling:
             )
             with pytest.raises(pickle.PicklingError, match="open it in the other process"):
                 pickle.dumps(own)
+
+
+class _Alarm:
+    """A handler that is an object."""
+
+    def __call__(self, *_: object) -> None:
+        raise RuntimeError("time is over")
+
+    def method(self, *_: object) -> None:
+        self()
+
+
+class TestIsInterrupt:
+    @pytest.mark.parametrize(
+        "handler", [_Alarm(), _Alarm().method, functools.partial(_Alarm().method, "x"), lambda *_: _Alarm()()]
+    )
+    def test_what_a_handler_raised(self, handler: Callable[..., None]) -> None:
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            with pytest.raises(RuntimeError) as raised:
+                signal.raise_signal(signal.SIGALRM)
+        finally:
+            assert is_interrupt(raised.value)
+            signal.signal(signal.SIGALRM, before)
+        assert not is_interrupt(raised.value) or handler is before  # nobody's handler any more
+
+    def test_what_no_handler_raised(self) -> None:
+        with pytest.raises(ZeroDivisionError) as raised:
+            _ = 1 / 0
+        assert not is_interrupt(raised.value)
