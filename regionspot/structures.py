@@ -268,17 +268,12 @@ def as_class_names(names: Iterable[str], ids: Sequence[object] | None = None) ->
     if isinstance(names, Mapping):
         raise InputError("the vocabulary must be a list of names, got a dictionary: give list(names.values())")
     listed = _listed(names, "the vocabulary")
-    for index, name in enumerate(listed):
-        if not isinstance(name, str):
-            hint = "decode it" if isinstance(name, bytes) else "name each class by text"
-            raise InputError(f"name {index} of the vocabulary is {shown(name)}, a {type(name).__name__}: {hint}")
-    texts = tuple(map(str, listed))  # without NumPy's own type of text
-    check_class_names(texts, ids)
-    return texts
+    check_class_names(listed, ids)
+    return tuple(map(str, listed))  # without NumPy's own type of text
 
 
 def check_class_names(names: Sequence[str], ids: Sequence[object] | None = None) -> None:
-    """Raises InputError for an empty vocabulary, blank, repeated or unprintable names; `ids` as `as_class_names`."""
+    """Raises InputError for an empty vocabulary and names that `as_class_names` refuses; `ids` as there."""
     if not names:
         raise InputError("the vocabulary is empty: name at least one class")
     called = range(len(names)) if ids is None else ids
@@ -297,7 +292,10 @@ def check_class_names(names: Sequence[str], ids: Sequence[object] | None = None)
         )
 
 
-def _check_class_name(name: str, place: object) -> None:
+def _check_class_name(name: object, place: object) -> None:
+    if not isinstance(name, str):
+        hint = "decode it" if isinstance(name, bytes) else "name each class by text"
+        raise InputError(f"name {place} of the vocabulary is {shown(name)}, a {type(name).__name__}: {hint}")
     if all(unicodedata.category(letter) in _INVISIBLE for letter in name):
         raise InputError(f"name {place} of the vocabulary is blank: leave it out")
     if plain_text(name) != name:

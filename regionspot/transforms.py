@@ -12,26 +12,37 @@ left of an S x S square. Normalisation is not here: it belongs to the models.
 from __future__ import annotations
 
 import io
+import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
+from regionspot.arrays import as_array, as_numbers, checked_count, plain_text, shown
 from regionspot.errors import InputError
+from regionspot.jpeg_end import with_end_marker
 from regionspot.masks import EncodedMasks, _native, encode_mask_logits
 from regionspot.structures import BoolArray, FloatArray
 from regionspot.threads import default_threads
 
 UInt8Array = npt.NDArray[np.uint8]
-ImageSource = str | PathLike[str] | bytes | Image.Image | UInt8Array
+
+
+class BinaryFile(Protocol):
+    """A file object, opened for bytes."""
+
+    def read(self) -> bytes: ...
+
+
+ImageSource = str | PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | UInt8Array
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused from their header; it is where Pillow, too, stops believing one."""
@@ -48,6 +59,10 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000",
 MASK_PROMPT_EPSILON = 1e-3
 """A mask prompt's certainty: its logits are those of the probabilities 0.001 and 0.999."""
 
+MASK_THRESHOLD = 127
+"""A mask is True where a colour is brighter than this, of 255."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters or more: one is a drive of Windows
 _WARNINGS = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -73,34 +88,50 @@ def read_image(
     pictures are converted; of an animation the first frame is taken.
 
     Args:
-        source: a path, an encoded file's bytes, a Pillow image, or a (H, W, 3) uint8 RGB array, returned as it is.
+        source: a path, an encoded file's bytes, a file object (read from its beginning where it can seek), a Pillow
+            image, or a (H, W, 3) uint8 RGB array, returned as it is.
         max_pixels: refuse larger pictures, judging by the header before any pixel is decoded.
         background: a colour's name.
         formats: of files that are opened, by Pillow's names.
 
     Raises:
-        InputError: no such file, not a picture, a damaged or truncated one, one that is too large.
+        InputError: no such file, not a picture, a damaged or truncated one, one that is too large; of a JPEG file only
+            the end marker may be missing. The message names the whole path.
     """
+    _check_colour(background)
     if isinstance(source, np.ndarray):
         return _checked_array(source)
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels, background)
-    if not isinstance(source, (str, PathLike, bytes)):
-        raise InputError(
-            f"an image is a path, a file's bytes, a Pillow image or an array, not a {type(source).__name__}"
-        )
-    name = "the image" if isinstance(source, bytes) else f"image {Path(source).name!r}"
+    name = f"image {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else "the image"
     with _open_file(source, name) as file:
-        return _decode(_open_image(file, name, formats), name, max_pixels, background)
+        image = _open_image(file, name, formats)
+        try:
+            return _decode(image, name, max_pixels, background)
+        except _Undecoded as error:
+            whole = _whole_jpeg(image, file, formats)
+            if whole is None:
+                raise InputError(str(error)) from error.__cause__
+            return _decode(whole, name, max_pixels, background)
 
 
 def read_mask(source: ImageSource) -> BoolArray:
-    """A picture as a mask (H, W): True where it is white, False where it is black or transparent.
+    """A picture as a mask (H, W): True where any of its colours is bright, False where it is dark or transparent.
 
     Raises:
-        InputError: as `read_image`.
+        InputError: as `read_image`, or nothing is bright: a mask of the values 0 and 1, a dark one, an empty one.
     """
-    return read_image(source, background="black")[..., 0] > 127
+    brightness = read_image(source, background="black").max(axis=2)
+    mask: BoolArray = brightness > MASK_THRESHOLD
+    if not mask.any():
+        name = (
+            f"mask {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else "the mask"
+        )
+        raise InputError(
+            f"{name} is empty: its brightest value is {brightness.max()}, and white (255) is wanted on the region, "
+            "black (0) or transparent elsewhere"
+        )
+    return mask
 
 
 def resize_image(image: UInt8Array, height: int, width: int, threads: int | None = None) -> UInt8Array:
@@ -108,7 +139,16 @@ def resize_image(image: UInt8Array, height: int, width: int, threads: int | None
 
     Args:
         threads: at most so many, of those a small image uses fewer; None stands for `default_threads()`.
+
+    Raises:
+        InputError: another type or shape, no pixels, or a size that is not two whole numbers of 1 or more.
     """
+    image = as_array(image, "an image")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
+        raise InputError(f"an image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
+    height, width = checked_count(height, "height"), checked_count(width, "width")
+    if height * width > 2**31:
+        raise InputError(f"an image of {width} x {height} pixels is too large")
     if image.ndim == 2:
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     resized = np.empty((height, width, 3), np.uint8)
@@ -132,10 +172,17 @@ def model_inputs(
 
 
 def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]) -> FloatArray:
-    """Points (..., 2) xy from a frame of from_size (height, width) to one of to_size."""
+    """Points (..., 2) xy from a frame of from_size (height, width) to one of to_size.
+
+    Raises:
+        InputError: `points` are no numbers or have another shape.
+    """
+    points = as_array(points, "points")
+    if points.ndim == 0 or points.shape[-1] != 2 or points.dtype.kind not in "fiu":
+        raise InputError(f"points must be numbers of the shape (..., 2), got {points.shape} {points.dtype}")
     (from_height, from_width), (to_height, to_width) = from_size, to_size
     factors = np.array([to_width / from_width, to_height / from_height])
-    scaled: FloatArray = (np.asarray(points, dtype=np.float64) * factors).astype(np.float32)
+    scaled: FloatArray = (points.astype(np.float64) * factors).astype(np.float32)
     return scaled
 
 
@@ -144,6 +191,9 @@ class SamTransform:
     """Between original-image pixels and the SAM frame: longest side to image_size, the rest zero, right and below."""
 
     image_size: int
+
+    def __post_init__(self) -> None:
+        checked_count(self.image_size, "image_size")
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """The (height, width) that an image takes within the frame, rounded as SAM's ResizeLongestSide rounds."""
@@ -195,15 +245,22 @@ class ClipTransform:
 
     image_size: int
 
+    def __post_init__(self) -> None:
+        checked_count(self.image_size, "image_size")
+
     def apply_image(self, image: UInt8Array, threads: int | None = None) -> UInt8Array:
         """(H, W, 3) to (S, S, 3); `threads` as `resize_image`."""
         return resize_image(image, self.image_size, self.image_size, threads)
 
 
 def crop_boxes(image: UInt8Array, boxes: npt.ArrayLike, scale: float = 1.0) -> list[UInt8Array]:
-    """Cut boxes (N, 4) out of an image, each scaled about its centre, clipped to the image, rounded outwards."""
+    """Cut boxes (N, 4) out of an image, each scaled about its centre, clipped to the image, rounded outwards.
+
+    Raises:
+        InputError: boxes that are not (N, 4) finite numbers.
+    """
     height, width = image.shape[:2]
-    low, high = np.split(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), 2, axis=1)  # (N, 2) each
+    low, high = np.split(_checked_boxes(boxes).astype(np.float64), 2, axis=1)  # (N, 2) each
     centre, half = (low + high) / 2, (high - low) / 2 * scale
     size = np.array([width, height])
     start = np.clip(np.floor(centre - half), 0, size - 1).astype(int)
@@ -212,9 +269,22 @@ def crop_boxes(image: UInt8Array, boxes: npt.ArrayLike, scale: float = 1.0) -> l
 
 
 def flip_boxes(boxes: npt.ArrayLike, width: int) -> FloatArray:
-    """Boxes (N, 4) of an image of that width as they lie once it is mirrored left to right."""
-    x0, y0, x1, y1 = np.asarray(boxes, dtype=np.float32).reshape(-1, 4).T
+    """Boxes (N, 4) of an image of that width as they lie once it is mirrored left to right.
+
+    Raises:
+        InputError: boxes that are not (N, 4) finite numbers.
+    """
+    x0, y0, x1, y1 = _checked_boxes(boxes).T
     return np.stack([width - x1, y0, width - x0, y1], axis=1)
+
+
+def _checked_boxes(boxes: npt.ArrayLike) -> FloatArray:
+    array = as_numbers(boxes, "boxes")
+    if array.size == 0:
+        return np.zeros((0, 4), np.float32)
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+        raise InputError(f"boxes must be (N, 4) finite numbers, got the shape {array.shape}")
+    return array
 
 
 def _resize_into(image: UInt8Array, targets: Sequence[UInt8Array], threads: int | None) -> None:
@@ -225,6 +295,7 @@ def _resize_into(image: UInt8Array, targets: Sequence[UInt8Array], threads: int 
 
 
 def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:
+    array = as_array(array, "an image array")
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise InputError(
             f"an image array must be (H, W, 3) uint8 RGB, got {array.shape} {array.dtype}; "
@@ -233,15 +304,54 @@ def _checked_array(array: npt.NDArray[np.generic]) -> UInt8Array:
     return array.view(np.uint8)
 
 
-def _open_file(source: str | PathLike[str] | bytes, name: str) -> IO[bytes]:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
+def _check_colour(background: str) -> None:
     try:
-        return open(source, "rb")
-    except FileNotFoundError as error:
-        raise InputError(f"{name} does not exist: no file {str(source)!r}") from error
-    except (OSError, ValueError) as error:  # a directory, no permission, a null character
-        raise InputError(f"{name} cannot be opened ({error}): check the path") from error
+        ImageColor.getrgb(background)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"background must be a colour's name, such as 'white', got {shown(background)}") from error
+
+
+def _open_file(source: Any, name: str) -> IO[bytes]:
+    """The source as a file that can seek."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if callable(getattr(source, "read", None)):
+        return _copied(source, name)
+    if not isinstance(source, (str, PathLike)):
+        raise InputError(
+            f"an image is a path, a file's bytes, a Pillow image or an array, not a {type(source).__name__}"
+        )
+    try:
+        file = open(source, "rb")  # noqa: SIM115
+    except (OSError, ValueError) as error:  # no such file, a directory, no permission, a null character
+        text = os.fsdecode(source)
+        if _URL.match(text):
+            raise InputError(
+                f"{name} is a URL: URLs are not fetched; download the picture, and give its path"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{name} does not exist: no such file") from error
+        raise InputError(f"{name} cannot be opened ({_reason(error)}): check the path") from error
+    if file.seekable():
+        return file
+    with file:
+        return _copied(file, name)  # a pipe
+
+
+def _copied(source: Any, name: str) -> io.BytesIO:
+    try:
+        with suppress(OSError, AttributeError):  # io.UnsupportedOperation is an OSError
+            source.seek(0)
+        content = source.read()
+    except Exception as error:  # file objects of other libraries raise anything
+        raise InputError(f"{name} cannot be read ({_reason(error)}): check the file") from error
+    if not isinstance(content, bytes):
+        raise InputError(f"{name} is a file of {type(content).__name__}, not of bytes: open it with mode 'rb'")
+    return io.BytesIO(content)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Image:
@@ -249,22 +359,45 @@ def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Ima
     Image.init()
     known = [file_format for file_format in formats if file_format in Image.OPEN]  # a small Pillow lacks some
     try:
-        with _without_size_warning():
+        with _without_warnings():
             return Image.open(file, formats=known)
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): scale it down first") from error
     except Exception as error:  # damaged headers raise almost anything
-        raise InputError(f"{name} cannot be opened ({error}): check the file") from error
+        raise InputError(f"{name} cannot be opened ({_reason(error)}): check the file") from error
 
 
 @contextmanager
-def _without_size_warning() -> Iterator[None]:
-    """Pillow warns of every picture from half of MAX_PIXELS on. Warning filters are shared by all threads."""
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of every picture from half of MAX_PIXELS on, and of EXIF and TIFF tags that it cannot read.
+
+    Warning filters are shared by all threads.
+    """
     with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
+
+
+class _Undecoded(InputError):
+    """A picture whose pixels cannot be decoded."""
+
+
+def _whole_jpeg(image: Image.Image, file: IO[bytes], formats: Sequence[str]) -> Image.Image | None:
+    """A JPEG file that lacks its end marker alone, with the marker; None where more is missing."""
+    if image.format not in ("JPEG", "MPO"):
+        return None
+
+    def opened(content: bytes) -> Image.Image:
+        return _open_image(io.BytesIO(content), "the image", formats)
+
+    with suppress(Exception):  # damaged data
+        file.seek(0)
+        content = with_end_marker(file.read(), lambda content: np.asarray(opened(content)))
+        return None if content is None else opened(content)
+    return None
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> UInt8Array:
@@ -272,10 +405,10 @@ def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> 
     try:
         _load(image)
         return np.array(_to_rgb(_upright(image), name, background))
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # on damaged data Pillow's decoders raise almost anything
-        raise InputError(f"{name} is damaged or truncated ({error}): copy or export it again") from error
+        raise _Undecoded(f"{name} is damaged or truncated ({error}): copy or export it again") from error
 
 
 def _load(image: Image.Image) -> None:
@@ -283,7 +416,7 @@ def _load(image: Image.Image) -> None:
     if image.width * image.height <= (Image.MAX_IMAGE_PIXELS or np.inf):
         image.load()
         return
-    with _without_size_warning():
+    with _without_warnings():
         image.load()
 
 
@@ -297,7 +430,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = None
-    with suppress(Exception):  # unreadable EXIF does not spoil the pixels
+    with suppress(Exception), _without_warnings():  # unreadable EXIF does not spoil the pixels
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

@@ -6,6 +6,7 @@ import codecs
 import csv
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -159,8 +160,8 @@ def _sort_key(ids: list[Any], what: str) -> Callable[[tuple[Any, Any]], Any]:
 
 
 def _as_number(value: Any) -> int | None:
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 100:
-        return int(value)
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"0|[1-9][0-9]{0,99}", value) else None
     return whole_number(value)
 
 

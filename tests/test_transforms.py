@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageColor, ImageFile
 
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle, encode_mask_logits, mask_to_box
@@ -153,10 +156,17 @@ class TestResize:
         grey = photo(90, 300)[..., 0]
         np.testing.assert_array_equal(resize_image(grey, 31, 41), pillow_resize(grey, 31, 41))
 
-    @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (-1, 5)])
-    def test_no_size(self, height: int, width: int) -> None:
-        with pytest.raises(ValueError):
+    @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (-1, 5), (5, 1.5), ("5", 5), (2**40, 2**40)])
+    def test_no_size(self, height: Any, width: Any) -> None:
+        with pytest.raises(InputError):
             resize_image(photo(4, 4), height, width)
+
+    @pytest.mark.parametrize(
+        "image", [None, [[1]], np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4), np.uint8)]
+    )
+    def test_no_image(self, image: Any) -> None:
+        with pytest.raises(InputError, match="an image must be"):
+            resize_image(image, 4, 4)
 
 
 class TestModelInputs:
@@ -292,6 +302,23 @@ class TestOtherFrames:
         (larger,) = crop_boxes(image, [[10, 20, 30, 30]], scale=1.3)
         np.testing.assert_array_equal(larger, image[18:32, 7:33])
 
+    @pytest.mark.parametrize("boxes", [[[1, 2, 3]], [1, 2, 3, 4], [["1", "2", "3", "4"]], [[1, 2, 3, np.nan]], None])
+    def test_what_is_no_box(self, boxes: Any) -> None:
+        for use in (lambda: crop_boxes(photo(4, 4), boxes), lambda: flip_boxes(boxes, 4)):
+            with pytest.raises(InputError, match="boxes must be"):
+                use()
+
+    @pytest.mark.parametrize("points", [[[1, 2, 3]], 5, [["1", "2"]], None, [[1j, 2]]])
+    def test_what_is_no_point(self, points: Any) -> None:
+        with pytest.raises(InputError, match="points must be"):
+            scale_points(points, (3, 4), (6, 8))
+
+    @pytest.mark.parametrize("transform", [SamTransform, ClipTransform])
+    def test_what_is_no_size(self, transform: Any) -> None:
+        for size in (0, 1.5, "256", None):
+            with pytest.raises(InputError, match="image_size must be a whole number"):
+                transform(size)
+
     def test_flip_boxes(self) -> None:
         assert flip_boxes([], 60).shape == (0, 4)
         boxes = np.array([[1, 2, 10, 20]], np.float32)
@@ -330,10 +357,39 @@ class TestReadImage:
         file = encoded(Image.fromarray(np.ascontiguousarray(stored)), file_format, exif=exif, **options)
         np.testing.assert_array_equal(read_image(file), upright)
 
-    @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-    def test_exif_rubbish_is_ignored(self) -> None:
-        file = encoded(Image.fromarray(photo(6, 9)), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish")
-        np.testing.assert_array_equal(read_image(file), photo(6, 9))
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+    def test_exif_rubbish_is_ignored(self, file_format: str) -> None:
+        image, exif = Image.fromarray(photo(6, 9)), b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish"
+        plain = encoded(image, file_format, quality=100)
+        np.testing.assert_array_equal(
+            read_image(encoded(image, file_format, quality=100, exif=exif)), np.asarray(Image.open(io.BytesIO(plain)))
+        )
+
+    def test_bytes_of_any_kind_and_file_objects(self, tmp_path: Path) -> None:
+        image = photo(6, 9)
+        content = encoded(Image.fromarray(image), "PNG")
+        (tmp_path / "a").write_bytes(content)
+        file = io.BytesIO(content)
+        file.seek(5)  # somebody looked at it
+        with open(tmp_path / "a", "rb") as opened:
+            for source in (bytearray(content), memoryview(content), np.bytes_(content + b"."), file, opened):
+                np.testing.assert_array_equal(read_image(source), image)  # type: ignore[arg-type]
+
+    def test_a_pipe(self, tmp_path: Path) -> None:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        content = encoded(Image.fromarray(photo(6, 9)), "JPEG")
+        writer = threading.Thread(target=pipe.write_bytes, args=(content[:-2],))  # which is read several times
+        writer.start()
+        np.testing.assert_array_equal(read_image(pipe), read_image(content))
+        writer.join()
+
+    @pytest.mark.parametrize("source", [np.ma.array(photo(6, 9)), photo(6, 9).view(np.recarray)])
+    def test_arrays_of_other_types(self, source: Any) -> None:
+        found = read_image(source)
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, photo(6, 9))
 
     def test_grey(self) -> None:
         grey = photo(6, 9)[..., 0]
@@ -370,6 +426,27 @@ class TestReadImage:
         expected = [True, False, mode != "RGBA", False]  # the transparent white one is outside
         np.testing.assert_array_equal(read_mask(encoded(image.convert(mode), "PNG")), [expected])
 
+    @pytest.mark.parametrize("colour", ["red", "lime", "blue", "white", (0, 128, 0)])
+    def test_a_mask_in_any_colour(self, colour: Any) -> None:
+        image = Image.new("RGB", (3, 1))
+        image.putpixel((1, 0), ImageColor.getrgb(colour) if isinstance(colour, str) else colour)
+        np.testing.assert_array_equal(read_mask(encoded(image, "PNG")), [[False, True, False]])
+
+    @pytest.mark.parametrize(
+        ("pixel", "brightest"),
+        [((0, 0, 0, 255), 0), ((1, 1, 1, 255), 1), ((100, 100, 100, 255), 100), ((0, 9, 0, 255), 9)],
+    )
+    def test_a_dark_mask(self, pixel: tuple[int, ...], brightest: int, tmp_path: Path) -> None:
+        image = Image.new("RGBA", (4, 4))  # transparent
+        image.putpixel((1, 2), pixel)
+        image.save(tmp_path / "mask.png")
+        with pytest.raises(
+            InputError, match=rf"/mask.png' is empty: its brightest value is {brightest}, and white \(255"
+        ):
+            read_mask(tmp_path / "mask.png")
+        with pytest.raises(InputError, match="the mask is empty"):
+            read_mask((tmp_path / "mask.png").read_bytes())
+
     def test_palette(self) -> None:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
@@ -401,12 +478,23 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def closed_file() -> io.BytesIO:
+    file = io.BytesIO(b"x")
+    file.close()
+    return file
+
+
 class TestReadImageRefuses:
     @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (13_400, 13_300)])
     def test_too_many_pixels_before_decoding(self, width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
         with pytest.raises(InputError, match=r"too large.*scale it down"):
             read_image(png_header(width, height))
+
+    @pytest.mark.parametrize("background", ["no colour", None, 7])
+    def test_a_background_that_is_no_colour(self, background: Any) -> None:
+        with pytest.raises(InputError, match="background must be a colour's name"):
+            read_image(photo(2, 2), background=background)
 
     def test_a_limit_of_ones_own(self) -> None:
         assert read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=100).shape == (10, 10, 3)
@@ -428,17 +516,54 @@ class TestReadImageRefuses:
             assert read_image(tmp_path / "a").shape == (6, 10, 3)
         assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == (50, filters)
 
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    @pytest.mark.parametrize("restarts", [0, 1, 3])
+    def test_a_jpeg_without_its_end_marker(self, progressive: bool, mode: str, restarts: int) -> None:
+        image = Image.fromarray(photo(57, 90)).convert(mode)
+        for quality in (8, 90):
+            options: dict[str, Any] = {
+                "progressive": progressive,
+                "quality": quality,
+                "restart_marker_blocks": restarts,
+            }
+            content = encoded(image, "JPEG", **options)
+            whole = read_image(content)
+            for cut in (1, 2):
+                np.testing.assert_array_equal(read_image(content[:-cut]), whole)
+            for cut in (*range(3, 14), 40, 200):
+                with suppress(InputError):  # but where nothing was cut that pixels depend on
+                    np.testing.assert_array_equal(read_image(content[:-cut]), whole)
+            with pytest.raises(InputError, match=r"[Tt]runcated"):
+                read_image(content[: len(content) // 2])
+
     @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
     def test_truncated(self, file_format: str, tmp_path: Path) -> None:
         file = encoded(Image.fromarray(photo(300, 300)), file_format)
         (tmp_path / "cut.img").write_bytes(file[: len(file) // 2])
-        with pytest.raises(InputError, match=r"'cut.img'"):
+        with pytest.raises(InputError, match=rf"image '{tmp_path}/cut.img'"):
             read_image(tmp_path / "cut.img")
 
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            (lambda folder: folder / "none.jpg", "image 'none.jpg' does not exist"),
+            (lambda folder: folder / "none.jpg", "image '/.*/none.jpg' does not exist: no such file"),
+            (
+                lambda folder: "https://example.com/a.jpg?x=1",
+                "image 'https://example.com/a.jpg.x=1' is a URL: URLs are",
+            ),
+            (lambda folder: Path("s3://bucket/a.jpg"), "is a URL: URLs are not fetched; download"),
+            (lambda folder: f"data:image/png;base64,{'A' * 9999}", "AAA' cannot be opened .File name too long"),
+            (lambda folder: "C:/a.jpg", "does not exist"),
+            (lambda folder: "caf\udce9.jpg", r"image 'caf\\udce9.jpg' does not exist"),
+            (lambda folder: io.StringIO("text"), "a file of str, not of bytes: open it with mode 'rb'"),
+            (lambda folder: closed_file(), "cannot be read .I/O operation on closed file"),
+            (lambda folder: bytearray(b"hello world"), "not a picture"),
+            (lambda folder: b"/tmp/a.png", "not a picture"),
+            (lambda folder: torch.zeros(4, 4, 3, dtype=torch.uint8), "not a Tensor"),
+            (lambda folder: None, "not a NoneType"),
+            (lambda folder: np.ma.array(photo(2, 2), mask=True), "masked elements"),
+            (lambda folder: np.zeros((4, 4, 3), object), r"got \(4, 4, 3\) object"),
             (lambda folder: folder, "cannot be opened"),
             (lambda folder: b"", "not a picture"),
             (lambda folder: b"P", "not a picture"),
