@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regionspot.arrays import checked_count, plain_text, shown
 from regionspot.errors import ArtifactError, InputError
 from regionspot.structures import IntArray
 
@@ -49,9 +51,20 @@ class ClipTokenizer:
         except Exception as error:  # its errors have no class of their own
             raise ArtifactError(f"the tokenizer's file is damaged ({error}): make the repository again") from error
         self._start, self._end = (self._tokenizer.token_to_id(token) for token in (START, END))
+        if self._start is None or self._end is None:
+            raise ArtifactError(
+                f"the tokenizer's file is of another tokenizer, without {START}: make the repository again"
+            )
 
     def __call__(self, texts: Sequence[str], context_length: int) -> IntArray:
-        """(n, context_length) int32, zero after the end token; a text that is too long is cut before its end token."""
+        """(n, context_length) int32, zero after the end token; a text that is too long is cut before its end token.
+
+        Raises:
+            InputError: `texts` is not a list of valid Unicode texts, or the context has no room for two tokens.
+        """
+        context_length = checked_count(context_length, "context_length", least=2)
+        if isinstance(texts, str) or not all(isinstance(text, str) and plain_text(text) == text for text in texts):
+            raise InputError(f"the texts must be a list of valid Unicode texts, got {shown(texts)}")
         tokens = np.zeros((len(texts), context_length), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             ids = self._tokenizer.encode(self._cleaned(text), add_special_tokens=False).ids[: context_length - 2]
@@ -101,7 +114,7 @@ def _shipped_merges() -> Path:
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"CLIP's merges cannot be read from {path} ({error}): install open_clip_torch again"
         ) from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.clip import IMAGENET_CLASS_NAMES, tokenize
 from regionspot.runtime.tokenizer import END, START, ClipTokenizer, tokenizer_json
 from regionspot.vocabulary import TEMPLATES, parse_vocabulary
@@ -63,3 +65,23 @@ def test_damage_is_told(tmp_path: Path) -> None:
         tokenizer_json(cut)
     with pytest.raises(ArtifactError, match="cannot be read"):
         tokenizer_json(tmp_path / "none.gz")
+    content = bytearray(gzip.compress(b"version\ni n\nt h\n" * 1000))
+    content[20] ^= 0xFF
+    cut.write_bytes(content)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        tokenizer_json(cut)
+    foreign = Tokenizer(models.BPE({"a": 0}, []))
+    with pytest.raises(ArtifactError, match="of another tokenizer"):
+        ClipTokenizer(foreign.to_str())
+
+
+@pytest.mark.parametrize("texts", ["cat", [b"cat"], [1], [None], ["\ud800"], [["cat"]]])
+def test_what_is_no_list_of_texts(tokenizer: ClipTokenizer, texts: Any) -> None:
+    with pytest.raises(InputError, match="a list of valid Unicode texts"):
+        tokenizer(texts, 77)
+
+
+@pytest.mark.parametrize("length", [1, 0, -1, 7.5, "77", None])
+def test_what_is_no_length(tokenizer: ClipTokenizer, length: Any) -> None:
+    with pytest.raises(InputError, match="context_length must be a whole number, 2 or more"):
+        tokenizer(["cat"], length)
