@@ -14,6 +14,7 @@ import numpy as np
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.targets import Target
 from regionspot.data.coco_json import CocoDataset
+from regionspot.data.json_reading import Id
 from regionspot.errors import RegionSpotError
 from regionspot.evaluation.average_precision import Rules, average_precision_by_class
 from regionspot.evaluation.detections import Detections
@@ -28,7 +29,7 @@ SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP_bas
 MOST_MOVED = 20
 """Of classes whose AP differs from the reference, so many are in the report."""
 
-Best = tuple[int, float]
+Best = tuple[Id, float]
 Open = Callable[[Target], AbstractContextManager[RegionSpot | RegionPipeline]]
 
 
@@ -112,13 +113,14 @@ def _row(
     }
 
 
-def best_classes(detections: Detections) -> dict[tuple[int, bytes], Best]:
+def best_classes(detections: Detections) -> dict[tuple[Id, bytes], Best]:
     """(image id, box) of each region -> its best class and score."""
-    best: dict[tuple[int, bytes], Best] = {}
+    best: dict[tuple[Id, bytes], Best] = {}
+    image_ids, category_ids = detections.image_ids.tolist(), detections.category_ids.tolist()
     order = np.argsort(detections.scores, kind="stable")  # the best comes last
     for index in order.tolist():
-        key = int(detections.image_ids[index]), detections.boxes[index].tobytes()
-        best[key] = int(detections.category_ids[index]), float(detections.scores[index])
+        key = image_ids[index], detections.boxes[index].tobytes()
+        best[key] = category_ids[index], float(detections.scores[index])
     return best
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
+from regionspot.cli.outputs import check_outputs, is_stdout, json_bytes, model_files, table_stream, write_output
+from regionspot.errors import InputError
 
 if TYPE_CHECKING:
-    from regionspot.evaluation.detections import Detections
+    from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.proposals import Proposals
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP_base", "AP_novel")
 
@@ -27,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add_runtime_options(parser)
     parser.add_argument(
-        "--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes (default) or a detector's COCO results"
+        "--proposals",
+        default="gt",
+        metavar="gt|FILE",
+        help="ground-truth boxes (default), or a detector's: COCO results, or boxes (xyxy) and scores by image id",
     )
     parser.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
     parser.add_argument(
@@ -40,7 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="with commas between: head, clip_crops, roi_pooling, constant_token (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures with their protocol")
+    parser.add_argument(
+        "--skip-unreadable",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out up to N pictures that are missing, damaged or of another size, and list them (%(default)s)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT", help="write the figures with their protocol; - is standard output"
+    )
     parser.add_argument(
         "--detections",
         type=Path,
@@ -54,20 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_runtime(arguments)
     methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods.split(",")))
-    from regionspot.data.coco_json import CocoDataset
-    from regionspot.evaluation.average_precision import check_ground_truth
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.methods import check_methods
-    from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
     from regionspot.modeling.pipelines import text_encoder_of
     from regionspot.vocabulary import VocabularyEncoder
 
     check_methods(methods, arguments.runtime)
-    dataset = CocoDataset.load(arguments.data, arguments.images)
-    check_ground_truth(dataset, arguments.rules, "bbox" if arguments.iou_type == "bbox" else "segm")
-    proposals = (
-        ground_truth_proposals(dataset) if arguments.proposals == "gt" else load_proposals(arguments.proposals, dataset)
-    )
+    detection_files = _detection_files(arguments.detections, methods)
+    _check_files(arguments, detection_files)
+    dataset, proposals = _load(arguments)
     with load_recognizer(arguments) as model:
         results = evaluate_methods(
             model,
@@ -78,15 +87,58 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.rules,
             masks=arguments.iou_type != "bbox",
             batch_size=arguments.batch_size,
+            skip_unreadable=arguments.skip_unreadable,
         )
     metrics = {method: figures for method, (figures, _) in results.items()}
-    print(format_table(metrics, ("bbox", "segm") if arguments.iou_type == "both" else (arguments.iou_type,)))
-    _write(arguments, metrics, {method: detections for method, (_, detections) in results.items()})
+    if arguments.json:
+        write_output(arguments.json, json_bytes(metrics))
+    for method, path in detection_files.items():
+        write_output(path, json_bytes(results[method][1].to_coco(), indent=None))
+    iou_types = ("bbox", "segm") if arguments.iou_type == "both" else (arguments.iou_type,)
+    print(format_table(metrics, iou_types), file=table_stream(arguments.json, *detection_files.values()))
     return 0
 
 
+def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:
+    """The ground truth and the regions, both checked as far as that needs no model.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.evaluator import check_can_evaluate
+    from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
+
+    if arguments.skip_unreadable < 0:
+        raise InputError(f"--skip-unreadable must be 0 or more, not {arguments.skip_unreadable}")
+    dataset = CocoDataset.load(arguments.data, arguments.images, check_images=False)
+    check_can_evaluate(dataset, arguments.rules, arguments.iou_type != "bbox")
+    dataset.check_images(missing_allowed=arguments.skip_unreadable > 0)
+    if arguments.proposals == "gt":
+        return dataset, ground_truth_proposals(dataset)
+    return dataset, load_proposals(arguments.proposals, dataset)
+
+
+def _detection_files(path: Path | None, methods: Sequence[str]) -> dict[str, Path]:
+    """Where the detections of each method go: to `path`, those of several to OUT.METHOD.json beside it."""
+    if path is None:
+        return {}
+    if len(methods) == 1:
+        return {methods[0]: path}
+    if is_stdout(path):
+        raise InputError("--detections: standard output takes the detections of one method; name a file for several")
+    return {method: path.with_name(f"{path.name.removesuffix('.json')}.{method}.json") for method in methods}
+
+
+def _check_files(arguments: argparse.Namespace, detection_files: Mapping[str, Path]) -> None:
+    """Refuses outputs that would overwrite an input or each other. Raises InputError."""
+    outputs = {"--json": arguments.json} | {f"--detections of {name}": path for name, path in detection_files.items()}
+    proposals = None if arguments.proposals == "gt" else arguments.proposals
+    check_outputs(outputs, {"--data": arguments.data, "--proposals": proposals} | model_files(arguments))
+
+
 def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[str] = ("bbox",)) -> str:
-    """The protocol, then a row for each method; a table for each of iou_types. A dash: no class to measure on.
+    """Shows the protocol, then a row for each method; a table for each of iou_types. A dash: no class to measure on.
 
     Args:
         metrics: method -> what `evaluate_methods` returns of it.
@@ -99,8 +151,7 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
         f"{protocol['rules'].upper()} rules; score = {protocol['scores']}; the {protocol['pairs_per_image']} best "
         f"(region, class) pairs of an image; {protocol['detections_judged']} judged",
     ]
-    if protocol["boxes_dropped"]:
-        lines.append(f"{protocol['boxes_dropped']} proposals left out: empty, or wholly outside their image")
+    lines += _remarks(protocol)
     width = max(map(len, metrics))
     for iou_type in iou_types:
         heading = {"bbox": "boxes", "segm": "masks"}[iou_type]
@@ -111,18 +162,25 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
     return "\n".join(lines)
 
 
+def _remarks(protocol: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures must know besides the protocol's usual lines."""
+    remarks = []
+    if protocol["boxes_dropped"]:
+        remarks.append(f"{protocol['boxes_dropped']} proposals left out: empty, or wholly outside their image")
+    if protocol["images_skipped"]:
+        remarks.append(f"{len(protocol['images_skipped'])} pictures left out with their objects:")
+        remarks += [f"  {reason}" for reason in protocol["images_skipped"]]
+    if protocol["shared_names"]:
+        remarks.append(
+            f"{protocol['shared_names']} categories have the name of another: each gets the score of their one word"
+        )
+    if protocol["masks_without_pixels"]:
+        remarks.append(
+            f"{protocol['masks_without_pixels']} annotated masks cover no pixel of their picture: objects that no mask "
+            "can find"
+        )
+    return remarks
+
+
 def _cell(value: float | None) -> str:
     return f"{'–' if value is None else format(value, '.1f'):>9}"
-
-
-def _write(arguments: argparse.Namespace, metrics: Mapping[str, Any], detections: Mapping[str, Detections]) -> None:
-    from regionspot.files import write_atomically
-
-    if arguments.json:
-        write_atomically(arguments.json, (json.dumps(metrics, indent=2, ensure_ascii=False) + "\n").encode())
-    if arguments.detections:
-        for method, of_method in detections.items():
-            path = arguments.detections
-            if len(detections) > 1:
-                path = path.with_name(f"{path.name.removesuffix('.json')}.{method}.json")
-            write_atomically(path, json.dumps(of_method.to_coco()).encode())

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def _why_not_json(text: str, error: ValueError) -> str:
     return str(error)
 
 
-def required(entry: dict[str, Any], key: str) -> Any:
+def required(entry: Mapping[str, Any], key: str) -> Any:
     """The value of a key that a record must have."""
     if key not in entry:
         raise FieldError(f"has no key {key!r}")

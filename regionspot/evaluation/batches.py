@@ -13,6 +13,7 @@ import numpy.typing as npt
 from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.extraction import pad_prompts, read_upright
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
+from regionspot.runtime.scores import best_reading
 from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, Rle
 from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, model_inputs
 
@@ -51,14 +52,17 @@ class RegionBatch:
     Args:
         images: the B images.
         valid: (B, N) bool, False for padding.
-        mask_tokens: (B, N, C) SAM's position-aware tokens; None where nothing asked for them.
+        mask_tokens: (B, N, T, C) SAM's position-aware tokens: T = 1, or for a head that was trained on SAM's multimask
+            tokens 3 readings of each region; None where nothing asked for them.
+        iou_predictions: (B, N, T) SAM's estimate for each reading; likewise.
         patch_tokens: (B, L, D) CLIP's feature map; likewise.
-        masks: for each image SAM's n masks, at its full size; likewise.
+        masks: for each image SAM's n masks, at its full size, of the reading with the highest estimate; likewise.
     """
 
     images: Sequence[LoadedImage]
     valid: BoolArray
     mask_tokens: FloatArray | None
+    iou_predictions: FloatArray | None
     patch_tokens: FloatArray | None
     masks: Sequence[list[Rle]] | None
 
@@ -111,32 +115,37 @@ class BatchEncoder:
     def encode(self, images: Sequence[LoadedImage]) -> RegionBatch:
         """Every image goes through each wanted encoder once."""
         points, labels, valid = pad_prompts([image.points for image in images], [image.labels for image in images])
-        mask_tokens, patch_tokens, masks = None, None, None
+        mask_tokens, iou_predictions, patch_tokens, masks = None, None, None, None
         if self.mask_tokens or self.masks:
             encoded = self.pipeline.encode_image(
                 np.stack([image.sam_image for image in images]), [image.sam_input_size for image in images]
             )
             if self.masks:
-                mask_tokens, masks = self._tokens_and_masks(images, encoded, points, labels)
+                mask_tokens, iou_predictions, masks = self._tokens_and_masks(images, encoded, points, labels)
             else:
-                mask_tokens = self.pipeline.mask_tokens(encoded, points, labels)[0][:, :, 0]  # (B, N, C)
+                multimask = self.pipeline.info.multimask
+                mask_tokens, iou_predictions = self.pipeline.mask_tokens(encoded, points, labels, multimask)
         if self.patch_tokens:
             patch_tokens = self.pipeline.encode_clip(np.stack([image.clip_image for image in images]))  # (B, L, D)
-        return RegionBatch(images, valid, mask_tokens, patch_tokens, masks)
+        return RegionBatch(images, valid, mask_tokens, iou_predictions, patch_tokens, masks)
 
     def _tokens_and_masks(
         self, images: Sequence[LoadedImage], encoded: EncodedImages, points: FloatArray, labels: IntArray
-    ) -> tuple[FloatArray, list[list[Rle]]]:
-        """The tokens (B, N, C) of all regions, and the n masks of each image."""
+    ) -> tuple[FloatArray, FloatArray, list[list[Rle]]]:
+        """The tokens (B, N, T, C) and predicted IoUs (B, N, T) of all regions, and the n masks of each image."""
         transform = SamTransform(self.pipeline.info.sam_image_size)
         masks: list[list[Rle]] = [[] for _ in images]
-        tokens = []
+        tokens, ious = [], []
         step = max(1, MASKS_AT_ONCE // len(images))
         for start in range(0, labels.shape[1], step):
             chunk = slice(start, start + step)
-            low_res, found, _ = self.pipeline.low_res_masks(encoded, points[:, chunk], labels[:, chunk])
-            tokens.append(found[:, :, 0])
-            for of_image, image, logits in zip(masks, images, low_res[:, :, 0], strict=True):
-                own = logits[: max(len(image.boxes) - start, 0)]  # (n, 4h, 4w), without padding
-                of_image += transform.encode_masks(own, *image.picture.shape[:2]).rles
-        return np.concatenate(tokens, axis=1), masks
+            low_res, found, predicted = self.pipeline.low_res_masks(
+                encoded, points[:, chunk], labels[:, chunk], self.pipeline.info.multimask
+            )
+            tokens.append(found)
+            ious.append(predicted)
+            drawn = best_reading(low_res.reshape(*low_res.shape[:3], -1), predicted)  # (B, n, 16hw)
+            for of_image, image, flat in zip(masks, images, drawn, strict=True):
+                own = flat[: max(len(image.boxes) - start, 0)]  # without padding
+                of_image += transform.encode_masks(own.reshape(-1, *low_res.shape[3:]), *image.picture.shape[:2]).rles
+        return np.concatenate(tokens, axis=1), np.concatenate(ious, axis=1), masks

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from regionspot.data.json_reading import (
+    FieldError,
+    id_array,
+    identifier,
+    number_column,
+    number_rows,
+    required,
+    shown,
+)
 from regionspot.errors import InputError
 from regionspot.structures import Rle
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +29,7 @@ class Detections:
     """M detections of any number of images.
 
     Args:
-        image_ids, category_ids: (M,) ids of the annotation file.
+        image_ids, category_ids: (M,) ids of the annotation file: int64, or objects where ids are text or larger.
         boxes: (M, 4) xyxy in original-image pixels.
         scores: (M,).
         masks: M masks at their image's size, or None. Pairs of one region share one object.
@@ -27,8 +38,8 @@ class Detections:
         InputError: columns of different lengths, a score or a box that is not finite.
     """
 
-    image_ids: npt.NDArray[np.int64]
-    category_ids: npt.NDArray[np.int64]
+    image_ids: npt.NDArray[Any]
+    category_ids: npt.NDArray[Any]
     boxes: npt.NDArray[np.float64]
     scores: npt.NDArray[np.float64]
     masks: Sequence[Rle] | None = None
@@ -68,18 +79,25 @@ class Detections:
 
     @classmethod
     def from_coco(cls, results: Iterable[Mapping[str, Any]]) -> Detections:
-        """From COCO result dictionaries: `image_id`, `category_id`, `bbox` (xywh), `score`, perhaps `segmentation`."""
+        """From COCO result dictionaries: `image_id`, `category_id`, `bbox` (xywh), `score`, perhaps `segmentation`.
+
+        Numbers may be those of NumPy and PyTorch. Masks are kept when every result has one.
+
+        Raises:
+            InputError: a field that is missing or has no usable value; the message names the result.
+        """
         results = list(results)
-        boxes = np.array([result["bbox"] for result in results], np.float64).reshape(-1, 4)
+        try:
+            boxes = number_rows(result_fields(results, "bbox"), "bbox", 4, result_name)
+            scores = number_column(result_fields(results, "score"), "score", result_name)
+            image_ids = id_array(result_fields(results, "image_id", identifier))
+            category_ids = id_array(result_fields(results, "category_id", identifier))
+        except FieldError as error:
+            raise InputError(f"detections: {error}") from error
         boxes[:, 2:] += boxes[:, :2]
-        has_masks = bool(results) and all("segmentation" in result for result in results)
-        return cls(
-            np.array([result["image_id"] for result in results], np.int64),
-            np.array([result["category_id"] for result in results], np.int64),
-            boxes,
-            np.array([result["score"] for result in results], np.float64),
-            [result["segmentation"] for result in results] if has_masks else None,
-        )
+        has_masks = bool(results) and all(result.get("segmentation") is not None for result in results)
+        masks = [result["segmentation"] for result in results] if has_masks else None
+        return cls(image_ids, category_ids, boxes, scores, masks)
 
     def to_coco(self) -> list[dict[str, Any]]:
         """As COCO result dictionaries, ready for `json.dump`."""
@@ -102,3 +120,29 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def _as_it_is(value: Any, _: str) -> Any:
+    return value
+
+
+def result_fields(results: Sequence[Any], key: str, read: Callable[[Any, str], ValueT] = _as_it_is) -> list[ValueT]:
+    """One field of every result, by way of `read(value, key)`.
+
+    Raises:
+        FieldError: a result that is no dictionary, lacks the key, or whose value cannot be read.
+    """
+    found = []
+    for index, result in enumerate(results):
+        if not isinstance(result, Mapping):
+            raise FieldError(f"{result_name(index)}: must be an object with fields, not {shown(result)}")
+        try:
+            found.append(read(required(result, key), key))
+        except FieldError as error:
+            raise FieldError(f"{result_name(index)}: {error}") from error
+    return found
+
+
+def result_name(index: int) -> str:
+    """How errors call a result."""
+    return f"result {index}"

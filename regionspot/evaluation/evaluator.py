@@ -10,12 +10,14 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.data.json_reading import Id, id_array, printable, shown
 from regionspot.errors import InputError
 from regionspot.evaluation.average_precision import (
     LVIS_MAX_DETECTIONS,
@@ -28,7 +30,10 @@ from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import METHODS, check_methods
 from regionspot.evaluation.proposals import Proposals
+from regionspot.evaluation.segmentations import ground_truth_masks
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
+from regionspot.evaluation.unreadable import readable_part
+from regionspot.masks import rle_area
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
@@ -36,6 +41,9 @@ from regionspot.runtime.scores import softmax
 from regionspot.structures import Vocabulary
 
 Metrics = dict[str, Any]
+
+SINGLE_TOKEN = "SAM's single-mask token"
+MULTIMASK_TOKEN = "of SAM's three multimask tokens the one with the highest predicted IoU"
 
 
 def evaluate(
@@ -48,9 +56,12 @@ def evaluate(
     masks: bool = False,
     batch_size: int = 8,
     progress: bool = True,
+    skip_unreadable: int = 0,
 ) -> tuple[Metrics, Detections]:
-    """Measure one method; see `evaluate_methods`."""
-    results = evaluate_methods(model, dataset, vocabulary, proposals, [method], rules, masks, batch_size, progress)
+    """Measures one method; see `evaluate_methods`."""
+    results = evaluate_methods(
+        model, dataset, vocabulary, proposals, [method], rules, masks, batch_size, progress, skip_unreadable
+    )
     return results[method]
 
 
@@ -64,20 +75,26 @@ def evaluate_methods(
     masks: bool = False,
     batch_size: int = 8,
     progress: bool = True,
+    skip_unreadable: int = 0,
 ) -> dict[str, tuple[Metrics, Detections]]:
-    """Measure several methods on the same regions, every image encoded once.
+    """Measures several methods on the same regions, every image encoded once.
+
+    Every picture is read once before the first is encoded, so that a bad one does not cost finished work. Categories
+    that share a name are told apart by their ids alone: each gets the probability of their one word.
 
     Args:
         model: on any device, the work is done there; or a pipeline of exported graphs, for the methods that need no
             PyTorch.
         dataset: images and ground truth.
-        vocabulary: the data set's class names, in the order of `dataset.class_names`, with their embeddings.
+        vocabulary: `dataset.class_names`, in that order, with their embeddings.
         proposals: the regions.
         methods: keys of `METHODS`.
         rules: LVIS's or COCO's.
         masks: also predict each region's mask by SAM and measure mask AP.
         batch_size: images at a time.
         progress: show on stderr how far it is.
+        skip_unreadable: leave out this many pictures at most, with their objects, that are missing, damaged, or not of
+            the size that the annotations are for. They are listed in the protocol.
 
     Returns:
         For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
@@ -87,14 +104,16 @@ def evaluate_methods(
     Raises:
         InputError: before anything is computed: an unknown method, or one that this runtime has not, a vocabulary other
             than the data set's classes, nothing to evaluate, annotations that the rules cannot judge (see
-            `check_ground_truth`), more regions in an image than a graph takes. Later: an image that cannot be read or
-            has another size than its record says, a model that gives NaN.
+            `check_ground_truth`), more regions in an image than a graph takes, more pictures that cannot be used than
+            `skip_unreadable`. Later: a model that gives NaN.
     """
     pipeline = as_pipeline(model)
-    check_ground_truth(dataset, rules, "segm" if masks else "bbox")
+    check_can_evaluate(dataset, rules, masks)
     check_methods(methods, pipeline.runtime)
     _check(dataset, vocabulary, proposals, batch_size)
     pipeline.check_num_regions(max(map(len, proposals.boxes.values()), default=0))
+    part = readable_part(dataset, proposals, skip_unreadable, progress)
+    dataset, proposals = part.dataset, part.proposals
     collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
     needs = [METHODS[method] for method in methods]
     encoder = BatchEncoder(
@@ -109,7 +128,29 @@ def evaluate_methods(
         batch = encoder.encode(images)
         for method, score in scorers.items():
             collector.add(method, batch, softmax(score(batch, vocabulary.embeddings)))
-    return {method: _measure(pipeline, collector, method, masks) for method in methods}
+    return {method: _measure(pipeline, collector, method, masks, part.skipped) for method in methods}
+
+
+def check_can_evaluate(dataset: CocoDataset, rules: Rules, masks: bool) -> None:
+    """Checks what can be checked of the ground truth alone.
+
+    Raises:
+        InputError: nothing to evaluate against, or annotations that the rules cannot judge (see `check_ground_truth`).
+    """
+    if not dataset.categories:
+        raise InputError(f"{dataset.path} has no categories, so there are no words to choose from")
+    objects = [a for of_image in dataset.annotations_by_image.values() for a in of_image]
+    if not dataset.images or not objects:
+        raise InputError(
+            f"{dataset.path} has {len(dataset.images)} images and {len(objects)} annotations: nothing to "
+            "evaluate against"
+        )
+    if all(annotation.iscrowd for annotation in objects):
+        raise InputError(
+            f"{dataset.path}: all {len(objects)} annotations are crowds (iscrowd), which are neither found nor missed: "
+            "nothing to evaluate against"
+        )
+    check_ground_truth(dataset, rules, "segm" if masks else "bbox")
 
 
 def _loaded_batches(
@@ -139,24 +180,35 @@ def _silence() -> contextlib.nullcontext[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Collector:
-    """Detections by method and image id, as the batches come."""
+    """Collects detections by method and image id, as the batches come."""
 
     dataset: CocoDataset
     proposals: Proposals
     rules: Rules
-    detections: dict[str, dict[int, Detections]] = field(repr=False)
+    detections: dict[str, dict[Id, Detections]] = field(repr=False)
+
+    @cached_property
+    def category_ids(self) -> npt.NDArray[Any]:
+        """(V,) ids of the categories."""
+        return id_array(category.id for category in self.dataset.categories)
+
+    @cached_property
+    def words(self) -> npt.NDArray[np.int64]:
+        """(V,) index of each category's name in the vocabulary."""
+        return np.array([self.dataset.category_index[category.id] for category in self.dataset.categories], np.int64)
 
     def add(self, method: str, batch: RegionBatch, probabilities: npt.NDArray[np.float32]) -> None:
-        """Keep the best pairs of each image; probabilities are (B, N, V)."""
+        """Keeps the best pairs of each image; probabilities are (B, N, words)."""
         for index, image in enumerate(batch.images):
-            of_image = probabilities[index, : len(image.boxes)]  # (n, V)
+            of_image = probabilities[index, : len(image.boxes)]  # (n, words)
             if not np.isfinite(of_image).all():
                 raise InputError(
-                    f"method {method!r} gives NaN for image {image.record.file_name}: are the weights damaged, or did "
-                    "half precision overflow?"
+                    f"method {method!r} gives NaN for image {printable(image.record.file_name)}: are the weights "
+                    "damaged, or did half precision overflow?"
                 )
             masks = None if batch.masks is None else batch.masks[index]
-            self.detections[method][image.record.id] = self._detections(image, of_image, masks)
+            of_categories = of_image[:, self.words]  # (n, V)
+            self.detections[method][image.record.id] = self._detections(image, of_categories, masks)
 
     def _detections(self, image: LoadedImage, probabilities: npt.NDArray[np.float32], masks: Any) -> Detections:
         scores_of = self.proposals.scores
@@ -164,10 +216,9 @@ class _Collector:
         if self.rules == "lvis":  # more would not be judged, so no more are held in memory
             kept = slice(LVIS_MAX_DETECTIONS)
             regions, classes, scores = regions[kept], classes[kept], scores[kept]
-        category_ids = np.array([category.id for category in self.dataset.categories], np.int64)
         return Detections(
-            np.full(len(scores), image.record.id, np.int64),
-            category_ids[classes],
+            id_array([image.record.id] * len(scores)),
+            self.category_ids[classes],
             image.boxes[regions],
             scores,
             None if masks is None else [masks[region] for region in regions.tolist()],
@@ -178,49 +229,52 @@ class _Collector:
         return Detections.concatenate([by_image[i.id] for i in self.dataset.images if i.id in by_image])
 
 
-def _measure(pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool) -> tuple[Metrics, Detections]:
+def _measure(
+    pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool, skipped: Sequence[str]
+) -> tuple[Metrics, Detections]:
     detections = collector.all_detections(method)
     metrics: Metrics = dict(evaluate_detections(collector.dataset, detections, collector.rules, "bbox"))
     if masks:
         metrics["segm"] = evaluate_detections(collector.dataset, detections, collector.rules, "segm")
-    metrics["protocol"] = _protocol(pipeline, collector, method)
+    metrics["protocol"] = _protocol(pipeline, collector, method, masks) | {"images_skipped": list(skipped)}
     return metrics, detections
 
 
-def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str) -> dict[str, Any]:
+def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool) -> dict[str, Any]:
     dataset, proposals = collector.dataset, collector.proposals
-    scores = f"softmax over {len(dataset.categories)} classes"
+    scores = f"softmax over {len(dataset.class_names)} classes"
     return {
         "model": pipeline.name,
         "runtime": pipeline.runtime,
         "precision": pipeline.precision,
         "method": METHODS[method].description,
+        "mask_token": MULTIMASK_TOKEN if pipeline.info.multimask else SINGLE_TOKEN,
         "rules": collector.rules,
         "proposals": proposals.source,
         "boxes_dropped": proposals.num_dropped,
         "scores": scores if proposals.scores is None else f"{scores} × detector score",
+        "shared_names": len(dataset.categories) - len(dataset.class_names),
         "pairs_per_image": PAIRS_PER_IMAGE,
         "detections_judged": MAX_DETECTIONS[collector.rules],
         "images": len(dataset.images),
         "regions": proposals.num_regions,
+        "masks_without_pixels": sum(not rle_area(mask) for mask in ground_truth_masks(dataset)) if masks else 0,
     }
 
 
 def _check(dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
-    if not dataset.images or not dataset.num_annotations:
+    names = dataset.class_names
+    if vocabulary.names != names:
+        pairs = zip(vocabulary.names, names, strict=False)
+        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(vocabulary), len(names)))
         raise InputError(
-            f"{dataset.path} has {len(dataset.images)} images and {dataset.num_annotations} annotations: nothing to "
-            "evaluate against"
-        )
-    if vocabulary.names != dataset.class_names:
-        pairs = zip(vocabulary.names, dataset.class_names, strict=False)
-        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(vocabulary), len(dataset.categories)))
-        raise InputError(
-            f"the vocabulary has {len(vocabulary)} names and {dataset.path} has {len(dataset.categories)} categories; "
-            f"they differ from index {position} on. Encode `dataset.class_names`, in that order."
+            f"the vocabulary has {len(vocabulary)} names and {dataset.path} has {len(names)} class names; they differ "
+            f"from index {position} on. Encode `dataset.class_names`, in that order."
         )
     missing = [image.id for image in dataset.images if image.id not in proposals.boxes]
     if missing:
-        raise InputError(f"the proposals are of another data set: no entry for the images {first_few(missing)}")
+        raise InputError(
+            f"the proposals are of another data set: no entry for the images {first_few(map(shown, missing))}"
+        )

@@ -22,6 +22,7 @@ from regionspot.evaluation.batches import RegionBatch
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.scores import best_reading
 from regionspot.structures import FloatArray
 from regionspot.transforms import ClipTransform, crop_boxes
 
@@ -50,11 +51,21 @@ class Method:
 
 
 def score_with_head(pipeline: RegionPipeline, _: RegionSpot | None) -> RegionScorer:
-    """RegionSpot itself: all regions of an image at once, padding masked out."""
+    """RegionSpot itself: all regions of an image at once, padding masked out.
+
+    For a head that was trained on SAM's multimask tokens each reading of all regions is a set of its own, as in
+    prediction, and of each region the reading with the highest predicted IoU counts.
+    """
 
     def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
-        assert batch.mask_tokens is not None and batch.patch_tokens is not None
-        return pipeline.classify(batch.mask_tokens, batch.patch_tokens, batch.valid, text_embeddings)
+        assert batch.mask_tokens is not None and batch.patch_tokens is not None and batch.iou_predictions is not None
+        readings = [
+            pipeline.classify(
+                np.ascontiguousarray(batch.mask_tokens[:, :, reading]), batch.patch_tokens, batch.valid, text_embeddings
+            )
+            for reading in range(batch.mask_tokens.shape[2])
+        ]
+        return best_reading(np.stack(readings, axis=2), batch.iou_predictions)  # of (B, N, T, V)
 
     return score
 
@@ -69,8 +80,8 @@ def scored_by(embed: RegionEmbedder) -> Start:
         def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
             with model.inference():
                 words = torch.from_numpy(text_embeddings).to(model.device)  # (V, E)
-                logits = region_logits(embed(model, batch), words, model.clip.logit_scale)  # (B, N, V)
-                found: FloatArray = logits.float().cpu().numpy()
+                embeddings = embed(model, batch).float()  # of a half-precision model: words are in float32
+                found: FloatArray = region_logits(embeddings, words, model.clip.logit_scale).float().cpu().numpy()
             return found
 
         return score
@@ -125,7 +136,8 @@ def cell_weights(boxes: npt.NDArray[np.float64], height: int, width: int, grid: 
 class ConstantToken:
     """The control: the head with one token for every region, so that nothing says which region is meant.
 
-    The token is the mean over the first batch, and stays that for the whole run.
+    The token is the mean over the first batch, and stays that for the whole run. Of several readings of a region the
+    one with the highest predicted IoU counts.
     """
 
     def __init__(self, pipeline: RegionPipeline, _: RegionSpot | None = None) -> None:
@@ -133,9 +145,9 @@ class ConstantToken:
         self._token: FloatArray | None = None
 
     def __call__(self, batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
-        assert batch.mask_tokens is not None and batch.patch_tokens is not None
+        assert batch.mask_tokens is not None and batch.patch_tokens is not None and batch.iou_predictions is not None
         if self._token is None:
-            self._token = batch.mask_tokens[batch.valid].mean(0)  # (C,)
+            self._token = best_reading(batch.mask_tokens, batch.iou_predictions)[batch.valid].mean(0)  # (C,)
         same = np.tile(self._token, (*batch.valid.shape, 1))  # (B, N, C)
         return self._pipeline.classify(same, batch.patch_tokens, batch.valid, text_embeddings)
 

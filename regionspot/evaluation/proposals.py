@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few, read_json
+from regionspot.data.coco_json import (
+    MAX_COORDINATE,
+    NORMALIZED_HINT,
+    ROUNDED_TO_ZERO,
+    CocoDataset,
+    ImageRecord,
+    are_normalized,
+)
+from regionspot.data.json_reading import (
+    FieldError,
+    Id,
+    identifier,
+    number_column,
+    number_rows,
+    printable,
+    read_json,
+    shown,
+)
 from regionspot.errors import InputError
+from regionspot.evaluation.detections import result_fields, result_name
+from regionspot.evaluation.image_names import resolve_image_ids
+
+FORMATS = (
+    'COCO results, [{"image_id", "bbox": [x, y, width, height], "score"}, ...], or boxes by image id, '
+    '{"IMAGE_ID": {"boxes": [[x0, y0, x1, y1], ...], "scores": [...]}, ...}'
+)
+ROUNDING = 1e-6  # a probability may be this far beyond 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +51,32 @@ class Proposals:
     """
 
     source: str
-    boxes: dict[int, npt.NDArray[np.float64]]
-    scores: dict[int, npt.NDArray[np.float64]] | None
+    boxes: dict[Id, npt.NDArray[np.float64]]
+    scores: dict[Id, npt.NDArray[np.float64]] | None
     num_dropped: int = 0
 
     @property
     def num_regions(self) -> int:
         return sum(len(boxes) for boxes in self.boxes.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """M results of a file.
+
+    Args:
+        image_ids: as they are spelled there.
+        boxes: (M, 4) xyxy.
+        scores: (M,).
+        file_format: in words.
+        name: what errors call a row.
+    """
+
+    image_ids: Sequence[Id]
+    boxes: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    file_format: str
+    name: Callable[[int], str] = result_name
 
 
 def ground_truth_proposals(dataset: CocoDataset) -> Proposals:
@@ -48,34 +92,37 @@ def ground_truth_proposals(dataset: CocoDataset) -> Proposals:
 
 
 def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
-    """Read a detector's COCO-style results: a list of `{"image_id", "bbox": [x, y, width, height], "score"}`.
+    """Reads a detector's boxes; an image without results has no regions.
 
-    Other keys, the detector's own classes among them, are not read. An image without results has no regions.
+    Two formats are read: COCO results, a list of `{"image_id", "bbox": [x, y, width, height], "score"}`; and that of
+    the boxes which RegionSpot's authors publish, a dictionary `{image id: {"boxes": [[x0, y0, x1, y1], ...],
+    "scores": [...]}}`. Other keys, the detector's own classes among them, are not read. Images may be named by their
+    ids, or by their file names, with or without the ending, where that is unambiguous.
 
     Raises:
-        InputError: no such file, not such a list, an image that the data set does not have, an image id that is no
-            integer, a box or a score that is not finite, a size below 0.
+        InputError: no such file or format, an image that the data set does not have, a field without a usable value, a
+            score that is no probability, boxes of negative size or as fractions of their picture.
     """
     path = Path(path)
-    results = _read_results(path)
-    image_ids, boxes, scores = _columns(path, results)
-    known = {image.id for image in dataset.images}
-    unknown = sorted(set(image_ids.tolist()) - known)
-    if unknown:
-        raise InputError(
-            f"{path} has proposals for images that {dataset.path} does not list: ids {first_few(unknown)}. "
-            "Are they of another split?"
-        )
-    order = np.argsort(image_ids, kind="stable")
-    starts = np.searchsorted(image_ids[order], [image.id for image in dataset.images], side="left")
-    stops = np.searchsorted(image_ids[order], [image.id for image in dataset.images], side="right")
+    content = read_json(path, "the proposals", "A detector's results file")
+    try:
+        columns = _columns(content)
+        _check(columns)
+    except FieldError as error:
+        raise InputError(f"{path}: {error}.") from error
+    found = resolve_image_ids(path, columns.image_ids, dataset)
+    rows_of: dict[Id, list[int]] = {image.id: [] for image in dataset.images}
+    for row, spelled in enumerate(columns.image_ids):
+        rows_of[found.ids[spelled]].append(row)
     boxes_of, scores_of, dropped = {}, {}, 0
-    for image, start, stop in zip(dataset.images, starts, stops, strict=True):
-        rows = order[start:stop]
-        usable = _overlaps_image(boxes[rows], image)
-        boxes_of[image.id], scores_of[image.id] = boxes[rows[usable]], scores[rows[usable]]
+    for image in dataset.images:
+        rows = np.array(rows_of[image.id], np.int64)
+        usable = _overlaps_image(columns.boxes[rows], image)
+        boxes_of[image.id], scores_of[image.id] = columns.boxes[rows[usable]], columns.scores[rows[usable]]
         dropped += int((~usable).sum())
-    return Proposals(f"detector boxes of {path.name}", boxes_of, scores_of, dropped)
+    named = f", images named by their {found.named_by}" if found.named_by else ""
+    source = f"detector boxes of {printable(path.name)} ({columns.file_format}{named})"
+    return Proposals(source, boxes_of, scores_of, dropped)
 
 
 def _overlaps_image(boxes: npt.NDArray[np.float64], image: ImageRecord) -> npt.NDArray[np.bool_]:
@@ -85,40 +132,84 @@ def _overlaps_image(boxes: npt.NDArray[np.float64], image: ImageRecord) -> npt.N
     return np.all(clipped[:, :2] < clipped[:, 2:], axis=1)
 
 
-def _read_results(path: Path) -> list[dict[str, Any]]:
-    results = read_json(path, "the proposals", "A list of COCO-style detection results")
-    if not isinstance(results, list):
-        raise InputError(f"{path} is no list of COCO-style detection results but a {type(results).__name__}.")
-    return results
+def _columns(content: Any) -> _Columns:
+    if isinstance(content, list):
+        return _coco_results(content)
+    if not isinstance(content, dict):
+        raise FieldError(f"must be {FORMATS}, not {shown(content)}")
+    if "annotations" in content or "images" in content:
+        raise FieldError(f"is an annotation file; a detector's results are wanted: {FORMATS}")
+    return _boxes_by_image(content)
 
 
-def _columns(
-    path: Path, results: Sequence[dict[str, Any]]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Image ids (M,), boxes (M, 4) xyxy and scores (M,)."""
-    try:
-        image_ids = np.array([_integer(result["image_id"]) for result in results], np.int64)
-        boxes = np.array([result["bbox"] for result in results], np.float64).reshape(-1, 4)
-        scores = np.array([result["score"] for result in results], np.float64)
-    except KeyError as error:
-        raise InputError(f"{path}: a result has no key {error}; image_id, bbox and score are wanted.") from error
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path} is no list of COCO-style detection results: {error}.") from error
-    if len(boxes) != len(results):
-        raise InputError(f"{path}: every bbox must be four numbers: x, y, width, height.")
-    wrong = ~np.isfinite(boxes).all(1) | ~np.isfinite(scores) | (boxes[:, 2:] < 0).any(1)
+def _coco_results(results: list[Any]) -> _Columns:
+    if results and isinstance(results[0], list):
+        raise FieldError(f"is a list of lists; wanted are {FORMATS}")
+    image_ids = result_fields(results, "image_id", identifier)
+    boxes = number_rows(result_fields(results, "bbox"), "bbox", 4, result_name)
+    scores = number_column(result_fields(results, "score"), "score", result_name)
+    boxes[:, 2:] += boxes[:, :2]  # to xyxy
+    return _Columns(image_ids, boxes, scores, "COCO results")
+
+
+def _boxes_by_image(content: dict[str, Any]) -> _Columns:
+    image_ids: list[Id] = []
+    names: list[tuple[str, int]] = []
+    boxes: list[Any] = []
+    scores: list[Any] = []
+    for image_id, entry in content.items():
+        of_image = _entry(image_id, entry)
+        image_ids += [image_id] * len(of_image["boxes"])
+        names += [(image_id, index) for index in range(len(of_image["boxes"]))]
+        boxes += of_image["boxes"]
+        scores += of_image["scores"]
+
+    def name(row: int) -> str:
+        image_id, index = names[row]
+        return f"image {shown(image_id)}: box {index}"
+
+    return _Columns(
+        image_ids,
+        number_rows(boxes, "boxes", 4, name),
+        number_column(scores, "scores", name),
+        "boxes by image id, xyxy",
+        name,
+    )
+
+
+def _entry(image_id: str, entry: Any) -> Mapping[str, list[Any]]:
+    """The boxes and scores of one image. Raises FieldError."""
+    where = f"image {shown(image_id)}"
+    if not isinstance(entry, dict):
+        raise FieldError(f"{where}: must be an object with boxes and scores, not {shown(entry)}. Wanted are {FORMATS}")
+    for key in ("boxes", "scores"):
+        if not isinstance(entry.get(key), list):
+            raise FieldError(f"{where}: must have a list {key!r}, not {shown(entry.get(key))}. Wanted are {FORMATS}")
+    if len(entry["boxes"]) != len(entry["scores"]):
+        raise FieldError(f"{where}: has {len(entry['boxes'])} boxes and {len(entry['scores'])} scores")
+    return entry
+
+
+def _check(columns: _Columns) -> None:
+    """Raises FieldError for boxes and scores that are numbers but cannot be meant; rounds tiny negative sizes to 0."""
+    boxes, scores = columns.boxes, columns.scores
+    np.maximum(boxes[:, 2:], boxes[:, :2], out=boxes[:, 2:], where=boxes[:, 2:] - boxes[:, :2] >= ROUNDED_TO_ZERO)
+    negative = (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if negative.any():
+        first = int(np.flatnonzero(negative)[0])
+        raise FieldError(
+            f"{columns.name(first)}: its box has a negative size: x0, y0, x1, y1 are {boxes[first].tolist()}; in "
+            f"{columns.file_format} that is no box"
+        )
+    if len(boxes) and np.abs(boxes).max() > 2 * MAX_COORDINATE:
+        first = int(np.abs(boxes).max(1).argmax())
+        raise FieldError(f"{columns.name(first)}: its box {boxes[first].tolist()} is far beyond any picture")
+    if are_normalized(boxes):
+        raise FieldError(NORMALIZED_HINT.removesuffix("."))
+    wrong = (scores < 0) | (scores > 1 + ROUNDING)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
-        raise InputError(
-            f"{path}: result {first} has bbox {boxes[first].tolist()} and score {scores[first]}; "
-            "finite numbers are wanted, and a width and height of 0 or more."
+        raise FieldError(
+            f"{columns.name(first)}: score: must be a probability from 0 to 1, because class probabilities are "
+            f"multiplied by it, not {scores[first]:.6g} ({int(wrong.sum())} such scores). Are they logits or per cent?"
         )
-    boxes[:, 2:] += boxes[:, :2]
-    return image_ids, boxes, scores
-
-
-def _integer(image_id: Any) -> int:
-    number = int(image_id)
-    if isinstance(image_id, float) and image_id != number:
-        raise ValueError(f"the image_id {image_id} is no integer")
-    return number

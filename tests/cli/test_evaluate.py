@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,13 @@ def test_one_method_and_a_detectors_boxes_by_coco_rules(
     [
         (["--methods", "head,guess"], "unknown methods ['guess']"),
         (["--proposals", "absent.json"], "cannot read the proposals absent.json"),
-        (["--images", "nowhere"], "2 of 2 images are not under nowhere: a.png, b.png"),
+        (["--images", "nowhere"], "2 of 2 images are not under nowhere: a.png, b.png. There is no such folder"),
+        (["--skip-unreadable", "-1"], "--skip-unreadable must be 0 or more, not -1"),
+        (["--json", "x.json", "--detections", "./x.json"], "--json and --detections of head would both write"),
+        (
+            ["--detections", "-", "--methods", "head,constant_token"],
+            "standard output takes the detections of one method",
+        ),
         (["--device", "cuda:77"], "the device cuda:77 cannot be used here"),
         (["--device", "abacus"], "the device abacus cannot be used here"),
         (["--batch-size", "0"], "batch_size must be 1 or more"),
@@ -123,6 +130,99 @@ def test_annotations_are_checked_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
+def test_inputs_are_not_overwritten(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = data.read_bytes()
+    link = tmp_path / "link.json"
+    link.symlink_to(data)
+    for option in ("--json", "--detections"):
+        assert run(data, option, str(link)) == 2
+        assert f"{link} would overwrite --data" in capsys.readouterr().err
+    boxes = tmp_path / "boxes.head.json"
+    boxes.write_text("[]")
+    arguments = ["--proposals", str(boxes), "--methods", "head,constant_token"]
+    assert run(data, *arguments, "--detections", str(tmp_path / "boxes.json")) == 2
+    assert "would overwrite --proposals" in capsys.readouterr().err
+    assert data.read_bytes() == before and boxes.read_text() == "[]"
+
+
+def test_files_are_written_though_nobody_reads_the_table(data: Path, tmp_path: Path) -> None:
+    metrics_file, detections_file = tmp_path / "metrics.json", tmp_path / "detections.json"
+    command = [sys.executable, "-m", "regionspot.cli.main", "eval", "--data", str(data), "--device", "cpu"]
+    command += ["--images", str(data.parent / "pictures"), "--random-weights", "0"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command += ["--json", str(metrics_file), "--detections", str(detections_file)]
+        found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert "Traceback" not in found.stderr
+    assert json.loads(metrics_file.read_text())["head"]["protocol"]["regions"] == 2
+    assert len(json.loads(detections_file.read_text())) == 4
+
+
+def test_figures_to_standard_output(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(data, "--json", "-") == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["head"]["protocol"]["images"] == 2
+    assert "LVIS rules; score" in captured.err
+
+
+def test_bad_pictures_are_named_or_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = data.parent / "pictures" / "a.png"
+    picture.write_bytes(picture.read_bytes()[:45])
+    detections_file = tmp_path / "detections.json"
+    assert run(data) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and str(picture) in error and error.endswith("--skip-unreadable 1")
+    assert run(data, "--skip-unreadable", "1", "--detections", str(detections_file)) == 0
+    output = capsys.readouterr().out
+    assert "on 1 images, 1 regions" in output and "1 pictures left out with their objects:" in output
+    assert str(picture) in output
+    assert {detection["image_id"] for detection in json.loads(detections_file.read_text())} == {2}
+    picture.unlink()
+    assert run(data) == 2
+    assert "1 of 2 images are not under" in capsys.readouterr().err
+    assert run(data, "--skip-unreadable", "1") == 0
+    assert "1 pictures left out" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    boxes = tmp_path / os.fsdecode(b"caf\xe9.json")
+    try:
+        boxes.write_text(json.dumps([{"image_id": 2, "bbox": [5, 5, 10, 10], "score": 0.5}]))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    metrics_file = tmp_path / "metrics.json"
+    assert run(data, "--proposals", str(boxes), "--json", str(metrics_file)) == 0
+    assert "detector boxes of caf\\udce9.json" in capsys.readouterr().out
+    assert "caf" in json.loads(metrics_file.read_text())["head"]["protocol"]["proposals"]
+
+
+def test_shared_names_and_masks_without_pixels_are_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(data.read_text())
+    content["categories"][1]["name"] = "cat"
+    content["annotations"][0]["segmentation"] = [[60, 5, 70, 5, 70, 15]]  # beside the picture
+    data.write_text(json.dumps(content))
+    assert run(data, "--iou-type", "segm") == 0
+    output = capsys.readouterr().out
+    assert "1 categories have the name of another: each gets the score of their one word" in output
+    assert "1 annotated masks cover no pixel of their picture" in output
+    assert "softmax over 1 classes" in output
+
+
+def test_a_bad_mask_is_found_before_the_model_is_loaded(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regionspot.cli.evaluate.load_recognizer", lambda _: pytest.fail("loaded"))
+    content = json.loads(data.read_text())
+    content["annotations"][0]["segmentation"] = {"size": [40, 30], "counts": "PX4"}
+    data.write_text(json.dumps(content))
+    assert run(data, "--iou-type", "both") == 2
+    error = capsys.readouterr().err
+    assert "1 of 2 annotations have no usable mask: annotation 1: segmentation: its size [40, 30] is not the" in error
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from regionspot.cli.evaluate import build_parser; build_parser().format_help();"
@@ -144,6 +244,8 @@ def test_a_group_without_classes_is_a_dash() -> None:
     protocol: dict[str, Any] = {"model": "m", "runtime": "torch", "precision": "fp32", "images": 1, "regions": 2}
     protocol |= {"proposals": "p", "rules": "coco", "scores": "s", "pairs_per_image": 900}
     protocol |= {"detections_judged": "d", "boxes_dropped": 3}
+    protocol |= {"images_skipped": ["a.png is damaged"], "shared_names": 4, "masks_without_pixels": 0}
     table = format_table({"head": dict.fromkeys(COLUMNS, 12.345) | {"APr": None, "protocol": protocol}})
     assert table.splitlines()[-1].split() == ["head", *["12.3"] * 6, "–", *["12.3"] * 4]
-    assert "3 proposals left out" in table
+    for remark in ("3 proposals left out", "1 pictures left out", "a.png is damaged", "4 categories have the name"):
+        assert remark in table

@@ -12,13 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
-from regionspot.evaluation.average_precision import Figures, IouType, Rules, evaluate_detections
+from regionspot.evaluation.average_precision import (
+    Figures,
+    IouType,
+    Rules,
+    average_precision_by_class,
+    check_ground_truth,
+    evaluate_detections,
+)
 from regionspot.evaluation.detections import Detections
+from regionspot.evaluation.segmentations import as_rle
+from regionspot.masks import rle_area
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
@@ -175,8 +186,8 @@ def test_bad_detections_are_named(make_data: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"categories that .* does not list: ids 5"):
         evaluate_detections(data.dataset, [good | {"category_id": 5}])
     with pytest.raises(InputError, match="numbers must be finite"):
-        evaluate_detections(data.dataset, [good | {"score": float("nan")}])
-    with pytest.raises(InputError, match="the detections have none"):
+        Detections(np.array([1]), np.array([2]), np.zeros((1, 4)), np.array([np.nan]))
+    with pytest.raises(InputError, match="not all detections have one"):
         evaluate_detections(data.dataset, results_for("bbox", [good]), iou_type="segm")
     with pytest.raises(InputError, match="unknown rules 'pascal': choose from lvis, coco"):
         evaluate_detections(data.dataset, [good], "pascal")  # type: ignore[arg-type]
@@ -192,3 +203,166 @@ def test_unfit_ground_truth_is_named(make_data: Callable[..., Any]) -> None:
         evaluate_detections(dataset, data.detections, "lvis")
     with pytest.raises(InputError, match="annotation 1 has no segmentation"):
         evaluate_detections(dataset, data.detections, "coco", "segm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": float("nan")}, "result 1: score: must be a finite number, not nan"),
+        ({"score": None}, "result 1: score: must be a number, not null"),
+        ({"score": True}, "result 1: score: must be a number, not true"),
+        ({"bbox": [1, 2, 3]}, "result 1: bbox: must be a list of 4 numbers, not of 3"),
+        ({"bbox": None}, "result 1: bbox: must be a list of 4 numbers, not null"),
+        ({"bbox": np.array([1, np.inf, 3, 4])}, "result 1: bbox: must be a finite number, not inf"),
+        ({"bbox": [9, 9, -3, 4]}, "detection 1 has a box of negative size"),
+        ({"image_id": 1.5}, "result 1: image_id: must be a whole number, not 1.5"),
+        ({"category_id": [2]}, "result 1: category_id: must be a whole number"),
+        ({"category_id": "2x"}, "categories that .* does not list: ids '2x'"),
+        ({"image_id": 2**70}, "images that .* does not list: ids 1180591620717411303424"),
+    ],
+)
+def test_bad_fields_of_results_are_named(make_data: Callable[..., Any], changes: dict[str, Any], message: str) -> None:
+    data = make_data(6, num_images=3)
+    with pytest.raises(InputError, match=message):
+        evaluate_detections(data.dataset, [data.detections[0], data.detections[1] | changes])
+
+
+def test_results_that_are_no_results_are_named(make_data: Callable[..., Any]) -> None:
+    dataset = make_data(6, num_images=1).dataset
+    with pytest.raises(InputError, match="result 0: must be an object with fields, not 5"):
+        evaluate_detections(dataset, [5])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="result 0: has no key 'bbox'"):
+        evaluate_detections(dataset, [{"image_id": 1}])
+
+
+def test_results_may_hold_numbers_of_numpy_and_torch(make_data: Callable[..., Any]) -> None:
+    data = make_data(8, num_images=4)
+    strange = [
+        {
+            "image_id": np.int64(d["image_id"]),
+            "category_id": torch.tensor(d["category_id"]),
+            "bbox": torch.tensor(d["bbox"], dtype=torch.float64),
+            "score": np.float64(d["score"]),
+        }
+        for d in data.detections
+    ]
+    plain = [{key: d[key] for key in ("image_id", "category_id", "bbox", "score")} for d in data.detections]
+    assert Detections.from_coco(strange).to_coco() == Detections.from_coco(plain).to_coco()
+    json.dumps(Detections.from_coco(strange).to_coco())
+    assert evaluate_detections(data.dataset, strange) == evaluate_detections(data.dataset, plain)
+
+
+@pytest.mark.parametrize(
+    "respell",
+    [
+        lambda i: 2**53 + i,
+        lambda i: 2**64 + i,
+        lambda i: -(2**70) + i,
+        lambda i: f"{i:016x}",
+        lambda i: f"{2**62 + i}",
+    ],
+)
+def test_ids_of_any_size_and_kind_give_the_same_figures(
+    make_data: Callable[..., Any], respell: Callable[[int], Any]
+) -> None:
+    data = make_data(9, num_images=8)
+    content = json.loads(data.path.read_text())
+    for image in content["images"]:
+        image["id"] = respell(image["id"])
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [respell(one) for one in image[key]]
+    for entry in (*content["annotations"], *content["categories"]):
+        entry |= {key: respell(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
+    data.path.write_text(json.dumps(content))
+    dataset = CocoDataset.load(data.path, check_images=False)
+    detections = [d | {key: respell(d[key]) for key in ("image_id", "category_id")} for d in data.detections]
+    for rules, iou_type in zip(RULES, IOU_TYPES, strict=True):
+        expected = evaluate_detections(data.dataset, data.detections, rules, iou_type)
+        assert evaluate_detections(dataset, detections, rules, iou_type) == expected
+    again = Detections.from_coco(detections).to_coco()
+    assert [d["image_id"] for d in again] == [d["image_id"] for d in detections]
+
+
+def test_results_find_ids_that_are_spelled_in_another_way(make_data: Callable[..., Any]) -> None:
+    data = make_data(10, num_images=6)
+    as_text = [d | {"image_id": str(d["image_id"]), "category_id": float(d["category_id"])} for d in data.detections]
+    assert evaluate_detections(data.dataset, as_text) == evaluate_detections(data.dataset, data.detections)
+
+
+def test_polygons_and_run_lengths_equal_pycocotools(make_data: Callable[..., Any]) -> None:
+    data = make_data(11)
+    content = json.loads(data.path.read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        x, y, width, height = annotation["bbox"]
+        if annotation["iscrowd"]:
+            runs = np.diff([0, *np.flatnonzero(np.diff(mask_api.decode(annotation["segmentation"]).ravel("F"))) + 1])
+            annotation["segmentation"]["counts"] = [*runs.tolist(), 160 * 200 - int(runs.sum())]
+        elif number % 2:
+            triangle = [x, y, x + width, y, x + width / 2, y + height]
+            annotation["segmentation"] = [triangle, [x, y, x + width, y + height, x, y + height]]
+    data.path.write_text(json.dumps(content))
+    expected, _ = coco_figures(data.path, data.detections, "segm")
+    dataset = CocoDataset.load(data.path, check_images=False)
+    assert_same(evaluate_detections(dataset, data.detections, "coco", "segm"), expected)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[]], "no polygon has three points or more"),
+        ([[5, 5]], "no polygon has three points or more"),
+        ([[5, 5, 9, 9]], "no polygon has three points or more"),
+        ([5, 5, 9, 9], "no polygon has three points or more"),
+        ([[5, 5, 9, 9, 5, 9, 7]], "even count of numbers, x and y, not 7"),
+        ([[5, 5, 9, float("nan"), 5, 9]], "must be a finite number, not nan"),
+        ([[5, 5, 9, None, 5, 9]], "must be a number, not null"),
+        ([[5, 5, 1e9, 5, 5, 9]], "reaches far beyond the picture of 200 x 160"),
+        ([[[5, 5], [9, 5], [5, 9]]], "even count of numbers|must be a number"),
+        ("oSX1;P7", "must be a list of polygons or an RLE object, not 'oSX1;P7'"),
+        (5, "must be a list of polygons or an RLE object, not 5"),
+        ({"size": [200, 160], "counts": "PX4"}, r"its size \[200, 160\] is not the picture's \[160, 200\]"),
+        ({"size": [160], "counts": "PX4"}, r"its size \[160\] is not the picture's"),
+        ({"counts": "PX4"}, "its size null is not the picture's"),
+        ({"size": [160, 200]}, "counts: must be run lengths, compressed or a list, not null"),
+        ({"size": [160, 200], "counts": "zzz"}, "damaged RLE mask"),
+        ({"size": [160, 200], "counts": "\u00e9"}, "counts: must be run lengths"),
+        ({"size": [160, 200], "counts": [5, 9]}, "sum to the picture's 32000 pixels, not to 14"),
+        ({"size": [160, 200], "counts": [32005, -5]}, "must be 0 or more"),
+        ({"size": [160, 200], "counts": [1.5]}, "counts: must be a whole number, not 1.5"),
+    ],
+)
+def test_masks_that_cannot_be_judged_are_named(make_data: Callable[..., Any], segmentation: Any, message: str) -> None:
+    data = make_data(7, num_images=3)
+    content = json.loads(data.path.read_text())
+    content["annotations"][0]["segmentation"] = segmentation
+    data.path.write_text(json.dumps(content))
+    dataset = CocoDataset.load(data.path, check_images=False)
+    with pytest.raises(InputError, match=rf"1 of \d+ annotations have no usable mask: annotation 1: .*{message}"):
+        check_ground_truth(dataset, "coco", "segm")
+    assert evaluate_detections(dataset, data.detections, "coco")["AP"] is not None  # boxes can still be judged
+    if isinstance(segmentation, dict):
+        with pytest.raises(InputError, match=rf"detections: result 1: .*{message}"):
+            changed = [data.detections[0], data.detections[1] | {"segmentation": segmentation}]
+            evaluate_detections(data.dataset, changed, "coco", "segm")
+
+
+def test_thin_polygons_beside_a_whole_one_add_nothing_and_a_flat_list_is_a_polygon() -> None:
+    square = [5, 5, 15, 5, 15, 15, 5, 15]
+    expected = as_rle([square], 20, 30)
+    assert as_rle([square, [], [2, 2], [1, 1, 9, 9]], 20, 30) == expected
+    assert as_rle(square, 20, 30) == as_rle([[str(one) for one in square]], 20, 30) == expected
+    assert rle_area(expected) == 100
+    assert as_rle({"size": ["20", 30.0], "counts": expected["counts"].encode()}, 20, 30) == expected
+    assert rle_area(as_rle([[100, 100, 110, 100, 110, 110]], 20, 30)) == 0
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids(make_data: Callable[..., Any]) -> None:
+    data = make_data(12, num_images=8)
+    content = json.loads(data.path.read_text())
+    for category in content["categories"][:2]:
+        category["name"] = "twin"
+    data.path.write_text(json.dumps(content))
+    dataset = CocoDataset.load(data.path, check_images=False)
+    assert evaluate_detections(dataset, data.detections) == evaluate_detections(data.dataset, data.detections)
+    by_class = average_precision_by_class(dataset, data.detections)
+    assert list(by_class)[:3] == ["twin (id 2)", "twin (id 3)", "thing 4"] and len(by_class) == 7

@@ -24,6 +24,7 @@ from regionspot.masks import decode_rle, encode_rle
 from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.predictor import RegionPredictor
 from regionspot.structures import Vocabulary
 
 SIZES = ((90, 70), (64, 64), (50, 100), (120, 80), (60, 60))  # width, height
@@ -136,7 +137,8 @@ def test_scores_are_the_models_own(
     image = load_image(dataset, record, proposals.boxes[1], model.sam.image_size, model.clip.image_size)
     batch = BatchEncoder(pipeline_from_model(model)).encode([image])
     assert batch.mask_tokens is not None and batch.patch_tokens is not None
-    inputs = [torch.from_numpy(array) for array in (batch.mask_tokens, batch.patch_tokens, vocabulary.embeddings)]
+    tokens = batch.mask_tokens[:, :, 0]
+    inputs = [torch.from_numpy(array) for array in (tokens, batch.patch_tokens, vocabulary.embeddings)]
     with torch.inference_mode():
         expected = model.classify(*inputs)[0].softmax(-1).numpy()
     order = np.lexsort(proposals.boxes[1].T)
@@ -219,14 +221,18 @@ def test_the_protocol_is_stated(
         "runtime": "torch",
         "precision": "fp32",
         "method": "RegionSpot's head",
+        "mask_token": "SAM's single-mask token",
         "rules": "lvis",
         "proposals": "ground-truth boxes",
         "boxes_dropped": 0,
         "scores": f"softmax over {NUM_OBJECTS} classes",
+        "shared_names": 0,
         "pairs_per_image": 900,
         "detections_judged": "300 per image",
         "images": 5,
         "regions": NUM_OBJECTS,
+        "masks_without_pixels": 0,
+        "images_skipped": [],
     }
 
 
@@ -277,7 +283,7 @@ def test_unfit_input_is_named(
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
         evaluate(model, dataset, vocabulary, proposals, batch_size=0)
     renamed = Vocabulary(("cup", *vocabulary.names[1:]), vocabulary.embeddings)
-    with pytest.raises(InputError, match=r"the vocabulary has 10 names .* 10 categories; they differ from index 0"):
+    with pytest.raises(InputError, match=r"the vocabulary has 10 names .* 10 class names; they differ from index 0"):
         evaluate(model, dataset, renamed, proposals)
     shorter = Vocabulary(vocabulary.names[:4], vocabulary.embeddings[:4])
     with pytest.raises(InputError, match="they differ from index 4"):
@@ -341,8 +347,138 @@ def test_unfit_images_are_named(
     other_size = (replace(dataset.images[0], width=91), *dataset.images[1:])
     with pytest.raises(InputError, match=r"1\.png is 90 x 70 pixels .* annotations are for 91 x 70"):
         evaluate(model, replace(dataset, images=other_size), vocabulary, proposals, progress=False)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match=r"4 of 4 pictures cannot be used, .*--skip-unreadable 4: .* does not exist"):
         evaluate(model, replace(dataset, image_root=tmp_path), vocabulary, proposals, progress=False)
+
+
+def test_bad_pictures_are_found_before_anything_is_computed_and_can_be_left_out(
+    model: RegionSpot,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for source in dataset.image_root.glob("*.png"):
+        content = source.read_bytes()
+        (tmp_path / source.name).write_bytes(content[: len(content) // 2] if source.name == "2.png" else content)
+    (tmp_path / "4.png").unlink()
+    damaged = replace(dataset, image_root=tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(InputError) as found:
+        patch.setattr(BatchEncoder, "encode", lambda *_: pytest.fail("computed"))
+        evaluate(model, damaged, vocabulary, proposals, progress=False, skip_unreadable=1)
+    assert "2 of 4 pictures cannot be used, more than --skip-unreadable 1 allows" in str(found.value)
+    assert all(str(tmp_path / name) in str(found.value) for name in ("2.png", "4.png"))
+    metrics, detections = evaluate(model, damaged, vocabulary, proposals, progress=False, skip_unreadable=2)
+    protocol = metrics["protocol"]
+    assert (protocol["images"], protocol["regions"], len(protocol["images_skipped"])) == (3, 7, 2)
+    assert set(detections.image_ids.tolist()) == {1, 5}
+    kept = tuple(image for image in dataset.images if image.id in (1, 3, 5))
+    annotations = {image.id: dataset.annotations_by_image[image.id] for image in kept}
+    rest = replace(dataset, images=kept, annotations_by_image=annotations)
+    assert {**metrics, "protocol": None} == {
+        **evaluate(model, rest, vocabulary, proposals, progress=False)[0],
+        "protocol": None,
+    }
+
+
+def test_a_head_for_three_tokens_is_evaluated_on_three_tokens(
+    dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    """As prediction names each of SAM's readings; of each region the one with the highest predicted IoU counts."""
+    model = create_model("regionspot_mini", random_weights=0)
+    model.head.multimask = True
+    estimate = model.sam.sam.mask_decoder.iou_prediction_head.layers[-1]
+    with torch.no_grad():  # otherwise one reading is the best everywhere
+        estimate.weight.copy_(torch.randn(estimate.weight.shape, generator=torch.Generator().manual_seed(2)))
+        estimate.bias.zero_()
+    metrics, detections = evaluate(model, dataset, vocabulary, proposals, masks=True, progress=False)
+    assert "highest predicted IoU" in metrics["protocol"]["mask_token"]
+    assert detections.masks is not None
+    record = dataset.images[4]
+    found = (
+        RegionPredictor(model)
+        .set_image(dataset.image_path(record))
+        .predict(boxes=proposals.boxes[5], vocabulary=vocabulary, top_k=NUM_OBJECTS, multimask=True)
+    )
+    assert found.iou_predictions is not None and found.masks is not None
+    best = found.iou_predictions.reshape(4, 3).argmax(1) + 3 * np.arange(4)  # (4,) rows of the readings that count
+    assert len(set(best % 3)) > 1  # otherwise a wrong choice could pass
+    expected = np.empty((4, NUM_OBJECTS))
+    np.put_along_axis(expected, found.top_class_ids[best], found.top_scores[best], axis=1)
+    order = np.lexsort(proposals.boxes[5].T)
+    np.testing.assert_allclose(scores_of(detections, 5, 4), expected[order], atol=1e-5)
+    rows = [(index, box) for index, box in enumerate(detections.boxes.tolist()) if detections.image_ids[index] == 5]
+    for region, box in enumerate(proposals.boxes[5].tolist()):
+        drawn = next(detections.masks[index] for index, of_row in rows if of_row == box)
+        wanted, actual = decode_rle(found.masks[best[region]]), decode_rle(drawn)
+        assert (wanted == actual).mean() > 0.99
+
+    without_masks = evaluate(model, dataset, vocabulary, proposals, progress=False)[1]
+    np.testing.assert_allclose(scores_of(without_masks, 5, 4), scores_of(detections, 5, 4), atol=1e-5)
+    control = evaluate(model, dataset, vocabulary, proposals, "constant_token", progress=False)[1]
+    same = scores_of(control, 5, 4)
+    np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision(
+    dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, model: RegionSpot, method: str
+) -> None:
+    half = create_model("regionspot_mini", random_weights=0, dtype="bf16")
+    metrics, found = evaluate(half, dataset, vocabulary, proposals, method, masks=True, progress=False)
+    expected = evaluate(model, dataset, vocabulary, proposals, method, progress=False)[1]
+    assert metrics["protocol"]["precision"] == "bf16"
+    np.testing.assert_allclose(scores_of(found, 5, 4), scores_of(expected, 5, 4), atol=0.05)
+
+
+def test_categories_of_one_name_each_get_the_score_of_their_word(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    twins = tuple(replace(c, name="thing 10") if c.id == 50 else c for c in dataset.categories)
+    shared = replace(dataset, categories=twins)
+    assert len(shared.class_names) == NUM_OBJECTS - 1
+    kept = [index for index, name in enumerate(vocabulary.names) if name != "thing 50"]
+    words = Vocabulary(shared.class_names, vocabulary.embeddings[kept])
+    metrics, detections = evaluate(model, shared, words, proposals, progress=False)
+    assert metrics["protocol"]["shared_names"] == 1
+    assert metrics["protocol"]["scores"] == f"softmax over {NUM_OBJECTS - 1} classes"
+    scores = scores_of(detections, 5, 4)  # in the order of category ids
+    np.testing.assert_array_equal(scores[:, 0], scores[:, 4])
+    np.testing.assert_allclose(scores.sum(1) - scores[:, 4], 1, atol=1e-5)
+
+
+def test_ids_of_the_file_are_kept_in_the_results(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, tmp_path: Path
+) -> None:
+    expected, detections = evaluate(model, dataset, vocabulary, proposals, progress=False)
+    content = json.loads(dataset.path.read_text())
+    names = {image["id"]: f"{image['id']:016x}" for image in content["images"]}
+    for image in content["images"]:
+        image["id"] = names[image["id"]]
+    for annotation in content["annotations"]:
+        annotation["image_id"] = names[annotation["image_id"]]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(content))
+    hexadecimal = CocoDataset.load(path, dataset.image_root)
+    regions = ground_truth_proposals(hexadecimal)
+    found, others = evaluate(model, hexadecimal, vocabulary, regions, progress=False)
+    assert found == expected
+    assert others.to_coco() == [d | {"image_id": names[d["image_id"]]} for d in detections.to_coco()]
+
+
+@pytest.mark.parametrize("rules", ["lvis", "coco"])
+def test_nothing_but_crowds_is_said(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, rules: Any
+) -> None:
+    crowds = {
+        image_id: tuple(replace(annotation, iscrowd=True) for annotation in annotations)
+        for image_id, annotations in dataset.annotations_by_image.items()
+    }
+    with pytest.raises(InputError, match="all 11 annotations are crowds"):
+        evaluate(model, replace(dataset, annotations_by_image=crowds), vocabulary, proposals, rules=rules)
+    with pytest.raises(InputError, match="has no categories"):
+        evaluate(model, replace(dataset, categories=()), vocabulary, proposals, rules=rules)
 
 
 def test_nan_is_not_taken_for_an_answer(dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals) -> None:
