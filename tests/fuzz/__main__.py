@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(arguments.keep or scratch)
         reports = run_kinds(directory, ranges, arguments.workers, arguments.seed)
-    print_report(reports)
+    print_report(reports, arguments.seed)
     if arguments.json:
         write_json(arguments.json, reports, arguments.seed)
         print(f"wrote {arguments.json}")

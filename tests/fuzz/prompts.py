@@ -218,7 +218,7 @@ def _numbers(value: Any, what: str) -> Any:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         fail(f"{what} with masked values were accepted: what is masked is no value")
     if hasattr(value, "tolist"):
-        check(getattr(value, "dtype", np.dtype(float)) not in (np.dtype("M8[s]"),), f"{what} of dates were accepted")
+        check(value.dtype != "datetime64[s]" or value.size == 0, f"{what} of dates were accepted")
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [_numbers(item, what) for item in value]

@@ -11,13 +11,14 @@ from regionspot.benchmarks.conditions import conditions
 from regionspot.provenance import version_of
 from tests.fuzz.child import MEMORY_BYTES
 from tests.fuzz.parent import CASE_SECONDS, FAILURES, Failure, Report
+from tests.fuzz.target import SEED
 
 COLUMNS = ("accepted", "refused", *FAILURES)
 MAX_CASES = 8
 MAX_NOTE = 800
 
 
-def print_report(reports: list[Report]) -> None:
+def print_report(reports: list[Report], seed: int = SEED) -> None:
     """Prints the outcomes of each kind, and under the table the failures, grouped by what looks like one fault."""
     rows: list[tuple[str, ...]] = [("kind", "cases", *COLUMNS, "seconds")]
     for report in reports:
@@ -27,6 +28,7 @@ def print_report(reports: list[Report]) -> None:
     for row in rows:
         first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join((first.strip().ljust(widths[0]), *others)))
+    seeded = "" if seed == SEED else f" --seed {seed}"
     for group in _groups([failure for report in reports for failure in report.failures]):
         example = group[0]
         numbers = ", ".join(str(failure.case) for failure in group[:MAX_CASES])
@@ -34,7 +36,7 @@ def print_report(reports: list[Report]) -> None:
         print(f"\n{example.outcome} in {example.kind} {example.where}: {len(group)} cases: {numbers}{more}")
         print(f"  {ascii(example.detail) if example.outcome != 'crash' else example.detail}")
         print(f"  input: {ascii(example.note)[:MAX_NOTE]}")
-        print(f"  again: python -m tests.fuzz --kind {example.kind} --case {example.case}")
+        print(f"  again: python -m tests.fuzz --kind {example.kind} --case {example.case}{seeded}")
 
 
 def write_json(path: str, reports: list[Report], seed: int) -> None:

@@ -92,7 +92,7 @@ class Vocabularies:
         categories = json.loads(content)["categories"]
         by_id = {id_meaning(entry["id"]): entry["name"] for entry in categories}
         check(len(by_id) == len(categories) == len(names), f"{len(names)} names of {len(categories)} categories")
-        _check_order(names, list(by_id), by_id)
+        _check_order(names, by_id)
         return self._encode(names, rng, note)
 
     def _list_file(self, rng: random.Random, note: Note) -> bool:
@@ -119,7 +119,7 @@ class Vocabularies:
                 check_text(found, given.strip() if isinstance(given, str) else given, "a name")
         elif "categories" not in read:
             check(len(read) == len(names), f"{len(names)} names of {len(read)}")
-            _check_order(names, list(read), read)
+            _check_order(names, read)
         return self._encode(names, rng, note)
 
     def _typed(self, rng: random.Random, note: Note) -> bool:
@@ -182,13 +182,15 @@ class Vocabularies:
         return VocabularyEncoder(self._text_encoder, templates=TEMPLATES, store=EmbeddingMemory(1000))
 
 
-def _check_order(names: tuple[str, ...], ids: list[Any], name_of: dict[Any, Any]) -> None:
-    """Names stand in the order of their ids: by size where all are numbers, also with leading zeros, else as texts."""
-    numbers = all(str(id_).strip().lstrip("-").isdecimal() or isinstance(id_meaning(id_), int) for id_ in ids)
-    ids.sort(key=lambda id_: int(id_) if numbers else str(id_))
-    for found, id_ in zip(names, ids, strict=True):
-        given = name_of[id_]
-        check_text(found, given.strip() if isinstance(given, str) else given, f"the name of {id_!r:.80}")
+def _check_order(names: tuple[str, ...], name_of: dict[Any, Any]) -> None:
+    """Names stand in the order of their ids where these are numbers; of other ids none is lost."""
+    for id_, name in name_of.items():
+        check(isinstance(name, str), f"the name of {id_!r:.80}, {name!r:.80}, was taken for a text")
+    ids = [*name_of]
+    if all(isinstance(id_meaning(id_), int) for id_ in ids):
+        ids.sort(key=id_meaning)
+        check(names == tuple(name_of[id_].strip() for id_ in ids), f"{name_of!r:.200} are read as {names!r:.200}")
+    check(sorted(names) == sorted(name.strip() for name in name_of.values()), f"{name_of!r:.200} became {names!r:.200}")
 
 
 def _check_vocabulary(vocabulary: Vocabulary, given: list[Any]) -> None:
