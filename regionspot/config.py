@@ -304,7 +304,7 @@ def load_config_of_run(path: str | Path) -> TrainConfig:
 
 def config_of_run(tree: Mapping[str, Any]) -> TrainConfig:
     """As `config_from_dict`, of what a run wrote down: keys that did not exist then have their meaning of then."""
-    tree = copy.deepcopy(dict(tree))
+    tree = copy.deepcopy(tree)
     for key, value in BEFORE_THE_KEY.items():
         *parents, last = key.split(".")
         for node in _nodes(tree, parents):

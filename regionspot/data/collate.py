@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from regionspot.data.dataset import BatchSchedule, IntArray, TrainingSet
 from regionspot.data.extraction import read_upright, stack_images
+from regionspot.structures import BoolArray
 from regionspot.transforms import ClipTransform, UInt8Array
 
 Augmentation = Callable[
     [UInt8Array, npt.NDArray[np.float32], np.random.Generator], tuple[UInt8Array, npt.NDArray[np.bool_]]
 ]
-"""Called with an image, its boxes (n, 4) and a generator; the new image, and which regions (n,) it still shows."""
+"""Called with an image, its boxes (n, 4) and a generator; the new image, and which regions (n,) to train on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,20 +90,62 @@ def pad_regions(mask_tokens: Tensor, class_ids: IntArray, counts: IntArray) -> t
     return padded, classes, valid
 
 
+@dataclass(frozen=True)
+class RegionLimit:
+    """Takes at most `most` regions of an image into a batch, all if None: memory grows with the most crowded image.
+
+    Which ones is drawn anew in each step, as a function of the seed, the step and the place in the batch.
+    """
+
+    most: int | None = None
+    seed: int = 0
+
+    def apply(self, shown: Sequence[BoolArray], step: int) -> list[BoolArray]:
+        """Thins out the regions to train on, a mask (n,) for each image of a step's batch."""
+        return [self._thinned(mask, step, place) for place, mask in enumerate(shown)]
+
+    def _thinned(self, shown: BoolArray, step: int, place: int) -> BoolArray:
+        candidates = np.flatnonzero(shown)
+        if self.most is None or len(candidates) <= self.most:
+            return shown
+        kept = np.zeros_like(shown)
+        kept[np.random.default_rng([self.seed, 4, step, place]).choice(candidates, self.most, replace=False)] = True
+        return kept
+
+
+def regions_of(
+    training_set: TrainingSet, store: FeatureStore, images: IntArray, keep: Sequence[BoolArray]
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """Reads the features of some images, with the regions that `keep` has a True for, a mask (n,) for each image.
+
+    Returns:
+        Mask tokens, classes and validity as from `pad_regions`, and patch tokens (B, L, D) if they are cached.
+    """
+    mask_tokens, patch_tokens = store.gather(images)
+    class_ids = training_set.class_ids[training_set.region_indices(images)]
+    kept, counts = np.concatenate(keep), np.array([mask.sum() for mask in keep], np.int64)
+    return pad_regions(mask_tokens[torch.from_numpy(kept)], class_ids[kept], counts), patch_tokens
+
+
 class CachedBatches:
     """Batches made of cached features alone."""
 
-    def __init__(self, sets: list[TrainingSet], stores: list[FeatureStore], schedule: BatchSchedule) -> None:
-        self._sets, self._stores, self._schedule = sets, stores, schedule
+    def __init__(
+        self,
+        sets: list[TrainingSet],
+        stores: list[FeatureStore],
+        schedule: BatchSchedule,
+        limit: RegionLimit = RegionLimit(),
+    ) -> None:
+        self._sets, self._stores, self._schedule, self._limit = sets, stores, schedule, limit
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
         dataset, images = self._schedule.batch(step)
         training_set = self._sets[dataset]
-        mask_tokens, patch_tokens = self._stores[dataset].gather(images)
+        keep = self._limit.apply([np.ones(count, bool) for count in training_set.counts[images]], step)
+        (tokens, classes, valid), patch_tokens = regions_of(training_set, self._stores[dataset], images, keep)
         assert patch_tokens is not None, "the cache was made without CLIP's maps"
-        class_ids = training_set.class_ids[training_set.region_indices(images)]
-        tokens, classes, valid = pad_regions(mask_tokens, class_ids, training_set.counts[images])
         return Batch(dataset, tokens, patch_tokens.float(), classes, valid)
 
 
@@ -128,9 +171,11 @@ class AugmentedBatches:
         encode: Callable[[Tensor], Tensor],
         seed: int,
         workers: int,
+        limit: RegionLimit = RegionLimit(),
     ) -> None:
         self._sets, self._stores, self._schedule = sets, stores, schedule
         self._augmentation, self._transform, self._encode, self._seed = augmentation, transform, encode, seed
+        self._limit = limit
         self._pool = ThreadPoolExecutor(workers)
         self._waiting: dict[int, list[Future[tuple[UInt8Array, npt.NDArray[np.bool_]]]]] = {}
 
@@ -148,11 +193,8 @@ class AugmentedBatches:
                 self._waiting[ahead] = self._submit(ahead)
         images, shown = zip(*(future.result() for future in self._waiting.pop(step)), strict=True)
         dataset, indices = self._schedule.batch(step)
-        training_set, keep = self._sets[dataset], np.concatenate(shown)
-        mask_tokens, _ = self._stores[dataset].gather(indices)
-        class_ids = training_set.class_ids[training_set.region_indices(indices)]
-        counts = np.array([mask.sum() for mask in shown], np.int64)
-        tokens, classes, valid = pad_regions(mask_tokens[torch.from_numpy(keep)], class_ids[keep], counts)
+        keep = self._limit.apply(shown, step)
+        (tokens, classes, valid), _ = regions_of(self._sets[dataset], self._stores[dataset], indices, keep)
         return Batch(dataset, tokens, self._encode(stack_images(list(images))).float(), classes, valid)
 
     def _submit(self, step: int) -> list[Future[tuple[UInt8Array, npt.NDArray[np.bool_]]]]:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from regionspot.data.coco_json import CocoDataset
+from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord, first_few
 from regionspot.errors import InputError
-from regionspot.structures import check_class_names
+from regionspot.vocabulary import clean_coco_name
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+MISSING = -1
+"""Stands for the size of a picture that is not there."""
+
+STAT_THREADS, STAT_CHUNK = 16, 512
+"""Sizes of files are looked up by this many threads, for the sake of network file systems."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,25 +35,28 @@ class TrainingSet:
 
     Attributes:
         name: what logs call it.
-        class_names: the V classes that `class_ids` index.
+        class_names: the V classes that `class_ids` index, each name once.
         paths, file_names: of the I images.
+        file_bytes: (I,) size of each picture's file, `MISSING` where there is none.
         sizes: (I, 2) height and width in pixels, as the annotation file says.
         counts: (I,) regions of each image, 1 or more.
         boxes: (R, 4) xyxy in original-image pixels, clipped to the image.
         class_ids: (R,) index into `class_names`.
-        dropped_images, dropped_regions: how many of the file's were not usable.
+        left_out: reason -> how many images or regions of the file are not in here for it.
+        notes: sentences for people about how the file was read.
     """
 
     name: str
     class_names: tuple[str, ...]
     paths: tuple[Path, ...]
     file_names: tuple[str, ...]
+    file_bytes: IntArray
     sizes: IntArray
     counts: IntArray
     boxes: FloatArray
     class_ids: IntArray
-    dropped_images: int = 0
-    dropped_regions: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,73 +77,207 @@ class TrainingSet:
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         return np.repeat(self.offsets[images], counts) + within
 
-    @cached_property
-    def image_digest(self) -> str:
-        """Changes with the images (names and sizes in bytes) and their boxes: what features depend on."""
+    def select(self, images: IntArray) -> TrainingSet:
+        """The training set of some of the images, in the given order."""
+        regions = self.region_indices(images)
+        return replace(
+            self,
+            paths=tuple(self.paths[image] for image in images),
+            file_names=tuple(self.file_names[image] for image in images),
+            file_bytes=self.file_bytes[images],
+            sizes=self.sizes[images],
+            counts=self.counts[images],
+            boxes=self.boxes[regions],
+            class_ids=self.class_ids[regions],
+        )
+
+    def images_digest(self, images: slice = slice(None)) -> str:
+        """Changes with these images (names and sizes in bytes) and their boxes: what features depend on."""
         digest = xxhash.xxh3_128()
-        for path, file_name in zip(self.paths, self.file_names, strict=True):
-            digest.update(f"{file_name}\0{path.stat().st_size}\0".encode())
-        for array in (self.sizes, self.counts, self.boxes):
+        for file_name, num_bytes in zip(self.file_names[images], self.file_bytes[images].tolist(), strict=True):
+            digest.update(f"{file_name}\0{num_bytes}\0".encode("utf-8", "surrogatepass"))
+        counts = self.counts[images]
+        first = int(self.offsets[images][0]) if len(counts) else 0
+        for array in (self.sizes[images], counts, self.boxes[first : first + int(counts.sum())]):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
     @cached_property
     def digest(self) -> str:
-        """As `image_digest`, and it changes with the boxes' classes and the classes' names."""
-        digest = xxhash.xxh3_128("\0".join((self.image_digest, *self.class_names)).encode())
+        """Changes with the images, their boxes, the boxes' classes and the classes' names."""
+        text = "\0".join((self.images_digest(), *self.class_names))
+        digest = xxhash.xxh3_128(text.encode("utf-8", "surrogatepass"))
         digest.update(self.class_ids.tobytes())
         return digest.hexdigest()
 
 
-def load_training_set(name: str, annotations: str | Path, image_root: str | Path | None = None) -> TrainingSet:
-    """Read a COCO or LVIS annotation file for training.
+def load_training_set(
+    name: str,
+    annotations: str | Path,
+    image_root: str | Path | None = None,
+    *,
+    exclude: str = "none",
+    clean_names: Literal["none", "coco"] = "none",
+    missing_images: Literal["stop", "keep"] = "stop",
+) -> TrainingSet:
+    """Reads a COCO or LVIS annotation file for training.
 
-    Left out: categories marked `"novel": true` and their regions (they are not even negatives), crowds, boxes of no
-    area inside the image, and images without any region left.
+    Left out are the regions of excluded classes (which are not even negatives), crowds, boxes without area inside the
+    image, and images without any region left. Categories that share a name are one class: the words are what the head
+    is trained on, so a region of either category is a positive of the one word.
+
+    Args:
+        exclude: "none", "novel" for the categories that the file marks `"novel": true`, or a text file with the name
+            of a class on each line.
+        clean_names: "coco" cuts COCO's suffixes `-other`, `-merged` and `-stuff` off the names.
+        missing_images: "keep" keeps the records of pictures that are not there.
 
     Raises:
-        InputError: the file is unusable (see `CocoDataset.load`), two of its classes share a name, or nothing in it
-            can be learnt from.
+        InputError: the file is unusable (see `CocoDataset.load`), or nothing in it can be learnt from.
     """
-    dataset = CocoDataset.load(annotations, image_root)
-    known = [category for category in dataset.categories if not category.novel]
-    class_names = tuple(category.name for category in known)
-    _check_class_names(class_names, annotations)
-    class_of = {category.id: index for index, category in enumerate(known)}
-    images, counts, boxes, class_ids = [], [], [], []
+    dataset = CocoDataset.load(annotations, image_root, check_images=missing_images == "stop")
+    classes = _Classes.of(dataset, exclude, clean_names)
+    usable = _UsableRegions()
     for image in dataset.images:
-        wanted = [a for a in dataset.annotations_by_image[image.id] if not a.iscrowd and a.category_id in class_of]
-        clipped = np.array([a.box for a in wanted], np.float32).reshape(-1, 4)
-        clipped = np.clip(clipped, 0, [image.width, image.height, image.width, image.height])
-        usable = np.all(clipped[:, :2] < clipped[:, 2:], axis=1)
-        if usable.any():
-            images.append(image)
-            counts.append(int(usable.sum()))
-            boxes.append(clipped[usable].astype(np.float32))
-            class_ids += [class_of[a.category_id] for a, keep in zip(wanted, usable, strict=True) if keep]
-    if not images:
-        raise InputError(
-            f"{annotations} has no region to learn from: no box inside an image of a class that is not novel"
-        )
+        usable.add(image, dataset.annotations_by_image[image.id], classes.index)
+    if not usable.images:
+        raise InputError(_nothing_to_learn(annotations, dataset.num_annotations, usable.left_out, exclude))
+    paths = tuple(dataset.image_path(image) for image in usable.images)
     return TrainingSet(
         name=name,
-        class_names=class_names,
-        paths=tuple(dataset.image_path(image) for image in images),
-        file_names=tuple(image.file_name for image in images),
-        sizes=np.array([(image.height, image.width) for image in images], np.int64),
-        counts=np.array(counts, np.int64),
-        boxes=np.concatenate(boxes),
-        class_ids=np.array(class_ids, np.int64),
-        dropped_images=len(dataset.images) - len(images),
-        dropped_regions=dataset.num_annotations - len(class_ids),
+        class_names=classes.names,
+        paths=paths,
+        file_names=tuple(image.file_name for image in usable.images),
+        file_bytes=_file_bytes(paths),
+        sizes=np.array([(image.height, image.width) for image in usable.images], np.int64),
+        counts=np.array(usable.counts, np.int64),
+        boxes=np.concatenate(usable.boxes),
+        class_ids=np.array(usable.class_ids, np.int64),
+        left_out={reason: count for reason, count in usable.left_out.items() if count},
+        notes=classes.notes,
     )
 
 
-def _check_class_names(names: tuple[str, ...], annotations: str | Path) -> None:
+@dataclass(frozen=True)
+class _Classes:
+    """The classes of a training set: their names, and the class of each category id that is not excluded."""
+
+    names: tuple[str, ...]
+    index: Mapping[Any, int]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: CocoDataset, exclude: str, clean_names: str) -> _Classes:
+        kept, notes = _without_excluded(dataset, exclude)
+        words = [clean_coco_name(c.name) if clean_names == "coco" else c.name for c in kept]
+        number = {word: index for index, word in enumerate(dict.fromkeys(words))}
+        if shared := [word for word, count in Counter(words).items() if count > 1]:
+            names = first_few(map(repr, shared))
+            notes.append(f"{len(shared)} names stand for several categories each, and are one class each: {names}")
+        index = {category.id: number[word] for category, word in zip(kept, words, strict=True)}
+        return cls(tuple(number), index, tuple(notes))
+
+
+def _without_excluded(dataset: CocoDataset, exclude: str) -> tuple[list[Category], list[str]]:
+    """The categories to train on, and notes."""
+    categories, notes = list(dataset.categories), []
+    novel = sum(category.novel for category in categories)
+    if exclude == "none":
+        kept = categories
+        if novel:
+            notes.append(f"{novel} categories marked novel are trained on like all others (exclude: novel drops them)")
+    elif exclude == "novel":
+        kept = [category for category in categories if not category.novel]
+    else:
+        listed = _listed_names(Path(exclude))
+        kept = [category for category in categories if category.name not in listed]
+        if len(kept) == len(categories):
+            raise InputError(f"none of the names in {exclude} (exclude) is a class of {dataset.path}: check both files")
+        if unknown := sorted(listed - {category.name for category in categories}):
+            notes.append(f"{exclude} lists {len(unknown)} names that are no class here: {first_few(unknown)}")
+    if len(kept) < len(categories):
+        notes.append(f"{len(categories) - len(kept)} of {len(categories)} categories are excluded (exclude: {exclude})")
+    if not kept:
+        why = f"all {len(categories)} categories are excluded (exclude: {exclude})" if categories else "no category"
+        raise InputError(f"{dataset.path} has no class to learn: {why}")
+    return kept, notes
+
+
+def _listed_names(path: Path) -> set[str]:
+    """The lines of a text file. Raises InputError if it cannot be read."""
     try:
-        check_class_names(names)
-    except InputError as error:
-        raise InputError(f"the categories of {annotations}, but for novel ones: {error}") from error
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(
+            f"cannot read the list of excluded classes {path}: {reason}. exclude is none, novel, or a UTF-8 text file "
+            "with a class name on each line"
+        ) from error
+    return {line.strip() for line in lines if line.strip()}
+
+
+class _UsableRegions:
+    """Collects images and regions to learn from, and counts what is left out by reason."""
+
+    NO_REGION = "images without a usable region"
+    NO_CLASS = "regions of excluded classes"
+    CROWD = "crowd regions (iscrowd)"
+    NO_AREA = "boxes without area in the image"
+
+    def __init__(self) -> None:
+        self.images: list[ImageRecord] = []
+        self.counts: list[int] = []
+        self.boxes: list[FloatArray] = []
+        self.class_ids: list[int] = []
+        self.left_out = dict.fromkeys((self.NO_REGION, self.NO_CLASS, self.CROWD, self.NO_AREA), 0)
+
+    def add(self, image: ImageRecord, annotations: Sequence[Annotation], class_of: Mapping[Any, int]) -> None:
+        known = [annotation for annotation in annotations if annotation.category_id in class_of]
+        single = [annotation for annotation in known if not annotation.iscrowd]
+        boxes = np.array([annotation.box for annotation in single], np.float32).reshape(-1, 4)
+        boxes = np.clip(boxes, 0, [image.width, image.height, image.width, image.height]).astype(np.float32)
+        usable = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
+        self.left_out[self.NO_CLASS] += len(annotations) - len(known)
+        self.left_out[self.CROWD] += len(known) - len(single)
+        self.left_out[self.NO_AREA] += int((~usable).sum())
+        if not usable.any():
+            self.left_out[self.NO_REGION] += 1
+            return
+        self.images.append(image)
+        self.counts.append(int(usable.sum()))
+        self.boxes.append(boxes[usable])
+        self.class_ids += [class_of[a.category_id] for a, keep in zip(single, usable, strict=True) if keep]
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """ "left out 3 crowd regions (iscrowd), 2 images without a usable region", or "nothing left out"."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    return f"left out {reasons}" if reasons else "nothing left out"
+
+
+def _nothing_to_learn(annotations: str | Path, total: int, left_out: Mapping[str, int], exclude: str) -> str:
+    reasons = {reason: count for reason, count in left_out.items() if reason != _UsableRegions.NO_REGION}
+    why = f"of its {total} annotations, {describe_left_out(reasons)}" if total else "it has no annotations"
+    excluded = f" (exclude: {exclude})" if reasons[_UsableRegions.NO_CLASS] else ""
+    return f"{annotations} has no region to learn from: {why}{excluded}"
+
+
+def _file_bytes(paths: Sequence[Path]) -> IntArray:
+    """(I,) sizes of files, by one system call each."""
+    parts = [paths[start : start + STAT_CHUNK] for start in range(0, len(paths), STAT_CHUNK)]
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        return np.concatenate(list(pool.map(_sizes_of, parts)))
+
+
+def _sizes_of(paths: Sequence[Path]) -> IntArray:
+    return np.array([_size_of(path) for path in paths], np.int64)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return MISSING
 
 
 class BatchSchedule:

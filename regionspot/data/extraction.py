@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from regionspot.data.coco_json import first_few
 from regionspot.data.dataset import FloatArray, IntArray, TrainingSet
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import InputError
@@ -24,6 +27,8 @@ from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.structures import PADDING, BoolArray, Prompts
 from regionspot.structures import IntArray as LabelArray
 from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, model_inputs, read_image
+
+WAIT_S = 0.2  # between looks at shards that other processes are making
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -153,40 +158,124 @@ def fill_caches(
     batch_size: int = 8,
     workers: int = 4,
     say: Callable[[str], None] = print,
+    *,
+    max_skipped: float | None = None,
+    verify: bool = False,
 ) -> None:
-    """Make the shards that are missing or damaged; those that are whole are kept.
+    """Makes the shards that are missing or damaged; those that are whole are kept.
+
+    Several processes may fill the same caches: each makes the shards that no other one is making.
 
     Args:
         batch_size: images that go through the encoders at once.
         workers: threads that read images.
         say: takes the size estimates, before anything is computed.
+        max_skipped: None stops at an image that cannot be used, and tries those again that an earlier call skipped. A
+            fraction skips such images (see `FeatureCache.skipped`), until more than that of a data set are skipped.
+        verify: read and verify all shards that are there, not only those that were touched.
 
     Raises:
-        InputError: an image is unusable, or the disk has not enough space for all, which is looked at first.
+        InputError: an image is unusable, or too many are, or the disk has not enough space for all, which is looked at
+            first.
         ArtifactError: a shard cannot be written.
     """
-    missing = []
+    missing, skipping = [], []
     for cache in caches:
         delete_leftovers(cache.directory)
-        shards, complaints = cache.missing_shards()
+        shards, complaints = cache.missing_shards(verify)
         for complaint in complaints:
             warnings.warn(f"{complaint}; it is made again", stacklevel=2)
+        skipped = cache.skipped([shard for shard in range(cache.num_shards) if shard not in set(shards)])
+        if max_skipped is None and skipped:
+            shards = sorted({*shards, *(cache.shard_of(image)[0] for image in skipped)})
         say(describe_cache(cache, shards))
         missing.append(shards)
+        skipping.append(_Skipping(cache.training_set, max_skipped, skipped))
     check_space(caches, missing)
-    for cache, shards in zip(caches, missing, strict=True):
-        _fill_cache(cache, shards, extractor, batch_size, workers)
+    for cache, shards, skip in zip(caches, missing, skipping, strict=True):
+        if shards:
+            _fill_cache(cache, shards, extractor, batch_size, workers, skip)
+
+
+class _Skipping:
+    """Decides whether an image that cannot be used is skipped, and counts those that are.
+
+    Args:
+        max_skipped: as in `fill_caches`.
+        earlier: those that finished shards skip.
+    """
+
+    def __init__(self, training_set: TrainingSet, max_skipped: float | None, earlier: Mapping[int, str]) -> None:
+        self._set, self._max_skipped = training_set, max_skipped
+        self._skipped: dict[int, str] = {}
+        self.accept(earlier)
+
+    def accept(self, skipped: Mapping[int, str]) -> bool:
+        """Counts the images that a finished shard skips. Returns whether the shard can stay as it is.
+
+        Raises:
+            InputError: too many are skipped.
+        """
+        if self._max_skipped is None:
+            return not skipped
+        self._skipped |= skipped
+        self._check()
+        return True
+
+    def add(self, image: int, error: InputError) -> str:
+        """Skips an image.
+
+        Returns:
+            The reason.
+
+        Raises:
+            InputError: images are not to be skipped, or too many are.
+        """
+        if self._max_skipped is None:
+            raise InputError(f"{error}. (features.on_error=skip leaves such images out.)") from error
+        self.accept({image: str(error)})
+        return str(error)
+
+    def _check(self) -> None:
+        limit = min(math.ceil((self._max_skipped or 0) * len(self._set)), len(self._set) - 1)
+        if len(self._skipped) > limit:
+            reasons = first_few(self._skipped.values())
+            raise InputError(
+                f"more than {limit} of the {len(self._set)} images of {self._set.name} cannot be used: {reasons}. "
+                "Correct the data set, or raise features.max_skipped"
+            )
 
 
 def _fill_cache(
-    cache: FeatureCache, missing: list[int], extractor: FeatureExtractor, batch_size: int, workers: int
+    cache: FeatureCache,
+    missing: list[int],
+    extractor: FeatureExtractor,
+    batch_size: int,
+    workers: int,
+    skipping: _Skipping,
 ) -> None:
+    """Makes the missing shards of a cache, and waits for those that other processes are making."""
     done = len(cache.training_set) - sum(len(cache.shard_images(shard)) for shard in missing)
-    label = f"features of {cache.training_set.name}"
+    label, absent = f"features of {cache.training_set.name}", set(cache.absent_shards())
+
+    def made_meanwhile(shard: int) -> bool:
+        return shard in absent and cache.shard_path(shard).exists() and skipping.accept(cache.skipped([shard]))
+
     with ThreadPoolExecutor(workers) as pool, Progress(label, len(cache.training_set), "images", done) as progress:
-        for shard in missing:
-            features = _extract_shard(cache, shard, extractor, batch_size, pool, progress)
-            cache.write_shard(shard, features)
+        while missing:
+            held_by_others = []
+            for shard in missing:
+                with cache.claim(shard) as claimed:
+                    if not claimed:
+                        held_by_others.append(shard)
+                    elif made_meanwhile(shard):
+                        progress.update(progress.done + len(cache.shard_images(shard)))
+                    else:
+                        features = _extract_shard(cache, shard, extractor, batch_size, pool, progress, skipping)
+                        cache.write_shard(shard, features)
+            if len(held_by_others) == len(missing):
+                time.sleep(WAIT_S)
+            missing = held_by_others
 
 
 def describe_cache(cache: FeatureCache, missing: list[int]) -> str:
@@ -194,9 +283,12 @@ def describe_cache(cache: FeatureCache, missing: list[int]) -> str:
     shape, training_set = cache.shape, cache.training_set
     what = "SAM's tokens" + (" and CLIP's maps" if shape.patch_tokens else "") + f" in {shape.dtype}"
     todo = f"{len(missing)} to make ({in_units(cache.num_bytes(missing))})" if missing else "all there"
+    unused = cache.unused_files()
+    others = f"; {len(unused)} more files are of other states of this data set, --delete-unused lists and deletes them"
     return (
         f"features of {training_set.name}: {len(training_set)} images, {training_set.num_regions} regions; {what}: "
         f"{in_units(cache.num_bytes())} in {cache.num_shards} shards at {cache.directory}, {todo}"
+        f"{others if unused else ''}"
     )
 
 
@@ -207,6 +299,7 @@ def _extract_shard(
     batch_size: int,
     pool: ThreadPoolExecutor,
     progress: Progress,
+    skipping: _Skipping,
 ) -> Features:
     training_set, images = cache.training_set, cache.shard_images(shard)
     order = images[np.argsort(training_set.counts[images], kind="stable")]  # alike counts together: little padding
@@ -216,13 +309,32 @@ def _extract_shard(
     def prepare(batch: IntArray) -> list[Future[PreparedImage]]:
         return [pool.submit(extractor.prepare_item, training_set, int(image)) for image in batch]
 
-    records: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any] | None]] = {}
+    features, offsets = _zeros(cache, images), np.cumsum(training_set.counts[images]) - training_set.counts[images]
+    skipped: dict[int, str] = {}
+    done = 0
     for batch, futures in zip(batches, _ahead(prepare, batches), strict=True):
-        extracted = extractor.extract([future.result() for future in futures])
-        records |= zip(batch.tolist(), extracted, strict=True)
-        progress.update(already + len(records))
-    tokens, maps = zip(*(records[image] for image in images.tolist()), strict=True)
-    return Features(np.concatenate(tokens), np.stack(maps) if cache.shape.patch_tokens else None)
+        prepared: dict[int, PreparedImage] = {}  # by row of the shard
+        for image, future in zip(batch.tolist(), futures, strict=True):
+            row = image - int(images[0])
+            try:
+                prepared[row] = future.result()
+            except InputError as error:
+                skipped[row] = skipping.add(image, error)
+        extracted = extractor.extract(list(prepared.values())) if prepared else []
+        for row, (tokens, patches) in zip(prepared, extracted, strict=True):
+            features.mask_tokens[offsets[row] : offsets[row] + len(tokens)] = tokens
+            if features.patch_tokens is not None:
+                features.patch_tokens[row] = patches
+        done += len(batch)
+        progress.update(already + done)
+    return replace(features, skipped=skipped)
+
+
+def _zeros(cache: FeatureCache, images: IntArray) -> Features:
+    """Room for the features of a shard's images."""
+    shape, regions = cache.shape, int(cache.training_set.counts[images].sum())
+    patches = None if shape.patch_tokens is None else np.zeros((len(images), *shape.patch_tokens), shape.dtype)
+    return Features(np.zeros((regions, *shape.mask_tokens), shape.dtype), patches)
 
 
 def _ahead(submit: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from regionspot.config import TrainConfig
 from regionspot.data.augmentation import CropFlip
-from regionspot.data.collate import AugmentedBatches, BatchSource, CachedBatches, FeatureStore
-from regionspot.data.dataset import BatchSchedule
+from regionspot.data.coco_json import first_few
+from regionspot.data.collate import AugmentedBatches, BatchSource, CachedBatches, FeatureStore, RegionLimit
+from regionspot.data.dataset import BatchSchedule, TrainingSet
 from regionspot.data.extraction import fill_caches
+from regionspot.data.feature_cache import SelectedFeatures
 from regionspot.errors import InputError
 from regionspot.modeling.checkpoint import save_head
 from regionspot.modeling.clip import ClipBackbone
@@ -80,15 +83,19 @@ def train(
     run = RunDirectory(Path(config.output_dir) / config.name, config)
     checkpoint = run.starting_point(resume)
     setup = Setup.from_config(config, backbones)
-    _check_inputs(checkpoint, setup.inputs())
-    say(setup.describe())
-    run.begin()
+    _check_inputs(checkpoint, setup)
+    plan = setup.describe()
+    say(plan)
     began = time.monotonic()
+    _ = setup.vocabularies  # names that mean the same are an error before features are computed, which takes long
+    run.begin(plan)
     used_gpus = [setup.device] if setup.device.type == "cuda" else []
     with prepare_batches(setup, say) as batches, torch.random.fork_rng(devices=used_gpus):
+        _check_skipped(checkpoint, setup, run)
         trainer = Trainer(setup, batches, checkpoint)
         feature_seconds = time.monotonic() - began
-        train_seconds, loss = _run_steps(trainer, run, checkpoint, on_step)
+        manifest = {"inputs": setup.inputs, "skipped": setup.skipped_files()}
+        train_seconds, loss = _run_steps(trainer, run, checkpoint, on_step, manifest)
     head_path = run.path / "head.safetensors"
     save_head(trainer.finished_head(), head_path, _head_metadata(setup))
     say(f"wrote {head_path}")
@@ -98,23 +105,31 @@ def train(
         config.steps,
         train_seconds,
         feature_seconds,
-        images=sum(map(len, setup.sets)),
-        regions=sum(s.num_regions for s in setup.sets),
+        images=sum(map(len, setup.usable_images())),
+        regions=sum(int(s.counts[i].sum()) for s, i in zip(setup.sets, setup.usable_images(), strict=True)),
         loss=loss,
     )
 
 
 @contextlib.contextmanager
 def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchSource]:
-    """Fill the feature caches and yield the source of batches."""
-    config = setup.config
-    fill_caches(setup.caches, setup.extractor, config.features.batch_size, config.features.workers, say)
-    in_memory = sum(cache.num_bytes() for cache in setup.caches) <= config.features.max_memory_gib * 2**30
-    stores: list[FeatureStore] = [cache.load() if in_memory else cache.open() for cache in setup.caches]
+    """Fills the feature caches and yields the source of batches."""
+    config, features = setup.config, setup.config.features
+    fill_caches(
+        setup.caches,
+        setup.extractor,
+        features.batch_size,
+        features.workers,
+        say,
+        max_skipped=features.max_skipped if features.on_error == "skip" else None,
+        verify=features.verify,
+    )
+    sets, stores = _usable(setup)
     ratios = [dataset.ratio for dataset in config.datasets]
-    schedule = BatchSchedule([len(s) for s in setup.sets], ratios, config.batch_size, config.seed)
+    schedule = BatchSchedule([len(s) for s in sets], ratios, config.batch_size, config.seed)
+    limit = RegionLimit(config.max_regions_per_image, config.seed)
     if config.augmentation is None:
-        yield CachedBatches(setup.sets, stores, schedule)
+        yield CachedBatches(sets, stores, schedule, limit)
         return
     augmentation, transform = CropFlip(**asdict(config.augmentation)), ClipTransform(setup.clip.image_size)
 
@@ -124,9 +139,20 @@ def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchS
             return setup.clip.encode_image(images.to(setup.device))
 
     with AugmentedBatches(
-        setup.sets, stores, schedule, augmentation, transform, encode, config.seed, config.features.workers
+        sets, stores, schedule, augmentation, transform, encode, config.seed, features.workers, limit
     ) as batches:
         yield batches
+
+
+def _usable(setup: Setup) -> tuple[list[TrainingSet], list[FeatureStore]]:
+    """The data sets without skipped images, and their features."""
+    in_memory = sum(cache.num_bytes() for cache in setup.caches) <= setup.config.features.max_memory_gib * 2**30
+    sets, stores = list(setup.sets), [cache.load() if in_memory else cache.open() for cache in setup.caches]
+    selected: list[FeatureStore] = list(stores)
+    for index, images in enumerate(setup.usable_images()):
+        if len(images) < len(sets[index]):
+            sets[index], selected[index] = sets[index].select(images), SelectedFeatures(stores[index], images)
+    return sets, selected
 
 
 @dataclass
@@ -145,9 +171,16 @@ class _Interval:
 
 
 def _run_steps(
-    trainer: Trainer, run: RunDirectory, checkpoint: Checkpoint | None, on_step: Callable[[StepReport], None] | None
+    trainer: Trainer,
+    run: RunDirectory,
+    checkpoint: Checkpoint | None,
+    on_step: Callable[[StepReport], None] | None,
+    manifest: Mapping[str, Any],
 ) -> tuple[float, float]:
-    """Do the steps that are left.
+    """Does the steps that are left.
+
+    Args:
+        manifest: what checkpoints tell of the run besides its state.
 
     Returns:
         Seconds spent in steps since the run began, and the mean loss of the last interval.
@@ -175,7 +208,7 @@ def _run_steps(
             if report.step % config.checkpoints.every == 0 or report.step == config.steps:
                 seconds, state = earlier + time.monotonic() - began, trainer.state()
                 _check_finite(interval, state, report.step, run)
-                run.save(report.step, state, {"train_seconds": seconds, "inputs": trainer.inputs})
+                run.save(report.step, state, {"train_seconds": seconds, **manifest})
     return earlier + time.monotonic() - began, loss
 
 
@@ -213,19 +246,60 @@ def _diverged(what: str, step: int, run: RunDirectory) -> InputError:
     )
 
 
-def _check_inputs(checkpoint: Checkpoint | None, inputs: dict[str, Any]) -> None:
+def _check_inputs(checkpoint: Checkpoint | None, setup: Setup) -> None:
     """Raises InputError if a run would go on with other data, or other towers, than it began with."""
     if checkpoint is None:
         return
-    old = checkpoint.manifest["inputs"]
-    changed = [f"the data set {name}" for name, now in inputs["sets"].items() if old["sets"].get(name) != now]
+    old, now = checkpoint.manifest["inputs"], setup.inputs
+    data = {name: of_set["data"] for name, of_set in now["sets"].items()}
+    changed = [f"the data set {name}" for name in data if old["sets"].get(name, {}).get("data") != data[name]]
     towers = {"clip_text": "CLIP's text tower", "clip_image": "CLIP's image tower"}
-    changed += [tower for key, tower in towers.items() if old.get(key) != inputs[key]]
+    changed += [tower for key, tower in towers.items() if old.get(key) != now[key]]
+    changed += _changed_features(old.get("features"), now["features"], setup.config.features.runtime)
     if changed:
         raise InputError(
-            f"{' and '.join(changed)} changed since {checkpoint.path} was written (annotations, images or weights): "
-            "put back what it was trained on, or start another run by name=NAME"
+            f"{' and '.join(dict.fromkeys(changed))} changed since {checkpoint.path} was written. (A data set is its "
+            "annotations, pictures and excluded classes.) Put back what it was trained on, or start another run by "
+            "name=NAME"
         )
+
+
+def _changed_features(old: Mapping[str, Any] | None, now: Mapping[str, Any], runtime: str) -> list[str]:
+    """What of that which features depend on is no more what it was."""
+    if old is None:
+        warnings.warn(
+            "the checkpoint is of an earlier version, which did not record what its features were computed with: that "
+            "SAM's weights are the same is not checked",
+            stacklevel=3,
+        )
+        return []
+    graphs = runtime != "torch"
+    names = {
+        "sam_weights": "the graphs of SAM in features.artifacts" if graphs else "SAM's weights",
+        "clip_weights": "the graphs of CLIP in features.artifacts" if graphs else "CLIP's image tower",
+    }
+    changed = [key for key in now if old.get(key) != now[key]]
+    return [names.get(key, f"how features are computed ({key})") for key in changed]
+
+
+def _check_skipped(checkpoint: Checkpoint | None, setup: Setup, run: RunDirectory) -> None:
+    """Writes the list of skipped images.
+
+    Raises:
+        InputError: the run began with other images.
+    """
+    skipped = setup.skipped_files()
+    run.write_skipped(skipped)
+    if checkpoint is None:
+        return
+    old = checkpoint.manifest.get("skipped", {})
+    for name in {*old, *skipped}:
+        differing = sorted({*old.get(name, {})} ^ {*skipped.get(name, {})})
+        if differing:
+            raise InputError(
+                f"other images of the data set {name} are skipped than when {checkpoint.path} was written "
+                f"({first_few(differing)}): put back what it was trained on, or start another run by name=NAME"
+            )
 
 
 def _head_metadata(setup: Setup) -> dict[str, Any]:
@@ -240,7 +314,9 @@ def _head_metadata(setup: Setup) -> dict[str, Any]:
         "standardize_inputs": config.standardize_inputs,
         "optimizer": asdict(config.optimizer),
         "augmentation": asdict(config.augmentation) if config.augmentation else None,
-        "inputs": setup.inputs(),
+        "loss_reduction": config.loss_reduction,
+        "multimask": config.features.multimask,
+        "inputs": setup.inputs,
         "versions": versions(),
         "git_commit": git_commit(),
     }

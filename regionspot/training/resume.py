@@ -1,6 +1,8 @@
 """A run's directory and its checkpoints: whole or not there, verified when read.
 
 <output_dir>/<name>/config.yaml
+                    plan.txt                   data sets and what was left out of them, steps, the head's size
+                    skipped.json               images that could not be used, if any, and why
                     metrics.jsonl, tensorboard/
                     checkpoints/step_00000500/state.safetensors   weights, optimiser, average, input statistics
                                               manifest.json       checksum, step, configuration, versions
@@ -29,7 +31,7 @@ import yaml
 from torch import Tensor
 
 from regionspot import __version__
-from regionspot.config import TrainConfig, config_from_dict, config_to_dict, config_to_yaml, differences_on_resume
+from regionspot.config import TrainConfig, config_of_run, config_to_dict, config_to_yaml, differences_on_resume
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import flush_directory, why_not_written, write_atomically, write_flushed
 from regionspot.provenance import git_commit
@@ -85,9 +87,25 @@ class RunDirectory:
             return None
         return self.newest() if resume == "auto" else self._chosen(Path(resume))
 
-    def begin(self) -> None:
-        """Make the directory, with the configuration in it. Raises ArtifactError if it cannot be written."""
+    def begin(self, plan: str = "") -> None:
+        """Makes the directory, with the configuration and the plan in it.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
         write_atomically(self.path / "config.yaml", config_to_yaml(self.config).encode())
+        if plan:
+            write_atomically(self.path / "plan.txt", f"{plan}\n".encode("utf-8", "backslashreplace"))
+
+    def write_skipped(self, skipped: Mapping[str, Mapping[str, str]]) -> None:
+        """Writes the list of skipped images: data set -> file name -> why. Without any, there is no such file.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        path = self.path / "skipped.json"
+        if skipped or path.exists():
+            write_atomically(path, json.dumps(skipped, indent=2).encode())
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Path:
         """Write the checkpoint of a step, then delete those that are older than the newest `checkpoints.keep`.
@@ -158,7 +176,7 @@ class RunDirectory:
                 f"{self.path} has later checkpoints than {path} ({', '.join(later)}): delete them to go back to it, "
                 "or start another run from it with name=NAME"
             )
-        differing = differences_on_resume(config_from_dict(checkpoint.manifest["config"]), self.config)
+        differing = differences_on_resume(config_of_run(checkpoint.manifest["config"]), self.config)
         if differing:
             raise InputError(_another_run(path, differing))
         return checkpoint
@@ -168,7 +186,7 @@ class RunDirectory:
         if not file.exists():
             return
         try:
-            old = config_from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            old = config_of_run(yaml.safe_load(file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, InputError) as error:
             raise ArtifactError(f"{file} is damaged or of another version ({error}): start another run") from error
         differing = differences_on_resume(old, self.config)

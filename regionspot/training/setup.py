@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
-from regionspot.config import TrainConfig
-from regionspot.data.dataset import TrainingSet, load_training_set
+from regionspot.config import DatasetConfig, TrainConfig
+from regionspot.data.dataset import IntArray, TrainingSet, describe_left_out, load_training_set
 from regionspot.data.extraction import FeatureExtractor, describe_cache, make_cache
 from regionspot.data.feature_cache import FeatureCache, check_space
 from regionspot.errors import ArtifactError, InputError
@@ -17,10 +20,13 @@ from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.devices import resolve_device
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.pipelines import pipeline_from_backbones, weights_fingerprint
+from regionspot.modeling.precision import resolve_dtype
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
+from regionspot.structures import Vocabulary
 from regionspot.training.optim import Precision
+from regionspot.vocabulary import VocabularyEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,38 @@ class Setup:
     extractor: FeatureExtractor
     caches: list[FeatureCache]
 
+    @cached_property
+    def vocabularies(self) -> list[Vocabulary]:
+        """The class names of each data set, embedded by CLIP's text tower.
+
+        Raises:
+            InputError: different names of a data set have the same embedding, and its `same_meaning` is "error".
+        """
+        return [
+            encode_classes(self.clip, training_set, dataset.same_meaning)
+            for training_set, dataset in zip(self.sets, self.config.datasets, strict=True)
+        ]
+
+    @cached_property
+    def skipped(self) -> list[dict[int, str]]:
+        """Of each data set the images that have no features, and why. The caches must be filled."""
+        return [cache.skipped() for cache in self.caches]
+
+    def usable_images(self) -> list[IntArray]:
+        """The indices of each data set's images that have features. The caches must be filled."""
+        return [
+            np.setdiff1d(np.arange(len(training_set)), np.array(sorted(skipped), np.int64))
+            for training_set, skipped in zip(self.sets, self.skipped, strict=True)
+        ]
+
+    def skipped_files(self) -> dict[str, dict[str, str]]:
+        """Data set -> file name -> why it is skipped; data sets without any are left out."""
+        files = {
+            training_set.name: {training_set.file_names[image]: why for image, why in sorted(skipped.items())}
+            for training_set, skipped in zip(self.sets, self.skipped, strict=True)
+        }
+        return {name: reasons for name, reasons in files.items() if reasons}
+
     @classmethod
     def from_config(cls, config: TrainConfig, backbones: tuple[SamBackbone, ClipBackbone] | None = None) -> Setup:
         """Load the towers, unless they are passed in, and read the annotation files.
@@ -46,7 +84,7 @@ class Setup:
         """
         device = resolve_device(config.device)
         precision = Precision.resolve(config.amp, device)
-        sets = [load_training_set(d.name, d.annotations, d.images) for d in config.datasets]
+        sets = [_load_set(d, config.features.on_error == "skip") for d in config.datasets]
         model = config.model
         sam, clip = backbones or create_backbones(model.preset, model.sam_weights, model.clip_weights)
         sam, clip = sam.to(device), clip.to(device)
@@ -69,16 +107,18 @@ class Setup:
                 model.num_heads,
                 model.feedforward_dim,
                 model.dropout,
+                self.config.features.multimask,
             )
         if model.initial_head:
             _load_initial_head(head, model.initial_head)
         return head.to(self.device)
 
+    @cached_property
     def inputs(self) -> dict[str, Any]:
         """What the run learns from, by content: a resumed run must have the same."""
-        sets = {s.name: {"data": s.digest, "features": c.key} for s, c in zip(self.sets, self.caches, strict=True)}
         return {
-            "sets": sets,
+            "sets": {training_set.name: {"data": training_set.digest} for training_set in self.sets},
+            "features": self.extractor.depends_on(),
             "clip_text": self.clip.fingerprint(),
             "clip_image": weights_fingerprint(visual=self.clip.clip.visual),
         }
@@ -89,12 +129,15 @@ class Setup:
         lines = [f"run {config.name}: {config.model.preset} on {self.device}"]
         if config.features.runtime != "torch":
             lines.append(f"features by {config.features.runtime} from {config.features.artifacts}")
+        elif config.features.precision not in (None, "fp32"):
+            lines.append(f"features by torch in {config.features.precision}")
         for training_set, epoch in zip(self.sets, epochs, strict=True):
-            dropped = f"; left out {training_set.dropped_images} images, {training_set.dropped_regions} regions"
             lines.append(
                 f"data set {training_set.name}: {len(training_set)} images, {training_set.num_regions} regions, "
-                f"{len(training_set.class_names)} classes, {epoch:.1f} epochs{dropped}"
+                f"{len(training_set.class_names)} classes, {epoch:.1f} epochs; "
+                f"{describe_left_out(training_set.left_out)}"
             )
+            lines += [f"  {note}" for note in training_set.notes]
         parameters = sum(p.numel() for p in self.build_head().parameters())
         lines.append(
             f"head: {parameters:,} parameters; {config.steps} steps of {config.batch_size} images, one data set each"
@@ -102,12 +145,12 @@ class Setup:
         return "\n".join(lines)
 
     def describe_caches(self) -> str:
-        """The size estimate of each cache; shards that are there are not verified.
+        """The size estimate of each cache, without a look into the shards that are there.
 
         Raises:
             InputError: the disk has not enough space for all that are to be made.
         """
-        missing = [cache.missing_shards(verify=False)[0] for cache in self.caches]
+        missing = [cache.absent_shards() for cache in self.caches]
         check_space(self.caches, missing)
         return "\n".join(map(describe_cache, self.caches, missing))
 
@@ -115,6 +158,32 @@ class Setup:
         ratios = [dataset.ratio for dataset in self.config.datasets]
         images = self.config.steps * self.config.batch_size
         return [images * r / sum(ratios) / len(s) for r, s in zip(ratios, self.sets, strict=True)]
+
+
+def encode_classes(clip: ClipBackbone, training_set: TrainingSet, same_meaning: str) -> Vocabulary:
+    """Embeds the class names of a data set.
+
+    Raises:
+        InputError: different names have the same embedding, and `same_meaning` is "error".
+    """
+    names = training_set.class_names
+    try:
+        return VocabularyEncoder(clip).encode(names, same_meaning="error" if same_meaning == "error" else "warn")
+    except InputError as error:
+        raise InputError(
+            f"data set {training_set.name}: {error}. (datasets.*.same_meaning=warn trains all the same.)"
+        ) from error
+
+
+def _load_set(dataset: DatasetConfig, skip_missing: bool) -> TrainingSet:
+    return load_training_set(
+        dataset.name,
+        dataset.annotations,
+        dataset.images,
+        exclude=dataset.exclude,
+        clean_names=dataset.clean_names,
+        missing_images="keep" if skip_missing else "stop",
+    )
 
 
 def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone) -> RegionPipeline:
@@ -125,9 +194,12 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
         ArtifactError: there are none that are usable.
     """
     features, preset = config.features, config.model.preset
-    towers = pipeline_from_backbones(sam, clip, preset)
     if features.artifacts is None:
-        return towers
+        if features.precision not in (None, "fp32"):
+            half = resolve_dtype(features.precision)
+            sam, clip = copy.deepcopy(sam).to(dtype=half), copy.deepcopy(clip).to(dtype=half)
+        return pipeline_from_backbones(sam, clip, preset)
+    towers = pipeline_from_backbones(sam, clip, preset)
     from regionspot.runtime.artifacts import Manifest, choose_artifacts, pipeline_from_artifacts
 
     manifest = Manifest.load(features.artifacts)
@@ -150,9 +222,9 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:
-    """Raises ArtifactError unless the file's head is of the same size."""
+    """Raises ArtifactError unless the file's head is of the same size and for the same mask tokens."""
     initial = load_head(path)
-    sizes = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim")
+    sizes = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim", "multimask")
     wrong = [
         f"{size} {getattr(initial, size)} instead of {getattr(head, size)}"
         for size in sizes

@@ -23,7 +23,6 @@ from regionspot.training.optim import (
 from regionspot.training.resume import Checkpoint
 from regionspot.training.setup import Setup
 from regionspot.training.standardize import InputStatistics
-from regionspot.vocabulary import VocabularyEncoder
 
 STATISTICS_BATCHES = 64
 
@@ -49,11 +48,9 @@ class Trainer:
     def __init__(self, setup: Setup, batches: BatchSource, checkpoint: Checkpoint | None = None) -> None:
         self.config, self.device, self.precision = setup.config, setup.device, setup.precision
         self.batches = batches
-        self.inputs = setup.inputs()
         self.logit_scale = setup.clip.logit_scale
-        encoder = VocabularyEncoder(setup.clip)
-        vocabularies = [encoder.encode(training_set.class_names) for training_set in setup.sets]
-        self.text_embeddings = [torch.from_numpy(v.embeddings).to(self.device) for v in vocabularies]  # (V, E) each
+        embeddings = [vocabulary.embeddings for vocabulary in setup.vocabularies]
+        self.text_embeddings = [torch.from_numpy(of_set).to(self.device) for of_set in embeddings]  # (V, E) each
         self.head = setup.build_head().train()
         self.optimizer = build_optimizer(self.head, self.config.optimizer)
         self.scaler = self.precision.scaler()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from PIL import Image
 
 from regionspot.data.augmentation import CropFlip
-from regionspot.data.collate import pad_regions
-from regionspot.data.dataset import BatchSchedule, TrainingSet, load_training_set, step_seed
+from regionspot.data.collate import RegionLimit, pad_regions
+from regionspot.data.dataset import BatchSchedule, TrainingSet, describe_left_out, load_training_set, step_seed
 from regionspot.errors import InputError
 from regionspot.transforms import resize_image
 
@@ -55,21 +56,76 @@ def test_only_usable_regions_are_kept(tmp_path: Path) -> None:
             (1, 5, [5, 6, 7, 8], {}),
         ],
     )
-    found = load_training_set("d", path)
+    found = load_training_set("d", path, exclude="novel")
     assert found.class_names == ("cat", "cup")  # in the order of ids, without the novel class
     assert found.file_names == ("1.png", "2.png")
     assert found.counts.tolist() == [1, 2] and found.offsets.tolist() == [0, 1, 3]
     assert found.class_ids.tolist() == [0, 1, 0]
     assert found.boxes.tolist() == [[5, 6, 12, 14], [1, 2, 11, 12], [30, 20, 40, 30]]
     assert found.sizes.tolist() == [[30, 40], [30, 40]]
-    assert (found.dropped_images, found.dropped_regions) == (1, 4)
+    assert found.left_out == {
+        "images without a usable region": 1,
+        "regions of excluded classes": 1,
+        "crowd regions (iscrowd)": 1,
+        "boxes without area in the image": 2,
+    }
+    assert found.notes == ("1 of 3 categories are excluded (exclude: novel)",)
+    assert describe_left_out(found.left_out).startswith("left out 1 images without a usable region, 1 regions of")
     assert found.region_indices(np.array([1, 0, 1])).tolist() == [1, 2, 0, 1, 2]
     assert found.region_indices(np.array([], np.int64)).tolist() == []
+    second = found.select(np.array([1]))
+    assert (second.file_names, second.class_ids.tolist(), second.counts.tolist()) == (("2.png",), [1, 0], [2])
+    assert second.boxes.tolist() == found.boxes[1:].tolist()
 
 
-def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no region to learn from"):
-        load_training_set("d", write(tmp_path, [(0, 3, [1, 2, 10, 10], {})]))
+def test_classes_marked_novel_are_trained_on_unless_excluded(tmp_path: Path) -> None:
+    """V3Det marks half of its categories by this very key."""
+    path = write(tmp_path, [(0, 3, [1, 2, 10, 10], {}), (1, 5, [5, 6, 7, 8], {})])
+    found = load_training_set("d", path)
+    assert (found.class_names, found.num_regions, found.left_out) == (
+        ("new", "cat", "cup"),
+        2,
+        {"images without a usable region": 1},
+    )
+    assert found.notes[0].startswith("1 categories marked novel are trained on like all others")
+    assert load_training_set("d", path, exclude="novel").num_regions == 1
+
+
+def test_classes_may_be_excluded_by_a_list_of_names(tmp_path: Path) -> None:
+    path = write(tmp_path, [(0, 3, [1, 2, 10, 10], {}), (1, 5, [5, 6, 7, 8], {})])
+    names = tmp_path / "held_out.txt"
+    names.write_text("\ufeffcat \r\n\ncup\nzebra\n", encoding="utf-8")
+    found = load_training_set("d", path, exclude=str(names))
+    assert found.class_names == ("new",) and found.file_names == ("0.png",)
+    assert found.left_out["regions of excluded classes"] == 1
+    assert any("lists 1 names that are no class here: zebra" in note for note in found.notes)
+    names.write_text("zebra")
+    with pytest.raises(InputError, match=r"none of the names in .*held_out.txt \(exclude\) is a class of .*train.json"):
+        load_training_set("d", path, exclude=str(names))
+    with pytest.raises(InputError, match=r"cannot read the list of excluded classes novell: No such file.*none, novel"):
+        load_training_set("d", path, exclude="novell")
+    names.write_text("cat\ncup\nnew")
+    with pytest.raises(InputError, match=r"has no class to learn: all 3 categories are excluded"):
+        load_training_set("d", path, exclude=str(names))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        (
+            [(0, 3, [1, 2, 10, 10], {})],
+            r"of its 1 annotations, left out 1 regions of excluded classes \(exclude: novel",
+        ),
+        ([(0, 5, [1, 2, 9, 9], {"iscrowd": 1})] * 2, r"of its 2 annotations, left out 2 crowd regions \(iscrowd\)$"),
+        ([(0, 5, [50, 2, 9, 9], {})], r"of its 1 annotations, left out 1 boxes without area in the image$"),
+        ([], "it has no annotations$"),
+    ],
+)
+def test_nothing_to_learn_from_is_an_error_with_the_reason(
+    tmp_path: Path, boxes: list[tuple[int, int, list[float], dict[str, Any]]], reason: str
+) -> None:
+    with pytest.raises(InputError, match=rf"train.json has no region to learn from: {reason}"):
+        load_training_set("d", write(tmp_path, boxes), exclude="novel")
 
 
 def test_digests_follow_the_content(tmp_path: Path) -> None:
@@ -80,19 +136,57 @@ def test_digests_follow_the_content(tmp_path: Path) -> None:
 
     first = load([1, 2, 3, 4])
     assert first.digest == load([1, 2, 3, 4]).digest
-    assert first.image_digest != load([1, 2, 3, 5]).image_digest
+    assert first.images_digest() != load([1, 2, 3, 5]).images_digest()
     for other in (load([1, 2, 3, 4], "dog"), load([1, 2, 3, 4], category=7)):
-        assert first.image_digest == other.image_digest and first.digest != other.digest
+        assert first.images_digest() == other.images_digest() and first.digest != other.digest
 
 
-def test_classes_that_share_a_name_are_an_error_unless_one_is_novel(tmp_path: Path) -> None:
-    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {})])
-    content = path.read_text()
-    path.write_text(content.replace('"new"', '"cat"'))
-    assert load_training_set("d", path).class_names == ("cat", "cup")
-    path.write_text(content.replace('"cup"', '"cat"'))
-    with pytest.raises(InputError, match=r"train.json, but for novel ones: .*'cat' more than once"):
-        load_training_set("d", path)
+def test_categories_that_share_a_name_are_one_class(tmp_path: Path) -> None:
+    """As 55 names of V3Det, whose ids are the identity: a region of either is a positive of the one word."""
+    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 7, [1, 2, 3, 4], {}), (2, 3, [1, 2, 3, 4], {})])
+    path.write_text(path.read_text().replace('"cup"', '"cat"'))
+    found = load_training_set("d", path)
+    assert found.class_names == ("new", "cat") and found.class_ids.tolist() == [1, 1, 0]
+    assert "1 names stand for several categories each, and are one class each: 'cat'" in found.notes
+
+
+def test_an_excluded_category_does_not_take_its_name_from_another(tmp_path: Path) -> None:
+    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 3, [1, 2, 3, 4], {})])
+    path.write_text(path.read_text().replace('"new"', '"cat"'))
+    found = load_training_set("d", path, exclude="novel")
+    assert found.class_names == ("cat", "cup") and found.num_regions == 1
+    assert not any("several categories" in note for note in found.notes)
+
+
+def test_suffixes_are_cut_off_on_request_only(tmp_path: Path) -> None:
+    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 7, [1, 2, 3, 4], {})])
+    path.write_text(path.read_text().replace('"cup"', '"wall-other"').replace('"cat"', '"wall-stuff"'))
+    assert load_training_set("d", path).class_names == ("new", "wall-stuff", "wall-other")
+    cleaned = load_training_set("d", path, clean_names="coco")
+    assert cleaned.class_names == ("new", "wall") and cleaned.class_ids.tolist() == [1, 1]
+
+
+def test_a_picture_costs_one_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size; whether it is there is seen from the listing of its folder. On a network each look takes a while."""
+    path = write(tmp_path, [])
+    content = json.loads(path.read_text())
+    content["images"] = [{"id": i, "file_name": f"p/{i}.jpg", "width": 9, "height": 9} for i in range(200)]
+    content["annotations"] = [{"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4]} for i in range(200)]
+    path.write_text(json.dumps(content))
+    (tmp_path / "p").mkdir()
+    for index in range(200):
+        (tmp_path / "p" / f"{index}.jpg").write_bytes(b"x" * index)
+    looks: list[str] = []
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        looks.append(str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    found = load_training_set("d", path)
+    assert found.file_bytes.tolist() == list(range(200))
+    assert 200 <= sum(look.endswith(".jpg") for look in looks) < 250
 
 
 def test_every_image_comes_once_in_each_epoch_and_the_order_changes() -> None:
@@ -138,6 +232,18 @@ def test_of_several_tokens_each_is_a_region() -> None:
     assert padded[0, :, 0].tolist() == [0, 1, 2, 0, 0, 0] and padded[1, :, 0].tolist() == [3, 4, 5, 6, 7, 8]
     assert classes.tolist() == [[5, 5, 5, 0, 0, 0], [6, 6, 6, 7, 7, 7]]
     assert valid.sum(1).tolist() == [3, 6]
+
+
+def test_of_a_crowded_image_a_batch_takes_so_many_regions_drawn_anew_each_step() -> None:
+    shown = [np.arange(40) % 4 != 0, np.ones(3, bool)]
+    limit = RegionLimit(most=5, seed=7)
+    first, again, later = limit.apply(shown, 0), RegionLimit(5, 7).apply(shown, 0), limit.apply(shown, 1)
+    assert first[0].sum() == 5 and not (first[0] & ~shown[0]).any()
+    assert (first[0] == again[0]).all() and (first[0] != later[0]).any()
+    assert (first[1] == shown[1]).all()
+    union = np.logical_or.reduce([limit.apply(shown, step)[0] for step in range(60)])
+    assert (union == shown[0]).all()  # in time, all of them
+    assert RegionLimit().apply(shown, 0) == shown
 
 
 def test_no_augmentation_when_no_probability() -> None:

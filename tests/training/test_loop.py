@@ -196,6 +196,46 @@ def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfi
     assert not torch.equal(plain.projector.weight, averaged.projector.weight)
 
 
+@pytest.mark.parametrize("multimask", [False, True])
+def test_a_head_knows_which_mask_tokens_it_was_trained_on(
+    make_config: MakeConfig, backbones: Backbones, multimask: bool
+) -> None:
+    path = quietly(make_config(steps=2, features={"multimask": multimask}), backbones).head_path
+    assert load_head(path).multimask == read_head_metadata(path)["multimask"] == multimask
+    other = {
+        "standardize_inputs": False,
+        "model": {"initial_head": str(path)},
+        "features": {"multimask": not multimask},
+    }
+    with pytest.raises(ArtifactError, match=f"multimask {multimask} instead of {not multimask}"):
+        Setup.from_config(make_config(name="other", **other), backbones).build_head()
+
+
+def test_pytorch_extracts_in_half_precision_on_request(make_config: MakeConfig, backbones: Backbones) -> None:
+    single, half = (
+        Setup.from_config(make_config(features={"precision": precision}), backbones) for precision in ("fp32", "bf16")
+    )
+    assert [setup.extractor.pipeline.precision for setup in (single, half)] == ["fp32", "bf16"]
+    assert single.caches[0].key != half.caches[0].key
+    assert "features by torch in bf16" in half.describe()
+    assert {p.dtype for tower in backbones for p in tower.parameters()} == {torch.float32}  # the caller's are untouched
+    maps = []
+    for setup in (single, half):
+        with prepare_batches(setup, lambda _: None) as batches:
+            maps.append(batches.batch(0).patch_tokens.flatten(1))
+    assert not torch.equal(*maps)
+    assert F.cosine_similarity(*maps).min() > 0.99
+
+
+def test_a_batch_takes_at_most_so_many_regions_of_an_image(make_config: MakeConfig, backbones: Backbones) -> None:
+    for augmentation in (None, {"keep_cropped_regions": True}):
+        setup = Setup.from_config(make_config(max_regions_per_image=2, augmentation=augmentation), backbones)
+        with prepare_batches(setup, lambda _: None) as batches:
+            counts = torch.cat([batches.batch(step).valid.sum(1) for step in range(5)])
+        assert setup.sets[0].counts.max() > 2 and counts.max() == 2
+    assert np.isfinite(quietly(make_config(max_regions_per_image=1, steps=2), backbones).loss)
+
+
 def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backbones) -> None:
     first = quietly(make_config(name="one"), backbones).head_path
     changes = {"name": "two", "standardize_inputs": False, "model": {"initial_head": str(first), "dropout": 0.0}}
@@ -214,16 +254,55 @@ def test_bf16_on_the_cpu_and_fp16_refused(make_config: MakeConfig, backbones: Ba
         Setup.from_config(make_config(name="other", amp="fp16"), backbones)
 
 
-def test_categories_that_share_a_name_are_refused_before_anything_is_computed(
+def renamed(data: Path, *names: str) -> str:
+    """The path of an annotation file with other class names."""
+    content = json.loads(data.read_text())
+    for category, name in zip(content["categories"], names, strict=True):
+        category["name"] = name
+    path = data.with_name(f"{'_'.join(names).replace(' ', '-')}.json")
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_categories_that_share_a_name_are_one_class(make_config: MakeConfig, backbones: Backbones, data: Path) -> None:
+    path = renamed(data, "red square", "red square", "blue square")
+    config = make_config(steps=2, datasets=[{"name": "twice", "annotations": path}])
+    setup = Setup.from_config(config, backbones)
+    assert [vocabulary.names for vocabulary in setup.vocabularies] == [("red square", "blue square")]
+    assert "1 names stand for several categories each, and are one class each: 'red square'" in setup.describe()
+    assert np.isfinite(quietly(config, backbones).loss)
+
+
+def test_names_that_mean_the_same_stop_a_run_before_anything_is_computed(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+) -> None:
+    """Each would be the other's negative: the loss falls all the same, and the head is useless."""
+    sets = {"name": "twins", "annotations": renamed(data, "red square", "red  square", "blue square")}
+    features = {"cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(InputError, match=r"data set twins: .*'red square'.*'red  square'.*same_meaning=warn"):
+        quietly(make_config(datasets=[sets], features=features), backbones)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
+    allowed = make_config(datasets=[{**sets, "same_meaning": "warn"}], features=features, steps=2)
+    with pytest.warns(UserWarning, match="look the same to this text encoder"):
+        quietly(allowed, backbones)
+
+
+def test_classes_marked_novel_are_left_out_on_request(
     make_config: MakeConfig, backbones: Backbones, data: Path
 ) -> None:
     content = json.loads(data.read_text())
-    content["categories"][1]["name"] = content["categories"][0]["name"]
-    path = data.with_name("twice.json")
+    content["categories"][0]["novel"] = True
+    path = data.with_name("novel.json")
     path.write_text(json.dumps(content))
-    config = make_config(datasets=[{"name": "twice", "annotations": str(path)}])
-    with pytest.raises(InputError, match=r"twice.json, but for novel ones: .* 'red square' more than once"):
-        Setup.from_config(config, backbones)
+    every, base = (
+        Setup.from_config(make_config(datasets=[{"name": "n", "annotations": str(path), **more}]), backbones)
+        for more in ({}, {"exclude": "novel"})
+    )
+    assert len(every.sets[0].class_names) == 3 and "nothing left out" in every.describe()
+    assert "1 categories marked novel are trained on like all others" in every.describe()
+    assert base.sets[0].class_names == ("green square", "blue square")
+    left_out = base.sets[0].left_out["regions of excluded classes"]
+    assert left_out > 0 and f"{left_out} regions of excluded classes" in base.describe()
 
 
 def test_an_attempt_that_cannot_begin_leaves_nothing_and_does_not_block_the_corrected_one(
@@ -320,6 +399,84 @@ def test_a_run_is_not_overwritten_and_resume_needs_the_same_configuration(
     assert np.isnan(finished.loss)  # no step was left
 
 
+def test_a_run_of_more_steps_goes_on_as_if_it_had_been_asked_for_them_at_once(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
+    changes: dict[str, Any] = {"optimizer": {"schedule": "multistep", "milestones": [5], "ema_decay": 0.9}}
+    whole = load_head(quietly(make_config(name="whole", steps=8, **changes), backbones).head_path).state_dict()
+    quietly(make_config(name="longer", steps=4, **changes), backbones)
+    longer = quietly(make_config(name="longer", steps=8, **changes), backbones, resume="auto")
+    assert longer.steps == 8
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_head(longer.head_path).state_dict().items())
+    with pytest.raises(InputError, match=r"steps \(8, now 4; steps may only grow\)"):
+        quietly(make_config(name="longer", steps=4, **changes), backbones, resume="auto")
+    quietly(make_config(name="cosine"), backbones)
+    with pytest.raises(InputError, match=r"steps \(6, now 9; the cosine schedule spreads over all steps"):
+        quietly(make_config(name="cosine", steps=9), backbones, resume="auto")
+
+
+def test_the_run_directory_tells_the_plan(make_config: MakeConfig, backbones: Backbones) -> None:
+    said: list[str] = []
+    result = train(make_config(steps=2), backbones=backbones, say=said.append)
+    plan = (result.run_directory / "plan.txt").read_text()
+    assert plan.strip() == said[0] and "data set squares: 10 images" in plan and "nothing left out" in plan
+    assert not (result.run_directory / "skipped.json").exists()
+
+
+def with_broken_pictures(data: Path, folder: Path, *indices: int) -> dict[str, Any]:
+    """A data set whose pictures of these indices are cut off; of index 0 it is gone."""
+    folder.mkdir()
+    for picture in data.parent.glob("*.png"):
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    for index in indices:
+        (folder / f"{index}.png").write_bytes((folder / f"{index}.png").read_bytes()[:200])
+    if 0 in indices:
+        (folder / "0.png").unlink()
+    return {"name": "broken", "annotations": str(data), "images": str(folder)}
+
+
+@pytest.mark.parametrize("augmentation", [None, {}])
+def test_pictures_that_cannot_be_used_are_left_out_listed_and_stay_out_on_resume(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, augmentation: dict[str, Any] | None
+) -> None:
+    sets = [with_broken_pictures(data, tmp_path / "pictures", 0, 3)]
+    skip: dict[str, Any] = {"features": {"on_error": "skip", "max_skipped": 0.2, "cache_dir": str(tmp_path / "cache")}}
+    changes: dict[str, Any] = {"datasets": sets, "steps": 4, "augmentation": augmentation, **skip}
+    whole = quietly(make_config(name="whole", **changes), backbones)
+    assert whole.images == 8
+    listed = json.loads((whole.run_directory / "skipped.json").read_text())
+    assert list(listed["broken"]) == ["0.png", "3.png"] and "3.png" in listed["broken"]["3.png"]
+
+    def stop(report: StepReport) -> None:
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    config = make_config(name="resumed", checkpoints={"every": 1}, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(config, backbones, on_step=stop)
+    resumed = quietly(config, backbones, resume="auto")
+    heads = [load_head(result.head_path).state_dict() for result in (whole, resumed)]
+    assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
+    with pytest.raises(InputError, match=r"more than 1 of the 10 images of broken cannot be used"):
+        quietly(make_config(name="few", **{**changes, "features": {**skip["features"], "max_skipped": 0.1}}), backbones)
+
+
+def test_resume_notices_that_other_pictures_are_skipped(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+) -> None:
+    """The same files, but the checkpoint's run could read one more of them."""
+    sets = [with_broken_pictures(data, tmp_path / "pictures", 3)]
+    features = {"on_error": "skip", "max_skipped": 0.2}
+    config = make_config(datasets=sets, steps=4, features=features)
+    quietly(config, backbones)
+    for manifest in (tmp_path / "runs" / "run" / "checkpoints").glob("*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        assert list(content["skipped"]["broken"]) == ["3.png"]
+        manifest.write_text(json.dumps({**content, "skipped": {}}))
+    with pytest.raises(InputError, match=r"other images of the data set broken are skipped than .*\(3.png\)"):
+        quietly(config, backbones, resume="auto")
+
+
 def test_resume_notices_other_data(make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path) -> None:
     quietly(make_config(), backbones)
     content = json.loads(data.read_text())
@@ -341,8 +498,13 @@ def test_resume_notices_another_clip_wherever_its_weights_are(
     other = copy.deepcopy(backbones[1])
     with torch.no_grad():
         other.clip.visual.conv1.weight[0, 0, 0, 0] += 1
-    with pytest.raises(InputError, match="CLIP's image tower changed since"):
+    with pytest.raises(InputError, match=r"^CLIP's image tower changed since"):
         quietly(moved, (backbones[0], other), resume="auto")
+    sam = copy.deepcopy(backbones[0])
+    with torch.no_grad():
+        sam.sam.image_encoder.pos_embed += 1
+    with pytest.raises(InputError, match=r"^SAM's weights changed since"):  # and not the data
+        quietly(moved, (sam, backbones[1]), resume="auto")
 
 
 def test_resume_notices_other_classes_though_features_stay(
@@ -357,8 +519,48 @@ def test_resume_notices_other_classes_though_features_stay(
     relabelled = make_config(steps=2, datasets=[{"name": "squares", "annotations": str(changed)}])
     with pytest.raises(InputError, match="the data set squares changed since"):
         quietly(relabelled, backbones, resume="auto")
-    keys = [Setup.from_config(c, backbones).caches[0].key for c in (config, relabelled)]
-    assert keys[0] == keys[1]
+    caches = [Setup.from_config(c, backbones).caches[0] for c in (config, relabelled)]
+    assert caches[0].shard_path(0) == caches[1].shard_path(0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_resume_blames_the_key_that_was_changed(make_config: MakeConfig, backbones: Backbones, precision: str) -> None:
+    """Not the data, which is what it was."""
+    quietly(make_config(steps=2), backbones)
+    with pytest.raises(InputError, match=rf"another configuration: features.precision \(None, now '{precision}'\)"):
+        quietly(make_config(steps=2, features={"precision": precision}), backbones, resume="auto")
+    graphs = {"runtime": "openvino", "artifacts": "artifacts"}
+    with pytest.raises(InputError, match=r"features.runtime \('torch', now 'openvino'\)"):
+        quietly(make_config(steps=2, features=graphs), backbones, resume="auto")
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began_or_not_at_all(
+    make_config: MakeConfig, backbones: Backbones, tmp_path: Path
+) -> None:
+    """Its configuration has none of the newer keys: then it summed over regions."""
+    quietly(make_config(steps=2), backbones)
+    run = tmp_path / "runs" / "run"
+    text = (run / "config.yaml").read_text().replace("loss_reduction: per_image\n", "")
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"loss_reduction \('per_region', now 'per_image'\)"):
+        quietly(make_config(steps=2), backbones, resume="auto")
+
+
+def test_one_corrected_annotation_costs_one_shard(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+) -> None:
+    features = {"cache_dir": str(tmp_path / "cache"), "images_per_shard": 2}
+    quietly(make_config(steps=2, features=features), backbones)
+    before = set((tmp_path / "cache").glob("*/*.safetensors"))
+    content = json.loads(data.read_text())
+    content["annotations"][0]["bbox"][2] = 20
+    corrected = data.with_name("corrected.json")
+    corrected.write_text(json.dumps(content))
+    sets = [{"name": "squares", "annotations": str(corrected)}]
+    said: list[str] = []
+    train(make_config(name="two", steps=2, features=features, datasets=sets), backbones=backbones, say=said.append)
+    assert len(set((tmp_path / "cache").glob("*/*.safetensors")) - before) == 1
+    assert "1 to make" in said[1] and "1 more files are of other states of this data set" in said[1]
 
 
 def test_an_image_of_another_size_than_annotated_is_named(
