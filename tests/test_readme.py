@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +23,6 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 
 
 def test_blocks_run_in_order(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "regionspot/configs/mini.yaml", tmp_path / "mini.yaml")
     scripts = sysconfig.get_path("scripts")
     environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
     environment["REGIONSPOT_SERVER_HOME"] = str(ROOT / "build" / "server")  # installed once, see tests/serving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 
 from regionspot.cli.main import main
+from regionspot.cli.train import build_parser
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +82,32 @@ def test_train_refuse_and_resume(config: Path, capsys: pytest.CaptureFixture[str
     assert main(["train", "--config", str(config), "--resume", "auto", "logging.every=1"]) == 0
     assert main(["train", "--config", str(config), "seed=1", "--resume", "auto"]) == 2
     assert "seed (0, now 1)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("random_towers")
+def test_features_of_earlier_states_are_deleted_on_request(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(config)]) == 0
+    before = set(config.parent.glob("cache/*/*.safetensors"))
+    annotations = config.parent / "train.json"
+    annotations.write_text(annotations.read_text().replace("[5, 6, 20, 20]", "[5, 6, 20, 21]", 1))
+    assert main(["train", "--config", str(config), "name=corrected"]) == 0
+    assert "1 more files are of other states of this data set" in capsys.readouterr().out
+    assert main(["train", "--config", str(config), "--delete-unused"]) == 0
+    assert capsys.readouterr().out == f"{before.pop()}\ndeleted 1 files that these data sets do not use\n"
+    assert len(list(config.parent.glob("cache/*/*.safetensors"))) == 1
+    assert main(["train", "--config", str(config), "name=again"]) == 0
+    assert "all there" in capsys.readouterr().out
+
+
+def test_the_example_of_the_help_works_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = build_parser().epilog
+    assert example is not None
+    arguments = shlex.split(example.partition("regionspot-train ")[2])
+    assert main(["train", *arguments, "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["datasets"][0]["annotations"] == "train.json"
 
 
 @pytest.mark.parametrize(
