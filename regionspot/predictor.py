@@ -16,7 +16,7 @@ from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
-from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary
+from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary, as_class_names
 from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
@@ -249,7 +249,7 @@ class RegionPredictor:
                     f"{self.pipeline.info.embed_dim}: encode the words with this model's own CLIP"
                 )
             return vocabulary
-        names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else tuple(vocabulary)
+        names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else as_class_names(vocabulary)
         last = self._vocabulary  # read once: another thread may replace it
         if last is None or last.names != names:
             self._vocabulary = last = self._vocabulary_encoder.encode(names)
