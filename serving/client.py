@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from regionspot.errors import InputError
 from regionspot.runtime.runner import Array
-from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, Limits, RequestError, ServingError
+from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, Limits, RequestError, ServingError, base64_hint, to_utf8
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
 from regionspot.structures import FloatArray, RegionPredictions, Rle, Vocabulary
-from regionspot.transforms import ImageSource, read_image
+from regionspot.transforms import ImageSource, UInt8Array, read_image
 
 _SENT_AS_IT_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG and PNG; WebP is RIFF....WEBP
 
@@ -281,10 +281,10 @@ class Call:
             "return_masks": np.array([[return_masks]]),
         }
         if isinstance(vocabulary, str):
-            self._inputs["vocabulary"] = _bytes([vocabulary.encode()])
+            self._inputs["vocabulary"] = _bytes([to_utf8(vocabulary, "the vocabulary's name")])
         else:
             self._words = vocabulary.names if isinstance(vocabulary, Vocabulary) else tuple(vocabulary)
-            self._inputs["words"] = _bytes([word.encode() for word in self._words])
+            self._inputs["words"] = _bytes([to_utf8(word, f"word {i}") for i, word in enumerate(self._words)])
         for name, values in regions.items():
             if values is not None:
                 self._inputs[name] = _regions(name, values)[None]
@@ -292,7 +292,7 @@ class Call:
     def inputs(self, with_picture: bool = False) -> dict[str, Array]:
         """The request's tensors: with the handle of a picture that the server knows, else with its bytes."""
         if self._remote is not None and not with_picture:
-            return self._inputs | {"image_handle": _bytes([self._remote.handle.encode()])}
+            return self._inputs | {"image_handle": _bytes([to_utf8(self._remote.handle, "the picture's handle")])}
         assert self._encoded is not None
         return self._inputs | {"image": _bytes([self._encoded])}
 
@@ -356,8 +356,18 @@ def encoded_picture(image: ImageSource) -> bytes:
     from PIL import Image
 
     encoded = io.BytesIO()
-    Image.fromarray(read_image(image)).save(encoded, "PNG", compress_level=1)
+    Image.fromarray(_read(image if content is None else content, image)).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
+
+
+def _read(source: ImageSource, named: ImageSource) -> UInt8Array:
+    """(H, W, 3) uint8 RGB. `source` may be the content of the file `named`: a pipe can be read once alone."""
+    try:
+        return read_image(source)
+    except InputError as error:
+        hint = base64_hint(source) if isinstance(source, bytes) else ""
+        name = "" if isinstance(named, bytes) or source is named else f" ({named})"
+        raise InputError(f"{error}{name}{hint}") from error
 
 
 def _regions(name: str, values: npt.ArrayLike) -> Array:

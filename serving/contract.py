@@ -5,6 +5,7 @@ Free of Triton and of PyTorch.
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -117,6 +118,37 @@ def from_text(text: str) -> ServingError | None:
     """The error that `as_text` wrote, perhaps behind words of Triton's own; None where there is none."""
     found = _CODED.search(text)
     return error_of(found[1], found[2]) if found else None
+
+
+def to_utf8(text: object, what: str) -> bytes:
+    """A name or a word as it crosses the wire.
+
+    Raises:
+        InputError: it is no text, or holds half of a surrogate pair, which JSON's escapes and file names can carry.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} must be text, not {type(text).__name__}: {text!r}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} {text!r} is no Unicode text: it holds half of a surrogate pair") from error
+
+
+def base64_hint(content: bytes) -> str:
+    """What to add to a refusal of picture bytes that are base64 text; nothing for others."""
+    start = content.lstrip()[:256]
+    if start.startswith(b"data:"):
+        start = start.partition(b",")[2]
+    try:
+        head = base64.b64decode(start[:24], validate=True)
+    except ValueError:
+        return ""
+    if not head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")):
+        return ""
+    return (
+        "; it is base64 text: decode it, and send the bytes themselves (over Triton's HTTP by its binary tensor data "
+        "extension, since JSON cannot hold them)"
+    )
 
 
 @dataclass(frozen=True)

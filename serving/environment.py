@@ -20,7 +20,7 @@ from pathlib import Path
 import regionspot
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.lock import locked
-from regionspot.files import cache_root
+from regionspot.files import cache_root, expand_home
 from regionspot.serving.repository import PACKAGE_VARIABLE
 
 CONTAINER = Path("/opt/tritonserver")
@@ -43,10 +43,15 @@ class Installation:
     backends: Path
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def environment(self) -> dict[str, str]:
-        """For the server's process: this process's own with `variables` put in."""
+    def environment(self, plain: Callable[[str | Path], Path] = Path) -> dict[str, str]:
+        """For the server's process: this process's own with `variables` put in.
+
+        Args:
+            plain: gives a path in the place of one that the server cannot take, see `PlainPaths.path`.
+        """
         own = dict(os.environ)
-        for name, value in self.variables.items():
+        for name, given in self.variables.items():
+            value = str(plain(given)) if name == PACKAGE_VARIABLE else given
             joined = [value, own[name]] if name in ("PATH", "LD_LIBRARY_PATH") and own.get(name) else [value]
             own[name] = os.pathsep.join(joined)
         return own
@@ -55,7 +60,7 @@ class Installation:
 def default_home() -> Path:
     """Where the server's environment is kept unless told otherwise: $REGIONSPOT_SERVER_HOME, or in the cache."""
     named = os.environ.get("REGIONSPOT_SERVER_HOME")
-    return Path(named).expanduser() if named else cache_root() / "server"
+    return expand_home(named, "REGIONSPOT_SERVER_HOME") if named else cache_root() / "server"
 
 
 def find_installation(home: str | Path | None = None, say: Callable[[str], None] = print) -> Installation:
@@ -75,7 +80,7 @@ def find_installation(home: str | Path | None = None, say: Callable[[str], None]
         raise InputError(
             "PyPI has a Triton server for Linux on x86-64 alone: elsewhere run NVIDIA's container (serving/deploy)"
         )
-    home = Path(home) if home is not None else default_home()
+    home = Path(os.path.abspath(home if home is not None else default_home()))  # links and variables need it whole
     with locked(home, wait=True):
         environment = _prepared(home, say)
         package = _copied_package(home)

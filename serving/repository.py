@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -158,7 +159,7 @@ def targets_of(repository: str | Path) -> list[str]:
     if not found:
         raise ArtifactError(
             f"{repository} is no model repository of regionspot. Make one: regionspot-serve init --artifacts artifacts "
-            f"--out {repository} --target cpu"
+            f"--out {shlex.quote(str(repository))} --target cpu"
         )
     return found
 

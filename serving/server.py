@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,15 +18,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
-from regionspot.files import write_atomically
+from regionspot.files import why_not_written, write_atomically
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import Installation
 from regionspot.serving.model_config import read_config
+from regionspot.serving.plain_paths import PlainPaths
 from regionspot.serving.repository import models_of, targets_of
 from regionspot.serving.triton import STUB_DIED, Connection
 
@@ -35,6 +37,8 @@ READY_TIMEOUT_S = 600.0
 """Large models are read, checked and compiled when the canary first asks for them."""
 
 POLL_S = 0.5
+DEAD_STUB_S = 5.0
+STUB = "triton_python_backend_stub"
 CANARY_PERIOD_S, CANARY_TIMEOUT_S = 10.0, 30.0
 HANG_S = 600.0
 """A server that answers nobody for so long, the canary waiting, is started anew."""
@@ -47,6 +51,9 @@ METRICS_PORT = 8002
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 LOG_LINES = 12
 _PR_SET_PDEATHSIG = 1
+_NOISE = re.compile(r"[|+]|I\d{4} |[\s;]*$|At:|\s+\S+\(\d+\): \S+$")
+"""Lines of Triton's log that give no reason: tables, what goes well, frames of Python."""
+
 _INSTANCE = re.compile(r"(.+)_\d+_\d+")
 
 
@@ -120,6 +127,8 @@ class TritonServer:
         self._python_models = [name for name in self.models if self._backend(name) == "python"]
         self._admin_key = secrets.token_hex(16)
         self._log_start = 0
+        self._plain = PlainPaths()
+        self._dead_since: float | None = None
         self._prefix = f"regionspot_{os.getpid()}_{secrets.token_hex(4)}_"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: BinaryIO | None = None
@@ -136,11 +145,11 @@ class TritonServer:
         ports = self.ports
         return [
             str(self.installation.executable),
-            f"--model-repository={self.repository.resolve()}",
+            f"--model-repository={self._plain.path(self.repository)}",
             f"--model-config-name={self.target}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self.models),
-            f"--backend-directory={self.installation.backends}",
+            f"--backend-directory={self._plain.path(self.installation.backends)}",
             "--disable-auto-complete-config",
             *(f"--{kind}-address={ports.host}" for kind in ("http", "grpc", "metrics")),
             f"--http-port={ports.http}",
@@ -159,15 +168,14 @@ class TritonServer:
     def start(self) -> None:
         remove_stale_memory()
         if self.log is not None:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self._log_file = open(self.log, "ab")  # noqa: SIM115  (closed by `stop`)
+            self._log_file = open_log(self.log, "ab")
             self._log_start = self._log_file.tell()
         self._process = subprocess.Popen(
             self.command(),
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
-            env=self.installation.environment(),
+            env=self.installation.environment(self._plain.path),
             cwd="/",  # its Python finds packages in the folder that it starts in
             start_new_session=True,  # a process group of its own, so that no stub outlives it
             preexec_fn=_end_with_parent,
@@ -184,6 +192,9 @@ class TritonServer:
         while time.monotonic() < deadline:
             if not self.running:
                 raise ServingError("UNAVAILABLE", f"the Triton server ended before it was ready:\n{self.last_words()}")
+            if self._stubs_stay_dead():
+                reason = "processes of its Python backend died when they were started, and it waits for them"
+                break
             try:
                 with RegionClient(self.ports.grpc_url, max(deadline - time.monotonic(), 1.0), retry=False) as client:
                     canary.check(client, max(deadline - time.monotonic(), 1.0), return_masks=masks)
@@ -194,6 +205,16 @@ class TritonServer:
                     break
             time.sleep(POLL_S)
         raise ServingError("UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.last_words()}")
+
+    def _stubs_stay_dead(self) -> bool:
+        """Whether stubs have been dead for DEAD_STUB_S: Triton waits forever for one that dies in silence."""
+        assert self.pid is not None
+        if not any(stub.state == "Z" for stub in _stub_processes(self.pid)):
+            self._dead_since = None
+            return False
+        if self._dead_since is None:
+            self._dead_since = time.monotonic()
+        return time.monotonic() - self._dead_since > DEAD_STUB_S
 
     def missing_stubs(self) -> list[str]:
         """Models of the Python backend whose process is gone; Triton itself goes on calling them ready."""
@@ -209,7 +230,7 @@ class TritonServer:
         return list(_stubs_of(self.pid)) if self.pid is not None else []
 
     def last_words(self) -> str:
-        """The end of the log, without Triton's tables."""
+        """The end of the log, without Triton's tables and Python's frames."""
         if self.log is None:
             return "(its output stands above)"
         if not self.log.is_file():
@@ -217,7 +238,7 @@ class TritonServer:
         with open(self.log, "rb") as file:
             file.seek(self._log_start)
             lines = file.read().decode(errors="replace").splitlines()
-        telling = [line for line in lines if line.strip() and not line.startswith(("|", "+", "I1", "I0"))]
+        telling = [line for line in lines if not _NOISE.match(line)]
         return "\n".join(line[:400] for line in telling[-LOG_LINES:]) + f"\n(all of it: {self.log})"
 
     def stop(self) -> None:
@@ -237,6 +258,7 @@ class TritonServer:
         if self._log_file is not None:
             self._log_file.close()
             self._log_file = None
+        self._plain.remove()
 
     def __enter__(self) -> TritonServer:
         return self
@@ -412,6 +434,15 @@ class Running:
         return found
 
 
+def open_log(path: Path, mode: Literal["ab", "wb"]) -> BinaryIO:
+    """A file for a process's output. Raises ArtifactError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, mode)
+    except OSError as error:
+        raise ArtifactError(f"the log {path} cannot be written: {why_not_written(error)}") from error
+
+
 def choose_target(repository: str | Path, target: str | None) -> str:
     """`target` if the repository was made for it, its only one, or that of a CPU.
 
@@ -424,7 +455,7 @@ def choose_target(repository: str | Path, target: str | None) -> str:
     if target not in made:
         raise ArtifactError(
             f"{repository} was made for {', '.join(made)}, not for {target}: add it with regionspot-serve init "
-            f"--target {target} --out {repository}"
+            f"--target {target} --out {shlex.quote(str(repository))}"
         )
     return target
 
@@ -445,8 +476,7 @@ def start_detached(
     for option, value in (("--target", target), ("--log", log)):
         words += [option, str(value)] if value is not None else []
     output = home / "logs" / f"{ports.grpc}.up.log"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "wb") as file:
+    with open_log(output, "wb") as file:
         child = subprocess.Popen(
             [sys.executable, "-m", "regionspot.cli.main", *words],
             stdin=subprocess.DEVNULL,
@@ -468,7 +498,8 @@ def start_detached(
             child.terminate()
             raise
     child.terminate()
-    raise ServingError("TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {output}")
+    logs = f"{output} and {log or home / 'logs' / f'{ports.grpc}.log'}"
+    raise ServingError("TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {logs}")
 
 
 @contextlib.contextmanager
@@ -499,16 +530,27 @@ def stop_running(running: Running, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> 
         time.sleep(0.1)
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A child process; its state is Z when it has ended and nobody has asked how."""
+
+    pid: int
+    state: str
+
+
 def _stubs_of(pid: int) -> Iterator[tuple[str, int]]:
-    """A server's child processes that are stubs: the name of each one's model is among its arguments."""
+    """(model, process id) of a server's live stubs: the name of each one's model is among its arguments."""
+    for stub in _stub_processes(pid):
+        yield from ((match[1], stub.pid) for word in _command_of(stub.pid) if (match := _INSTANCE.fullmatch(word)))
+
+
+def _stub_processes(pid: int) -> Iterator[_Child]:
+    """A server's child processes that are stubs, the dead ones too."""
     for folder in Path("/proc").glob("[0-9]*"):
         child = int(folder.name)
         status = _status_of(child)
-        if not status or int(status[1]) != pid or status[0] == "Z":
-            continue
-        words = _command_of(child)
-        if words and "triton_python_backend_stub" in words[0]:
-            yield from ((match[1], child) for word in words if (match := _INSTANCE.fullmatch(word)))
+        if status and int(status[1]) == pid and _name_of(child) == STUB[:15]:  # the system keeps no more of a name
+            yield _Child(child, status[0])
 
 
 def remove_stale_memory() -> None:
@@ -531,6 +573,13 @@ def _status_of(pid: int) -> list[str]:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return []
+
+
+def _name_of(pid: int) -> str:
+    """What the system calls a process; nothing where it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    return ""
 
 
 def _command_of(pid: int) -> list[str]:

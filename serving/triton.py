@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ _GONE = (
     *("is not healthy", "is not ready", "unknown model", "no available versions", "server exiting", "stub process"),
     *("connection dropped", "socket closed", "cannot connect", "server disconnected", "broken pipe", "is not found"),
 )
+_PERHAPS_HTTP = ("http1.x server", "failed parsing http/2", "socket closed")
+"""gRPC's words for an HTTP/1 server that answers it, or hangs up."""
+
+_NO_HTTP = ("expected http/", "badstatusline")
+"""HTTP clients' words for a gRPC server that answers them."""
+
+PROBE_S = 1.0
 ResultT = TypeVar("ResultT")
 
 
@@ -278,6 +286,8 @@ def translated(error: Exception, address: Address) -> ServingError:
     if (known := from_text(message)) is not None:
         return known
     text = f"{status} {message}".lower()
+    if (misnamed := _misnamed(text, address)) is not None:
+        return misnamed
     if "deadline" in text or "timeout" in text or "timed out" in text or "failed to obtain" in text:
         return error_of("TIMEOUT", f"{address.host} gave no answer in time: allow more, or ask for less at once")
     unreachable = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
@@ -292,6 +302,34 @@ def translated(error: Exception, address: Address) -> ServingError:
     if "invalid_argument" in text or status == "400":
         return error_of("REQUEST_INVALID", message)
     return error_of("INTERNAL", message)
+
+
+def _misnamed(text: str, address: Address) -> ServingError | None:
+    """The error to report where the server's other port was named; None where nothing speaks for that."""
+    if address.protocol == "grpc" and any(sign in text for sign in _PERHAPS_HTTP) and _speaks_http(address.host):
+        return error_of(
+            "REQUEST_INVALID",
+            f"{address.host} is an HTTP port: name the server's gRPC port (8001 unless told otherwise), or write "
+            f"http://{address.host}",
+        )
+    if address.protocol == "http" and any(sign in text for sign in _NO_HTTP):
+        return error_of(
+            "REQUEST_INVALID",
+            f"{address.host} does not speak HTTP: name the server's HTTP port (8000 unless told otherwise), or write "
+            f"{address.host} if it is the gRPC port",
+        )
+    return None
+
+
+def _speaks_http(host: str) -> bool:
+    """Whether a port answers HTTP/1, asked at most PROBE_S at a time."""
+    name, _, port = host.rpartition(":")
+    try:
+        with socket.create_connection((name.strip("[]"), int(port)), PROBE_S) as probe:
+            probe.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return probe.recv(5) == b"HTTP/"
+    except OSError:
+        return False
 
 
 class TritonRunner:

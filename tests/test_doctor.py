@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,3 +139,43 @@ def test_mini_weights(tmp_path: Path) -> None:
     damaged = probes.mini_weights(tmp_path)
     assert isinstance(damaged, Finding) and damaged.status == "FAIL"
     assert "sam.safetensors is damaged" in damaged.detail and damaged.mend
+
+
+@pytest.mark.parametrize(
+    ("used", "built", "machine", "status", "said"),
+    [
+        (4, 4, "x86_64", "OK", "kernels use AVX-512 and are built for up to AVX-512"),
+        (3, 4, "amd64", "OK", "kernels use AVX2 and are built for up to AVX-512"),
+        (1, 1, "x86_64", "WARN", "kernels use SSE2 and are built for up to SSE2: they are slower than none"),
+        (1, 1, "aarch64", "OK", "this processor's baseline"),
+    ],
+)
+def test_the_instruction_set_of_the_kernels(used: int, built: int, machine: str, status: str, said: str) -> None:
+    found = probes.kernel_level(used, built, machine)
+    assert (found.status if isinstance(found, Finding) else "OK") == status
+    assert said in (found.detail if isinstance(found, Finding) else found)
+    assert not isinstance(found, Finding) or "GCC 12" in found.mend
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.uname().machine != "x86_64", reason="x86-64's levels")
+@pytest.mark.parametrize(
+    ("asked", "said"), [("1", "kernels use SSE2"), ("v1", "kernels use SSE2"), ("avx9", "is ignored: use 1, 2, 3 or 4")]
+)
+def test_the_level_that_is_asked_for(asked: str, said: str) -> None:
+    command = [sys.executable, "-m", "regionspot.cli.probes", "native extension"]
+    environment = os.environ | {"REGIONSPOT_MAX_LEVEL": asked}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert said in run.stdout + run.stderr
+    if asked == "avx9":
+        assert "kernels use SSE2" not in run.stdout or "avx2" not in Path("/proc/cpuinfo").read_text()
+
+
+def test_disk_of_a_user_without_home_or_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert doctor.check_disk().status == "WARN"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGIONSPOT_CACHE", "~nobody-of-that-name/cache")
+    finding = doctor.check_disk()
+    assert finding.status == "WARN" and "no such home directory" in finding.detail

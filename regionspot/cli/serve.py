@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ def _init(arguments: argparse.Namespace) -> int:
         )
         names = make_repository(arguments.artifacts, arguments.out, options)
         print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
-    print(f"start it with\n  regionspot-serve up --repository {arguments.out}")
+    print(f"start it with\n  {shlex.join(['regionspot-serve', 'up', '--repository', arguments.out])}")
     return 0
 
 
@@ -175,7 +176,7 @@ def _up(arguments: argparse.Namespace) -> int:
         started_at,
     )
 
-    home = (arguments.home or default_home()).resolve()
+    home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host).resolved()
     installation = find_installation(home, say=lambda text: print(text, flush=True))
@@ -185,7 +186,7 @@ def _up(arguments: argparse.Namespace) -> int:
         print(_where(found, time.perf_counter() - began))
         print("it runs until `regionspot-serve down`")
         return 0
-    log = None if arguments.log == STDOUT else (arguments.log or home / "logs" / f"{ports.grpc}.log").resolve()
+    log = None if arguments.log == STDOUT else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
     running = Running(
         os.getpid(), started_at(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
     )
@@ -196,6 +197,11 @@ def _up(arguments: argparse.Namespace) -> int:
         _serve(server, running, home)
     print("stopped", flush=True)
     return 0
+
+
+def _absolute(path: Path) -> Path:
+    """Without links, as far as there are any; a loop of them stays for whoever opens it to refuse."""
+    return Path(os.path.realpath(path))
 
 
 def _serve(server: TritonServer, running: Running, home: Path) -> None:
@@ -248,7 +254,7 @@ def _down(arguments: argparse.Namespace) -> int:
     from regionspot.serving.environment import default_home
     from regionspot.serving.server import Running, stop_running
 
-    home = (arguments.home or default_home()).resolve()
+    home = _absolute(arguments.home or default_home())
     found = [one for one in Running.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
     if not found:
         where = "" if arguments.grpc_port is None else f" of gRPC port {arguments.grpc_port}"

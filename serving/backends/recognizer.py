@@ -16,9 +16,9 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.runtime.runner import Array
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
-from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, ServingError
+from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, ServingError, base64_hint, to_utf8
 from regionspot.structures import Prompts, RegionPredictions, Vocabulary
-from regionspot.transforms import read_image
+from regionspot.transforms import UInt8Array, read_image
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, clean_name
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -199,6 +199,8 @@ class Recognizer:
         if any(len(word) > self._limits.max_word_length for word in words):
             raise RequestError("VOCABULARY_INVALID", f"a word is longer than {self._limits.max_word_length} characters")
         with _coded("VOCABULARY_INVALID"):
+            for index, word in enumerate(words):
+                to_utf8(word, f"word {index}")
             return self._shared.encode(words, counts)
 
     def _picture(self, question: Question, counts: Counts) -> tuple[EncodedPicture, str, bool]:
@@ -220,7 +222,7 @@ class Recognizer:
                 "IMAGE_UNKNOWN", "the server keeps no picture of this handle (any more): send the picture"
             )
         with counts.timed("decode"), _coded("IMAGE_INVALID"):
-            pixels = read_image(question.image, limits.max_image_pixels, formats=FORMATS)
+            pixels = _pixels(question.image, limits.max_image_pixels)
         with counts.timed("encoders"):
             picture = self._predictor.encode(pixels)
         images.put(handle, picture)
@@ -233,6 +235,14 @@ class Recognizer:
                 Prompts.from_boxes(question.boxes).validated(picture.height, picture.width)
             if question.points is not None:
                 Prompts.from_points(question.points, question.point_labels).validated(picture.height, picture.width)
+
+
+def _pixels(image: bytes, max_pixels: int) -> UInt8Array:
+    """(H, W, 3) uint8 RGB. Raises InputError for bytes that are no picture."""
+    try:
+        return read_image(image, max_pixels, formats=FORMATS)
+    except InputError as error:
+        raise InputError(f"{error}{base64_hint(image)}") from error
 
 
 @contextmanager

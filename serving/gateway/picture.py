@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from regionspot.serving.contract import Limits, RequestError
+from regionspot.serving.contract import Limits, RequestError, base64_hint
 
 MAX_JPEG_SEGMENTS = 2000
 """Before the size; 32 MB of colour profile and the like in the largest segments are 500."""
@@ -53,7 +53,10 @@ def picture_size(content: bytes) -> tuple[int, int]:
         elif content.startswith(b"RIFF") and content[8:12] == b"WEBP":
             size = _size_of_webp(content)
         else:
-            raise RequestError("IMAGE_INVALID", "this is no JPEG, PNG or WebP file: save the picture as one of them")
+            hint = base64_hint(content)
+            raise RequestError(
+                "IMAGE_INVALID", f"this is no JPEG, PNG or WebP file: save the picture as one of them{hint}"
+            )
     except (struct.error, IndexError) as error:
         raise _damaged() from error
     if 0 in size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from regionspot.errors import InputError
@@ -14,8 +16,10 @@ from regionspot.serving.contract import (
     RequestError,
     ServingError,
     as_text,
+    base64_hint,
     error_of,
     from_text,
+    to_utf8,
 )
 
 
@@ -55,3 +59,22 @@ def test_limits() -> None:
     assert Limits.from_json(limits.to_json() | {"of_a_later_release": 1}) == limits
     with pytest.raises(InputError, match="max_words must be 1 or more, not 0"):
         Limits(max_words=0)
+
+
+@pytest.mark.parametrize("prefix", [b"", b" \n", b"data:image/jpeg;base64,"])
+def test_base64_text_is_known(prefix: bytes) -> None:
+    for content in (b"\xff\xd8\xff" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100), b"RIFF" + bytes(100)):
+        assert "it is base64 text: decode it" in base64_hint(prefix + base64.b64encode(content))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture", b"aGVsbG8gd29ybGQ=", b"data:", bytes(300)])
+def test_other_bytes_are_not_called_base64(content: bytes) -> None:
+    assert base64_hint(content) == ""
+
+
+def test_text_for_the_wire() -> None:
+    assert to_utf8("猫", "word 0") == "猫".encode()
+    with pytest.raises(InputError, match=r"word 3 '\\ud800' is no Unicode text: it holds half of a surrogate pair"):
+        to_utf8("\ud800", "word 3")
+    with pytest.raises(InputError, match="word 0 must be text, not int: 7"):
+        to_utf8(7, "word 0")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from regionspot.errors import InputError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.export.lock import locked
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
@@ -256,3 +258,41 @@ def test_the_servers_code_loads_no_pytorch(home: Path) -> None:
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "regionspot" in loaded and not loaded & {"torch", "open_clip", "segment_anything", "tritonclient", "onnx"}
+
+
+def test_stubs_that_die_before_their_first_word(
+    repository: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton waits for them without end: `up` says so, with the log's last lines, and does not wait ten minutes."""
+    installation = find_installation(home)
+    backends = tmp_path / "backends" / "python"
+    backends.mkdir(parents=True)
+    for path in (installation.backends / "python").iterdir():
+        (backends / path.name).symlink_to(path.resolve())
+    stub = backends / "triton_python_backend_stub"
+    stub.unlink()
+    stub.write_text("#!/bin/sh\necho 'terminate called after throwing: stol' >&2\nexit 134\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr("regionspot.serving.server.DEAD_STUB_S", 1.0)
+    ended = replace(installation, backends=backends.parent)
+    with TritonServer(ended, repository, Ports(0, 0, 0).resolved(), tmp_path / "log") as server:
+        server.start()
+        with pytest.raises(ServingError, match=r"its Python backend died when they were started[\s\S]*called.*stol"):
+            server.wait_ready(60)
+
+
+def test_the_reason_is_not_cut_off_by_frames(repository: Path, home: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    code = "def f(n):\n    if n: f(n - 1)\n    import no_such_library\nf(30)\n"
+    (broken / MODEL / "1" / "model.py").unlink()
+    (broken / MODEL / "1" / "model.py").write_text(code)
+    with pytest.raises(ServingError, match="No module named 'no_such_library'"):
+        start_detached(broken, home.resolve(), Ports(0, 0, 0).resolved())
+
+
+def test_a_log_that_cannot_be_written(repository: Path, home: Path, tmp_path: Path) -> None:
+    for log in (tmp_path, tmp_path / "file" / "log"):
+        (tmp_path / "file").write_bytes(b"")
+        server = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), log)
+        with pytest.raises(ArtifactError, match=r"the log .* cannot be written"):
+            server.start()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,27 @@ def test_options_of_the_runtime(
 ) -> None:
     assert main(["predict", str(picture), *BOXES, "--vocabulary", "cat,dog", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_with_every_kind_of_name(
+    server: Running, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name that is not UTF-8 loses no answer; what is passed over is counted."""
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    for name in (b"a.jpg", b"caf\xe9.jpg", b"._a.jpg", b"new.avif", b"below/b.jpg"):
+        (folder / os.fsdecode(name)).write_bytes(picture.read_bytes())
+    query = ["query", str(folder), "--box", "5,5,90,90", "--vocabulary", "pets", "--url", server.ports.grpc_url]
+    assert main([*query, "--no-masks", "--json", str(tmp_path / "all.jsonl")]) == 0
+    printed = capsys.readouterr()
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [line["image"]["file_name"] for line in lines] == ["a.jpg", "caf\\xe9.jpg"]
+    assert lines[0]["regions"] == lines[1]["regions"] and "caf\\xe9.jpg: " in printed.out
+    assert f"passed over in {folder}: 1 .avif file, 1 folder, 1 hidden file" in printed.err
+
+
+def test_a_pipe_is_read_once(server: Running, picture: Path, tmp_path: Path) -> None:
+    script = f"cat '{picture}' | '{sys.executable}' -m regionspot.cli.main query /dev/stdin --box 5,5,90,90"
+    script += f" --vocabulary pets --url {server.ports.grpc_url} --no-masks --out '{tmp_path / 'o.png'}'"
+    subprocess.run(["bash", "-c", script], check=True, capture_output=True)
+    assert Image.open(tmp_path / "o.png").format == "PNG"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionspot.errors import InputError
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.runner import Array
 from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
 from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState
+from regionspot.serving.client import Call
 from regionspot.serving.contract import OUTPUTS, Limits, ServingError
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, default_templates
 
@@ -227,3 +230,24 @@ def test_the_image_cache_is_bounded(predictor: RegionPredictor) -> None:
     small = ImageCache(size - 1)
     small.put("a", pictures[0])
     assert len(small) == 0 and small.size_bytes == 0
+
+
+def test_base64_text_and_half_surrogates(recognizer: Recognizer) -> None:
+    for inputs, code, said in (
+        ({"image": base64.b64encode(IMAGE), "vocabulary": "toys"}, "IMAGE_INVALID", "it is base64 text: decode it"),
+        ({"image": IMAGE, "words": ("cat", "\udc00")}, "VOCABULARY_INVALID", "word 1 .* is no Unicode text"),
+        ({"image": IMAGE, "vocabulary": "\udc00"}, "VOCABULARY_UNKNOWN", "no vocabulary"),
+    ):
+        with pytest.raises(ServingError, match=said) as refused:
+            ask(recognizer, boxes=BOX, **inputs)
+        assert refused.value.code == code
+
+
+def test_the_client_refuses_what_cannot_be_sent() -> None:
+    for words in (("cat", "\ud800"), ("cat", 7)):
+        with pytest.raises(InputError, match="word 1 "):
+            Call(IMAGE, words, {"boxes": BOX}, 5, False)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the vocabulary's name"):
+        Call(IMAGE, "\ud800", {"boxes": BOX}, 5, False)
+    with pytest.raises(InputError, match="it is base64 text"):
+        Call(base64.b64encode(IMAGE), "toys", {"boxes": BOX}, 5, False)
