@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
+from regionspot.arrays import checked_count, shown
 from regionspot.errors import InputError
+from regionspot.fonts import Font, FontFile, default_font, font_for, read_font
+from regionspot.label_places import place_labels
 from regionspot.masks import decode_rle, mask_to_box, rle_area
 from regionspot.structures import RegionPredictions, Rle
-from regionspot.transforms import UInt8Array, resize_image, scale_points
+from regionspot.transforms import UInt8Array, read_image, resize_image, scale_points
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
@@ -46,41 +53,67 @@ SUPERSAMPLING = 4
 """Chips are drawn this much larger and shrunk: Pillow's rounded rectangles are not antialiased."""
 
 
+JOINERS = "\u200c\u200d"
+"""Invisible letters that change the shape of their neighbours."""
+
+MAX_LEGEND_LETTERS = 1000
+"""Of one class name; a longer one is cut in the middle."""
+
+MAX_LINE_LETTERS = 256
+"""No line has more: it bounds the time that measuring takes."""
+
+
 def draw_predictions(
-    image: UInt8Array, predictions: RegionPredictions, *, min_long_side: int = 768, masks: bool = True
+    image: UInt8Array,
+    predictions: RegionPredictions,
+    *,
+    min_long_side: int = 768,
+    masks: bool = True,
+    font: str | os.PathLike[str] | None = None,
 ) -> UInt8Array:
     """The picture with its regions on it.
+
+    A class name is drawn in a font that has its letters: the given one, Pillow's own, or one of the system. Where there
+    is none, and where two names are too long to be told apart, labels show the class's number (its index in
+    `predictions.class_names`), and a strip below the picture says what the numbers mean.
 
     Args:
         image: (H, W, 3) uint8 RGB, as `read_image` gives it.
         predictions: of this image.
         min_long_side: smaller pictures are enlarged to it, so that labels can be read; 0 keeps the size.
         masks: draw masks where the predictions have them.
+        font: a .ttf, .otf or .ttc file to draw class names with.
 
     Returns:
-        (H', W', 3) uint8: the size of the image unless it was enlarged.
+        (H', W', 3) uint8: the size of the image unless it was enlarged or has the strip below.
 
     Raises:
-        InputError: the predictions are of an image of another size.
+        InputError: the predictions are of an image of another size, or the font cannot be read.
     """
+    if not isinstance(predictions, RegionPredictions):
+        raise InputError(f"predictions must be RegionPredictions, got {shown(predictions)}")
+    image, given_font = read_image(image), None if font is None else read_font(font)
     height, width = image.shape[:2]
     if (height, width) != (predictions.image_height, predictions.image_width):
         raise InputError(
             f"the image is {width} x {height} pixels but the predictions are of one of {predictions.image_width} x "
             f"{predictions.image_height}: draw on the picture as read_image gives it"
         )
-    enlargement = max(1.0, min_long_side / max(height, width))
-    drawn_height, drawn_width = round(height * enlargement), round(width * enlargement)
+    enlargement = max(1.0, checked_count(min_long_side, "min_long_side", least=0) / max(height, width))
+    drawn_height, drawn_width = max(1, round(height * enlargement)), max(1, round(width * enlargement))
     canvas = Image.fromarray(resize_image(image, drawn_height, drawn_width) if enlargement > 1 else image)
     corners = scale_points(predictions.boxes.reshape(-1, 2, 2), (height, width), (drawn_height, drawn_width))
-    boxes = np.rint(corners.reshape(-1, 4)).astype(int)
+    far = 2 * max(canvas.size)  # outside, where boxes need no exact place
+    boxes = np.clip(np.rint(corners.reshape(-1, 4)), -far, far).astype(int)
     style = _style(drawn_height, drawn_width, len(predictions))
     colours = _class_colours(predictions)
     if masks and predictions.masks is not None:
         _draw_masks(canvas, predictions.masks, colours, style, enlargement)
     _draw_boxes(canvas, boxes, colours, style)
-    _draw_labels(canvas, boxes, _labels(predictions), colours, style)
-    return np.array(canvas)
+    names, legend = _class_labels(predictions, style, drawn_width, given_font)
+    labels = [names[int(index)] for index in predictions.class_ids]
+    _draw_labels(canvas, boxes, labels, predictions.scores.tolist(), colours, style)
+    return np.array(_with_legend(canvas, legend, style))
 
 
 @dataclass(frozen=True)
@@ -91,8 +124,32 @@ class _Style:
     font_size: int
 
     @property
-    def font(self) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        return ImageFont.load_default(self.font_size)
+    def font(self) -> Font:
+        return default_font(self.font_size)
+
+    def label_width(self, canvas_width: int) -> int:
+        """The most that a label may take."""
+        return min(round(0.45 * canvas_width), 18 * self.font_size)
+
+    def name_width(self, canvas_width: int) -> int:
+        """What is left of that for the class name."""
+        return self.label_width(canvas_width) - 2 * self.padding - self.gap - round(self.font.getlength("0.00"))
+
+    @property
+    def gap(self) -> int:
+        return round(0.4 * self.font_size)
+
+    @property
+    def padding(self) -> int:
+        return round(0.35 * self.font_size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """What is written, and the font that has its letters."""
+
+    text: str
+    font: Font
 
 
 def _style(height: int, width: int, num_regions: int) -> _Style:
@@ -105,15 +162,49 @@ def _class_colours(predictions: RegionPredictions) -> list[Colour]:
     """A colour for each region. A class prefers the same colour in every picture; no two share one while they last."""
     taken: dict[str, int] = {}
     for name in sorted({predictions.class_names[int(index)] for index in predictions.class_ids}):
-        preferred = crc32(name.encode()) % len(PALETTE)
+        preferred = crc32(name.encode("utf-8", "surrogatepass")) % len(PALETTE)
         order = [(preferred + 7 * step) % len(PALETTE) for step in range(len(PALETTE))]
         taken[name] = next((slot for slot in order if slot not in taken.values()), preferred)
     return [PALETTE[taken[predictions.class_names[int(index)]]] for index in predictions.class_ids]
 
 
-def _labels(predictions: RegionPredictions) -> list[tuple[str, str]]:
-    names = (predictions.class_names[int(index)] for index in predictions.class_ids)
-    return [(name, f"{score:.2f}") for name, score in zip(names, predictions.scores, strict=True)]
+def _class_labels(
+    predictions: RegionPredictions, style: _Style, canvas_width: int, given_font: FontFile | None
+) -> tuple[dict[int, _Text], dict[str, _Text]]:
+    """What labels of each class that is there say; and for those that say a number, what it stands for."""
+    full: dict[int, _Text] = {}
+    short: dict[int, _Text] = {}
+    for index in sorted(set(predictions.class_ids.tolist())):
+        name = _one_line(predictions.class_names[index])
+        font = font_for(name, style.font_size, given_font)
+        full[index] = _Text(_escaped(name), style.font) if font is None else _Text(name, font)
+        if font is not None and name:
+            short[index] = _Text(_shortened(name, font, style.name_width(canvas_width)), font)
+    times = Counter(label.text for label in short.values())
+    numbered = [index for index in full if index not in short or times[short[index].text] > 1]
+    if numbered:  # a class called "#3" must not be taken for number 3
+        numbered += [index for index, label in short.items() if re.fullmatch(r"#\d+", label.text)]
+    legend = {f"#{index}": full[index] for index in sorted(set(numbered))}
+    return short | {index: _Text(f"#{index}", style.font) for index in numbered}, legend
+
+
+def _one_line(name: str) -> str:
+    """A name as it can be drawn: composed, without ends of lines; what has no shape of its own is escaped."""
+    letters = " ".join(unicodedata.normalize("NFC", name).split())
+    return "".join(_code(letter) if _is_invisible(letter) else letter for letter in letters)
+
+
+def _is_invisible(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in JOINERS
+
+
+def _code(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def _escaped(name: str) -> str:
+    """A name in ASCII, other letters by their names in Unicode."""
+    return name.encode("ascii", "namereplace").decode()
 
 
 def _draw_masks(
@@ -189,13 +280,14 @@ def _outline(pen: ImageDraw.ImageDraw, box: Sequence[int], fill: int | Colour, l
 def _draw_labels(
     canvas: Image.Image,
     boxes: npt.NDArray[np.int_],
-    labels: Sequence[tuple[str, str]],
+    names: Sequence[_Text],
+    scores: Iterable[float],
     colours: Sequence[Colour],
     style: _Style,
 ) -> None:
-    limit = min(round(0.45 * canvas.width), 18 * style.font_size)
-    chips = [_chip(*label, colour, style, limit) for label, colour in zip(labels, colours, strict=True)]
-    places = _place_chips(boxes, [chip.size for chip in chips], canvas.size)
+    labels = zip(names, scores, colours, strict=True)
+    chips = [_chip(name, f"{score:.2f}", colour, style) for name, score, colour in labels]
+    places = place_labels(boxes, [chip.size for chip in chips], canvas.size)
     pen = ImageDraw.Draw(canvas)
     for box, chip, (x, y), colour in zip(boxes.tolist(), chips, places, colours, strict=True):
         _draw_leader(pen, box, (x, y, x + chip.width, y + chip.height), colour, style)
@@ -203,13 +295,10 @@ def _draw_labels(
         canvas.paste(chip, place, chip)
 
 
-def _chip(name: str, score: str, colour: Colour, style: _Style, max_width: int) -> Image.Image:
-    """An RGBA label: the name, shortened to max_width, and the score in a quieter tone."""
-    font = style.font
-    gap, padding = round(0.4 * style.font_size), round(0.35 * style.font_size)
-    room = max_width - 2 * padding - gap - round(font.getlength(score))
-    name = _shortened(name, font, room)
-    name_width, score_width = round(font.getlength(name)), round(font.getlength(score))
+def _chip(name: _Text, score: str, colour: Colour, style: _Style) -> Image.Image:
+    """An RGBA label: the name, and the score in a quieter tone."""
+    gap, padding = style.gap, style.padding
+    name_width, score_width = round(name.font.getlength(name.text)), round(style.font.getlength(score))
     size = (name_width + score_width + gap + 2 * padding, round(1.45 * style.font_size))
     large = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     corner = round(0.3 * style.font_size * SUPERSAMPLING)
@@ -220,18 +309,57 @@ def _chip(name: str, score: str, colour: Colour, style: _Style, max_width: int) 
     quiet = tuple(round(0.75 * strong + 0.25 * weak) for strong, weak in zip(ink, colour, strict=True))
     pen = ImageDraw.Draw(chip)
     middle = round(size[1] / 2)
-    pen.text((padding, middle), name, font=font, fill=ink, anchor="lm")
-    pen.text((size[0] - padding, middle), score, font=font, fill=quiet, anchor="rm")
+    pen.text((padding, middle), name.text, font=name.font, fill=ink, anchor="lm")
+    pen.text((size[0] - padding, middle), score, font=style.font, fill=quiet, anchor="rm")
     return chip
 
 
-def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int) -> str:
-    if font.getlength(name) <= room:
+def _with_legend(canvas: Image.Image, legend: dict[str, _Text], style: _Style) -> Image.Image:
+    """The picture with a strip below it that says what numbers stand for; without numbers the picture itself."""
+    if not legend:
+        return canvas
+    margin, height = style.padding, round(1.45 * style.font_size)
+    indent = margin + style.gap + max(round(style.font.getlength(number)) for number in legend)
+    room = max(canvas.width - indent - margin, 4 * style.font_size)
+    entries = [(number, entry.font, _wrapped(entry, room)) for number, entry in legend.items()]
+    strip_height = sum(len(lines) for *_, lines in entries) * height + 2 * margin
+    drawn = Image.new("RGB", (canvas.width, canvas.height + strip_height), PAPER)
+    drawn.paste(canvas, (0, 0))
+    pen, y = ImageDraw.Draw(drawn), canvas.height + margin + height // 2
+    for number, font, lines in entries:
+        pen.text((margin, y), number, font=style.font, fill=INK, anchor="lm")
+        for line in lines:
+            pen.text((indent, y), line, font=font, fill=INK, anchor="lm")
+            y += height
+    return drawn
+
+
+def _wrapped(entry: _Text, room: int) -> list[str]:
+    """Lines no wider than `room`."""
+    text, lines = entry.text, []
+    if len(text) > MAX_LEGEND_LETTERS:
+        text = f"{text[: MAX_LEGEND_LETTERS // 2]} ... {text[-MAX_LEGEND_LETTERS // 2 :]}"
+    while text:
+        fits = _fitting(text, entry.font, room)
+        lines.append(text[:fits])
+        text = text[fits:]
+    return lines or [""]
+
+
+def _shortened(name: str, font: Font, room: int) -> str:
+    if len(name) <= MAX_LINE_LETTERS and font.getlength(name) <= room:
         return name
-    kept = next(
-        (length for length in range(len(name), 0, -1) if font.getlength(f"{name[:length].rstrip()}...") <= room), 1
-    )
-    return f"{name[:kept].rstrip()}..."
+    fits = _fitting(name, font, round(room - font.getlength("...")))
+    return f"{name[:fits].rstrip()}..."
+
+
+def _fitting(text: str, font: Font, room: int) -> int:
+    """How many of the first letters are no wider than `room`; one at least."""
+    low, high = 1, min(len(text), MAX_LINE_LETTERS)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle]) <= room else (low, middle - 1)
+    return low
 
 
 def _luminance(colour: Colour) -> float:
@@ -247,55 +375,3 @@ def _draw_leader(pen: ImageDraw.ImageDraw, box: Sequence[int], chip: Rectangle, 
     if max(abs(start[0] - nearest[0]), abs(start[1] - nearest[1])) > style.line:
         pen.line((*start, *nearest), fill=INK, width=style.line + 2)
         pen.line((*start, *nearest), fill=colour, width=style.line)
-
-
-def _place_chips(
-    boxes: npt.NDArray[np.int_], sizes: Sequence[tuple[int, int]], canvas_size: tuple[int, int]
-) -> list[tuple[int, int]]:
-    """The top-left corner of each chip: near its box, within the picture, away from other chips and small boxes.
-
-    Small boxes choose first: they have fewest places. The cost of a place is what it covers, and how far it is.
-    """
-    places = [(0, 0)] * len(sizes)
-    taken = np.zeros((0, 4))
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    for index in np.argsort(areas, kind="stable"):
-        size = np.array(sizes[index])
-        corners, costs = _candidates(boxes[index], size)
-        corners = np.clip(corners, 0, np.maximum(np.array(canvas_size) - size, 0))  # (K, 2)
-        chips = np.concatenate([corners, corners + size], axis=1)  # (K, 4)
-        costs = costs + 8 * _shared_area(chips, taken).sum(1) / size.prod()
-        others = np.delete(boxes, index, axis=0)
-        covered = _shared_area(chips, others) / np.maximum(np.minimum(np.delete(areas, index), size.prod()), 1)
-        costs = costs + 0.25 * covered.sum(1)
-        costs = costs + 0.8 * _shared_area(chips, boxes[index : index + 1])[:, 0] / max(areas[index], 1)
-        best = int(costs.argmin())
-        places[index] = (int(corners[best, 0]), int(corners[best, 1]))
-        taken = np.concatenate([taken, chips[best : best + 1]])
-    return places
-
-
-def _candidates(
-    box: npt.NDArray[np.int_], size: npt.NDArray[np.int_]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Places (K, 2) for a chip around a box and the cost (K,) of each: above its left corner is best."""
-    (x0, y0, x1, y1), (width, height) = box.astype(float), size
-    xs = np.array([x0, x1 - width, (x0 + x1 - width) / 2])
-    rows = [(y0 - height, 0.0), (y0, 0.12), (y1, 0.16), (y1 - height, 0.2)]
-    near = [((x, y), cost + 0.04 * rank) for y, cost in rows for rank, x in enumerate(xs)]
-    beside = [((x, y), 0.3) for x in (x0 - width, x1) for y in (y0, y1 - height, (y0 + y1 - height) / 2)]
-    steps = [
-        ((x + across * width / 2, y + down * height / 2), 0.5 + 0.15 * (abs(across) + abs(down)))
-        for x, y in ((x0, y0 - height), (x1 - width, y1))
-        for across in range(-4, 5)
-        for down in range(-8, 9)
-    ]
-    places, costs = zip(*near, *beside, *steps, strict=True)
-    return np.array(places), np.array(costs)
-
-
-def _shared_area(first: npt.NDArray[np.number], second: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
-    """(K, N) areas that K and N rectangles xyxy share."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    return np.clip(high - low, 0, None).astype(float).prod(-1)

@@ -18,7 +18,8 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
     {"errors", "_native", "_version"},
-    {"files", "progress", "config", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"},
+    {"files", "progress", "config", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
+    | {"fonts", "label_places"},
     {"masks"},
     {"structures"},
     {"transforms", "synonyms", "vocabulary_files"},

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
-from regionspot import visualize
+from regionspot import fonts, visualize
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle, encode_rle
 from regionspot.structures import RegionPredictions, Rle
-from regionspot.visualize import PALETTE, _chip, _class_colours, _place_chips, _style, draw_predictions
+from regionspot.visualize import PALETTE, _chip, _class_colours, _class_labels, _style, _Text, draw_predictions
 
 NAMES = ("cat", "dog", "a very long class name that nobody would write but somebody will in the end")
 
@@ -156,25 +159,133 @@ class TestColours:
         assert len(set(many)) == count
 
 
+def drawn_name(name: str) -> np.ndarray:
+    """A picture with one label; classes of all names have one colour and one number."""
+    return draw_predictions(grey(300, 600), predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=(name,)))
+
+
+@pytest.fixture(params=["with the system's fonts", "without"])
+def fonts_of_the_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    if request.param == "without":
+        monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
+    fonts._file_for.cache_clear()
+    yield request.param != "without"
+    fonts._file_for.cache_clear()
+
+
 class TestLabels:
     def test_long_names_are_shortened(self) -> None:
         style = _style(768, 768, 1)
-        assert _chip(NAMES[2], "0.50", PALETTE[0], style, 300).width <= 300
-        assert _chip("", "0.50", PALETTE[0], style, 300).width < 100
-        assert _chip("cat", "0.50", PALETTE[0], style, 1).height > style.font_size  # never none at all
+        labels, legend = _class_labels(predictions(768, 768, [[0, 0, 9, 9]], [2]), style, 768, None)
+        assert labels[2].text.startswith("a very") and labels[2].text.endswith("...") and not legend
+        assert _chip(labels[2], "0.50", PALETTE[0], style).width <= style.label_width(768)
+        narrow, _ = _class_labels(predictions(768, 768, [[0, 0, 9, 9]]), style, 1, None)
+        assert narrow[0].text == "c..."  # never none at all
 
-    def test_no_chip(self) -> None:
-        assert _place_chips(np.zeros((0, 4), int), [], (100, 100)) == []
+    def test_each_script_is_drawn_in_its_own_letters_or_by_number(self, fonts_of_the_system: bool) -> None:
+        """No two words look the same, whatever fonts there are."""
+        words = [
+            "cat",
+            "dog",
+            "犬",
+            "猫",
+            "собака",
+            "кошка",
+            "كلب",
+            "قطة",
+            "हिन्दी",
+            "मराठी",
+            "🐕",
+            "🐈",
+            "dog 🐕",
+            "dog 🐈",
+        ]
+        words += ["naïve", "naive", "a\x00b", "a\x01b", "\u202eab", "ab", "\ud800", "\ud801"]
+        pictures = [drawn_name(word) for word in words]
+        colours = [_class_colours(predictions(9, 9, [[0, 0, 5, 5]], names=(word,)))[0] for word in words]
+        for first in range(len(words)):
+            for second in range(first):
+                if colours[first] == colours[second] or pictures[first].shape != pictures[second].shape:
+                    assert not np.array_equal(pictures[first], pictures[second]), (words[first], words[second])
 
-    @pytest.mark.parametrize("copies", [1, 12])
-    def test_chips_stay_inside_and_apart(self, copies: int) -> None:
-        grid = [[x, y, x + 110, y + 110] for x in range(0, 800, 160) for y in range(0, 800, 160)]
-        boxes = np.array(grid if copies == 1 else [[400, 400, 500, 500]] * copies)
-        size = (150, 24)
-        places = np.array(_place_chips(boxes, [size] * len(boxes), (800, 800)))
-        assert (places >= 0).all()
-        assert (places + size <= 800).all()
-        for index, place in enumerate(places):
-            apart = (np.abs(places - place) >= size).any(1)
-            apart[index] = True
-            assert apart.all()
+    @pytest.mark.parametrize("words", [("犬", "猫"), ("🐕", "🐈"), ("\ue000", "\ue001"), ("हि", "मरा")])
+    def test_words_differ_in_more_than_colour(self, words: tuple[str, str], fonts_of_the_system: bool) -> None:
+        texts = [self.texts_of(word) for word in words]
+        assert texts[0] != texts[1]
+        for label, legend in texts:
+            assert label == "#0" if legend else label in words
+
+    @staticmethod
+    def texts_of(word: str) -> tuple[str, dict[str, str]]:
+        labels, legend = _class_labels(predictions(9, 9, [[0, 0, 5, 5]], names=(word,)), _style(768, 768, 1), 768, None)
+        return labels[0].text, {number: entry.text for number, entry in legend.items()}
+
+    def test_without_a_font_labels_are_numbers_with_a_legend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
+        fonts._file_for.cache_clear()
+        assert self.texts_of("🐕 dog") == ("#0", {"#0": "\\N{DOG} dog"})
+        assert self.texts_of("caf\u00e9") == self.texts_of("cafe\u0301")
+        assert self.texts_of("one\ntwo\tthree\x00") == ("one two three\\x00", {})
+        plain, numbered = drawn_name("dog"), drawn_name("犬")
+        assert plain.shape == (384, 768, 3) and numbered.shape[0] > 384 and numbered.shape[1] == 768
+        assert (numbered[384:] < 128).any() and (numbered[384:] == 255).mean() > 0.5
+        fonts._file_for.cache_clear()
+
+    def test_names_that_are_shortened_to_one_are_numbered(self) -> None:
+        names = ("the same long beginning of two names, A", "the same long beginning of two names, B", "cat", "#0", "")
+        boxes = [[0, 0, 50, 50]] * 5
+        shown = predictions(200, 300, boxes, [0, 1, 2, 3, 4], masks=False, names=names)
+        labels, legend = _class_labels(shown, _style(768, 1152, 5), 300, None)
+        assert [labels[index].text for index in range(5)] == ["#0", "#1", "cat", "#3", "#4"]
+        assert {number: entry.text for number, entry in legend.items()} == {
+            "#0": names[0],
+            "#1": names[1],
+            "#3": "#0",
+            "#4": "",
+        }
+        assert draw_predictions(grey(200, 300), shown).shape[0] > 512
+
+    def test_a_legend_keeps_within_bounds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
+        fonts._file_for.cache_clear()
+        drawn = drawn_name("犬" * 20_000)
+        assert 384 < drawn.shape[0] < 900 and drawn.shape[1] == 768
+        assert drawn_name("x" * 20_000).shape == (384, 768, 3)
+        fonts._file_for.cache_clear()
+
+    def test_a_font_of_ones_own(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"font .*none.ttf' cannot be used"):
+            draw_predictions(grey(300, 600), predictions(300, 600, []), font=tmp_path / "none.ttf")
+        (tmp_path / "text.ttf").write_text("no font")
+        for wrong in (tmp_path / "text.ttf", tmp_path, 7):
+            with pytest.raises(InputError, match="cannot be used"):
+                draw_predictions(grey(300, 600), predictions(300, 600, []), font=wrong)  # type: ignore[arg-type]
+        path = ImageFont.load_default(12).path  # type: ignore[union-attr]
+        (tmp_path / "own.ttf").write_bytes(path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes())
+        shown = predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=("dog",))
+        labels, legend = _class_labels(shown, _style(300, 600, 1), 600, fonts.read_font(tmp_path / "own.ttf"))
+        assert not legend and isinstance(labels[0].font, ImageFont.FreeTypeFont)
+        assert labels[0].font.path == str(tmp_path / "own.ttf")
+        assert (draw_predictions(grey(300, 600), shown, font=tmp_path / "own.ttf") != 128).any()
+
+    @pytest.mark.parametrize(
+        ("image", "shown", "options", "message"),
+        [
+            (grey(9, 9).astype(float), predictions(9, 9, []), {}, "an image array must be"),
+            (None, predictions(9, 9, []), {}, "an image is a path"),
+            (grey(9, 9), None, {}, "must be RegionPredictions, got None"),
+            (grey(9, 9), predictions(9, 9, []), {"min_long_side": -1}, "min_long_side must be a whole number"),
+            (grey(9, 9), predictions(9, 9, []), {"min_long_side": "9"}, "min_long_side must be a whole number"),
+        ],
+    )
+    def test_what_cannot_be_drawn(self, image: Any, shown: Any, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            draw_predictions(image, shown, **options)
+
+    def test_boxes_far_outside(self) -> None:
+        shown = predictions(80, 90, [[-1e30, -1e30, 1e30, 1e30], [1e9, 1e9, 1e9, 1e9]], masks=False)
+        assert (draw_predictions(grey(80, 90), shown) != 128).any()
+
+    def test_an_empty_name_has_a_chip(self) -> None:
+        style = _style(768, 768, 1)
+        assert _chip(_Text("", style.font), "0.50", PALETTE[0], style).width < 100
