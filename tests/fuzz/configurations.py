@@ -66,5 +66,7 @@ def _check_same(config: Any, given: Any, key: str) -> None:
     elif isinstance(config, (int, float)) and not isinstance(config, bool):
         same = not isinstance(given, bool) and math.isclose(config, exact_number(given), rel_tol=1e-15)
         check(same, f"{key}: {given!r:.80} is read as {config}")
+    elif isinstance(given, bool) and isinstance(config, str):
+        check(config == ("on" if given else "off"), f"{key}: {given} is read as {config!r}")  # YAML's own reading
     else:
         check(type(config) is type(given) and config == given, f"{key}: {given!r:.80} is read as {config!r:.80}")

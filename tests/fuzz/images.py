@@ -222,9 +222,10 @@ class Images:
         _check_pixels(from_path)
         check(from_path.shape[0] * from_path.shape[1] <= limit, f"{from_path.shape} is beyond {limit} pixels")
         check(np.array_equal(from_path, from_bytes), "other pixels from a path than from bytes")
-        if isinstance(mask, RegionSpotError):
-            fail(f"a picture is read and its mask is refused: {mask}")
-        check(mask is None or (mask.dtype == bool and mask.shape == from_path.shape[:2]), "a mask of another form")
+        if isinstance(mask, np.ndarray):  # a dark one is refused
+            check(
+                mask.dtype == bool and mask.shape == from_path.shape[:2] and bool(mask.any()), "a mask of another form"
+            )
         return from_path
 
 
