@@ -12,7 +12,7 @@ Rectangles = npt.NDArray[np.float64]
 
 # A place (K, 2) for a label's top-left corner is a corner of its box, moved by multiples of the label's size.
 _NEAR = [(x, y, cost + 0.04 * rank) for y, cost in enumerate((0.0, 0.12, 0.16, 0.2)) for rank, x in enumerate(range(3))]
-_STEPS = np.array([(across / 2, down / 2) for across in range(-4, 5) for down in range(-8, 9)])
+_STEPS: Rectangles = np.array([(across / 2, down / 2) for across in range(-4, 5) for down in range(-8, 9)])
 _STEP_COSTS = 0.5 + 0.3 * np.abs(_STEPS).sum(axis=1)
 _OVERLAP_COST, _COVERED_BOX_COST, _OWN_BOX_COST = 8.0, 0.25, 0.8
 
@@ -50,13 +50,13 @@ def _near(box: Rectangles, size: npt.NDArray[np.int_]) -> tuple[Rectangles, Rect
     xs, ys = (x0, x1 - width, (x0 + x1 - width) / 2), (y0 - height, y0, y1, y1 - height)
     places = [(xs[x], ys[y]) for x, y, _ in _NEAR]
     beside = [(x, y) for x in (x0 - width, x1) for y in (y0, y1 - height, (y0 + y1 - height) / 2)]
-    return np.array(places + beside), np.array([cost for _, _, cost in _NEAR] + [0.3] * len(beside))
+    return np.array(places + beside, float), np.array([cost for _, _, cost in _NEAR] + [0.3] * len(beside))
 
 
 def _further(box: Rectangles, size: npt.NDArray[np.int_]) -> tuple[Rectangles, Rectangles]:
     """Places (K, 2) around two corners of a box, in steps of half a label."""
     (x0, y0, x1, y1), (width, height) = box, size
-    starts = np.array([(x0, y0 - height), (x1 - width, y1)])
+    starts = np.array([(x0, y0 - height), (x1 - width, y1)], float)
     return (starts[:, None] + _STEPS * size).reshape(-1, 2), np.tile(_STEP_COSTS, 2)
 
 
@@ -80,8 +80,8 @@ def _covered(
 
 
 def _touching(reach: Rectangles, rectangles: Rectangles) -> npt.NDArray[np.bool_]:
-    touching: npt.NDArray[np.bool_] = (rectangles[:, :2] < reach[2:]).all(axis=1)
-    return touching & (rectangles[:, 2:] > reach[:2]).all(axis=1)
+    touching = (rectangles[:, :2] < reach[2:]) & (rectangles[:, 2:] > reach[:2])  # (N, 2)
+    return np.logical_and.reduce(touching, axis=1)
 
 
 def shared_area(first: Rectangles, second: Rectangles) -> npt.NDArray[np.float64]:

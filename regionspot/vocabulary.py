@@ -243,8 +243,9 @@ class VocabularyEncoder:
         """
         names = as_class_names(names)
         words = [self.word(name) for name in names]
-        embeddings = {word: self.store.read(word) for word in words}
-        new = [word for word, kept in embeddings.items() if kept is None]
+        stored = {word: self.store.read(word) for word in words}
+        embeddings = {word: kept for word, kept in stored.items() if kept is not None}
+        new = [word for word in stored if word not in embeddings]
         embeddings |= self._encode_words(new, len(new) >= PROGRESS_FROM if progress is None else progress)
         vocabulary = Vocabulary(names, np.stack([embeddings[word] for word in words]))
         if same_meaning != "ignore":

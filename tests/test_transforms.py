@@ -374,7 +374,7 @@ class TestReadImage:
         file.seek(5)  # somebody looked at it
         with open(tmp_path / "a", "rb") as opened:
             for source in (bytearray(content), memoryview(content), np.bytes_(content + b"."), file, opened):
-                np.testing.assert_array_equal(read_image(source), image)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(read_image(source), image)
 
     def test_a_pipe(self, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe"

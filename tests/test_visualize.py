@@ -260,7 +260,7 @@ class TestLabels:
         for wrong in (tmp_path / "text.ttf", tmp_path, 7):
             with pytest.raises(InputError, match="cannot be used"):
                 draw_predictions(grey(300, 600), predictions(300, 600, []), font=wrong)  # type: ignore[arg-type]
-        path = ImageFont.load_default(12).path  # type: ignore[union-attr]
+        path: Any = fonts.default_font(12).path  # type: ignore[union-attr]
         (tmp_path / "own.ttf").write_bytes(path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes())
         shown = predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=("dog",))
         labels, legend = _class_labels(shown, _style(300, 600, 1), 600, fonts.read_font(tmp_path / "own.ttf"))

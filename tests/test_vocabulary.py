@@ -363,5 +363,5 @@ def test_a_directory_for_several_writers(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    np.testing.assert_array_equal(store.read("cat"), [1, 2])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(store.read("cat"), [1, 2])
     assert len(list((tmp_path / "key").iterdir())) == 1
