@@ -179,6 +179,11 @@ def _remarks(protocol: Mapping[str, Any]) -> list[str]:
             f"{protocol['masks_without_pixels']} annotated masks cover no pixel of their picture: objects that no mask "
             "can find"
         )
+    if protocol["masks_beside_boxes"]:
+        remarks.append(
+            f"{protocol['masks_beside_boxes']} annotated masks do not touch their own boxes: are they fractions of the "
+            "picture, or of another picture?"
+        )
     return remarks
 
 

@@ -50,7 +50,7 @@ MAX_SIDE = 1_000_000
 MAX_COORDINATE = 1e9
 ROUNDED_TO_ZERO = -0.01  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
 NORMALIZED_MAX = 1.5
-GROUP_KEYS = ("isgroupof", "IsGroupOf", "is_group_of")
+GROUP_KEYS = frozenset({"isgroupof", "IsGroupOf", "is_group_of"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,8 +319,13 @@ def _annotation(
         (x, y, x + width, y + height),
         width * height if area is None else _area(area),
         entry.get("segmentation") or None,
-        truth(entry.get("iscrowd"), "iscrowd") or any(truth(entry.get(key), key) for key in GROUP_KEYS),
+        truth(entry.get("iscrowd"), "iscrowd") or _is_group(entry),
     )
+
+
+def _is_group(entry: dict[str, Any]) -> bool:
+    keys = () if GROUP_KEYS.isdisjoint(entry) else GROUP_KEYS.intersection(entry)
+    return any(truth(entry[key], key) for key in keys)
 
 
 def _bbox(entry: dict[str, Any]) -> tuple[float, float, float, float]:

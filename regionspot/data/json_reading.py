@@ -26,11 +26,13 @@ from regionspot.errors import InputError
 Id = int | str
 FloatArray = npt.NDArray[np.float64]
 
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, zip, bzip2, zstd, xz
 EXACT_AS_FLOAT = 2**53
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
 _WHOLE = re.compile(r"([+-]?\d{1,400})(\.0{1,400})?", re.ASCII)
 _WRITTEN_ID = re.compile(r"\s*(0|-?[1-9]\d{0,400})(\.0{1,400})?\s*", re.ASCII)
 _TRUTHS = {"false": False, "true": True}
+_PLAIN_TYPES = frozenset({type(None), bool, int, float, str, list, tuple, dict})
 _NAMES = {None: "null", True: "true", False: "false"}
 
 
@@ -54,6 +56,8 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
         raise InputError(f"cannot read {what} {path}: {error.strerror}.") from error
     if not content.strip():
         raise InputError(f"{path} is empty. {wanted} is wanted.")
+    if content.startswith(_COMPRESSED):
+        raise InputError(f"{path} is compressed: unpack it first. {wanted} is wanted.")
     text = _decoded(path, content)
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -107,6 +111,8 @@ def number(value: Any, key: str) -> float:
     """A finite number."""
     if type(value) is float and math.isfinite(value):
         return value
+    if type(value) is int and abs(value) < EXACT_AS_FLOAT:
+        return float(value)
     plain = _plain(value)
     if isinstance(plain, str) and _NUMBER.fullmatch(plain.strip()):
         plain = float(plain)
@@ -139,6 +145,8 @@ def integer(value: Any, key: str) -> int:
 
 def truth(value: Any, key: str) -> bool:
     """True or False; null is False."""
+    if value is None or (type(value) is int and value in (0, 1)):
+        return bool(value)
     plain = _plain(value)
     if isinstance(plain, str):
         word = plain.strip().lower()
@@ -180,7 +188,7 @@ def id_order(value: Id) -> tuple[bool, Id]:
 
 def numbers(value: Any, key: str, count: int) -> list[float]:
     """A list of `count` finite numbers."""
-    plain = _plain(value)
+    plain = value if type(value) is list else _plain(value)
     if not isinstance(plain, list | tuple):
         raise FieldError(f"{key}: must be a list of {count} numbers, not {shown(value)}")
     if len(plain) != count:
@@ -262,6 +270,8 @@ def printable(name: str) -> str:
 
 def _plain(value: Any) -> Any:
     """A scalar or an array of NumPy or PyTorch as Python's own value; anything else as it is."""
+    if type(value) in _PLAIN_TYPES:
+        return value
     if isinstance(value, np.ndarray | np.generic) or hasattr(value, "detach"):
         return value.tolist()
     return value

@@ -30,10 +30,9 @@ from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import METHODS, check_methods
 from regionspot.evaluation.proposals import Proposals
-from regionspot.evaluation.segmentations import ground_truth_masks
+from regionspot.evaluation.segmentations import odd_masks
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
 from regionspot.evaluation.unreadable import readable_part
-from regionspot.masks import rle_area
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
@@ -243,6 +242,7 @@ def _measure(
 def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool) -> dict[str, Any]:
     dataset, proposals = collector.dataset, collector.proposals
     scores = f"softmax over {len(dataset.class_names)} classes"
+    without_pixels, apart = odd_masks(dataset) if masks else (0, 0)
     return {
         "model": pipeline.name,
         "runtime": pipeline.runtime,
@@ -258,7 +258,8 @@ def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str, mask
         "detections_judged": MAX_DETECTIONS[collector.rules],
         "images": len(dataset.images),
         "regions": proposals.num_regions,
-        "masks_without_pixels": sum(not rle_area(mask) for mask in ground_truth_masks(dataset)) if masks else 0,
+        "masks_without_pixels": without_pixels,
+        "masks_beside_boxes": apart,
     }
 
 

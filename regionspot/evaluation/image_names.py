@@ -60,9 +60,9 @@ def resolve_image_ids(path: Path, spelled: Iterable[Id], dataset: CocoDataset) -
     return found[0]
 
 
-def _without_zeros(spelled: Id) -> Id | None:
+def _without_zeros(spelled: Id) -> Id:
     is_number = isinstance(spelled, str) and len(spelled) <= MAX_DIGITS and spelled.isascii() and spelled.isdigit()
-    return int(spelled) if is_number else None
+    return int(spelled) if is_number else spelled
 
 
 def _named(dataset: CocoDataset, shorten: Callable[[str], str]) -> dict[Id, Id | None]:

@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import hotcoco.mask
+import numpy as np
 
 from regionspot.data.coco_json import Annotation, CocoDataset, first_few
 from regionspot.data.json_reading import FieldError, integer, number, shown
@@ -34,6 +35,16 @@ def ground_truth_masks(dataset: CocoDataset) -> tuple[Rle, ...]:
     if dataset not in _known:
         _known[dataset] = _converted(dataset)
     return _known[dataset]
+
+
+def odd_masks(dataset: CocoDataset) -> tuple[int, int]:
+    """How many masks of the ground truth cover no pixel, and how many do not even touch their own boxes."""
+    masks = list(ground_truth_masks(dataset))
+    drawn = hotcoco.mask.to_bbox(masks).reshape(-1, 4)  # xywh
+    boxes = np.array([annotation.box for annotation in annotations_of(dataset)]).reshape(-1, 4)  # xyxy
+    empty = (drawn[:, 2:] <= 0).any(1)
+    apart = (drawn[:, :2] + drawn[:, 2:] <= boxes[:, :2]).any(1) | (boxes[:, 2:] <= drawn[:, :2]).any(1)
+    return int(empty.sum()), int((apart & ~empty).sum())
 
 
 def _converted(dataset: CocoDataset) -> tuple[Rle, ...]:

@@ -23,7 +23,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from regionspot.modeling import presets
 
     create_model = presets.create_model
-    monkeypatch.setattr(presets, "create_model", lambda name, **_: create_model(name, random_weights=0))
+    monkeypatch.setattr(
+        presets, "create_model", lambda name, **options: create_model(name, **options | {"random_weights": 0})
+    )
     monkeypatch.setenv("REGIONSPOT_CACHE", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -203,11 +205,13 @@ def test_shared_names_and_masks_without_pixels_are_said(data: Path, capsys: pyte
     content = json.loads(data.read_text())
     content["categories"][1]["name"] = "cat"
     content["annotations"][0]["segmentation"] = [[60, 5, 70, 5, 70, 15]]  # beside the picture
+    content["annotations"][1]["segmentation"] = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]]  # fractions of it
     data.write_text(json.dumps(content))
     assert run(data, "--iou-type", "segm") == 0
     output = capsys.readouterr().out
     assert "1 categories have the name of another: each gets the score of their one word" in output
     assert "1 annotated masks cover no pixel of their picture" in output
+    assert "1 annotated masks do not touch their own boxes" in output
     assert "softmax over 1 classes" in output
 
 
@@ -244,7 +248,8 @@ def test_a_group_without_classes_is_a_dash() -> None:
     protocol: dict[str, Any] = {"model": "m", "runtime": "torch", "precision": "fp32", "images": 1, "regions": 2}
     protocol |= {"proposals": "p", "rules": "coco", "scores": "s", "pairs_per_image": 900}
     protocol |= {"detections_judged": "d", "boxes_dropped": 3}
-    protocol |= {"images_skipped": ["a.png is damaged"], "shared_names": 4, "masks_without_pixels": 0}
+    protocol |= {"images_skipped": ["a.png is damaged"], "shared_names": 4}
+    protocol |= {"masks_without_pixels": 0, "masks_beside_boxes": 0}
     table = format_table({"head": dict.fromkeys(COLUMNS, 12.345) | {"APr": None, "protocol": protocol}})
     assert table.splitlines()[-1].split() == ["head", *["12.3"] * 6, "–", *["12.3"] * 4]
     for remark in ("3 proposals left out", "1 pictures left out", "a.png is damaged", "4 categories have the name"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -120,7 +121,12 @@ def test_a_folder_is_listed_once_and_new_files_are_seen(tmp_path: Path, monkeypa
         (tmp_path / name).touch()
     asked: list[str] = []
     isfile = os.path.isfile
-    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(str(path)) or isfile(path))
+
+    def noted(path: str) -> bool:
+        asked.append(path)
+        return isfile(path)
+
+    monkeypatch.setattr("os.path.isfile", noted)
     path = write(tmp_path, named(*names))
     with pytest.raises(InputError, match=r"1 of 200 images are not under .*: 199\.jpg\. Put them there"):
         CocoDataset.load(path)
@@ -387,6 +393,7 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
         ("[1, 2]", "is no COCO or LVIS annotation file but a list"),
         ("{}\n{}\n", r"is not JSON \(Extra data.*several JSON values one after another"),
         ("caf\xe9".encode("latin-1"), r"is not UTF-8 text \(byte 0xe9 at position 3\): save it as UTF-8"),
+        (gzip.compress(b"{}"), "is compressed: unpack it first"),
         ("[" * 100_000, "is nested too deeply"),
         (
             f'{{"images": [], "annotations": [], "categories": [{"1" * 5000}]}}',

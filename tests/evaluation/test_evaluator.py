@@ -232,6 +232,7 @@ def test_the_protocol_is_stated(
         "images": 5,
         "regions": NUM_OBJECTS,
         "masks_without_pixels": 0,
+        "masks_beside_boxes": 0,
         "images_skipped": [],
     }
 
