@@ -15,8 +15,10 @@ help:  ## list the targets
 setup: $(STAMP)  ## make .venv, install the pinned packages, build the native extension
 
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: $(PYTHON) is older than Python 3.10; name another with make PYTHON=..." >&2; exit 1; }
+	@python="$(PYTHON)"; test ! -x $(BIN)/python || python=$(BIN)/python; \
+	  "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "error: $$python is not Python 3.11 to 3.14, for which the packages pinned in constraints.txt have" \
+	    "releases: name another with make setup PYTHON=..., after removing $(VENV) if there is one" >&2; exit 1; }
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja

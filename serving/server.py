@@ -370,7 +370,7 @@ class _CanaryThread:
                 with RegionClient(self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False) as client:
                     canary.check(client, CANARY_TIMEOUT_S)
                 self.forget()
-            except ServingError as error:  # noqa: PERF203
+            except ServingError as error:
                 if error.code in ("TIMEOUT", "UNAVAILABLE"):
                     self._look_for_progress()
                 else:

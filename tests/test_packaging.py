@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from regionspot.cli.doctor import OLDEST_PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "regionspot" / "mini"
@@ -78,7 +81,6 @@ def test_the_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> No
 
 def test_every_dependency_is_pinned() -> None:
     """`constraints.txt` names every direct dependency of `make setup` with one exact version."""
-    tomllib = pytest.importorskip("tomllib", reason="of Python 3.11")
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), "an inexact pin"
     pinned = {_normal(line.split("==")[0]) for line in lines}
@@ -118,3 +120,32 @@ def test_an_old_compiler_is_refused(tmp_path: Path, compiler: str, version: str,
             [*command, "-DREGIONSPOT_BASELINE=ON"], capture_output=True, env=os.environ | {"PATH": path}
         )
         assert allowed.returncode == 0 and b"SSE2 alone" in allowed.stderr
+
+
+def test_one_range_of_pythons() -> None:
+    """What the package asks for, what `make setup` lets pass, what doctor says and what the linter assumes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    makefile, cmake = ((ROOT / name).read_text() for name in ("Makefile", "CMakeLists.txt"))
+    bounds = re.search(r"\((\d), (\d+)\) <= sys\.version_info\[:2\] <= \((\d), (\d+)\)", makefile)
+    assert bounds is not None
+    first, last = (int(bounds[1]), int(bounds[2])), (int(bounds[3]), int(bounds[4]))
+    assert project["project"]["requires-python"] == f">={first[0]}.{first[1]}"
+    assert project["tool"]["ruff"]["target-version"] == f"py{first[0]}{first[1]}"
+    assert first == OLDEST_PYTHON and f"find_package(Python {first[0]}.{first[1]} " in cmake
+    assert f"for Python {first[0]}.{first[1]} to {last[0]}.{last[1]}." in (ROOT / "constraints.txt").read_text()
+    named = [line for line in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", line)]
+    assert named == [f"Programming Language :: Python :: 3.{minor}" for minor in range(first[1], last[1] + 1)]
+    assert first <= sys.version_info[:2] <= last
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 15)])
+def test_make_setup_refuses_other_pythons_at_once(tmp_path: Path, version: tuple[int, int]) -> None:
+    """With a Python that says it is another one, in a folder of its own."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "CMakeLists.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c \"import sys; sys.version_info = {version}; $2\"\n")
+    python.chmod(0o755)
+    run = subprocess.run(["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode != 0 and not (tmp_path / ".venv").exists()
+    assert "is not Python 3.11 to 3.14, for which the packages pinned in constraints.txt have releases" in run.stderr

@@ -20,7 +20,7 @@ from regionspot.errors import InputError
 from regionspot.files import cache_root
 from regionspot.provenance import read_processor
 
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 LOW_MEMORY_GIB = 4.0  # SAM ViT-B with its activations, and the head
 LOW_DISK_GIB = 5.0  # a feature cache and a few checkpoints
 PROBES_SECONDS = 120
@@ -89,7 +89,7 @@ def check_python() -> Finding:
     detail = f"{platform.python_version()} on {platform.platform()}"
     if sys.version_info >= OLDEST_PYTHON:
         return Finding("python", "OK", detail, required=True)
-    return Finding("python", "FAIL", f"{detail}: older than 3.10", "use Python 3.10 or later", required=True)
+    return Finding("python", "FAIL", f"{detail}: older than 3.11", "use Python 3.11 or later", required=True)
 
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:

@@ -179,7 +179,7 @@ class Gateway:
         check_headers(request, max_bytes)
         try:
             form = await asyncio.wait_for(read_form(request, max_bytes), UPLOAD_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise HttpError("TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408) from error
         record.image_bytes = None if form.image is None else len(form.image)
         asked = asked_of(form, limits)
@@ -196,7 +196,7 @@ class Gateway:
 
         try:
             return await asyncio.wait_for(in_turn(), timeout_s)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise HttpError(
                 "TIMEOUT", f"no answer within {timeout_s:g} s: try again, or ask for less at once"
             ) from error

@@ -99,7 +99,7 @@ class _Exchange:
         while not self._has_read_all and count < DRAIN_BYTES and (left_s := deadline - time.monotonic()) > 0:
             try:
                 message = await asyncio.wait_for(self.receive(), left_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return
             count += len(message.get("body", b""))
 

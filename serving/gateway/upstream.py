@@ -80,7 +80,7 @@ class Upstream:
     async def _fetch_info(self) -> ServerInfo:
         try:
             return await asyncio.wait_for(self._client.info(refresh=True), INFO_TIMEOUT_S)
-        except asyncio.TimeoutError as error:  # the client tries a server that is gone until then
+        except TimeoutError as error:  # the client tries a server that is gone until then
             raise ServingError("UNAVAILABLE", f"no description of the model within {INFO_TIMEOUT_S} s") from error
 
     async def _try_canary(self) -> Exception | None:

@@ -84,7 +84,7 @@ class Questions:
                 try:
                     found = client.recognize(self._picture, BOX, "mini")
                     self.answers.append((time.monotonic(), found.top_scores))
-                except ServingError as error:  # noqa: PERF203
+                except ServingError as error:
                     self.errors.append(error)
 
     def wait_for_more(self, count: int = 5, timeout_s: float = 60.0) -> None:
