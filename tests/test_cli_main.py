@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,3 +173,20 @@ def test_a_user_without_home_and_account(tmp_path: Path) -> None:
     run = subprocess.run(command, env={"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[1].startswith(str(tmp_path))
+
+
+def test_warnings_are_lines(command: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    """This package's own ones without the place in its source; those of others as they are."""
+    own = type("OwnWarning", (UserWarning,), {"__module__": "regionspot.vocabulary"})
+
+    def stand_in(argv: list[str]) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            for category in (own, UserWarning):
+                sys.stderr.write(warnings.formatwarning("two names look the same", category, "x.py", 1, ""))
+        return 0
+
+    command(stand_in)
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "warning: two names look the same" and said[1].startswith("x.py:1: UserWarning")

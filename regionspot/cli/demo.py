@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from regionspot.cli.outputs import json_bytes, write_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     result = train(config, resume="auto")
     _headline(3, "Measure it on the held-out pictures, with CLIP's own ways beside it")
+    from regionspot.cli.evaluate import format_table
     from regionspot.data.coco_json import CocoDataset
     from regionspot.modeling.devices import resolve_device
     from regionspot.modeling.presets import create_model
@@ -54,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = CocoDataset.load(val_json)
     model = create_model("regionspot_mini", head_weights=result.head_path).to(resolve_device(config.device))
     vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
-    _write_metrics(arguments.out / "metrics.json", _evaluate(model, dataset, vocabulary), result, dataset)
+    metrics = _evaluate(model, dataset, vocabulary)
+    _write_metrics(arguments.out / "metrics.json", metrics, result, dataset)
+    print(f"\n{format_table(metrics)}")
     _headline(4, "Recognise regions of held-out pictures")
     overlays = _draw_overlays(model, dataset, vocabulary, arguments.out / "overlays")
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
@@ -95,19 +100,14 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _evaluate(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:
-    from regionspot.cli.evaluate import format_table
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.proposals import ground_truth_proposals
 
     results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), METHODS, batch_size=32)
-    metrics = {method: figures for method, (figures, _) in results.items()}
-    print(f"\n{format_table(metrics)}")
-    return metrics
+    return {method: figures for method, (figures, _) in results.items()}
 
 
 def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: TrainResult, dataset: CocoDataset) -> None:
-    from regionspot.files import write_atomically
-
     summary = metrics | {
         "train_seconds": round(result.train_seconds, 1),
         "feature_seconds": round(result.feature_seconds, 1),
@@ -115,7 +115,7 @@ def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: Train
         "val_images": len(dataset.images),
         "regions": dataset.num_annotations,
     }
-    write_atomically(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    write_output(path, json_bytes(summary))
 
 
 def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, directory: Path) -> Path:
@@ -162,9 +162,9 @@ def _next_steps(head: Path, dataset: CocoDataset) -> str:
     x0, y0, x1, y1 = (round(side) for side in dataset.annotations_by_image[record.id][0].box)
     return f"""What to try next:
   name a region in your own words (mini knows toys of its own world, not photographs)
-    .venv/bin/regionspot predict {dataset.image_path(record)} --box {x0},{y0},{x1},{y1} \\
+    .venv/bin/regionspot predict {shlex.quote(str(dataset.image_path(record)))} --box {x0},{y0},{x1},{y1} \\
       --vocabulary "red toy with blue stripes,plain green toy,white toy with a pink border" \\
-      --head-weights {head} --out overlay.png
+      --head-weights {shlex.quote(str(head))} --out overlay.png
   train on your own COCO or LVIS annotations with real weights: write their paths into this recipe
     .venv/bin/regionspot-train --config regionspot/configs/regionspot_bb_stage1.yaml --print-config
   see what works on this machine

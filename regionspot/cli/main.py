@@ -8,9 +8,12 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Collection, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from regionspot import __version__
 from regionspot.cli.streams import KeptStreams
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A reader of standard output that goes away (`| head`) does not end the work: the status is then 141.
     """
     _ensure_home()
-    with KeptStreams() as streams:
+    with KeptStreams() as streams, _plain_warnings():
         return streams.status(_run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -63,6 +66,22 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show this package's own warnings as a line, without the place in its source."""
+    before = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        own = category.__module__.partition(".")[0] == "regionspot"
+        return f"warning: {message}\n" if own else before(message, category, *place, **more)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _ensure_home() -> None:
