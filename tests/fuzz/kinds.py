@@ -31,7 +31,7 @@ class Kind:
 
 KINDS = {
     "images": Kind("tests.fuzz.images:Images", 10_000, 300),
-    "prompts": Kind("tests.fuzz.prompts:PromptSets", 10_000, 250),
+    "prompts": Kind("tests.fuzz.prompts:PromptSets", 10_000, 200),
     "annotations": Kind("tests.fuzz.annotations:Annotations", 5_000, 400),
     "proposals": Kind("tests.fuzz.proposals:ProposalFiles", 5_000, 300),
     "checkpoints": Kind("tests.fuzz.checkpoints:Checkpoints", 2_000, 100),
