@@ -135,7 +135,8 @@ def load_training_set(
     Raises:
         InputError: the file is unusable (see `CocoDataset.load`), or nothing in it can be learnt from.
     """
-    dataset = CocoDataset.load(annotations, image_root, check_images=missing_images == "stop")
+    dataset = CocoDataset.load(annotations, image_root, check_images=False)
+    dataset.check_images(missing_allowed=missing_images == "keep")
     classes = _Classes.of(dataset, exclude, clean_names)
     usable = _UsableRegions()
     for image in dataset.images:
@@ -198,7 +199,8 @@ def _without_excluded(dataset: CocoDataset, exclude: str) -> tuple[list[Category
     if len(kept) < len(categories):
         notes.append(f"{len(categories) - len(kept)} of {len(categories)} categories are excluded (exclude: {exclude})")
     if not kept:
-        why = f"all {len(categories)} categories are excluded (exclude: {exclude})" if categories else "no category"
+        excluded = f"all {len(categories)} categories are excluded (exclude: {exclude})"
+        why = excluded if categories else "it lists no category"
         raise InputError(f"{dataset.path} has no class to learn: {why}")
     return kept, notes
 

@@ -265,7 +265,7 @@ class FeatureCache:
         """
         own = {self.shard_path(shard) for shard in range(self.num_shards)}
         unused = [path for path in self.directory.glob("*.safetensors") if path not in own]
-        for other in self.directory.parent.glob(f"{self.training_set.name}-*/cache.json"):
+        for other in self.directory.parent.glob(f"{self.training_set.name}-{'[0-9a-f]' * 16}/cache.json"):
             if other.parent != self.directory and _format_of(other) < FORMAT:
                 unused += [path for path in other.parent.iterdir() if path.is_file()]
         return sorted(unused)

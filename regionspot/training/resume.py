@@ -19,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class RunDirectory:
         for path in reversed(paths):
             try:
                 return read_checkpoint(path)
-            except ArtifactError as error:  # noqa: PERF203
+            except ArtifactError as error:
                 warnings.warn(f"{error}; the one before is tried", stacklevel=2)
         if paths:
             raise ArtifactError(
@@ -216,7 +216,7 @@ class RunDirectory:
             "config": config_to_dict(self.config),
             "versions": versions(),
             "git_commit": git_commit(),
-            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
     def _not_saved(self, step: int, error: OSError) -> ArtifactError:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from regionspot.data.augmentation import CropFlip
 from regionspot.data.collate import RegionLimit, pad_regions
-from regionspot.data.dataset import BatchSchedule, TrainingSet, describe_left_out, load_training_set, step_seed
+from regionspot.data.dataset import MISSING, BatchSchedule, TrainingSet, describe_left_out, load_training_set, step_seed
 from regionspot.errors import InputError
 from regionspot.transforms import resize_image
 
@@ -164,6 +164,18 @@ def test_suffixes_are_cut_off_on_request_only(tmp_path: Path) -> None:
     assert load_training_set("d", path).class_names == ("new", "wall-stuff", "wall-other")
     cleaned = load_training_set("d", path, clean_names="coco")
     assert cleaned.class_names == ("new", "wall") and cleaned.class_ids.tolist() == [1, 1]
+
+
+def test_pictures_that_are_not_there_are_kept_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path, [(index, 5, [1, 2, 3, 4], {}) for index in range(3)])
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 3 images are not under .*: 1.png"):
+        load_training_set("d", path)
+    kept = load_training_set("d", path, missing_images="keep")
+    assert kept.file_names == ("0.png", "1.png", "2.png") and kept.file_bytes[1] == MISSING
+    path.write_text(path.read_text().replace('"2.png"', '"0.png"'))
+    with pytest.raises(InputError, match="both the file"):  # which no skipping would mend
+        load_training_set("d", path, missing_images="keep")
 
 
 def test_a_picture_costs_one_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

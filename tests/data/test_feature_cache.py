@@ -142,7 +142,12 @@ def test_damage_under_an_untouched_time_is_found_by_a_full_check_or_when_it_is_r
 def test_shards_that_nobody_touched_are_not_read_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, read = full_cache(tmp_path), []
     real = FeatureCache._read_verified
-    monkeypatch.setattr(FeatureCache, "_read_verified", lambda self, shard: read.append(shard) or real(self, shard))
+
+    def read_verified(self: FeatureCache, shard: int) -> dict[str, npt.NDArray[Any]]:
+        read.append(shard)
+        return real(self, shard)
+
+    monkeypatch.setattr(FeatureCache, "_read_verified", read_verified)
     assert cache.missing_shards() == ([], []) and read == []
     os.utime(cache.shard_path(2), (5, 5))  # a copy whose times were not kept
     assert cache.missing_shards() == ([], []) and read == [2]
@@ -239,10 +244,11 @@ def test_files_that_no_data_set_uses_any_more_are_listed(tmp_path: Path) -> None
     corrected = FeatureCache(tmp_path / "cache", replace(cache.training_set, boxes=boxes), SHAPE, {"sam": "x"}, 2)
     assert corrected.directory == cache.directory
     assert corrected.unused_files() == sorted(cache.shard_path(shard) for shard in range(3))
-    earlier = tmp_path / "cache" / "set-0123"
-    earlier.mkdir()
-    (earlier / "cache.json").write_text('{"format": 2}')
-    (earlier / "shard_00000.safetensors").write_bytes(b"old")
+    earlier, of_another_set = (tmp_path / "cache" / f"{name}-{'0a' * 8}" for name in ("set", "set-b"))
+    for directory in (earlier, of_another_set):
+        directory.mkdir()
+        (directory / "cache.json").write_text('{"format": 2}')
+        (directory / "shard_00000.safetensors").write_bytes(b"old")
     other_weights = FeatureCache(tmp_path / "cache", cache.training_set, SHAPE, {"sam": "y"}, 2)
     assert other_weights.unused_files() == sorted(earlier.iterdir())  # not the cache of the first weights
 
