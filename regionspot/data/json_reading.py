@@ -28,6 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, zip, bzip2, zstd, xz
 EXACT_AS_FLOAT = 2**53
+MAX_SHOWN = 200
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
 _WHOLE = re.compile(r"([+-]?\d{1,400})(\.0{1,400})?", re.ASCII)
 _WRITTEN_ID = re.compile(r"\s*(0|-?[1-9]\d{0,400})(\.0{1,400})?\s*", re.ASCII)
@@ -212,7 +213,7 @@ def number_rows(
     for index, row in enumerate(rows):
         try:
             found[index] = number(row[0], key) if one else numbers(row, key, count)
-        except FieldError as error:  # noqa: PERF203
+        except FieldError as error:
             raise FieldError(f"{record(index)}: {error}") from error
     return found
 
@@ -264,8 +265,9 @@ def shown(value: Any) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as a message shows it: plainly, with escapes only where it cannot be printed."""
-    return name if name.isprintable() else ascii(name)[1:-1]
+    """A file name as a message shows it: with escapes where it cannot be printed, cut where it is very long."""
+    shows = name if name.isprintable() else ascii(name)[1:-1]
+    return shows if len(shows) <= MAX_SHOWN else f"{shows[: MAX_SHOWN // 2]}...{shows[-MAX_SHOWN // 2 :]}"
 
 
 def _plain(value: Any) -> Any:

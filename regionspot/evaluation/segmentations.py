@@ -39,7 +39,7 @@ def ground_truth_masks(dataset: CocoDataset) -> tuple[Rle, ...]:
 
 def odd_masks(dataset: CocoDataset) -> tuple[int, int]:
     """How many masks of the ground truth cover no pixel, and how many do not even touch their own boxes."""
-    masks = list(ground_truth_masks(dataset))
+    masks: list[Any] = list(ground_truth_masks(dataset))
     drawn = hotcoco.mask.to_bbox(masks).reshape(-1, 4)  # xywh
     boxes = np.array([annotation.box for annotation in annotations_of(dataset)]).reshape(-1, 4)  # xyxy
     empty = (drawn[:, 2:] <= 0).any(1)

@@ -166,6 +166,9 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
         CocoDataset.load(write(tmp_path, CONTENT))
     with pytest.raises(InputError, match="There is no such folder"):
         CocoDataset.load(write(tmp_path, CONTENT), tmp_path / "absent")
+    with pytest.raises(InputError) as found:
+        CocoDataset.load(write(tmp_path, named("[" * 5000, "line\nbreak.png")))
+    assert len(str(found.value)) < 1000 and "\n" not in str(found.value)
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match=r"1 of 2 images are not under .*: b\.png\. Put them there, or"):
         CocoDataset.load(write(tmp_path, named("a.png", "b.png")))
