@@ -71,7 +71,7 @@ def _from_dataset(path: Path, count: int, rng: np.random.Generator) -> Pictures:
     return Pictures(f"{len(pictures)} images of {path.name}", pictures, _some(dataset.class_names, rng))
 
 
-def _boxes(dataset: CocoDataset, image_id: int, width: int, height: int) -> FloatArray:
+def _boxes(dataset: CocoDataset, image_id: int | str, width: int, height: int) -> FloatArray:
     boxes = np.array([one.box for one in dataset.annotations_by_image[image_id]], np.float32).reshape(-1, 4)
     boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
     kept: FloatArray = boxes[(boxes[:, :2] < boxes[:, 2:]).all(1)]

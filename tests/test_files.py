@@ -162,7 +162,7 @@ def test_the_processes_own_output(tmp_path: Path, name: str, sink: str) -> None:
     else:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            subprocess.run(command, stdout=theirs, check=True)
+            subprocess.run(command, stdout=theirs.fileno(), check=True)
             out = ours.recv(100)
     assert out == b"before\ncontent\nafter\n"
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import IO, Any
+from typing import Any, TextIO
 
 EXIT_NO_READER = 141
 """What a shell reports of a program that SIGPIPE ended."""
@@ -20,7 +20,7 @@ class KeptStream:
     Text that the stream's encoding cannot hold is escaped. Everything else is the stream's own.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.failure: OSError | None = None
 
@@ -72,7 +72,7 @@ class KeptStreams:
         self._before = sys.stdout, sys.stderr
         _occupy_closed_descriptors()
         self._out, self._err = (KeptStream(stream or _null_stream()) for stream in self._before)
-        sys.stdout, sys.stderr = self._out, self._err  # type: ignore[assignment]
+        sys.stdout, sys.stderr = self._out, self._err
         return self
 
     def __exit__(
@@ -105,5 +105,5 @@ def _occupy_closed_descriptors() -> None:
         os.close(descriptor)
 
 
-def _null_stream() -> IO[str]:
+def _null_stream() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")

@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -57,7 +58,12 @@ REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_before_any_work(folder: Path, case: str) -> None:
     outputs, message = REFUSED[case]
-    inputs = {"the annotations": "a.json", "a mask": [Path("b.json")], "the words": "cat,dog", "the pipe": "fifo"}
+    inputs: dict[str, Any] = {
+        "the annotations": "a.json",
+        "a mask": [Path("b.json")],
+        "the words": "cat,dog",
+        "the pipe": "fifo",
+    }
     with pytest.raises(InputError, match=message):
         check_outputs(outputs, inputs)
 

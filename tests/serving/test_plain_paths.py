@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,13 +49,13 @@ def test_a_repository_with_a_space(
     """Served by the real server, with the answers of one whose path is plain; its links go when it stops."""
     there = shutil.copytree(repository, tmp_path / "my répo; x")
     image = np.asarray(Image.open(picture))
-    asked = {"boxes": [[5, 5, 90, 90]], "vocabulary": ("cat", "plain green toy")}
+    asked: dict[str, Any] = {"boxes": [[5, 5, 90, 90]], "vocabulary": ("cat", "plain green toy")}
     with serving(there, home) as running, RegionClient(running.ports.grpc_url) as client:
-        found = client.recognize(image, **asked)  # type: ignore[arg-type]
+        found = client.recognize(image, **asked)
         links = [path for path in Path(tempfile.gettempdir()).glob("regionspot-*/path0") if path.samefile(there)]
         assert len(links) == 1
     with RegionClient(server.ports.grpc_url) as client:
-        assert np.allclose(client.recognize(image, **asked).scores, found.scores)  # type: ignore[arg-type]
+        assert np.allclose(client.recognize(image, **asked).scores, found.scores)
     assert not links[0].exists() and not links[0].is_symlink()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,9 +245,10 @@ def test_base64_text_and_half_surrogates(recognizer: Recognizer) -> None:
 
 
 def test_the_client_refuses_what_cannot_be_sent() -> None:
-    for words in (("cat", "\ud800"), ("cat", 7)):
+    unusable: list[Any] = [("cat", "\ud800"), ("cat", 7)]
+    for words in unusable:
         with pytest.raises(InputError, match="word 1 "):
-            Call(IMAGE, words, {"boxes": BOX}, 5, False)  # type: ignore[arg-type]
+            Call(IMAGE, words, {"boxes": BOX}, 5, False)
     with pytest.raises(InputError, match="the vocabulary's name"):
         Call(IMAGE, "\ud800", {"boxes": BOX}, 5, False)
     with pytest.raises(InputError, match="it is base64 text"):
