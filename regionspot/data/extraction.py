@@ -179,22 +179,48 @@ def fill_caches(
             first.
         ArtifactError: a shard cannot be written.
     """
-    missing, skipping = [], []
-    for cache in caches:
-        delete_leftovers(cache.directory)
-        shards, complaints = cache.missing_shards(verify)
-        for complaint in complaints:
+    work = [_Work.find(cache, max_skipped, verify) for cache in caches]
+    for one in work:
+        for complaint in one.complaints:
             warnings.warn(f"{complaint}; it is made again", stacklevel=2)
-        skipped = cache.skipped([shard for shard in range(cache.num_shards) if shard not in set(shards)])
-        if max_skipped is None and skipped:
-            shards = sorted({*shards, *(cache.shard_of(image)[0] for image in skipped)})
-        say(describe_cache(cache, shards))
-        missing.append(shards)
-        skipping.append(_Skipping(cache.training_set, max_skipped, skipped))
-    check_space(caches, missing)
-    for cache, shards, skip in zip(caches, missing, skipping, strict=True):
-        if shards:
-            _fill_cache(cache, shards, extractor, batch_size, workers, skip)
+        say(describe_cache(one.cache, one.missing))
+    check_space(caches, [one.missing for one in work])
+    for one in work:
+        if one.missing:
+            _fill_cache(one, extractor, batch_size, workers)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be made of a cache.
+
+    Attributes:
+        missing: shards to make.
+        absent: those of them that did not exist; the others are damaged, or skip images that are to be tried again.
+        complaints: a sentence about each damaged shard.
+    """
+
+    cache: FeatureCache
+    missing: list[int]
+    absent: frozenset[int]
+    complaints: list[str]
+    skipping: _Skipping
+
+    @classmethod
+    def find(cls, cache: FeatureCache, max_skipped: float | None, verify: bool) -> _Work:
+        delete_leftovers(cache.directory)
+        absent = frozenset(cache.absent_shards())  # before any other look: another process may be making them
+        missing, complaints = cache.missing_shards(verify)
+        skipped = cache.skipped(sorted({*range(cache.num_shards)} - {*missing}))
+        if max_skipped is None:
+            missing = sorted({*missing, *(cache.shard_of(image)[0] for image in skipped)})
+        return cls(cache, missing, absent, complaints, _Skipping(cache.training_set, max_skipped, skipped))
+
+    def made_meanwhile(self, shard: int) -> bool:
+        """Whether another process has made a shard that was absent, with an outcome that this one accepts."""
+        if shard not in self.absent or not self.cache.shard_path(shard).exists():
+            return False
+        return self.skipping.accept(self.cache.skipped([shard]))
 
 
 class _Skipping:
@@ -246,21 +272,11 @@ class _Skipping:
             )
 
 
-def _fill_cache(
-    cache: FeatureCache,
-    missing: list[int],
-    extractor: FeatureExtractor,
-    batch_size: int,
-    workers: int,
-    skipping: _Skipping,
-) -> None:
+def _fill_cache(work: _Work, extractor: FeatureExtractor, batch_size: int, workers: int) -> None:
     """Makes the missing shards of a cache, and waits for those that other processes are making."""
+    cache, missing = work.cache, work.missing
     done = len(cache.training_set) - sum(len(cache.shard_images(shard)) for shard in missing)
-    label, absent = f"features of {cache.training_set.name}", set(cache.absent_shards())
-
-    def made_meanwhile(shard: int) -> bool:
-        return shard in absent and cache.shard_path(shard).exists() and skipping.accept(cache.skipped([shard]))
-
+    label = f"features of {cache.training_set.name}"
     with ThreadPoolExecutor(workers) as pool, Progress(label, len(cache.training_set), "images", done) as progress:
         while missing:
             held_by_others = []
@@ -268,10 +284,10 @@ def _fill_cache(
                 with cache.claim(shard) as claimed:
                     if not claimed:
                         held_by_others.append(shard)
-                    elif made_meanwhile(shard):
+                    elif work.made_meanwhile(shard):
                         progress.update(progress.done + len(cache.shard_images(shard)))
                     else:
-                        features = _extract_shard(cache, shard, extractor, batch_size, pool, progress, skipping)
+                        features = _extract_shard(cache, shard, extractor, batch_size, pool, progress, work.skipping)
                         cache.write_shard(shard, features)
             if len(held_by_others) == len(missing):
                 time.sleep(WAIT_S)
