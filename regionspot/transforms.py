@@ -16,8 +16,8 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import IO, Any, Protocol
@@ -63,7 +63,6 @@ MASK_THRESHOLD = 127
 """A mask is True where a colour is brighter than this, of 255."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters or more: one is a drive of Windows
-_WARNINGS = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -359,7 +358,7 @@ def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Ima
     Image.init()
     known = [file_format for file_format in formats if file_format in Image.OPEN]  # a small Pillow lacks some
     try:
-        with _without_warnings():
+        with _SILENCE:
             return Image.open(file, formats=known)
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
@@ -369,16 +368,34 @@ def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Ima
         raise InputError(f"{name} cannot be opened ({_reason(error)}): check the file") from error
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Pillow warns of every picture from half of MAX_PIXELS on, and of EXIF and TIFF tags that it cannot read.
+class _Silence:
+    """Keeps Pillow's warnings back while any thread reads a picture.
 
-    Warning filters are shared by all threads.
+    Pillow warns of every picture from half of MAX_PIXELS on, and of EXIF, TIFF and PNG parts that it leaves out.
+    Warning filters are shared by all threads: the first that reads sets them, the last restores them.
     """
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                for category in (UserWarning, Image.DecompressionBombWarning):
+                    warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 class _Undecoded(InputError):
@@ -403,21 +420,13 @@ def _whole_jpeg(image: Image.Image, file: IO[bytes], formats: Sequence[str]) -> 
 def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> UInt8Array:
     _check_size(image, name, max_pixels)
     try:
-        _load(image)
-        return np.array(_to_rgb(_upright(image), name, background))
+        with _SILENCE:
+            image.load()
+            return np.array(_to_rgb(_upright(image), name, background))
     except (InputError, MemoryError):
         raise
     except Exception as error:  # on damaged data Pillow's decoders raise almost anything
         raise _Undecoded(f"{name} is damaged or truncated ({error}): copy or export it again") from error
-
-
-def _load(image: Image.Image) -> None:
-    """Decode, without the warning of large pictures that Pillow's TIFF reader repeats here."""
-    if image.width * image.height <= (Image.MAX_IMAGE_PIXELS or np.inf):
-        image.load()
-        return
-    with _without_warnings():
-        image.load()
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -430,7 +439,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _upright(image: Image.Image) -> Image.Image:
     orientation = None
-    with suppress(Exception), _without_warnings():  # unreadable EXIF does not spoil the pixels
+    with suppress(Exception):  # unreadable EXIF does not spoil the pixels
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

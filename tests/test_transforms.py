@@ -366,6 +366,40 @@ class TestReadImage:
             read_image(encoded(image, file_format, quality=100, exif=exif)), np.asarray(Image.open(io.BytesIO(plain)))
         )
 
+    @pytest.mark.filterwarnings("error")
+    def test_tiff_tags_that_cannot_be_read_are_ignored(self) -> None:
+        image = photo(6, 9)
+        file = bytearray(encoded(Image.fromarray(image), "TIFF", tiffinfo={270: "a description", 315: "x" * 300}))
+        at = file.index(struct.pack("<HHI", 315, 2, 301))
+        file[at + 4 : at + 8] = struct.pack("<I", 10**6)  # more than the file holds
+        np.testing.assert_array_equal(read_image(bytes(file)), image)
+
+    def test_warnings_of_other_code_come_through_while_a_picture_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def told(image: Any) -> Image.Image:
+            warnings.warn("of other code", stacklevel=1)
+            return Image.new("RGB", (2, 1))
+
+        monkeypatch.setattr("regionspot.transforms._upright", told)
+        filters = list(warnings.filters)
+        with pytest.warns(UserWarning, match="of other code"):
+            read_image(encoded(Image.new("RGB", (2, 1)), "PNG"))
+        assert warnings.filters == filters
+
+    def test_many_threads_read(self) -> None:
+        files = [encoded(Image.fromarray(photo(30, 40, seed)), "TIFF") for seed in range(4)]
+        filters, failures = list(warnings.filters), []
+
+        def read(index: int) -> None:
+            right = [np.array_equal(read_image(files[index]), photo(30, 40, index)) for _ in range(50)]
+            failures.extend(number for number, each in enumerate(right) if not each)
+
+        threads = [threading.Thread(target=read, args=(index,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures and warnings.filters == filters
+
     def test_bytes_of_any_kind_and_file_objects(self, tmp_path: Path) -> None:
         image = photo(6, 9)
         content = encoded(Image.fromarray(image), "PNG")
