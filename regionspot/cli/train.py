@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--delete-unused",
         action="store_true",
-        help="delete cached features of earlier states of these data sets, and list them, then stop",
+        help="delete cached features of earlier states of these data sets (and of others with their names) and list "
+        "them, then stop",
     )
     parser.add_argument("--print-config", action="store_true", help="show the settings, all of them, then stop")
     return parser

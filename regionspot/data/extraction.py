@@ -300,7 +300,10 @@ def describe_cache(cache: FeatureCache, missing: list[int]) -> str:
     what = "SAM's tokens" + (" and CLIP's maps" if shape.patch_tokens else "") + f" in {shape.dtype}"
     todo = f"{len(missing)} to make ({in_units(cache.num_bytes(missing))})" if missing else "all there"
     unused = cache.unused_files()
-    others = f"; {len(unused)} more files are of other states of this data set, --delete-unused lists and deletes them"
+    others = (
+        f"; {len(unused)} more files are of earlier states of this data set, or of another one with its name: "
+        "--delete-unused deletes them"
+    )
     return (
         f"features of {training_set.name}: {len(training_set)} images, {training_set.num_regions} regions; {what}: "
         f"{in_units(cache.num_bytes())} in {cache.num_shards} shards at {cache.directory}, {todo}"

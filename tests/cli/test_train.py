@@ -91,7 +91,7 @@ def test_features_of_earlier_states_are_deleted_on_request(config: Path, capsys:
     annotations = config.parent / "train.json"
     annotations.write_text(annotations.read_text().replace("[5, 6, 20, 20]", "[5, 6, 20, 21]", 1))
     assert main(["train", "--config", str(config), "name=corrected"]) == 0
-    assert "1 more files are of other states of this data set" in capsys.readouterr().out
+    assert "1 more files are of earlier states of this data set" in capsys.readouterr().out
     assert main(["train", "--config", str(config), "--delete-unused"]) == 0
     assert capsys.readouterr().out == f"{before.pop()}\ndeleted 1 files that these data sets do not use\n"
     assert len(list(config.parent.glob("cache/*/*.safetensors"))) == 1

@@ -588,7 +588,7 @@ def test_one_corrected_annotation_costs_one_shard(
     said: list[str] = []
     train(make_config(name="two", steps=2, features=features, datasets=sets), backbones=backbones, say=said.append)
     assert len(set((tmp_path / "cache").glob("*/*.safetensors")) - before) == 1
-    assert "1 to make" in said[1] and "1 more files are of other states of this data set" in said[1]
+    assert "1 to make" in said[1] and "1 more files are of earlier states of this data set" in said[1]
 
 
 def test_an_image_of_another_size_than_annotated_is_named(
