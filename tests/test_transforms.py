@@ -387,7 +387,8 @@ class TestReadImage:
 
     def test_many_threads_read(self) -> None:
         files = [encoded(Image.fromarray(photo(30, 40, seed)), "TIFF") for seed in range(4)]
-        filters, failures = list(warnings.filters), []
+        filters = list(warnings.filters)
+        failures: list[int] = []
 
         def read(index: int) -> None:
             right = [np.array_equal(read_image(files[index]), photo(30, 40, index)) for _ in range(50)]
