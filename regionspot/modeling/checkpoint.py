@@ -15,12 +15,21 @@ import xxhash
 from regionspot.errors import ArtifactError
 from regionspot.files import write_atomically
 from regionspot.modeling.head import RegionHead
-from regionspot.modeling.weights import load_strictly, read_checkpoint
+from regionspot.modeling.weights import (
+    check_fits,
+    check_is_file,
+    first_line,
+    held_bytes,
+    load_strictly,
+    read_checkpoint,
+    without_prefix,
+)
 
 HEAD_FORMAT = "regionspot-head-1"
 _METADATA_KEY = "regionspot"
 OFFICIAL_NUM_HEADS = 8
 OFFICIAL_DROPOUT = 0.1
+_SIZES = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim")
 _FOUNDATION_PREFIXES = ("sam.", "clip_model.", "text_feats")
 
 
@@ -44,14 +53,18 @@ def load_head(path: str | Path) -> RegionHead:
         ArtifactError: the file is missing, damaged (a single flipped bit is found), or not a head of ours.
     """
     tensors, header = load_tensors(path, HEAD_FORMAT)
-    head = RegionHead(**header["dimensions"])
+    head = _head_of(_checked_dimensions(header.get("dimensions"), path), tensors, path)
     load_strictly(head, tensors, path)
     return head.eval()
 
 
 def read_head_metadata(path: str | Path) -> dict[str, Any]:
     """What was given to `save_head` as `metadata`. Errors as in `load_head`."""
-    return load_tensors(path, HEAD_FORMAT)[1]["metadata"]
+    header = load_tensors(path, HEAD_FORMAT)[1]
+    if not isinstance(header.get("metadata"), dict):
+        raise ArtifactError(f"{path} was not written by regionspot: its header has no metadata")
+    metadata: dict[str, Any] = header["metadata"]
+    return metadata
 
 
 def convert_official(source: str | Path, target: str | Path) -> RegionHead:
@@ -66,7 +79,7 @@ def convert_official(source: str | Path, target: str | Path) -> RegionHead:
     """
     content = read_checkpoint(source)
     weights = content["model"] if isinstance(content.get("model"), dict) else content
-    weights = {str(key).removeprefix("model."): value for key, value in weights.items()}
+    weights = without_prefix(weights, "model.", source)
     weights = {key: value for key, value in weights.items() if not key.startswith(_FOUNDATION_PREFIXES)}
     head = _official_head(weights, source)
     load_strictly(head, {key: _as_float32(value) for key, value in weights.items()}, source)
@@ -85,15 +98,63 @@ def _official_head(weights: Mapping[str, Any], source: str | Path) -> RegionHead
         )
     layers = {key.split(".")[2] for key in weights if key.startswith("decoder.layers.")}
     clip_width, token_dim = weights["to_clip.weight"].shape
-    return RegionHead(
-        token_dim=token_dim,
-        clip_width=clip_width,
-        embed_dim=weights["projector.weight"].shape[0],
-        num_layers=len(layers),
-        num_heads=OFFICIAL_NUM_HEADS,
-        feedforward_dim=weights["decoder.layers.0.linear1.weight"].shape[0],
-        dropout=OFFICIAL_DROPOUT,
-    )
+    dimensions = {
+        "token_dim": token_dim,
+        "clip_width": clip_width,
+        "embed_dim": weights["projector.weight"].shape[0],
+        "num_layers": len(layers),
+        "num_heads": OFFICIAL_NUM_HEADS,
+        "feedforward_dim": weights["decoder.layers.0.linear1.weight"].shape[0],
+        "dropout": OFFICIAL_DROPOUT,
+    }
+    return _head_of(_checked_dimensions(dimensions, source), weights, source)
+
+
+def _checked_dimensions(dimensions: Any, source: str | Path) -> dict[str, Any]:
+    """Arguments of `RegionHead`, as a file states them.
+
+    Raises:
+        ArtifactError: some are missing, unknown, or no sizes.
+    """
+    if not isinstance(dimensions, dict):
+        raise ArtifactError(f"{source} was not written by regionspot: its header has no dimensions")
+    known = {name: dimensions.get(name) for name in _SIZES}
+    wrong = [name for name, size in known.items() if type(size) is not int or size < 1]
+    wrong += [name for name in dimensions if name not in (*_SIZES, "dropout", "multimask")]
+    dropout = dimensions.get("dropout")
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        wrong.append("dropout")
+    if type(dimensions.get("multimask", False)) is not bool:
+        wrong.append("multimask")
+    if wrong:
+        stated = ", ".join(f"{name}: {dimensions.get(name, 'missing')!s:.40}" for name in wrong)
+        raise ArtifactError(f"{source} states dimensions of a head that cannot be ({stated}): make the file again")
+    if known["clip_width"] % known["num_heads"]:
+        raise ArtifactError(
+            f"{source} states {known['num_heads']} attention heads, which do not divide a width of "
+            f"{known['clip_width']}: make the file again"
+        )
+    return dimensions
+
+
+def _head_of(dimensions: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path) -> RegionHead:
+    """An untrained head, made only where the file has weights of its size, whatever sizes it states.
+
+    Raises:
+        ArtifactError: it has not.
+    """
+    if dimensions["num_layers"] > len(tensors):
+        raise ArtifactError(f"{source} has {len(tensors)} weights, too few for {dimensions['num_layers']} layers")
+    try:
+        with torch.device("meta"):
+            without_memory = RegionHead(**dimensions)
+    except Exception as error:  # products of sizes that overflow, say
+        raise ArtifactError(f"{source} states dimensions of a head that cannot be ({first_line(error)})") from error
+    check_fits(without_memory, tensors, source)
+    if sum(tensor.nbytes for tensor in tensors.values()) > held_bytes(tensors.values()):
+        raise ArtifactError(f"{source} is refused: its tensors share their numbers, so that they are larger than it")
+    with torch.random.fork_rng(devices=[]):
+        return RegionHead(**dimensions)
 
 
 def _as_float32(value: Any) -> Any:
@@ -101,9 +162,7 @@ def _as_float32(value: Any) -> Any:
 
 
 def _dimensions(head: RegionHead) -> dict[str, Any]:
-    sizes = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim")
-    names = (*sizes, "dropout", "multimask")
-    return {name: getattr(head, name) for name in names}
+    return {name: getattr(head, name) for name in (*_SIZES, "dropout", "multimask")}
 
 
 def save_tensors(
@@ -130,25 +189,39 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
     Raises:
         ArtifactError: the file is missing, unreadable, damaged (a single flipped bit is found), or of another format.
     """
-    if not Path(path).is_file():
-        raise ArtifactError(f"weight file {path} does not exist")
+    check_is_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             entries = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error:  # of whatever type: a header can say anything
         raise ArtifactError(
-            f"{path} is damaged or no safetensors file ({error}). "
+            f"{path} is damaged or no safetensors file ({first_line(error)}). "
             "A checkpoint of the authors (.pth) must first go through `regionspot convert`."
         ) from error
+    entries = entries if isinstance(entries, dict) else {}
     stated = entries.pop("xxh3_128", None)
-    if stated is None or entries.get("format") != file_format:
-        raise ArtifactError(f"{path} is a safetensors file, but not one that regionspot saved as {file_format}")
+    if stated is None or entries.get("format") != file_format or not isinstance(entries.get("header"), dict):
+        raise ArtifactError(
+            f"{path} is a safetensors file, but not one that regionspot saved as {file_format}{_what_else(tensors)}"
+        )
     if stated != _checksum(tensors, entries):
         raise ArtifactError(f"{path} is damaged: its content does not match its checksum. Copy or make it again.")
     return tensors, entries["header"]
+
+
+def _what_else(tensors: Mapping[str, Any]) -> str:
+    """How to come to a head from the state of a training run, or from the authors' weights."""
+    if any(name.startswith("optimizer.") for name in tensors):
+        return (
+            ": it is the state of a training run, to go on from by regionspot-train --resume; the run writes its head "
+            "beside its folder checkpoints, as head.safetensors, at the end"
+        )
+    if any(name.removeprefix("model.").startswith("to_clip.") for name in tensors):
+        return ": it holds a head of the authors' layout, which must first go through `regionspot convert`"
+    return ""
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, Any]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError
-from regionspot.modeling.checkpoint import convert_official, load_head, read_head_metadata, save_head
+from regionspot.modeling.checkpoint import (
+    HEAD_FORMAT,
+    _dimensions,
+    convert_official,
+    load_head,
+    read_head_metadata,
+    save_head,
+    save_tensors,
+)
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.weights import read_checkpoint
 
@@ -108,6 +119,155 @@ def test_cut_and_foreign_files_are_named(head: RegionHead, tmp_path: Path) -> No
         load_head(tmp_path / "official.pth")
     with pytest.raises(ArtifactError, match="does not exist"):
         load_head(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": None}, "num_layers: None"),
+        ({"num_layers": 10**9}, "too few for 1000000000 layers"),
+        ({"token_dim": 2**40}, "does not fit this RegionHead"),
+        ({"clip_width": 2**62}, "cannot be"),
+        ({"feedforward_dim": -1}, "feedforward_dim: -1"),
+        ({"num_heads": 0}, "num_heads: 0"),
+        ({"num_heads": 5}, "5 attention heads, which do not divide a width of 48"),
+        ({"embed_dim": 24.0}, "embed_dim: 24.0"),
+        ({"token_dim": True}, "token_dim: True"),
+        ({"dropout": "none"}, "dropout: none"),
+        ({"dropout": float("nan")}, "dropout: nan"),
+        ({"multimask": 1}, "multimask: 1"),
+        ({"depth": 3}, "depth: 3"),
+    ],
+)
+def test_dimensions_that_cannot_be(head: RegionHead, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """The checksum is right: another program wrote it."""
+    path = tmp_path / "head.safetensors"
+    header = {"dimensions": _dimensions(head) | change, "metadata": {}}
+    save_tensors(path, head.state_dict(), HEAD_FORMAT, header)
+    with pytest.raises(ArtifactError, match=rf"head\.safetensors .*{message}"):
+        load_head(path)
+
+
+@pytest.mark.parametrize("header", [{}, {"dimensions": [1]}, {"metadata": "none"}])
+def test_headers_without_what_belongs_in_them(head: RegionHead, tmp_path: Path, header: dict[str, Any]) -> None:
+    path = tmp_path / "head.safetensors"
+    save_tensors(path, head.state_dict(), HEAD_FORMAT, header)
+    for read in (load_head, read_head_metadata):
+        with pytest.raises(ArtifactError, match="was not written by regionspot: its header has no"):
+            read(path)
+
+
+def test_metadata_that_are_no_object(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for content in ("[]", "7", "not JSON", '{"format": "regionspot-head-1", "xxh3_128": 5, "header": []}'):
+        save_file({"weight": torch.zeros(1)}, tmp_path / "head.safetensors", {"regionspot": content})
+        with pytest.raises(ArtifactError, match=r"head\.safetensors is "):
+            load_head(tmp_path / "head.safetensors")
+
+
+def test_what_a_foreign_file_is_and_what_to_do_with_it(head: RegionHead, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = head.state_dict()
+    save_file({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "authors.safetensors")
+    with pytest.raises(ArtifactError, match=r"the authors' layout, which must first go through `regionspot convert`"):
+        load_head(tmp_path / "authors.safetensors")
+    of_run = {f"head.{name}": tensor for name, tensor in state.items()} | {"optimizer.step": torch.zeros(1)}
+    save_file(of_run, tmp_path / "state.safetensors")
+    with pytest.raises(ArtifactError, match=r"the state of a training run.*writes its head .* as head\.safetensors"):
+        load_head(tmp_path / "state.safetensors")
+    with pytest.raises(ArtifactError, match="is a folder: name the file in it"):
+        load_head(tmp_path)
+    for path in ("a\0b", "x" * 5000):
+        with pytest.raises(ArtifactError, match="weight file "):
+            load_head(path)
+
+
+def test_loading_leaves_the_global_generator(head: RegionHead, tmp_path: Path) -> None:
+    save_head(head, tmp_path / "head.safetensors")
+    state = torch.get_rng_state()
+    load_head(tmp_path / "head.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Crafted:
+    """Pickles that ask the reader for what fails in ways of its own."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "crafted",
+    [
+        Crafted(torch._utils._rebuild_tensor_v2, 1, 2, 3, 4, 5, 6),
+        Crafted(torch._utils._rebuild_tensor_v2),
+        Crafted(torch._utils._rebuild_parameter, "no tensor", True, {}),
+        Crafted(torch.Size, [-1, "a"]),
+        Crafted(OrderedDict, 5),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_crafted_pickles(tmp_path: Path, crafted: Crafted, zipped: bool) -> None:
+    torch.save({"model": crafted}, tmp_path / "crafted.pth", _use_new_zipfile_serialization=zipped)
+    for read in (read_checkpoint, lambda path: convert_official(path, tmp_path / "out")):
+        with pytest.raises(ArtifactError, match=r"crafted\.pth "):
+            read(tmp_path / "crafted.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.to(torch.complex64), "not dense real numbers: to_clip.bias"),
+        (lambda tensor: tensor.to_sparse(), "not dense real numbers: to_clip.bias"),
+        (lambda tensor: tensor.to("meta"), "not dense real numbers: to_clip.bias"),
+        (lambda tensor: tensor[0], r"of another shape: to_clip.bias \(\) instead of \(48,\)"),
+        (lambda tensor: tensor.tolist(), "of another shape: to_clip.bias list"),
+        (lambda _: torch.zeros(1).expand(48), "its tensors share their numbers"),
+    ],
+)
+def test_weights_that_are_not_what_they_should_be(
+    official: OfficialHead, tmp_path: Path, change: Callable[[Tensor], Any], message: str
+) -> None:
+    state = official.state_dict()
+    torch.save({"model": state | {"to_clip.bias": change(state["to_clip.bias"])}}, tmp_path / "official.pth")
+    (tmp_path / "out").write_text("older")
+    with pytest.raises(ArtifactError, match=message):
+        convert_official(tmp_path / "official.pth", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "older"
+
+
+def test_a_small_file_of_huge_tensors(official: OfficialHead, tmp_path: Path) -> None:
+    """Sizes that fit each other, and would take terabytes: all numbers are one number."""
+    with torch.device("meta"):
+        shapes = RegionHead(2**20, 2**20, 2**20, num_layers=1).state_dict()
+    huge = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in shapes.items()}
+    torch.save({"model": huge}, tmp_path / "huge.pth")
+    with pytest.raises(ArtifactError, match="its tensors share their numbers, so that they are larger than it"):
+        convert_official(tmp_path / "huge.pth", tmp_path / "out")
+
+
+def test_names_that_collide(official: OfficialHead, tmp_path: Path) -> None:
+    state = official.state_dict()
+    torch.save({"model": state | {"model.to_clip.bias": state["to_clip.bias"] + 1}}, tmp_path / "official.pth")
+    with pytest.raises(ArtifactError, match=r"weights of one name with and without 'model\.'"):
+        convert_official(tmp_path / "official.pth", tmp_path / "out")
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size(official: OfficialHead, tmp_path: Path) -> None:
+    torch.save({"model": {"zeros": torch.zeros(2**23)}}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for member in plain.namelist():
+            bomb.writestr(member, plain.read(member))
+    with pytest.raises(ArtifactError, match=r"bomb\.pth .*a compressed archive, which could fill the memory"):
+        read_checkpoint(tmp_path / "bomb.pth")
 
 
 def test_unreadable_files_are_named(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
