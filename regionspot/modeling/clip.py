@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import string
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +16,16 @@ import xxhash
 from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.modeling.freezing import Frozen, freeze
+from regionspot.modeling.freezing import freeze
+from regionspot.modeling.precision import PartlyHalf, in_dtype, in_own_precision, in_single
 from regionspot.modeling.torchvision_shim import import_safely
-from regionspot.modeling.weights import load_strictly, read_checkpoint
+from regionspot.modeling.weights import load_strictly, read_checkpoint, without_prefix
 
 import_safely()
 
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    """A library is as if it were not installed while this lasts, unless it was imported before."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
-with _without("transformers"):  # open_clip imports it for text towers that are not CLIP's, which takes seconds
-    import open_clip
-    from open_clip import CLIP as CLIP
-    from open_clip.transformer import VisionTransformer, text_global_pool
+import open_clip  # noqa: E402
+from open_clip import CLIP as CLIP  # noqa: E402
+from open_clip.transformer import VisionTransformer, text_global_pool  # noqa: E402
 
 Tokenizer = Callable[..., Tensor]
 """Called as `tokenizer(texts, context_length=T)`, returns (n, T) int64, zero after the end token."""
@@ -69,7 +53,7 @@ _TOKENIZER_PROBES = [
 _NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives hold as tensors
 
 
-class ClipBackbone(Frozen):
+class ClipBackbone(PartlyHalf):
     """A frozen open_clip model with a plain vision transformer.
 
     Args:
@@ -95,9 +79,23 @@ class ClipBackbone(Frozen):
         if tokenizer is None and clip.vocab_size != OPENAI_VOCABULARY_SIZE:
             raise InputError(f"this CLIP has a vocabulary of {clip.vocab_size} tokens of its own: pass its tokenizer")
         self.clip = freeze(clip)
+        self.restore_single()
         self.tokenizer: Tokenizer = tokenizer or tokenize
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(-1, 1, 1) * 255, persistent=False)
+
+    def halvable(self) -> dict[str, nn.Module]:
+        """Both towers, without what comes before and after the text transformer; see `PartlyHalf`."""
+        text = nn.ModuleList([self.clip.token_embedding, self.clip.transformer])
+        return {"CLIP's image tower": self.clip.visual, "CLIP's text tower": text}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        return state | {"tokenizer": None} if self.tokenizer is tokenize else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.tokenizer = self.tokenizer or tokenize
 
     @property
     def image_size(self) -> int:
@@ -138,9 +136,10 @@ class ClipBackbone(Frozen):
                 aspect ratio (see `regionspot.transforms.ClipTransform`).
 
         Returns:
-            (B, L, D), class token first, then the patches row by row.
+            (B, L, D), class token first, then the patches row by row; in the precision of the tower.
         """
         pixels = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+        pixels = in_dtype(pixels, self.clip.visual.conv1.weight.dtype)
         output = self.clip.visual.forward_intermediates(
             pixels, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
         )
@@ -150,14 +149,15 @@ class ClipBackbone(Frozen):
         """CLIP's own embedding of the image, un-normalised: (B, L, D) from `encode_image` to (B, E).
 
         For OpenAI's and most other models this is `ln_post` of the first token, projected: with L = 1 it embeds any
-        pooled token. Models trained with average pooling (CLIPA) average the patches instead.
+        pooled token. Models trained with average pooling (CLIPA) average the patches instead. `patch_tokens` may be in
+        any precision; embeddings are in single precision also where the tower works in half precision.
         """
         visual: VisionTransformer = self.clip.visual
-        pooled, _ = visual._pool(patch_tokens)
-        return pooled @ visual.proj
+        pooled, _ = visual._pool(in_dtype(patch_tokens, visual.proj.dtype))
+        return in_single(pooled) @ in_single(visual.proj)
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Un-normalised embeddings (n, E) of n texts, on the model's device.
+        """Un-normalised embeddings (n, E) of n texts, on the model's device, in single precision.
 
         Padding behind the longest text is cut off before the encoder.
         """
@@ -166,9 +166,11 @@ class ClipBackbone(Frozen):
         tokens = self._cut_padding(self.tokenizer(texts, context_length=self.context_length))
         return self.encode_tokens(tokens.to(self.image_mean.device))
 
+    @in_own_precision
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Un-normalised embeddings (n, E) of (n, T) int tokens, T at most `context_length`.
 
+        They are computed without `torch.autocast`: they are cached, under a fingerprint of the tower's own precision.
         With a causal text tower T need only reach the last end token: no token sees a later one, and the embedding is
         read at the end token, so cutting the padding changes nothing.
         """
@@ -197,7 +199,8 @@ def encode_tokens(clip: CLIP, tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
     mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
     hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (n, T, width)
-    hidden = clip.ln_final(clip.transformer(hidden, attn_mask=mask))  # (n, T, width)
+    hidden = in_dtype(hidden, clip.token_embedding.weight.dtype)  # that of the transformer, which may be half precision
+    hidden = clip.ln_final(in_single(clip.transformer(hidden, attn_mask=mask)))  # (n, T, width)
     pooled = text_global_pool(hidden, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id)  # (n, width)
     if clip.text_projection is None:
         return pooled
@@ -251,7 +254,7 @@ def load_clip_weights(clip: open_clip.CLIP, path: str | Path) -> None:
     """
     content = read_checkpoint(path)
     state_dict = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
-    state_dict = {str(key).removeprefix("module."): value for key, value in state_dict.items()}
+    state_dict = without_prefix(state_dict, "module.", path)
     for key in (*_NOT_PARAMETERS, "attn_mask"):
         state_dict.pop(key, None)
     if "text_model.embeddings.token_embedding.weight" in state_dict:
@@ -259,6 +262,7 @@ def load_clip_weights(clip: open_clip.CLIP, path: str | Path) -> None:
             f"{path} holds CLIP in the layout of Hugging Face transformers. Use OpenAI's .pt file, or a file of the "
             "same model for open_clip (usually called open_clip_model.safetensors)."
         )
-    if isinstance(state_dict.get("logit_scale"), Tensor):
-        state_dict["logit_scale"] = state_dict["logit_scale"].reshape(clip.logit_scale.shape)
+    scale = state_dict.get("logit_scale")
+    if isinstance(scale, Tensor) and scale.layout == torch.strided and scale.numel() == 1:
+        state_dict["logit_scale"] = scale.reshape(clip.logit_scale.shape)
     load_strictly(clip, state_dict, path)

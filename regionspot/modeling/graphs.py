@@ -49,10 +49,15 @@ def graph_module(model: RegionSpot, name: str) -> nn.Module:
     Its `forward` takes the inputs of the graph's spec in their order, and returns a tuple of the outputs in theirs.
 
     Raises:
-        InputError: no graph has that name.
+        InputError: no graph has that name, or it does not suit the model's head.
     """
     if name not in GRAPH_MODULES:
         raise InputError(f"there is no graph {name!r}: choose one of {', '.join(GRAPH_MODULES)}")
+    if name == "region_recognizer" and model.head.multimask:
+        raise InputError(
+            "region_recognizer reads SAM's single-mask token, and this head was trained on the three multimask tokens: "
+            "use the other graphs, which take either"
+        )
     return GRAPH_MODULES[name](model).eval()
 
 

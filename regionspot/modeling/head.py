@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regionspot.errors import InputError
+from regionspot.modeling.precision import in_dtype, in_single
 
 
 class RegionHead(nn.Module):
@@ -62,10 +63,12 @@ class RegionHead(nn.Module):
 
         Returns:
             (B, N, E), not normalised. Rows of padding hold finite numbers without meaning and change no other row.
+            Inputs are converted to the precision of the weights, and half precision comes out as single precision.
         """
-        tokens = self.to_clip(mask_tokens)  # (B, N, D)
-        tokens = self.decoder(tokens, patch_tokens, attendable(valid))  # (B, N, D)
-        return self.projector(tokens)  # (B, N, E)
+        dtype = self.to_clip.weight.dtype
+        tokens = self.to_clip(in_dtype(mask_tokens, dtype))  # (B, N, D)
+        tokens = self.decoder(tokens, in_dtype(patch_tokens, dtype), attendable(valid))  # (B, N, D)
+        return in_single(self.projector(tokens))  # (B, N, E)
 
 
 def attendable(valid: Tensor | None) -> Tensor | None:

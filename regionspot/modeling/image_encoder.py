@@ -17,8 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from regionspot.modeling.precision import in_dtype, in_single
 
 LARGE = 1 << 22
 """Scores of an image in one layer, 16 MiB: on two cores the fused attention wins from about there."""
@@ -34,7 +36,7 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
             scores takes. Exported graphs do better without; they go through a large global layer head by head.
 
     Returns:
-        (B, C, h, w).
+        (B, C, h, w), in single precision also where the weights are in half precision.
     """
     tokens = encoder.patch_embed(pixels)  # (B, h, w, D)
     if encoder.pos_embed is not None:
@@ -45,8 +47,15 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
         normed = block.norm1(tokens).unflatten(1, grid)
         tokens = tokens + _attention(block.attn, normed, block.window_size, fused).flatten(1, 2)
         tokens = tokens + block.mlp(block.norm2(tokens))
-    embeddings: Tensor = encoder.neck(tokens.unflatten(1, grid).permute(0, 3, 1, 2))
-    return embeddings
+    return _neck(encoder.neck, tokens.unflatten(1, grid).permute(0, 3, 1, 2))
+
+
+def _neck(layers: nn.Sequential, tokens: Tensor) -> Tensor:
+    """Convolutions in the weights' precision, and between them norms in single precision, whose squares are large."""
+    for layer in layers:
+        is_convolution = isinstance(layer, nn.Conv2d)
+        tokens = layer(in_dtype(tokens, layer.weight.dtype) if is_convolution else in_single(tokens))
+    return tokens
 
 
 def _attention(attention: Any, tokens: Tensor, window: int, fused: bool) -> Tensor:

@@ -16,12 +16,13 @@ from regionspot.errors import InputError
 from regionspot.modeling.clip import ClipBackbone, tokenize
 from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.head import RegionHead
+from regionspot.modeling.precision import DTYPES, precision_of, working_dtypes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
 from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
 from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating
+from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating, without_autocast
 from regionspot.structures import FloatArray, IntArray
 from regionspot.vocabulary import TextEncoder
 
@@ -34,10 +35,11 @@ WITH_HEAD = ("region_head", "region_recognizer")
 def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
     """Over the model's own modules: it follows the model to another device, and sees when its weights change.
 
-    Its work is chunked as `SamBackbone.prompt_chunk` says.
+    Its work is chunked as `SamBackbone.prompt_chunk` says. It computes in the precision of the model's weights, and
+    `torch.autocast` around it changes nothing.
 
     Raises:
-        InputError: weights that are not in float32.
+        InputError: weights in different precisions, or in another than float32, bfloat16 and float16.
     """
     return _pipeline(model, lambda graph: graph_module(model, graph))
 
@@ -46,7 +48,7 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
     """As `pipeline_from_model`, of the towers alone: it encodes, and raises InputError where it should classify."""
     with torch.random.fork_rng(devices=[]):
         no_head = RegionHead(sam.token_dim, clip.width, clip.embed_dim, num_layers=0)  # stands where one must
-    model = RegionSpot(sam, clip, no_head, name)
+    model = RegionSpot(sam, clip, no_head.to(*working_dtypes(sam)), name)
 
     def module(graph: str) -> nn.Module:
         if graph in WITH_HEAD:
@@ -57,26 +59,29 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
 
 
 def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPipeline:
-    if others := {str(weight.dtype) for weight in model.parameters()} - {"torch.float32"}:
-        raise InputError(
-            f"the model has weights in {', '.join(sorted(others))}, and works in float32: call model.float(); for "
-            "speed, run it under torch.autocast, or export it in half precision with regionspot-export"
-        )
+    precision = precision_of(model)
     info = model_info(model)
     specs = graph_specs(info, Ranges(*[ANY_SIZE] * len(fields(Ranges))))
 
+    def check_precision() -> None:
+        if working_dtypes(model.sam, model.clip, model.head) != {DTYPES[precision]}:
+            raise InputError(
+                f"the model was converted after this pipeline was made of it in {precision}: make another pipeline, or "
+                "another RegionPredictor"
+            )
+
     def open_runner(graph: str) -> TorchRunner:
         with evaluating(model):  # making the module switches what it shares with the model to evaluation
-            return TorchRunner(module(graph), specs[graph])
+            return TorchRunner(module(graph), specs[graph], check=check_precision)
 
     return RegionPipeline(
         info,
         open_runner,
         runtime="torch",
-        precision="fp32",
+        precision=precision,
         fingerprint=graph_fingerprints(model),
         prompt_chunk=model.sam.prompt_chunk,
-        mask_prompts=_MaskPrompts(model.sam),
+        mask_prompts=_MaskPrompts(model.sam, check_precision),
     )
 
 
@@ -92,8 +97,8 @@ def _open_clip_tokens(texts: Sequence[str], context_length: int) -> IntArray:
 class _MaskPrompts:
     """A `MaskPromptDecoder`: each mask changes the image that its prompt sees, so it goes through `SamBackbone`."""
 
-    def __init__(self, sam: SamBackbone) -> None:
-        self._sam = sam
+    def __init__(self, sam: SamBackbone, check: Callable[[], None]) -> None:
+        self._sam, self._check = sam, check
 
     def __call__(
         self,
@@ -104,10 +109,11 @@ class _MaskPrompts:
         multimask: bool,
         draw: bool,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        self._check()
         device = next(self._sam.parameters()).device
         given = (as_tensor(array).to(device) for array in (image_embeddings, points, labels, mask_inputs))
         embeddings, asked_points, asked_labels, masks = given
-        with torch.inference_mode():
+        with torch.inference_mode(), without_autocast(device.type):
             if draw:
                 low_res_masks, found = self._sam.low_res_masks(embeddings, asked_points, asked_labels, multimask, masks)
             else:

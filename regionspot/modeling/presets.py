@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.clip import ClipBackbone, build_clip, load_clip_weights
+from regionspot.modeling.devices import resolve_device
 from regionspot.modeling.head import RegionHead
+from regionspot.modeling.precision import resolve_dtype
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone, build_sam, load_sam_weights
 
 MINI = "regionspot_mini"
 MINI_HEAD = Path(__file__).parents[1] / "mini" / "weights" / "head.safetensors"
 
+TRUST = "REGIONSPOT_TRUST_WEIGHTS"
+"""The environment variable that, set to 1, leaves out `UnknownWeightsWarning`."""
+
+_BLOCK = 1 << 20
 _PathLike = str | Path
+
+
+class UnknownWeightsWarning(UserWarning):
+    """A weight file fits the model, but nothing says that it was trained with the model's activation and pixels."""
 
 
 @dataclass(frozen=True)
@@ -83,31 +97,47 @@ def create_model(
     clip_weights: _PathLike | None = None,
     head_weights: _PathLike | None = None,
     random_weights: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> RegionSpot:
-    """A complete model, on the CPU, in evaluation mode.
+    """Makes a complete model, in evaluation mode.
 
     Args:
         name: one of `list_presets()`.
-        sam_weights: SAM's official `.pth`.
-        clip_weights: OpenAI's `.pt`, or an open_clip file of the same model.
+        sam_weights: SAM's official `.pth`. Any other file gives an `UnknownWeightsWarning`.
+        clip_weights: OpenAI's `.pt`, or an open_clip file of the same weights, which gives an `UnknownWeightsWarning`:
+            files trained by others, such as LAION's, fit as well, and answer wrongly without OpenAI's activation and
+            normalisation.
         head_weights: from `regionspot-train` or `regionspot convert`. regionspot_mini has one of its own.
         random_weights: a seed for whatever has no file: for tests, benchmarks and heads still to be trained.
+        device: "cpu" (the default), "cuda", "cuda:1", or "auto" for a GPU if there is one.
+        dtype: "fp32" (the default), or "bf16" or "fp16": both image encoders, CLIP's text transformer and the head then
+            take half the memory and work in half precision, see `regionspot.modeling.precision`. It is faster on GPUs
+            and on CPUs with instructions for it (AVX512-BF16, AMX), and several times slower on others.
 
     Raises:
-        InputError: an unknown name, or weights neither given nor random; says which file to get and from where.
+        InputError: an unknown name, device or dtype, or weights neither given nor random; says which file to get and
+            from where.
         ArtifactError: a file is missing, damaged, or made for another model.
     """
+    target = _target(device, dtype)
     if name == MINI and head_weights is None and random_weights is None:
         head_weights = MINI_HEAD
     if name in PRESETS:
         _check_files(name, sam_weights, clip_weights, random_weights, (head_weights,))
-    sam, clip = create_backbones(name, sam_weights, clip_weights, random_weights)
+    sam, clip = create_backbones(name, sam_weights, clip_weights, random_weights, **target)
     if head_weights is not None:
         head = load_head(head_weights)
     else:
         with _seeded(random_weights):
             head = RegionHead(sam.token_dim, clip.width, clip.embed_dim)
-    return RegionSpot(sam, clip, head, name).eval()
+    return RegionSpot(sam, clip, head.to(**target), name).eval()
+
+
+def _target(device: str | torch.device | None, dtype: str | torch.dtype | None) -> dict[str, Any]:
+    """Arguments of `Module.to`. Without a device, modules stay where they were made, such as on "meta"."""
+    where = {} if device is None else {"device": resolve_device(device)}
+    return {"dtype": resolve_dtype(dtype), **where}
 
 
 def create_backbones(
@@ -115,10 +145,21 @@ def create_backbones(
     sam_weights: _PathLike | None = None,
     clip_weights: _PathLike | None = None,
     random_weights: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[SamBackbone, ClipBackbone]:
-    """The frozen towers of a preset, for which a head is then trained. Arguments and errors as in `create_model`."""
+    """Makes the frozen towers of a preset, for which a head is then trained. Arguments and errors as `create_model`."""
+    target = _target(device, dtype)
     if name == MINI:
-        return _mini_backbones(sam_weights, clip_weights, random_weights)
+        sam, clip = _mini_backbones(sam_weights, clip_weights, random_weights)
+    else:
+        sam, clip = _full_size_backbones(name, sam_weights, clip_weights, random_weights)
+    return sam.to(**target), clip.to(**target)
+
+
+def _full_size_backbones(
+    name: str, sam_weights: _PathLike | None, clip_weights: _PathLike | None, random_weights: int | None
+) -> tuple[SamBackbone, ClipBackbone]:
     if name not in PRESETS:
         raise InputError(f"there is no model {name!r}: choose one of {', '.join(list_presets())}")
     _check_files(name, sam_weights, clip_weights, random_weights)
@@ -128,8 +169,10 @@ def create_backbones(
         clip = build_clip(preset.clip_name, quick_gelu=True)
     if sam_weights is not None:
         load_sam_weights(sam, sam_weights)
+        _warn_unless_official("sam_weights", sam_weights, SAM_FILES[preset.sam_size])
     if clip_weights is not None:
         load_clip_weights(clip, clip_weights)
+        _warn_unless_official("clip_weights", clip_weights, CLIP_FILES[preset.clip_name])
     return SamBackbone(sam), ClipBackbone(clip)
 
 
@@ -168,6 +211,30 @@ def _check_files(
     for argument, path, source in wanted:
         if path is not None and not Path(path).is_file():
             raise ArtifactError(f"{argument} {path} does not exist; {name} takes {source}")
+
+
+def _warn_unless_official(argument: str, path: _PathLike, official: WeightFile) -> None:
+    if os.environ.get(TRUST) == "1" or _sha256(path) == official.sha256:
+        return
+    trained = {
+        "sam_weights": "the pixel normalisation of Meta's",
+        "clip_weights": "the activation (QuickGELU) and the pixel normalisation of OpenAI's",
+    }
+    warnings.warn(
+        f"{argument} {path} is not {official.name} as published (its SHA-256 is another). It is run with "
+        f"{trained[argument]}, and answers wrongly if it was trained with others, as LAION's and DataComp's CLIP were. "
+        f"If it is right, set {TRUST}=1",
+        UnknownWeightsWarning,
+        stacklevel=4,
+    )
+
+
+def _sha256(path: _PathLike) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

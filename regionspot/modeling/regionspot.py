@@ -13,6 +13,7 @@ from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.sam import SamBackbone
+from regionspot.runtime.torch_runner import evaluating
 
 
 class RegionSpot(nn.Module):
@@ -60,13 +61,8 @@ class RegionSpot(nn.Module):
     @contextmanager
     def inference(self) -> Iterator[None]:
         """No gradients and no dropout while it lasts; the head's mode is put back afterwards."""
-        was_training = self.head.training
-        self.head.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.head.train(was_training)
+        with torch.inference_mode(), evaluating(self.head):
+            yield
 
     @property
     def device(self) -> torch.device:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from regionspot.errors import InputError
-from regionspot.modeling.freezing import Frozen, freeze
+from regionspot.modeling.freezing import freeze
 from regionspot.modeling.image_encoder import encode_image
+from regionspot.modeling.precision import PartlyHalf, in_dtype
 from regionspot.modeling.token_decoder import PADDING_LABEL as PADDING_LABEL
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.modeling.torchvision_shim import import_safely
 from regionspot.modeling.weights import load_strictly, read_checkpoint
+from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK
+from regionspot.runtime.torch_runner import without_autocast
 
 import_safely()
 
@@ -32,7 +35,7 @@ from segment_anything.modeling import (  # noqa: E402
 )
 
 
-class SamBackbone(Frozen):
+class SamBackbone(PartlyHalf):
     """A frozen Sam of any size.
 
     All coordinates are pixels of the SAM frame: the image resized so that its longest side is `image_size`, then
@@ -43,15 +46,32 @@ class SamBackbone(Frozen):
             come through this module's `load_state_dict`, or that of a model around it.
         fused_attention: let large attentions of the image encoder run in one kernel, see `image_encoder.encode_image`.
         prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
-            with masks, so this bounds the memory and keeps it in the caches; it changes no result.
+            with masks, so this bounds the memory and keeps it in the caches; it changes no result. None chooses for the
+            device.
     """
 
-    def __init__(self, sam: Sam, prompt_chunk: int = 8, fused_attention: bool = True) -> None:
+    def __init__(self, sam: Sam, prompt_chunk: int | None = None, fused_attention: bool = True) -> None:
         super().__init__()
         self.sam = freeze(sam)
+        self.restore_single()
         self.token_decoder = freeze(TokenDecoder(sam))
-        self.prompt_chunk, self.fused_attention = prompt_chunk, fused_attention
-        self.register_load_state_dict_post_hook(lambda backbone, _: backbone.token_decoder.fold())
+        self._prompt_chunk, self.fused_attention = prompt_chunk, fused_attention
+        self.register_load_state_dict_post_hook(_fold_again)
+
+    def halvable(self) -> dict[str, nn.Module]:
+        """The image encoder; see `PartlyHalf`."""
+        return {"SAM's image encoder": self.sam.image_encoder}
+
+    @property
+    def prompt_chunk(self) -> int:
+        """How many prompts go through the decoder at once: as set, or what suits the device."""
+        if self._prompt_chunk is not None:
+            return self._prompt_chunk
+        return GPU_PROMPT_CHUNK if self.sam.device.type == "cuda" else CPU_PROMPT_CHUNK
+
+    @prompt_chunk.setter
+    def prompt_chunk(self, count: int | None) -> None:
+        self._prompt_chunk = count
 
     @property
     def image_size(self) -> int:
@@ -81,9 +101,10 @@ class SamBackbone(Frozen):
             input_sizes: (B, 2) int, height and width of the part of each image that is not padding.
 
         Returns:
-            (B, C, h, w).
+            (B, C, h, w), in single precision also where the encoder works in half precision.
         """
         pixels = normalise(self.sam, images, input_sizes)
+        pixels = in_dtype(pixels, self.sam.image_encoder.patch_embed.proj.weight.dtype)
         fused = self.fused_attention and not torch.compiler.is_exporting()
         return encode_image(self.sam.image_encoder, pixels, fused)
 
@@ -175,12 +196,17 @@ class SamBackbone(Frozen):
     ) -> tuple[Tensor, ...]:
         """A mask prompt changes the image it looks at: B images with n prompts become B * n images with one each."""
         encoder, shape = self.sam.prompt_encoder, labels.shape[:2]
-        dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, shape)  # (B, n, C, h, w)
+        with without_autocast(mask_inputs.device.type):
+            dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, shape)  # (B, n, C, h, w)
         instead = dense - encoder.no_mask_embed.weight[0, :, None, None]
         own = (image_embeddings.unsqueeze(1) + instead).flatten(0, 1)  # (B * n, C, h, w)
         prompts = (tensor.flatten(0, 1).unsqueeze(1) for tensor in (points, labels))  # (B * n, 1, P, 2), (B * n, 1, P)
         decoded = decode(own, self.token_decoder.image_part(own), *prompts)
         return tuple(tensor.squeeze(1).unflatten(0, shape) for tensor in decoded)
+
+
+def _fold_again(backbone: SamBackbone, _: object) -> None:
+    backbone.token_decoder.fold()
 
 
 def normalise(sam: Sam, images: Tensor, input_sizes: Tensor) -> Tensor:

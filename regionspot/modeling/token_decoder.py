@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from regionspot.modeling.precision import in_dtype, in_own_precision
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class TokenDecoder(nn.Module):
         self._constant("final_value", self.final.v_proj.weight * gamma1)
         self._constant("final_value_bias", self.final.v_proj(beta1))
 
+    @in_own_precision
     def image_part(self, image_embeddings: Tensor) -> ImageContext:
         """What all prompts of an image share.
 
@@ -197,7 +199,7 @@ class TokenDecoder(nn.Module):
                 here.
         """
         read, write = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
-        image = image_embeddings.flatten(2) + self.no_mask  # (B, C, M)
+        image = self._flat(image_embeddings) + self.no_mask  # (B, C, M)
         centred, rescaled = self._normalised(image)  # Xc and Y, (B, C, M)
         projections = [
             read.k_proj.weight @ image + self.position_key0,
@@ -217,6 +219,7 @@ class TokenDecoder(nn.Module):
         assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
         return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
 
+    @in_own_precision
     def prompt_part(
         self,
         context: ImageContext,
@@ -237,6 +240,7 @@ class TokenDecoder(nn.Module):
         """
         return self._decode(context, points, labels, token_ids, predict_iou)[0]
 
+    @in_own_precision
     def masks(
         self, image_embeddings: Tensor, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
     ) -> tuple[Tensor, MaskTokens]:
@@ -246,7 +250,7 @@ class TokenDecoder(nn.Module):
             (B, N, T, 4h, 4w) float logits, above 0 inside, and the tokens they were made from.
         """
         found, change = self._decode(context, points, labels, token_ids)
-        _, rescaled = self._normalised(image_embeddings.flatten(2) + self.no_mask)  # Y, (B, C, M)
+        _, rescaled = self._normalised(self._flat(image_embeddings) + self.no_mask)  # Y, (B, C, M)
         image_tokens = self._image_tokens(rescaled, change)  # (B, N, C, M)
         upscaled = self.output_upscaling(image_tokens.flatten(0, 1).unflatten(2, self.embedding_size))
         filters = torch.stack([network(found.tokens) for network in self.hypernetworks], 3)  # (B, N, T, 4, C / 8)
@@ -254,6 +258,10 @@ class TokenDecoder(nn.Module):
         filters = filters.gather(3, own).squeeze(3)  # (B, N, T, C / 8)
         masks = filters.flatten(0, 1) @ upscaled.flatten(2)  # (B * N, T, 16 * M)
         return masks.unflatten(2, upscaled.shape[2:]).unflatten(0, labels.shape[:2]), found
+
+    def _flat(self, image_embeddings: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, M), in the decoder's precision."""
+        return in_dtype(image_embeddings, self.no_mask.dtype).flatten(2)
 
     def _normalised(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Xc and Y of image tokens (B, C, M)."""

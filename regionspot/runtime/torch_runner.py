@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+import threading
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,15 +22,25 @@ from regionspot.runtime.runner import Array, Tensors, check_feeds
 class TorchRunner:
     """A `Runner` over a module. What it keeps are tensors on the module's device; on the CPU, arrays.
 
+    It computes in the precision of the module's weights: `torch.autocast` around it changes nothing, so that results
+    are what the pipeline's precision and fingerprints say. Any number of threads may use it.
+
     Args:
         module: takes the spec's inputs in their order, returns a tuple of its outputs. It runs without gradients and in
             evaluation mode, which is put back afterwards.
         spec: its tensors.
         device: None stands for that of the module's parameters, asked at each call.
+        check: called before each run, to refuse a module that has changed.
     """
 
-    def __init__(self, module: nn.Module, spec: GraphSpec, device: torch.device | None = None) -> None:
-        self.module, self.spec, self._device = module, spec, device
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: GraphSpec,
+        device: torch.device | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self.module, self.spec, self._device, self._check = module, spec, device, check
 
     @property
     def device(self) -> torch.device:
@@ -40,8 +53,10 @@ class TorchRunner:
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`. Floating-point outputs are float32, whatever precision the module works in."""
         check_feeds(self.spec, feeds)
+        if self._check is not None:
+            self._check()
         device = self.device
-        with torch.inference_mode(), evaluating(self.module):
+        with torch.inference_mode(), without_autocast(device.type, warn=True), evaluating(self.module):
             results = self.module(*(as_tensor(feeds[name]).to(device) for name in self.spec.input_names))
         kept = () if device.type == "cpu" else keep
         named = zip(self.spec.output_names, results, strict=True)
@@ -72,14 +87,48 @@ def as_array(value: Tensor) -> Array:
     return array
 
 
+def without_autocast(device_type: str, warn: bool = False) -> AbstractContextManager[object]:
+    """Keeps `torch.autocast` off while it lasts. Exported graphs hold no trace of it.
+
+    Args:
+        device_type: "cpu", "cuda", ...
+        warn: say so where it was on.
+    """
+    if torch.compiler.is_exporting() or not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    if warn:
+        warnings.warn(
+            "torch.autocast has no effect on predictors, pipelines and runners, which work in the precision of the "
+            "weights: to work in half precision, make the model with create_model(..., dtype='bf16')",
+            stacklevel=3,
+        )
+    return torch.autocast(device_type, enabled=False)
+
+
+_evaluating: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How many uses of `evaluating` hold a module that was in training mode."""
+
+_evaluating_lock = threading.Lock()
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """No dropout while it lasts; each part's own mode is put back afterwards."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
+    """No dropout while it lasts; each part's own mode is put back after the last of the threads that use the part."""
+    held: list[nn.Module] = []
     try:
+        with _evaluating_lock:
+            for part in module.modules():
+                if part.training or part in _evaluating:
+                    _evaluating[part] = _evaluating.get(part, 0) + 1
+                    held.append(part)
+                    part.training = False
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _evaluating_lock:
+            for part in held:
+                _evaluating[part] -= 1
+                if not _evaluating[part]:
+                    del _evaluating[part]
+                    part.training = True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +267,29 @@ def test_files_of_other_models_are_named(tiny_clip: CLIP, tmp_path: Path) -> Non
         load_clip_weights(tiny_clip, tmp_path / "text.pt")
     with pytest.raises(ArtifactError, match="does not exist"):
         load_clip_weights(tiny_clip, tmp_path / "absent.pt")
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+def test_transformers_stay_usable_for_open_clip_and_other_threads() -> None:
+    """In a process of its own, since it is about the first import."""
+    code = """
+import threading
+import torch
+failures = []
+
+def elsewhere():
+    try:
+        import transformers
+    except ImportError as error:
+        failures.append(error)
+
+thread = threading.Thread(target=elsewhere)
+thread.start()
+import regionspot.modeling.clip
+thread.join()
+assert not failures, failures
+import open_clip.hf_model
+assert open_clip.hf_model.transformers is not None
+"""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling import presets
 from regionspot.modeling.checkpoint import save_head
+from regionspot.modeling.clip import build_clip
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import create_backbones, create_model, list_presets
 
@@ -82,6 +86,26 @@ def test_head_of_another_preset_is_refused(tmp_path: Path) -> None:
     save_head(RegionHead(256, 64, 16, feedforward_dim=8), tmp_path / "head.safetensors")
     with pytest.raises(InputError, match="made for other backbones"):
         create_model("regionspot_bb", head_weights=tmp_path / "head.safetensors", random_weights=0)
+
+
+@pytest.mark.usefixtures("small_bb")
+def test_weights_of_unknown_origin_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CLIP that others trained has the same names and shapes, and another activation and normalisation."""
+    clip, path = build_clip("ViT-S-16"), tmp_path / "laion.safetensors"
+    save_file(clip.state_dict(), path)
+    with pytest.warns(presets.UnknownWeightsWarning) as caught:
+        create_backbones("regionspot_bb", clip_weights=path, random_weights=0)
+    (message,) = (str(one.message) for one in caught)
+    for part in (f"clip_weights {path} is not ViT-S-16.pt as published", "QuickGELU", "LAION", presets.TRUST):
+        assert part in message
+    official = presets.WeightFile("ViT-S-16.pt", "nowhere", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setenv(presets.TRUST, "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create_backbones("regionspot_bb", clip_weights=path, random_weights=0)
+        monkeypatch.delenv(presets.TRUST)
+        monkeypatch.setitem(presets.CLIP_FILES, "ViT-S-16", official)
+        create_backbones("regionspot_bb", clip_weights=path, random_weights=0)
 
 
 def test_mini_takes_no_foreign_towers() -> None:

@@ -21,7 +21,7 @@ from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import FixedBuffers, OrtRunner, _tensorrt_options, engine_cache, profile_options
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.runtimes import open_graph
-from regionspot.runtime.torch_runner import TorchRunner
+from regionspot.runtime.torch_runner import TorchRunner, evaluating
 
 SPEC = GraphSpec(
     "small",
@@ -58,6 +58,14 @@ class Small(nn.Module):
     def forward(self, x: Tensor, flags: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         self.grad_mode = torch.is_grad_enabled()
         return torch.where(flags.unsqueeze(-1), self.dropout(x @ self.w), 0.0), counts + 1
+
+
+class HalfInside(Small):
+    """Answers in bf16."""
+
+    def forward(self, x: Tensor, flags: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        y, more = super().forward(x, flags, counts)
+        return y.bfloat16(), more
 
 
 @pytest.fixture
@@ -236,10 +244,39 @@ class TestTorch:
 
     def test_half_precision_answers_in_float32(self) -> None:
         feeds = feeds_of()
-        with torch.autocast("cpu", torch.bfloat16):
-            found = TorchRunner(Small(), SPEC).infer(feeds)
+        found = TorchRunner(HalfInside(), SPEC).infer(feeds)
         assert found["y"].dtype == np.float32
         np.testing.assert_allclose(found["y"], expected_of(feeds), rtol=0.05, atol=0.05)
+
+    def test_autocast_around_it_changes_nothing(self) -> None:
+        feeds = feeds_of()
+        runner = TorchRunner(Small(), SPEC)
+        expected = runner.infer(feeds)
+        with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast has no effect"):
+            found = runner.infer(feeds)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+
+    def test_a_module_that_is_refused_is_not_run(self) -> None:
+        def refuse() -> None:
+            raise InputError("it changed")
+
+        with pytest.raises(InputError, match="it changed"):
+            TorchRunner(Small(), SPEC, check=refuse).infer(feeds_of())
+
+    def test_no_dropout_while_any_thread_uses_the_module(self) -> None:
+        """Two graphs share a module in training mode, and the run that began first ends first."""
+        shared = Small().train()
+        first, second = nn.Sequential(shared), nn.Sequential(shared)
+        runs = [evaluating(first), evaluating(second)]
+        for run in runs:
+            run.__enter__()
+            assert not shared.training
+        runs[0].__exit__(None, None, None)
+        assert not shared.training and not shared.dropout.training
+        runs[1].__exit__(None, None, None)
+        assert shared.training and shared.dropout.training
+        assert [first.training, second.training] == [True, True]
 
     def test_it_goes_where_the_module_goes(self) -> None:
         module = Small()
