@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "regionspot_mini"
 MAX_THREADS = 1024
+TORCH_PRECISIONS = ("fp32", "bf16", "fp16")
 TRITON = "triton"
 """The runtime that is a server, see `regionspot.serving.triton.pipeline_from_triton`."""
+
+PRECISION_HELP = "of the artefacts (default: the finest), or what torch works in: fp32 (default), bf16, fp16"
 
 WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")
 
@@ -46,29 +49,31 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     runtime.add_argument(
         "--artifacts", metavar="DIR", help="from regionspot-export: takes the weights' place for all but torch"
     )
-    runtime.add_argument("--precision", choices=get_args(Precision), help="of the artefacts (default: the finest)")
+    runtime.add_argument("--precision", choices=get_args(Precision), help=PRECISION_HELP)
     runtime.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
     runtime.add_argument("--url", metavar="HOST:PORT", help="of triton: the gRPC port of a server, graph by graph")
 
 
-def load_model(arguments: argparse.Namespace) -> RegionSpot:
-    """The model that the options name, on its device.
+def load_model(arguments: argparse.Namespace, dtype: str | None = None) -> RegionSpot:
+    """Makes the model that the options name, on its device.
+
+    Args:
+        dtype: as `create_model` takes it.
 
     Raises:
         InputError, ArtifactError: an unknown preset or device, a missing, damaged or foreign file.
     """
-    from regionspot.modeling.devices import resolve_device
     from regionspot.modeling.presets import create_model
 
-    device = resolve_device(arguments.device)
-    model = create_model(
+    return create_model(
         arguments.model,
         sam_weights=arguments.sam_weights,
         clip_weights=arguments.clip_weights,
         head_weights=arguments.head_weights,
         random_weights=arguments.random_weights,
+        device=arguments.device,
+        dtype=dtype,
     )
-    return model.to(device)
 
 
 def check_threads(arguments: argparse.Namespace) -> None:
@@ -90,10 +95,15 @@ def check_runtime(arguments: argparse.Namespace) -> None:
     if arguments.url:
         raise InputError(f"--url goes with --runtime {TRITON}, not with {arguments.runtime}: leave it out")
     if arguments.runtime == "torch":
-        if arguments.artifacts or arguments.precision:
+        if arguments.artifacts:
             raise InputError(
-                "torch runs the weights themselves: --artifacts and --precision go with another --runtime "
+                "torch runs the weights themselves: --artifacts goes with another --runtime "
                 f"({', '.join(get_args(Runtime)[1:])})"
+            )
+        if arguments.precision not in (None, *TORCH_PRECISIONS):
+            raise InputError(
+                f"torch works in {', '.join(TORCH_PRECISIONS)}, not in {arguments.precision}: leave out --precision, "
+                f"or use artefacts in {arguments.precision} with another --runtime ({', '.join(get_args(Runtime)[1:])})"
             )
         return
     if not arguments.artifacts:
@@ -150,7 +160,7 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
     """
     check_runtime(arguments)
     if arguments.runtime == "torch":
-        model = load_model(arguments)
+        model = load_model(arguments, arguments.precision)
         if arguments.threads:
             import torch
 

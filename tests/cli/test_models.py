@@ -11,6 +11,8 @@ from regionspot.cli import models
 from regionspot.cli.main import main
 from regionspot.config import Precision, Runtime
 from regionspot.errors import InputError
+from regionspot.modeling.precision import DTYPES
+from regionspot.runtime.pipeline import as_pipeline
 from regionspot.runtime.runtimes import RUNTIME_FORMATS
 from regionspot.runtime.tolerance import PRECISIONS
 
@@ -25,9 +27,9 @@ def parse(*arguments: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--artifacts", "a"], "torch runs the weights themselves: --artifacts and --precision go with another"),
+        (["--artifacts", "a"], "torch runs the weights themselves: --artifacts goes with another --runtime"),
         (["--artifacts", "a", "--runtime", "torch"], "torch runs the weights themselves"),
-        (["--precision", "int8"], "torch runs the weights themselves"),
+        (["--precision", "int8"], "torch works in fp32, bf16, fp16, not in int8: leave out --precision, or use artef"),
         (["--runtime", "openvino", "--artifacts", "a", "--head-weights", "h"], "--head-weights would be ignored"),
         (
             ["--runtime", "openvino", "--artifacts", "a", "--sam-weights", "s", "--random-weights", "0"],
@@ -76,7 +78,7 @@ def test_without_artifacts_the_command_that_makes_them_is_shown(arguments: list[
     build_parser().parse_args(words[1:])  # the command that is shown exists
 
 
-@pytest.mark.parametrize("arguments", [[], ["--runtime", "torch", "--threads", "3"]])
+@pytest.mark.parametrize("arguments", [[], ["--runtime", "torch", "--threads", "3"], ["--precision", "bf16"]])
 def test_what_goes_together(arguments: list[str]) -> None:
     models.check_runtime(parse(*arguments))
 
@@ -84,6 +86,14 @@ def test_what_goes_together(arguments: list[str]) -> None:
 def test_every_runtime_and_precision_can_be_asked_for() -> None:
     assert get_args(Runtime) == ("torch", *RUNTIME_FORMATS)
     assert get_args(Precision) == PRECISIONS
+    assert set(models.TORCH_PRECISIONS) == set(DTYPES)
+
+
+@pytest.mark.parametrize(("precision", "works_in"), [(None, "fp32"), ("bf16", "bf16"), ("fp16", "fp16")])
+def test_torch_works_in_the_precision_that_is_asked_for(precision: str | None, works_in: str) -> None:
+    arguments = parse(*(["--precision", precision] if precision else []))
+    with models.load_recognizer(arguments) as model:
+        assert as_pipeline(model).precision == works_in
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])
