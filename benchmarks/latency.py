@@ -119,6 +119,8 @@ def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         decoder = DECODERS[row["graph"]]
         graphs = [decoder if graph == "sam_token_decoder_prompts" else graph for graph in PIPELINE_GRAPHS]
     single = [*(SINGLE_IN_INT8 if row["precision"] == "int8" else ()), *(DECODERS.values() if row["native"] else ())]
+    if row["runtime"].startswith("torch"):  # see `regionspot.modeling.precision`
+        single += ["sam_token_decoder_image", *DECODERS.values()]
     return [(graph, "fp32" if graph in single else row["precision"]) for graph in graphs]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from regionspot.runtime.pipeline import RegionPipeline
 
 REFERENCE = "torch_fp32"
-TORCH_ON_CUDA = ("torch_bf16", "torch-compile_bf16")
-"""Under autocast, and with both encoders compiled besides."""
+TORCH_BF16, TORCH_ON_CUDA = "torch_bf16", "torch-compile_bf16"
+"""In bf16, where the device has instructions for it; and with both encoders compiled besides."""
 
 _MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
 _MODULES |= {"tensorrt-rtx": "tensorrt_rtx_bindings"}
@@ -53,7 +54,8 @@ class Target:
 
 def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     """PyTorch, and every artefact whose runtime is installed and finds its device."""
-    found = [Target(*name.split("_")) for name in (REFERENCE, *(TORCH_ON_CUDA if cuda else ()))]
+    names = [REFERENCE, *([TORCH_BF16] if cuda or cpu_has_bf16() else []), *([TORCH_ON_CUDA] if cuda else [])]
+    found = [Target(*name.split("_")) for name in names]
     if manifest is None:
         return found
     for one in FORMATS:
@@ -66,6 +68,15 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
             entries = [entry for entry in manifest.graphs if (entry.format, entry.precision) == (one, precision)]
             found.append(Target(runtime, precision, frozenset(entry.name for entry in entries if entry.usable)))
     return found
+
+
+def cpu_has_bf16() -> bool:
+    """Tells whether the CPU multiplies in bf16; on others PyTorch takes several times as long as in fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(flags))
 
 
 def choose_targets(asked: str, available: Sequence[Target]) -> list[Target]:
@@ -108,15 +119,12 @@ def open_target(
         return
     import torch
 
-    from regionspot.modeling.devices import resolve_device
     from regionspot.modeling.presets import create_model
 
     if threads:
         torch.set_num_threads(threads)
-    where = resolve_device(device)
-    opened = create_model(**model).to(where)
+    opened = create_model(**model, device=device, dtype=target.precision)
     if target.runtime == "torch-compile":
         setattr(opened.sam, "encode_image", torch.compile(opened.sam.encode_image))  # noqa: B010
         opened.clip.clip.visual.transformer = torch.compile(opened.clip.clip.visual.transformer)
-    with torch.autocast(where.type, torch.bfloat16, enabled=target.precision == "bf16"):
-        yield opened
+    yield opened

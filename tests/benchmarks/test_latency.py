@@ -18,7 +18,7 @@ WORDS = 12
 def row_of(graph: str, precision: str = "fp32", native: bool = False) -> dict[str, Any]:
     """Of 20 regions in chunks of 8."""
     sizes = {"batch": 1, "regions": 20, "prompt_chunk": 8}
-    return {"graph": graph, "precision": precision, "native": native, "p50_ms": 1.0, **sizes}
+    return {"graph": graph, "runtime": "openvino", "precision": precision, "native": native, "p50_ms": 1.0, **sizes}
 
 
 @pytest.fixture(scope="module")
