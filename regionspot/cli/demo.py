@@ -78,7 +78,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     Raises:
         InputError: that directory holds a demo of other arguments.
     """
-    from regionspot.config import differences_on_resume, load_config
+    from regionspot.config import differences_on_resume, load_config, load_config_of_run
     from regionspot.errors import InputError
 
     shipped, out = load_config(CONFIG), arguments.out
@@ -92,7 +92,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         features=replace(shipped.features, cache_dir=str(out / "features")),
     )
     earlier = out / "train" / "config.yaml"
-    if earlier.is_file() and (changed := differences_on_resume(load_config(earlier), config)):
+    if earlier.is_file() and (changed := differences_on_resume(load_config_of_run(earlier), config)):
         raise InputError(
             f"{out} holds a demo of other arguments ({', '.join(changed)}): choose another --out, or delete it"
         )
@@ -166,6 +166,6 @@ def _next_steps(head: Path, dataset: CocoDataset) -> str:
       --vocabulary "red toy with blue stripes,plain green toy,white toy with a pink border" \\
       --head-weights {shlex.quote(str(head))} --out overlay.png
   train on your own COCO or LVIS annotations with real weights: write their paths into this recipe
-    .venv/bin/regionspot-train --config regionspot/configs/regionspot_bb_stage1.yaml --print-config
+    .venv/bin/regionspot-train --config regionspot_bb_stage1.yaml --print-config
   see what works on this machine
     .venv/bin/regionspot doctor"""
