@@ -118,10 +118,10 @@ def _checked_dimensions(dimensions: Any, source: str | Path) -> dict[str, Any]:
     """
     if not isinstance(dimensions, dict):
         raise ArtifactError(f"{source} was not written by regionspot: its header has no dimensions")
-    known = {name: dimensions.get(name) for name in _SIZES}
+    known: dict[str, Any] = {name: dimensions.get(name) for name in _SIZES}
     wrong = [name for name, size in known.items() if type(size) is not int or size < 1]
     wrong += [name for name in dimensions if name not in (*_SIZES, "dropout", "multimask")]
-    dropout = dimensions.get("dropout")
+    dropout: Any = dimensions.get("dropout")
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         wrong.append("dropout")
     if type(dimensions.get("multimask", False)) is not bool:

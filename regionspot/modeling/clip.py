@@ -95,7 +95,8 @@ class ClipBackbone(PartlyHalf):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.tokenizer = self.tokenizer or tokenize
+        if state["tokenizer"] is None:
+            self.tokenizer = tokenize
 
     @property
     def image_size(self) -> int:

@@ -53,8 +53,7 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
 def _neck(layers: nn.Sequential, tokens: Tensor) -> Tensor:
     """Convolutions in the weights' precision, and between them norms in single precision, whose squares are large."""
     for layer in layers:
-        is_convolution = isinstance(layer, nn.Conv2d)
-        tokens = layer(in_dtype(tokens, layer.weight.dtype) if is_convolution else in_single(tokens))
+        tokens = layer(in_dtype(tokens, layer.weight.dtype) if isinstance(layer, nn.Conv2d) else in_single(tokens))
     return tokens
 
 

@@ -48,7 +48,8 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
     """As `pipeline_from_model`, of the towers alone: it encodes, and raises InputError where it should classify."""
     with torch.random.fork_rng(devices=[]):
         no_head = RegionHead(sam.token_dim, clip.width, clip.embed_dim, num_layers=0)  # stands where one must
-    model = RegionSpot(sam, clip, no_head.to(*working_dtypes(sam)), name)
+    (dtype,) = working_dtypes(sam)
+    model = RegionSpot(sam, clip, no_head.to(dtype), name)
 
     def module(graph: str) -> nn.Module:
         if graph in WITH_HEAD:

@@ -462,11 +462,15 @@ class SecondVariance(nn.Module):
 def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tensor:
     """(B, N, H, T, c) times (B, H, c, M), which all N share, to (B, N, H * T, M); added to `onto`, which it overwrites.
 
-    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all the rest.
+    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all the rest. On a CPU
+    each prompt has its own product, in place; on a GPU, where each would be a launch, all have one, which is copied.
     """
     if torch.compiler.is_exporting():
         product = _rows(vectors @ image.unsqueeze(1))
         return product if onto is None else onto + product
+    if vectors.is_cuda:
+        product = _by_head_at_once(vectors, image)
+        return product if onto is None else onto.add_(product)
     heads, length = vectors.shape[2:4]
     total = vectors.new_empty(*vectors.shape[:2], heads * length, image.shape[3]) if onto is None else onto
     for of_image, shared, out in zip(vectors, image.expand(len(vectors), -1, -1, -1), total, strict=True):
@@ -478,11 +482,21 @@ def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tens
     return total
 
 
+def _by_head_at_once(vectors: Tensor, image: Tensor) -> Tensor:
+    return _rows(torch.einsum("bnhtc,bhcm->bnhtm", vectors, image.expand(len(vectors), -1, -1, -1)))
+
+
+def _sum_by_head_at_once(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.einsum("bnhtm,bhcm->bnhtc", weights, values)
+
+
 def _sum_by_head(weights: Tensor, values: Tensor) -> Tensor:
     """(B, N, H * T, M) weights of values (B, H, c, M), which all N share, to (B, N, H, T, c)."""
     weights = weights.unflatten(2, (values.shape[1], -1))
     if torch.compiler.is_exporting():
         return weights @ values.mT.unsqueeze(1)
+    if weights.is_cuda:
+        return _sum_by_head_at_once(weights, values)
     sums = weights.new_empty(*weights.shape[:4], values.shape[2])
     for of_image, shared, out in zip(weights, values.mT, sums, strict=True):
         for of_prompt, out_of_prompt in zip(of_image, out, strict=True):

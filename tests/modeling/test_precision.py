@@ -150,6 +150,7 @@ class TestAnswers:
             for name in ("fp32", "bf16")
         )
         assert np.abs(single.top_scores.max(1) - half.top_scores.max(1)).max() < 0.08
+        assert single.iou_predictions is not None and half.iou_predictions is not None
         np.testing.assert_allclose(half.iou_predictions, single.iou_predictions, atol=0.03)
         for one, other in zip(single.masks or (), half.masks or (), strict=True):
             a, b = decode_rle(one), decode_rle(other)

@@ -10,6 +10,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from regionspot.mini.shipped import load_mini_backbones
+from regionspot.modeling import token_decoder
 from regionspot.modeling.sam import build_sam
 from regionspot.modeling.token_decoder import PADDING_LABEL, ImageContext, TokenDecoder
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
@@ -200,3 +201,18 @@ def test_only_the_image_part_looks_at_the_image(mini: Sam, generator: torch.Gene
         ]
     assert_close(torch.cat(alone, dim=1), together)
     assert torch.equal(context.projections, before[0]) and torch.equal(context.statistics, before[1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_products_of_all_prompts_at_once_are_those_of_each(batch: int, generator: torch.Generator) -> None:
+    """GPUs take the former, CPUs the latter."""
+    vectors = torch.randn(batch, 3, 4, 7, 8, generator=generator)
+    image = torch.randn(batch, 4, 8, 10, generator=generator)
+    shared = torch.randn(1, 4, 8, 10, generator=generator)
+    assert_close(token_decoder._by_head_at_once(vectors, image), token_decoder._by_head(vectors, image))
+    onto = torch.randn(batch, 3, 28, 10, generator=generator)
+    expected = token_decoder._by_head(vectors, shared, onto=onto.clone())
+    assert_close(onto + token_decoder._by_head_at_once(vectors, shared), expected)
+    weights = torch.randn(batch, 3, 28, 10, generator=generator)
+    at_once = token_decoder._sum_by_head_at_once(weights.unflatten(2, (4, 7)), image)
+    assert_close(at_once, token_decoder._sum_by_head(weights, image))
