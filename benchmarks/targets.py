@@ -55,7 +55,7 @@ class Target:
 def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     """PyTorch, and every artefact whose runtime is installed and finds its device."""
     names = [REFERENCE, *([TORCH_BF16] if cuda or cpu_has_bf16() else []), *([TORCH_ON_CUDA] if cuda else [])]
-    found = [Target(*name.split("_")) for name in names]
+    found = [Target(runtime, precision) for runtime, precision in (name.split("_") for name in names)]
     if manifest is None:
         return found
     for one in FORMATS:
