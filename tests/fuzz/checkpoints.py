@@ -61,10 +61,34 @@ class Checkpoints:
         }
 
     def run(self, rng: random.Random, note: Note) -> bool:
-        cases = (self._bytes, self._bytes, self._archive, self._header_text, self._pickle, self._own_header, self._code)
+        damaged = (
+            self._bytes,
+            self._bytes,
+            self._archive,
+            self._header_text,
+            self._pickle,
+            self._own_header,
+            self._code,
+        )
+        cases = (*damaged, self._whole) if rng.random() < 0.2 else damaged
         accepted = rng.choice(cases)(rng, note)
         check(not (self._directory / CANARY).exists(), "a weight file ran code")
         return accepted
+
+    def _whole(self, rng: random.Random, note: Note) -> bool:
+        """Undamaged files are read by those that they are for."""
+        readers: dict[str, Callable[[Path, bytes], bool]] = {
+            "own.safetensors": self._read_head,
+            "foreign.safetensors": rng.choice((self._convert, self._load_clip)),
+            "official.pth": self._convert,
+            "legacy.pth": self._convert,
+            "clip.pt": self._load_clip,
+            "script.pt": self._read_content,
+        }
+        name, read = rng.choice(list(readers.items()))
+        note(f"{read.__name__} {name}")
+        check(read(write(self._directory, name, self._files[name]), self._files[name]), "an undamaged file is refused")
+        return True
 
     def _bytes(self, rng: random.Random, note: Note) -> bool:
         name, content = rng.choice(list(self._files.items()))
@@ -272,7 +296,7 @@ def _strange_tensor(tensor: Any, rng: random.Random) -> Tensor:
         lambda: old * float("nan"),
         lambda: old.to_sparse(),
         lambda: torch.quantize_per_tensor(old.float(), 0.1, 0, torch.qint8),
-        lambda: nn.Parameter(old.clone()),
+        lambda: nn.Parameter(old.float()),
         lambda: old.t() if old.ndim == 2 else old.flip(0),
         lambda: torch.tensor(0.5),
         lambda: old.to(torch.float8_e4m3fn),

@@ -48,7 +48,7 @@ class Configurations:
 
     def _overrides(self, rng: random.Random) -> list[Any]:
         key = rng.choice((*self._keys, "datasets.9.name", "steps.x", "", "a.b"))
-        value = rng.choice((strange_value(rng), "[1, 2", "{", "null", "*a", "2026-01-01"))
+        value = rng.choice((strange_value(rng), "[1, 2", "{", "null", "*a", "2026-01-01", "2026-13-45", "[" * 5000))
         return [rng.choice((f"{key}={value}", f"{key}", f"={value}", f"{key}:={value}"))]
 
 

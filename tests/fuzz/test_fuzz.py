@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.fuzz.kinds import FAULTY, KINDS
 from tests.fuzz.parent import Child, run_kinds
-from tests.fuzz.report import write_json
+from tests.fuzz.report import print_report, write_json
 from tests.fuzz.target import make_rng
 
 FAULTS = ("accepted", "refused", "crash", "hang", "out of memory", "untyped exception", "wrong answer", "wrong answer")
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """One process for all kinds, so that PyTorch is imported once."""
+    child = Child(tmp_path_factory.mktemp("fuzz"))
+    yield child
+    child.close()
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.few])
+def test_strange_inputs_are_refused_in_one_line_or_answered_rightly(kind: str, child: Child) -> None:
+    report = child.run(kind, range(KINDS[kind].few))
+    if report.failures:
+        print_report([report])
+    assert not report.failures
+    assert report.outcomes["accepted"] > 0 < report.outcomes["refused"]
+    assert report.outcomes.total() == KINDS[kind].few
 
 
 def test_every_kind_of_fault_is_noticed_and_costs_no_other_case(tmp_path: Path) -> None:
