@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from regionspot.arrays import shown, whole_number
 from regionspot.errors import InputError
 from regionspot.structures import as_class_names
@@ -107,6 +105,8 @@ def _json(text: str) -> Names:
 
 
 def _yaml(text: str) -> Names:
+    import yaml  # here, because Triton's Python does without it
+
     try:
         content = yaml.safe_load(text)
     except MemoryError:

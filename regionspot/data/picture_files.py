@@ -70,7 +70,8 @@ class PictureFinder:
     r"""Finds pictures under a root, and asks the file system as little as possible.
 
     A folder in which many names are looked up is listed once. A relative name is taken literally, or with `/` for `\`
-    where there is no such file. Of a name of another place (see `foreign_parts`) the longest ending that exists counts.
+    where there is no such file; it may begin with the root's own last folders (`val/0.jpg` under `pics/val`). Of a name
+    of another place (see `foreign_parts`) the longest ending that exists counts.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,9 +86,15 @@ class PictureFinder:
             return literal
         foreign = foreign_parts(name)
         names = ["/".join(foreign[start:]) for start in range(len(foreign))]
-        if "\\" in name and not foreign:
-            names.append(name.replace("\\", "/"))
+        if not foreign:
+            plain = name.replace("\\", "/")
+            names += [plain, *self._from_above(plain)]
         return next((self.root / one for one in names if self.is_file(self.root / one)), None)
+
+    def _from_above(self, name: str) -> list[str]:
+        """What is left of a relative name behind folders that the root itself ends in."""
+        parts, root = name.split("/"), Path(os.path.abspath(self.root)).parts
+        return ["/".join(parts[count:]) for count in range(1, len(parts)) if root[-count:] == tuple(parts[:count])]
 
     def is_file(self, path: Path) -> bool:
         """Whether there is such a file, as far as listings and the file system say."""

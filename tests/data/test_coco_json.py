@@ -110,8 +110,11 @@ def test_names_of_other_systems_are_found(tmp_path: Path, name: str) -> None:
     picture.touch()
     dataset = CocoDataset.load(write(tmp_path, named(name)))
     assert dataset.image_path(dataset.images[0]) == picture
-    flat = CocoDataset.load(dataset.path, tmp_path / "val", check_images=False)
-    found = flat.image_path(flat.images[0])
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / picture.name).touch()
+    flattened = CocoDataset.load(dataset.path, flat, check_images=False)
+    found = flattened.image_path(flattened.images[0])
     assert found.is_file() == (name not in ("val/a b.jpg", "val\\a b.jpg"))
 
 
@@ -159,6 +162,16 @@ def test_a_relative_name_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "img.jpg").touch()
     with pytest.raises(InputError, match=r"2 of 2 images .* lie directly in that folder, .* correct file_name"):
         CocoDataset.load(write(tmp_path, named("job1/img.jpg", "job2/img.jpg")))
+
+
+def test_a_relative_name_may_begin_with_the_roots_own_folders(tmp_path: Path) -> None:
+    (tmp_path / "pics" / "val").mkdir(parents=True)
+    (tmp_path / "pics" / "val" / "0.jpg").touch()
+    (tmp_path / "pics" / "val" / "1.jpg").touch()
+    dataset = CocoDataset.load(write(tmp_path, named("val/0.jpg", "pics/val/1.jpg")), tmp_path / "pics" / "val")
+    assert [dataset.image_path(image).name for image in dataset.images] == ["0.jpg", "1.jpg"]
+    with pytest.raises(InputError, match="1 of 1 images"):
+        CocoDataset.load(write(tmp_path, named("train/0.jpg")), tmp_path / "pics" / "val")
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
