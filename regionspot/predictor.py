@@ -95,20 +95,26 @@ class RegionPredictor:
     Args:
         model: on any device, the work is done there; or a pipeline of exported graphs.
         cache_dir: where embeddings of class names are kept, see `VocabularyEncoder`.
+        clean_coco_suffixes: leave COCO's `-other`, `-merged` and `-stuff` out of class names, see `VocabularyEncoder`.
     """
 
-    def __init__(self, model: RegionSpot | RegionPipeline, cache_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        model: RegionSpot | RegionPipeline,
+        cache_dir: str | Path | None = None,
+        clean_coco_suffixes: bool = False,
+    ) -> None:
         self.model = model
         self.pipeline = as_pipeline(model)
-        self._cache_dir = cache_dir
+        self._cache_dir, self._clean_coco_suffixes = cache_dir, clean_coco_suffixes
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
         self._vocabulary: Vocabulary | None = None
         self._image: EncodedPicture | None = None  # set by the thread that made this predictor
         self._maker, self._of_thread = threading.get_ident(), threading.local()
 
-    def __reduce__(self) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None]]:
-        return type(self), (self.model, self._cache_dir)
+    def __reduce__(self) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None, bool]]:
+        return type(self), (self.model, self._cache_dir, self._clean_coco_suffixes)
 
     def encode(self, image: ImageSource) -> EncodedPicture:
         """Reads an image (see `read_image`) and runs both encoders on it, for `predict` or `set_image`, now or later.
@@ -239,7 +245,8 @@ class RegionPredictor:
     def _vocabulary_encoder(self) -> VocabularyEncoder:
         from regionspot.modeling.pipelines import text_encoder_of
 
-        return VocabularyEncoder(text_encoder_of(self.model), self._cache_dir)
+        encoder = text_encoder_of(self.model)
+        return VocabularyEncoder(encoder, self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes)
 
     def _encode_vocabulary(self, vocabulary: Sequence[str] | str | Vocabulary) -> Vocabulary:
         if isinstance(vocabulary, Vocabulary):

@@ -76,11 +76,6 @@ def clean_coco_name(name: str) -> str:
     return name
 
 
-def clean_name(name: str) -> str:
-    """The name itself: `VocabularyEncoder.word` gives what goes into the templates."""
-    return name
-
-
 class TextEncoder(Protocol):
     """A text tower: `ClipBackbone`, or `regionspot.runtime.text_encoder.GraphTextEncoder` of an exported one."""
 

@@ -82,7 +82,7 @@ class TestNothing:
         assert found.to_json("a.png")["regions"] == []
 
     def test_before_set_image(self, model: RegionSpot) -> None:
-        with pytest.raises(InputError, match=r"no image is set: call set_image\(image\) before"):
+        with pytest.raises(InputError, match=r"no image is set for this thread: call predict\(image"):
             RegionPredictor(model).predict(boxes=BOXES, vocabulary=WORDS)
 
 

@@ -19,7 +19,7 @@ from regionspot.serving.backends.image_cache import ImageCache, handle_of
 from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, ServingError, base64_hint, to_utf8
 from regionspot.structures import Prompts, RegionPredictions, Vocabulary
 from regionspot.transforms import UInt8Array, read_image
-from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, clean_name
+from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What is opened for strangers: of Pillow's decoders the ones that everybody uses."""
@@ -95,7 +95,7 @@ class SharedState:
         with self._lock:
             memory = self._encoder.store
             assert isinstance(memory, EmbeddingMemory)
-            new = len({name for name in map(clean_name, words) if name not in memory})
+            new = len({word for word in map(self._encoder.word, words) if word not in memory})
             if new > self.limits.max_new_words:
                 raise RequestError(
                     "TOO_MANY_WORDS",
@@ -103,7 +103,7 @@ class SharedState:
                     "request: send them in parts first, or have them registered (regionspot-serve init --vocabulary)",
                 )
             counts.add("words_encoded", new)
-            found = self._encoder.encode(words)
+            found = self._encoder.encode(words, same_meaning="ignore")
         self._last = words, found
         return found
 
