@@ -169,9 +169,7 @@ class TestAnswers:
         for method in METHODS:
             single, half = (of_precision[method] for of_precision in figures)
             assert (single["protocol"]["precision"], half["protocol"]["precision"]) == ("fp32", "bf16")
-            assert (
-                abs(single["AP"] - half["AP"]) < 12
-            )  # in percent, of some 40 regions; over 200 pictures the head's differs by 0.04
+            assert abs(single["AP"] - half["AP"]) < 12  # percent, of few regions; of 200 pictures: 0.04
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("half", HALVES)
