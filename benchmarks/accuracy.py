@@ -64,7 +64,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     for target in others:
         try:
             rows.append(_row(setup, target, *_evaluated(setup, target), reference, detections))
-        except RegionSpotError as error:  # noqa: PERF203
+        except RegionSpotError as error:
             note = f"not measured: {str(error).splitlines()[0]}"
             rows.append({"runtime": target.runtime, "precision": target.precision, "note": note})
     protocol = {name: value for name, value in reference["protocol"].items() if name not in ("runtime", "precision")}

@@ -21,6 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from regionspot.arrays import shown
 from regionspot.errors import InputError
 
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -229,7 +230,7 @@ class TrainConfig:
         for key, allowed, meaning in _RANGES:
             for name, value in flat.items():
                 if fnmatchcase(name, key) and value is not None and not allowed(value):
-                    raise InputError(f"{name} must be {meaning}, got {value!r}")
+                    raise InputError(f"{name} must be {meaning}, got {shown(value)}")
         if not self.datasets:
             raise InputError("datasets is empty: give at least one {name, annotations}")
         names = [dataset.name for dataset in self.datasets]
@@ -334,10 +335,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{', '.join(packaged_configs())}"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not YAML: {_in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold keys and values, such as `steps: 1000`")
     return tree
+
+
+def _in_one_line(error: Exception) -> str:
+    """PyYAML's messages have a line for each place."""
+    return " ".join(str(error).split())
 
 
 def _nodes(tree: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -415,11 +421,11 @@ def _why_steps_stay(old: TrainConfig, new: TrainConfig) -> str:
 def _lay_over(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override!r} is no override: write key=value, such as optimizer.learning_rate=1e-3")
+        raise InputError(f"{shown(override)} is no override: write key=value, such as optimizer.learning_rate=1e-3")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{override!r}: the value is not YAML ({error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-45 is no date
+        raise InputError(f"{shown(override)}: the value is not YAML ({_in_one_line(error)})") from error
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -439,7 +445,7 @@ def _child(node: Any, part: str, key: str) -> Any:
             node[part] = {}
         child = node[part]
     if not isinstance(child, (dict, list)):
-        raise InputError(f"{key} is a plain value ({child!r}): it has no keys of its own")
+        raise InputError(f"{key} is a plain value ({shown(child)}): it has no keys of its own")
     return child
 
 
@@ -451,7 +457,7 @@ def _list_index(items: list[Any], part: str, key: str) -> int:
 
 def _build(cls: type[Any], tree: Any, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise InputError(f"{prefix[:-1]} must hold keys and values, got {tree!r}")
+        raise InputError(f"{prefix[:-1]} must hold keys and values, got {shown(tree)}")
     hints = get_type_hints(cls)
     for key in tree:
         if key not in hints:
@@ -477,12 +483,12 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return _build(hint, value, f"{key}.")  # type: ignore[arg-type]
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{key} must be a list, got {value!r}")
+            raise InputError(f"{key} must be a list, got {shown(value)}")
         return tuple(_convert(item, arguments[0], f"{key}.{index}") for index, item in enumerate(value))
     if origin is Literal:
         value = "off" if value is False and "off" in arguments else value  # YAML reads `off` as false
         if value not in arguments:
-            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {value!r}")
+            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {shown(value)}")
         return value
     return _convert_scalar(value, hint, key)
 
@@ -496,7 +502,7 @@ def _convert_scalar(value: Any, hint: type, key: str) -> Any:
     elif type(value) is hint:
         return value
     kind = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
-    raise InputError(f"{key} must be {kind}, got {value!r} ({type(value).__name__})")
+    raise InputError(f"{key} must be {kind}, got {shown(value)} ({type(value).__name__})")
 
 
 def _did_you_mean(key: str) -> str:

@@ -18,9 +18,9 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
     {"errors", "_native", "_version"},
-    {"files", "progress", "config", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
+    {"files", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
     | {"fonts", "label_places"},
-    {"masks"},
+    {"masks", "config"},
     {"structures"},
     {"transforms", "synonyms", "vocabulary_files"},
     {"runtime"},

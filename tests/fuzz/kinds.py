@@ -36,7 +36,7 @@ KINDS = {
     "proposals": Kind("tests.fuzz.proposals:ProposalFiles", 5_000, 300),
     "checkpoints": Kind("tests.fuzz.checkpoints:Checkpoints", 2_000, 100),
     "vocabularies": Kind("tests.fuzz.vocabularies:Vocabularies", 2_000, 150),
-    "configurations": Kind("tests.fuzz.configurations:Configurations", 1_000, 0),
+    "configurations": Kind("tests.fuzz.configurations:Configurations", 1_000, 60),
 }
 FAULTY = Kind("tests.fuzz.faulty:Faulty", 8, 8)
 """Fails in every way that there is: the harness's own test."""
