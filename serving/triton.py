@@ -9,11 +9,13 @@ import asyncio
 import json
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from types import ModuleType, TracebackType
+from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +24,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.artifacts import spec_from_json
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo
 from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
-from regionspot.runtime.runner import Array, Tensors, check_feeds
+from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs, is_interrupt
 from regionspot.serving.contract import MODEL, RETRYABLE, RequestError, ServingError, error_of, from_text
 
 try:
@@ -71,6 +73,9 @@ class Address:
     protocol: str
     host: str
 
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.host}"
+
     @classmethod
     def parse(cls, url: str) -> Address:
         """From "HOST:PORT", which is gRPC, "grpc://HOST:PORT" or "http://HOST:PORT".
@@ -87,7 +92,7 @@ class Address:
 
 
 class Connection:
-    """To one server, kept open. Over gRPC it is safe for several threads at once; over HTTP each needs its own.
+    """To one server, kept open. Safe to share between threads; over HTTP each has a connection of its own.
 
     Args:
         timeout_s: of each call, retries included.
@@ -100,8 +105,8 @@ class Connection:
     ) -> None:
         self.address, self.timeout_s, self._retry = Address.parse(url), timeout_s, retry
         self._library = _library(self.address)
-        self._client: Any = None
-        self._client_timeout_s = 0.0
+        self._open_client: Any = SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
+        self._lock = threading.Lock()
         self._admin = {} if admin_key is None else {ADMIN_HEADER: admin_key}
 
     def infer(
@@ -128,12 +133,19 @@ class Connection:
         attempts = Attempts(timeout_s, self._retry)
         while True:
             try:
-                return ask(self._open(timeout_s), attempts.left_s)
-            except Exception as error:  # noqa: PERF203  (a round trip costs more)
-                delay_s = attempts.delay_after(self._translated(error))
-                if self.address.protocol == "http":
-                    self.close()
-                time.sleep(delay_s)
+                return self._ask(ask, timeout_s, attempts.left_s)
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
+                time.sleep(attempts.delay_after(self._translated(error)))
+
+    def _ask(self, ask: Callable[[Any, float], ResultT], timeout_s: float, left_s: float) -> ResultT:
+        try:
+            return ask(self._open(timeout_s), left_s)
+        except BaseException:
+            if self.address.protocol == "http":
+                self.close()  # the next call must not read what is left of this one's answer
+            raise
 
     def config(self, model: str = MODEL, timeout_s: float | None = None) -> dict[str, str]:
         """The parameters of a model's configuration.
@@ -169,12 +181,15 @@ class Connection:
                 time.sleep(0.05)
             client.load_model(model, **with_time)
         except Exception as error:
+            if is_interrupt(error):
+                raise
             raise self._translated(error) from error
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        """Closes the connection: over HTTP, the one of this thread. A later call opens another."""
+        opened, self._open_client.client = getattr(self._open_client, "client", None), None
+        if opened is not None:
+            opened.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -185,15 +200,16 @@ class Connection:
         self.close()
 
     def _open(self, timeout_s: float) -> Any:
-        http = self.address.protocol == "http"
-        if http and self._client_timeout_s != timeout_s:  # over HTTP it belongs to the connection
+        http, opened = self.address.protocol == "http", self._open_client
+        if http and getattr(opened, "timeout_s", timeout_s) != timeout_s:  # over HTTP it belongs to the connection
             self.close()
-        if self._client is None:
-            limits = {"connection_timeout": min(timeout_s, 5.0), "network_timeout": timeout_s}
-            options = limits if http else {"channel_args": _CHANNEL}
-            self._client = self._library.InferenceServerClient(self.address.host, **options)
-            self._client_timeout_s = timeout_s
-        return self._client
+        with self._lock:
+            if getattr(opened, "client", None) is None:
+                limits = {"connection_timeout": min(timeout_s, 5.0), "network_timeout": timeout_s}
+                options = limits if http else {"channel_args": _CHANNEL}
+                opened.client = self._library.InferenceServerClient(self.address.host, **options)
+                opened.timeout_s = timeout_s
+            return opened.client
 
     def _limit(self, left_s: float) -> dict[str, float]:
         return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
@@ -220,7 +236,7 @@ class AsyncConnection:
             try:
                 asked = self._open().infer(model, sent, request_id=request_id, **self._limit(attempts.left_s))
                 return _outputs(await asyncio.wait_for(asked, attempts.left_s), self.address)
-            except Exception as error:  # noqa: PERF203  (a round trip costs more)
+            except Exception as error:
                 await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
 
     async def config(self, model: str = MODEL) -> dict[str, str]:
@@ -233,7 +249,7 @@ class AsyncConnection:
                 content = await asyncio.wait_for(asked, attempts.left_s)
                 found = content["config"] if grpc else content
                 return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
-            except Exception as error:  # noqa: PERF203  (a round trip costs more)
+            except Exception as error:
                 await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
 
     async def close(self) -> None:
@@ -354,7 +370,9 @@ class TritonRunner:
             raise ArtifactError(
                 f"{self.connection.address.host} answered {self.spec.name} without {', '.join(missing)}"
             )
-        return {name: outputs[name] for name in self.spec.output_names}
+        found = {name: outputs[name] for name in self.spec.output_names}
+        check_outputs(self.spec, feeds, found, self.connection.address.host, "Triton")
+        return found
 
     def close(self) -> None:
         """Nothing to give back: the connection is the caller's."""
@@ -389,6 +407,7 @@ class TritonPipeline(RegionPipeline):
             precision=json.loads(public["precision"]),
             fingerprint=lambda graph: config_of(graph)["fingerprint"],
             prompt_chunk=GPU_PROMPT_CHUNK,  # a round trip for each
+            reopen=partial(pipeline_from_triton, str(connection.address), connection.timeout_s),
         )
 
     def close(self) -> None:

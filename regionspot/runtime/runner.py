@@ -84,11 +84,11 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
                 )
 
 
-def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, path: Path, runtime: str) -> None:
+def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str | Path, runtime: str) -> None:
     """Raises ArtifactError unless arrays have the shapes that follow from the feeds: they would be of another run.
 
     Args:
-        runtime: the runtime's name in messages.
+        source, runtime: the file or the server, and the runtime, as messages call them.
     """
     sizes = {
         axis: size
@@ -103,7 +103,7 @@ def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, path: Path,
             size != axis for size, axis in zip(shape, wanted, strict=True) if isinstance(axis, int)
         ):
             raise ArtifactError(
-                f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of {wanted}: {path} is not "
+                f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of {wanted}: {source} is not "
                 "that graph; export it again"
             )
 

@@ -30,7 +30,15 @@ KINDS = ("torch", "onnxruntime", "openvino", "openvino-own", "native")
 
 
 def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
-    """A runner of SAM's image encoder of regionspot_mini; of the token decoder's prompt part for "native"."""
+    """A runner of SAM's image encoder of regionspot_mini; of the token decoder's prompt part for "native".
+
+    Args:
+        kind: one of KINDS, or "triton=URL" for a server of ours.
+    """
+    if kind.startswith("triton="):
+        from regionspot.serving.triton import pipeline_from_triton
+
+        return pipeline_from_triton(kind.removeprefix("triton=")).runner("sam_image_encoder")
     from regionspot.runtime.artifacts import Manifest
 
     manifest = Manifest.load(artifacts)
@@ -86,18 +94,18 @@ def questions(spec: GraphSpec) -> list[Feeds]:
     rng = np.random.default_rng(0)
     if spec.name == "sam_image_encoder":
         side = int(spec.inputs[0].shape[1])
-        found = []
+        found: list[Feeds] = []
         for height, width in ((side, side), (side // 4, side), (side, side // 4)):
             images = np.zeros((1, side, side, 3), np.uint8)
             images[0, :height, :width] = rng.integers(0, 256, (height, width, 3))
             found.append({"images": images, "input_sizes": np.array([[height, width]], np.int32)})
         return found
     sizes = {tensor.name: tensor.resolved({"batch": 1}) for tensor in spec.inputs if tensor.name.startswith("image_")}
-    found = []
+    drawn: list[Feeds] = []
     for _ in range(3):
         statistics = 100 + 50 * rng.random(sizes["image_statistics"])  # squared lengths: above 0
         projections = rng.standard_normal(sizes["image_projections"])
-        found.append(
+        drawn.append(
             {
                 "image_projections": projections.astype(np.float32),
                 "image_statistics": statistics.astype(np.float32),
@@ -106,7 +114,7 @@ def questions(spec: GraphSpec) -> list[Feeds]:
                 "token_ids": np.array([0], np.int32),
             }
         )
-    return found
+    return drawn
 
 
 def is_right(answer: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -192,7 +200,11 @@ def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[floa
         raise TimeIsOver
 
     signal.signal(signal.SIGALRM, over)
-    return TimeIsOver, lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def arm_timer(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    return TimeIsOver, arm_timer
 
 
 def main() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import pickle
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,8 +28,11 @@ from regionspot.predictor import RegionPredictor
 from regionspot.serving.client import AsyncRegionClient, RegionClient
 from regionspot.serving.contract import MODEL, RequestError, ServingError
 from regionspot.serving.server import Running
+from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.vocabulary import VocabularyEncoder
+from tests.runtime.sharing import share
+from tests.serving.conftest import ROOT
 
 WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border", "blue toy with yellow dots")
 PETS = ("cat", "dog")
@@ -344,3 +351,31 @@ def test_the_log_has_codes_and_request_ids(server: Running, client: RegionClient
         client.ask(picture, "birds", {"boxes": [[5, 5, 90, 90]]}, request_id="number-7")
     log = Path(server.log).read_text(errors="replace")
     assert any('"request_id": "number-7", "code": "VOCABULARY_UNKNOWN"' in line for line in log.splitlines())
+
+
+def url_of(server: Running, protocol: str) -> str:
+    return server.ports.grpc_url if protocol == "grpc" else server.ports.http_url
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+class TestGraphByGraph:
+    """What `--runtime triton` runs, under threads and interrupts; see tests/runtime/test_sharing.py."""
+
+    def test_every_answer_is_that_of_a_serial_run(self, server: Running, protocol: str) -> None:
+        with pipeline_from_triton(url_of(server, protocol)) as pipeline:
+            counts = share(pipeline.runner("sam_image_encoder"), 8)
+        assert counts == {"answers": 24, "wrong": 0, "errors": 0, "wrong_afterwards": 0}
+
+    def test_an_interrupt_or_the_right_answer(self, server: Running, protocol: str, repository: Path) -> None:
+        command = [sys.executable, "-m", "tests.runtime.sharing", str(repository), "--answers", "0"]
+        kind = f"triton={url_of(server, protocol)}"
+        done = subprocess.run([*command, "--kinds", kind], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        row = json.loads(done.stdout)
+        for name in ("SIGALRM", "SIGINT"):
+            assert row[name]["raised"] > 0, row
+            assert row[name]["wrong"] == row[name]["other_errors"] == row[name]["wrong_afterwards"] == 0, row
+
+    def test_a_pipeline_is_pickled_by_its_address(self, server: Running, protocol: str) -> None:
+        with pipeline_from_triton(url_of(server, protocol)) as pipeline, pickle.loads(pickle.dumps(pipeline)) as copy:
+            assert copy.sam_fingerprint() == pipeline.sam_fingerprint()
