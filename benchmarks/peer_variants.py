@@ -161,14 +161,14 @@ def variant_name(way: str, draw: bool) -> str:
 
 
 def start(way: str, draw: bool, request: Request, words: FloatArray) -> Way:
-    """Raises what `create_model` and `pipeline_from_artifacts` raise."""
+    """Raises what `create_model` and `open_pipeline` raise."""
     if way in (*PEERS, TORCH):
         return _start_in_torch(way, draw, request, words)
-    from regionspot.runtime.artifacts import pipeline_from_artifacts
+    from regionspot.runtime.artifacts import open_pipeline
 
     runtime, precision = way.rsplit("_", 1)
     where: dict[str, Any] = {"device": "cpu", "threads": request.threads}
-    return Ours(pipeline_from_artifacts(str(request.artifacts), runtime, precision, **where), words, draw)
+    return Ours(open_pipeline(str(request.artifacts), runtime, precision, **where), words, draw)
 
 
 def _start_in_torch(way: str, draw: bool, request: Request, words: FloatArray) -> Way:

@@ -31,7 +31,7 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import pipeline_from_artifacts
+from regionspot.runtime.artifacts import open_pipeline
 from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.client import AsyncRegionClient, RegionClient, ServerInfo
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.vocabulary not in info.vocabularies:
         raise InputError(f"{arguments.url} has registered {', '.join(info.vocabularies)}, not {arguments.vocabulary}")
     samples = _samples(CocoDataset.load(arguments.data))
-    with pipeline_from_artifacts(arguments.artifacts, info.runtime, info.precision) as pipeline:
+    with open_pipeline(arguments.artifacts, info.runtime, info.precision) as pipeline:
         predictor = RegionPredictor(pipeline)
         encoder = VocabularyEncoder(GraphTextEncoder(pipeline, ClipTokenizer(tokenizer_json())))
         vocabulary = encoder.encode(info.vocabularies[arguments.vocabulary])

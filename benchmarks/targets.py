@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
+from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS, NATIVE
 
 if TYPE_CHECKING:
@@ -108,13 +108,13 @@ def open_target(
     Args:
         model: arguments of `create_model`, for targets in PyTorch.
         artifacts: directory of artefacts, for the others.
-        device, threads: as `pipeline_from_artifacts` and `resolve_device` take them.
+        device, threads: as `open_pipeline` and `resolve_device` take them.
 
     Raises:
         InputError, ArtifactError: it cannot be opened.
     """
     if not target.in_torch:
-        with pipeline_from_artifacts(artifacts or "", target.runtime, target.precision, device, threads) as pipeline:
+        with open_pipeline(artifacts or "", target.runtime, target.precision, threads, device) as pipeline:
             yield pipeline
         return
     import torch

@@ -19,9 +19,10 @@ from onnxscript import ir
 from onnxscript import opset20 as op
 from torch import nn
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.export.onnx_passes import name_nodes, simplify
 from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.precision import precision_of
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range
 
@@ -50,8 +51,14 @@ def export_onnx(
         metadata: more entries for the file's metadata.
 
     Raises:
+        InputError: the model is in half precision.
         ArtifactError: what came out is not what `spec` says, or not valid ONNX.
     """
+    if (precision := precision_of(model)) != "fp32":
+        raise InputError(
+            f"the model is in {precision}, and export converts precisions itself: call model.float(), or make the "
+            "model without dtype"
+        )
     with _exporting():
         graph_model = trace(graph_module(model, spec.name), spec, model.device)
         simplify(graph_model)

@@ -35,7 +35,7 @@ from regionspot.runtime.artifacts import (
     Manifest,
     choose_artifacts,
     native_entries,
-    pipeline_from_artifacts,
+    open_pipeline,
 )
 from regionspot.runtime.runtimes import RUNTIME_FORMATS
 from regionspot.runtime.text_encoder import GraphTextEncoder
@@ -345,7 +345,7 @@ def _vocabularies(
     text_runtime = _text_runtime(manifest, precision)
     if not words or text_runtime is None:
         return {}
-    with pipeline_from_artifacts(manifest.directory, *text_runtime, device="cpu") as pipeline:
+    with open_pipeline(manifest.directory, *text_runtime, device="cpu") as pipeline:
         tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
         encoder = VocabularyEncoder(GraphTextEncoder(pipeline, tokenizer))
         found = {name: encoder.encode(names) for name, names in words.items()}

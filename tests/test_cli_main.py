@@ -76,6 +76,7 @@ def test_arguments_and_status_are_passed_through(command: Callable) -> None:
         (InputError("box 3 is empty"), 2, "error: box 3 is empty\n"),
         (ArtifactError("head.safetensors is damaged"), 2, "error: head.safetensors is damaged\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (MemoryError(), 2, "error: out of memory: ask for less at a time, or use a machine with more\n"),
     ],
 )
 def test_what_a_user_meets(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
 from regionspot.cli.outputs import check_outputs, is_stdout, json_bytes, model_files, table_stream, write_output
+from regionspot.cli.regions import add_clean_names_option
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="with commas between: head, clip_crops, roi_pooling, constant_token (default: %(default)s)",
     )
+    add_clean_names_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument(
         "--skip-unreadable",
@@ -78,10 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_files(arguments, detection_files)
     dataset, proposals = _load(arguments)
     with load_recognizer(arguments) as model:
+        encoder = VocabularyEncoder(text_encoder_of(model), clean_coco_suffixes=arguments.clean_names == "coco")
         results = evaluate_methods(
             model,
             dataset,
-            VocabularyEncoder(text_encoder_of(model)).encode(dataset.class_names),
+            encoder.encode(dataset.class_names),
             proposals,
             methods,
             arguments.rules,

@@ -63,6 +63,8 @@ def _run(arguments: Sequence[str]) -> int:
         return int(import_module(COMMANDS[name][0]).main(rest))
     except RegionSpotError as error:
         return _fail(str(error))
+    except MemoryError:
+        return _fail("out of memory: ask for less at a time, or use a machine with more")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -175,10 +175,10 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
                 raise InputError(f"{arguments.url} serves {served.name}, not {arguments.model}: leave out --model")
             yield served
         return
-    from regionspot.runtime.artifacts import pipeline_from_artifacts
+    from regionspot.runtime.artifacts import open_pipeline
 
     where = {"device": arguments.device, "threads": arguments.threads}
-    with pipeline_from_artifacts(arguments.artifacts, arguments.runtime, arguments.precision, **where) as pipeline:
+    with open_pipeline(arguments.artifacts, arguments.runtime, arguments.precision, **where) as pipeline:
         if arguments.model not in (DEFAULT_MODEL, pipeline.name):
             raise InputError(
                 f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of {arguments.model}: leave out "

@@ -11,6 +11,7 @@ from regionspot.cli.models import add_model_options, add_runtime_options, check_
 from regionspot.cli.outputs import model_files
 from regionspot.cli.paths import local_path
 from regionspot.cli.regions import (
+    add_clean_names_option,
     add_output_options,
     add_region_options,
     add_vocabulary_option,
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a picture of the same size, white on the region, black or transparent elsewhere",
     )
     add_vocabulary_option(parser)
+    add_clean_names_option(parser)
     add_model_options(parser)
     add_runtime_options(parser)
     add_output_options(parser)
@@ -62,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     image = read_image(arguments.image)
     masks = _read_masks(arguments.masks)
     with load_recognizer(arguments) as model:
-        predictor = RegionPredictor(model).set_image(image)
+        predictor = RegionPredictor(model, clean_coco_suffixes=arguments.clean_names == "coco")
         predictions = predictor.predict(
+            image,
             boxes=arguments.boxes,
             points=arguments.points,
             masks=masks,
@@ -71,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             top_k=arguments.top_k,
             return_masks=not arguments.no_masks,
         )
-    by = "" if arguments.runtime == "torch" else f" by {arguments.runtime}"
-    title = f"{image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}"
+    pipeline = predictor.pipeline
+    by = "" if pipeline.runtime == "torch" else f" by {pipeline.runtime}"
+    in_half = "" if pipeline.precision == "fp32" else f" in {pipeline.precision}"
+    title = f"{image.shape[1]} x {image.shape[0]} pixels, {model.name}{by}{in_half}"
     deliver(image, predictions, arguments, title)
     return 0
 

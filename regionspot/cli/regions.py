@@ -46,8 +46,19 @@ def add_vocabulary_option(parser: argparse.ArgumentParser, more: str = "") -> No
         "--vocabulary",
         metavar="WORDS|FILE|NAME",
         required=True,
-        help='"cat,dog", a .txt file with a name on each line, a COCO or LVIS .json, or one of mini, coco, imagenet'
-        + more,
+        help='"cat,dog", a text file with a name on each line, a CSV file, a COCO or LVIS .json, a YOLO data.yaml, or '
+        "one of mini, coco, imagenet" + more,
+    )
+
+
+def add_clean_names_option(parser: argparse.ArgumentParser) -> None:
+    """Add --clean-names."""
+    parser.add_argument(
+        "--clean-names",
+        choices=("none", "coco"),
+        default="none",
+        help="coco: leave the suffixes -other, -merged and -stuff of COCO's names out, as datasets.*.clean_names in "
+        "training (default: %(default)s)",
     )
 
 
@@ -62,6 +73,9 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--top-k", metavar="K", type=int, default=5, help="classes to report of each region (default: 5)"
+    )
+    output.add_argument(
+        "--font", metavar="FILE", type=Path, help="draw labels in this font (default: one that has their letters)"
     )
     output.add_argument("--no-masks", action="store_true", help="do not draw masks: recognition does not need them")
 
@@ -105,7 +119,7 @@ def deliver(
     overlay = b""
     if arguments.out:
         assert image is not None
-        overlay = _encoded_overlay(image, predictions, arguments.out)
+        overlay = _encoded_overlay(image, predictions, arguments.out, arguments.font)
     stream = table_stream(arguments.json, arguments.out)
     written = []
     if arguments.json:
@@ -128,13 +142,13 @@ def _is_plain(path: Path) -> bool:
     return not is_stdout(path) and (os.path.isfile(path) or not os.path.exists(path))
 
 
-def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Path) -> bytes:
+def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Path, font: Path | None) -> bytes:
     """The drawn picture as a file in the format that its name asks for; PNG for standard output and devices."""
     from PIL import Image
 
     from regionspot.visualize import draw_predictions
 
-    overlay, encoded = Image.fromarray(draw_predictions(image, predictions)), io.BytesIO()
+    overlay, encoded = Image.fromarray(draw_predictions(image, predictions, font=font)), io.BytesIO()
     file_format = OVERLAY_FORMATS.get(path.suffix.lower(), "PNG")
     try:
         overlay.save(encoded, file_format, quality=92)

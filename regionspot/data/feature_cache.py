@@ -34,7 +34,7 @@ from torch import Tensor
 
 from regionspot.data.dataset import IntArray, TrainingSet
 from regionspot.errors import ArtifactError, InputError
-from regionspot.files import in_units, why_not_written, write_atomically
+from regionspot.files import expand_home, in_units, why_not_written, write_atomically
 
 FORMAT = 3
 FREE_SPACE_MARGIN = 64 << 20  # bytes left free on the disk
@@ -148,7 +148,7 @@ class FeatureCache:
             **depends_on,
         }
         self.key = xxhash.xxh3_128_hexdigest(json.dumps(self.description, sort_keys=True).encode())
-        self.directory = Path(root).expanduser() / f"{training_set.name}-{self.key[:16]}"
+        self.directory = expand_home(root, "features.cache_dir") / f"{training_set.name}-{self.key[:16]}"
         self.starts = np.array(shard_starts(training_set.file_names, images_per_shard), np.int64)
 
     @property

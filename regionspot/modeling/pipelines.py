@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
     Raises:
         InputError: weights in different precisions, or in another than float32, bfloat16 and float16.
     """
-    return _pipeline(model, lambda graph: graph_module(model, graph))
+    return _pipeline(model, partial(graph_module, model), partial(pipeline_from_model, model))
 
 
 def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "regionspot") -> RegionPipeline:
@@ -56,10 +56,12 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
             raise InputError(f"{graph} needs a head, and there are only SAM and CLIP here: train one, or load one")
         return graph_module(model, graph)
 
-    return _pipeline(model, module)
+    return _pipeline(model, module, partial(pipeline_from_backbones, sam, clip, name))
 
 
-def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPipeline:
+def _pipeline(
+    model: RegionSpot, module: Callable[[str], nn.Module], reopen: Callable[[], RegionPipeline]
+) -> RegionPipeline:
     precision = precision_of(model)
     info = model_info(model)
     specs = graph_specs(info, Ranges(*[ANY_SIZE] * len(fields(Ranges))))
@@ -83,6 +85,7 @@ def _pipeline(model: RegionSpot, module: Callable[[str], nn.Module]) -> RegionPi
         fingerprint=graph_fingerprints(model),
         prompt_chunk=model.sam.prompt_chunk,
         mask_prompts=_MaskPrompts(model.sam, check_precision),
+        reopen=reopen,
     )
 
 
@@ -127,20 +130,29 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
     """A function of a graph's name to the fingerprint of the weights behind it, the same on every machine.
 
     Of SAM's graphs it is SAM's own weights: what the token decoder derives from them differs in its last digits from
-    machine to machine. Weights are hashed when first asked for, each part of the model once.
+    machine to machine. Weights are hashed when first asked for, each part of the model once, and again after they
+    changed.
     """
+    hashed: dict[str, tuple[tuple[tuple[int, int], ...], str]] = {}
 
-    @cache
     def of_part(part: str) -> str:
-        sam, clip, head = model.sam, model.clip, model.head
-        sam_tensors = {"sam": sam.sam}
-        clip_tensors = {"visual": clip.clip.visual, "mean": clip.image_mean, "std": clip.image_std}
-        head_tensors = {"head": head, "logit_scale": clip.clip.logit_scale}
-        if part == "text":
-            return clip.fingerprint()
-        if part == "model":
-            return weights_fingerprint(**sam_tensors, **clip_tensors, **head_tensors)
-        return weights_fingerprint(**{"sam": sam_tensors, "clip": clip_tensors, "head": head_tensors}[part])
+        tensors = tensors_of(part)
+        state = _state(*tensors.values())
+        kept = hashed.get(part)
+        if kept is None or kept[0] != state:
+            fingerprint = model.clip.fingerprint() if part == "text" else weights_fingerprint(**tensors)
+            hashed[part] = kept = (state, fingerprint)
+        return kept[1]
+
+    def tensors_of(part: str) -> dict[str, nn.Module | torch.Tensor]:
+        clip = model.clip
+        by_part: dict[str, dict[str, nn.Module | torch.Tensor]] = {
+            "sam": {"sam": model.sam.sam},
+            "clip": {"visual": clip.clip.visual, "mean": clip.image_mean, "std": clip.image_std},
+            "head": {"head": model.head, "logit_scale": clip.clip.logit_scale},
+            "text": {"text": clip.clip},
+        }
+        return by_part[part] if part in by_part else by_part["sam"] | by_part["clip"] | by_part["head"]
 
     parts = {"clip_image_encoder": "clip", "clip_text_encoder": "text", "region_head": "head"}
     parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder"), "sam")
@@ -156,6 +168,14 @@ def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:
             digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _state(*parts: nn.Module | torch.Tensor) -> tuple[tuple[int, int], ...]:
+    """Changes when a tensor is replaced or written to, without reading its numbers."""
+    tensors = [
+        t for part in parts for t in ([part] if isinstance(part, torch.Tensor) else dict(_tensors(part)).values())
+    ]
+    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -416,18 +416,6 @@ def open_pipeline(
     )
 
 
-def pipeline_from_artifacts(
-    directory: str | Path,
-    runtime: str = "onnxruntime",
-    precision: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    allow_failed: bool = False,
-    native: bool = True,
-) -> RegionPipeline:
-    return open_pipeline(directory, runtime, precision, threads, device, allow_failed, native)
-
-
 def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
     """The graphs that our own kernels can run, by name; none if they would run one of a model's, and not the other."""
     entries = {entry.name: entry for entry in manifest.graphs if entry.format == NATIVE}
@@ -449,7 +437,7 @@ def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) ->
     """The format and the precision that a runtime takes from a directory: the first that has all of PIPELINE_GRAPHS.
 
     Where none has, it is the one with the most of them, and where all failed, what failed: opening it says why.
-    Errors as `pipeline_from_artifacts`.
+    Errors as `open_pipeline`.
     """
     if runtime not in RUNTIME_FORMATS:
         hint = "; torch runs the weights themselves, without artefacts" if runtime == "torch" else ""

@@ -18,7 +18,7 @@ import numpy as np
 
 from regionspot.child_process import how_it_ended
 from regionspot.errors import ArtifactError, RegionSpotError
-from regionspot.runtime.artifacts import pipeline_from_artifacts, spec_from_json, spec_to_json
+from regionspot.runtime.artifacts import open_pipeline, spec_from_json, spec_to_json
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Array
 from regionspot.runtime.runtimes import open_graph
@@ -53,7 +53,7 @@ def pipeline_request(
 ) -> dict[str, Any]:
     """To run the whole pipeline on samples as `recognise` takes them, whether its graphs passed or not."""
     return {
-        "pipeline": {"directory": str(directory), "runtime": runtime, "precision": precision, "native": native},
+        "pipeline": {"artifacts": str(directory), "runtime": runtime, "precision": precision, "native": native},
         "device": device,
         "threads": threads,
     }
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]:
     where = {"device": request["device"], "threads": request["threads"]}
     if "pipeline" in request:
-        pipeline = pipeline_from_artifacts(**request["pipeline"], **where, allow_failed=True)
+        pipeline = open_pipeline(**request["pipeline"], **where, allow_failed=True)
         return [recognise(pipeline, sample) for sample in samples]
     graph = request["graph"]
     path, spec = Path(graph["path"]), spec_from_json(graph["spec"])

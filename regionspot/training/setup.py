@@ -200,7 +200,7 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
             sam, clip = copy.deepcopy(sam).to(dtype=half), copy.deepcopy(clip).to(dtype=half)
         return pipeline_from_backbones(sam, clip, preset)
     towers = pipeline_from_backbones(sam, clip, preset)
-    from regionspot.runtime.artifacts import Manifest, choose_artifacts, pipeline_from_artifacts
+    from regionspot.runtime.artifacts import Manifest, choose_artifacts, open_pipeline
 
     manifest = Manifest.load(features.artifacts)
     artefact_format, precision = choose_artifacts(manifest, features.runtime, features.precision)
@@ -218,7 +218,7 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
             + (f" with other weights of {' and '.join(others)}" if manifest.model.name == preset else "")
             + ": export this run's model, or set features.runtime=torch"
         )
-    return pipeline_from_artifacts(features.artifacts, features.runtime, precision)  # on a device of the runtime's
+    return open_pipeline(features.artifacts, features.runtime, precision)  # on a device of the runtime's
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:

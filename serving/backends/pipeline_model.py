@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import GraphEntry, Manifest, pipeline_from_artifacts
+from regionspot.runtime.artifacts import GraphEntry, Manifest, open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.runner import Array
 from regionspot.runtime.text_encoder import GraphTextEncoder
@@ -103,7 +103,7 @@ class TritonPythonModel:
     def _pipeline(self) -> RegionPipeline:
         runtime, precision = self._values["runtime"], self._values["precision"]
         if not self._outside:
-            return pipeline_from_artifacts(self._repository, runtime, precision, "cpu")
+            return open_pipeline(self._repository, runtime, precision, device="cpu")
         manifest, on_gpu = Manifest.load(self._repository), self._values["target"] != "cpu"
 
         def entry(graph: str) -> GraphEntry:

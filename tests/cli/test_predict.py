@@ -76,6 +76,24 @@ def test_fewer_things(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "among one word every region scores 1.00" in capsys.readouterr().err
 
 
+def test_coco_suffixes_are_left_out_on_request(photo: Path, tmp_path: Path) -> None:
+    """What words the scores are of shows in their order: `wall-stuff` is a word of its own unless asked otherwise."""
+    regions = []
+    for words, clean in (("wall-stuff,red toy", "coco"), ("wall,red toy", "none"), ("wall-stuff,red toy", "none")):
+        options = ["--vocabulary", words, "--clean-names", clean, "--json", str(tmp_path / "out.json"), "--no-masks"]
+        assert main(["predict", str(photo), *ASKED, *options]) == 0
+        regions.append(json.loads((tmp_path / "out.json").read_text())["regions"][0]["score"])
+    assert regions[0] == regions[1] != regions[2]
+
+
+def test_labels_in_a_font_of_ones_own(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.ttf").write_bytes(b"no font")
+    assert (
+        main(["predict", str(photo), *ASKED, "--out", str(tmp_path / "o.png"), "--font", str(tmp_path / "no.ttf")]) == 2
+    )
+    assert "no.ttf" in capsys.readouterr().err and not (tmp_path / "o.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

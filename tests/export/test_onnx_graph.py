@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.export import onnx_graph
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.onnx_graph import export_onnx, save, trace, tracing_sizes
@@ -182,3 +183,10 @@ def test_the_mha_kernel_is_put_back(mini: RegionSpot, specs: dict[str, GraphSpec
         wrong = replace(specs["sam_token_decoder_image"], outputs=specs["sam_token_decoder_image"].outputs[::-1])
         export_onnx(mini, wrong, tmp_path / "wrong.onnx")
     assert torch.backends.mha.get_fastpath_enabled() and not list(tmp_path.iterdir())
+
+
+def test_a_model_in_half_precision_is_refused(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path: Path) -> None:
+    half = copy.deepcopy(mini).bfloat16()
+    with pytest.raises(InputError, match="the model is in bf16, and export converts precisions itself"):
+        export_onnx(half, specs["region_head"], tmp_path / "graph.onnx")
+    assert not list(tmp_path.iterdir())

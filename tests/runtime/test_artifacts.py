@@ -21,8 +21,8 @@ from regionspot.runtime.artifacts import (
     Manifest,
     _checksum,
     choose_artifacts,
+    open_pipeline,
     open_runner,
-    pipeline_from_artifacts,
 )
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import Range
@@ -99,7 +99,7 @@ def test_entries_are_put_in_replaced_and_taken_out(mini_artifacts: Path) -> None
 
 
 def test_a_model_out_of_artefacts(mini_artifacts: Path) -> None:
-    with pipeline_from_artifacts(mini_artifacts) as pipeline:
+    with open_pipeline(mini_artifacts) as pipeline:
         assert (pipeline.name, pipeline.runtime, pipeline.precision) == ("regionspot_mini", "onnxruntime", "fp32")
         encoded = pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8))
         assert encoded.shape == (1, 65, 192) and np.isfinite(encoded).all()
@@ -306,9 +306,9 @@ def test_the_chunk_is_that_of_the_device_that_is_used(
     mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch, best: str, chunk: int
 ) -> None:
     monkeypatch.setattr("regionspot.runtime.ort_runner.best_device", lambda: best)
-    assert pipeline_from_artifacts(mini_artifacts).prompt_chunk == chunk
-    assert pipeline_from_artifacts(mini_artifacts, device="cpu").prompt_chunk == NATIVE_PROMPT_CHUNK
-    assert pipeline_from_artifacts(mini_artifacts, device="cpu", native=False).prompt_chunk == CPU_PROMPT_CHUNK
+    assert open_pipeline(mini_artifacts).prompt_chunk == chunk
+    assert open_pipeline(mini_artifacts, device="cpu").prompt_chunk == NATIVE_PROMPT_CHUNK
+    assert open_pipeline(mini_artifacts, device="cpu", native=False).prompt_chunk == CPU_PROMPT_CHUNK
 
 
 def test_ranges_are_those_it_was_made_for(copied: Path) -> None:

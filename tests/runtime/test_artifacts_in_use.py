@@ -28,7 +28,7 @@ from regionspot.modeling.pipelines import pipeline_from_model, text_encoder_of
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
+from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.runtime.graph_spec import Range, Ranges
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.training.setup import Setup
@@ -42,7 +42,7 @@ HEIGHT, WIDTH = 60, 90
 
 @pytest.fixture(params=RUNTIMES)
 def pipeline(request: pytest.FixtureRequest, artifacts: Path) -> Iterator[RegionPipeline]:
-    with pipeline_from_artifacts(artifacts, request.param, "fp32", threads=1) as opened:
+    with open_pipeline(artifacts, request.param, "fp32", threads=1) as opened:
         yield opened
 
 
@@ -105,7 +105,7 @@ class TestPrediction:
             predictor.predict(boxes=BOXES, points=[[5, 5]], vocabulary=WORDS)
 
     def test_words_are_cached_apart(self, artifacts: Path, model: RegionSpot, tmp_path: Path) -> None:
-        encoders = [text_encoder_of(pipeline_from_artifacts(artifacts, runtime, "fp32")) for runtime in RUNTIMES]
+        encoders = [text_encoder_of(open_pipeline(artifacts, runtime, "fp32")) for runtime in RUNTIMES]
         found = [VocabularyEncoder(each, tmp_path).encode(WORDS).embeddings for each in (model.clip, *encoders)]
         assert len(list(tmp_path.iterdir())) == 3
         for embeddings in found[1:]:
@@ -171,7 +171,7 @@ class TestFeatures:
             return make_cache(tmp_path, training_set, FeatureExtractor(source, **options), 1).key
 
         manifest = Manifest.load(artifacts)
-        by_onnx, by_openvino = (pipeline_from_artifacts(artifacts, runtime, "fp32") for runtime in RUNTIMES)
+        by_onnx, by_openvino = (open_pipeline(artifacts, runtime, "fp32") for runtime in RUNTIMES)
         assert key(by_onnx) == key(by_openvino) != key(pipeline_from_model(model))
         used = {"sam_image_encoder": "onnx", "sam_token_decoder_prompts": "native", "clip_image_encoder": "onnx"}
         for graph, kind in used.items():
@@ -190,7 +190,7 @@ class TestFeatures:
             files = {"clip.xml": "a" * 64, "clip.bin": weights * 64}
             graphs = tuple(replace(e, format="openvino", file="clip.xml", files=files) for e in manifest.graphs)
             replace(manifest, directory=tmp_path, graphs=graphs).save()
-            return pipeline_from_artifacts(tmp_path, "openvino", "fp32").clip_fingerprint()
+            return open_pipeline(tmp_path, "openvino", "fp32").clip_fingerprint()
 
         assert fingerprint("b") != fingerprint("c")
 

@@ -21,7 +21,7 @@ from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.modeling.graphs import graph_module, model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts, spec_to_json
+from regionspot.runtime.artifacts import Manifest, open_pipeline, spec_to_json
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.native_runner import NATIVE_GRAPHS, NativeRunner
 from regionspot.runtime.openvino_runner import OpenVinoRunner
@@ -234,7 +234,7 @@ class TestInAPipeline:
         images = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
         found = []
         for native in (True, False):
-            with pipeline_from_artifacts(mini_artifacts_with_masks, "openvino", native=native) as pipeline:
+            with open_pipeline(mini_artifacts_with_masks, "openvino", native=native) as pipeline:
                 runners = [type(pipeline.runner(graph)) for graph in NATIVE_GRAPHS]
                 assert runners == [NativeRunner if native else OpenVinoRunner] * 2
                 found.append(pipeline.low_res_masks(pipeline.encode_image(images, [[256, 256]]), boxes, labels, True))
@@ -246,5 +246,5 @@ class TestInAPipeline:
         manifest = Manifest.load(tmp_path / "a")
         entry = manifest.find(PROMPTS, "native", "fp32")
         manifest.with_entry(replace(entry, passed=False, reason="a test")).save()
-        with pipeline_from_artifacts(tmp_path / "a", "onnxruntime") as pipeline:
+        with open_pipeline(tmp_path / "a", "onnxruntime") as pipeline:
             assert not isinstance(pipeline.runner(PROMPTS), NativeRunner)

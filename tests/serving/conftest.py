@@ -11,7 +11,7 @@ import pytest
 from regionspot.data.coco_json import CocoDataset
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
+from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
@@ -71,7 +71,7 @@ def boxes(dataset: CocoDataset) -> list[list[float]]:
 @pytest.fixture(scope="session")
 def predictor(mini_artifacts_with_masks: Path) -> RegionPredictor:
     """The same artefacts in this process: what every answer of a server is compared with."""
-    return RegionPredictor(pipeline_from_artifacts(mini_artifacts_with_masks, "onnxruntime"))
+    return RegionPredictor(open_pipeline(mini_artifacts_with_masks, "onnxruntime"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.runtime.artifacts import Manifest, pipeline_from_artifacts
+from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.serving.backends.recognizer import read_vocabulary
 from regionspot.serving.contract import MODEL, Limits
 from regionspot.serving.model_config import parameters_of, read_config
@@ -40,7 +40,7 @@ def test_it_is_itself_a_directory_of_artefacts(repository: Path) -> None:
     assert {entry.name for entry in manifest.graphs} == set(GRAPHS)
     for entry in manifest.graphs:
         manifest.verify(entry)
-    with pipeline_from_artifacts(repository, "onnxruntime") as pipeline:
+    with open_pipeline(repository, "onnxruntime") as pipeline:
         assert pipeline.encode_tokens(np.array([[49406, 320, 49407]], np.int32)).shape == (1, 128)
 
 
