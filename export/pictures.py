@@ -98,7 +98,9 @@ def _read(path: Path) -> UInt8Array:
     try:
         return read_image(path)
     except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
 
 
 def _random_boxes(height: int, width: int, rng: np.random.Generator) -> FloatArray:

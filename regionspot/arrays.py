@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.errors import InputError
+from regionspot.errors import InputError, shown
 
 _NOT_NUMBERS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations", "V": "records"}
 _LARGEST_COUNT = 2**62
@@ -98,16 +98,6 @@ def whole_number(value: Any) -> int | None:
         return operator.index(value)
     except Exception:  # tensors raise several
         return None
-
-
-def shown(value: Any, longest: int = 60) -> str:
-    """A value for a message: its `repr`, cut in the middle where that is long."""
-    try:
-        text = repr(value)
-    except Exception:  # for example of a whole number of thousands of digits
-        text = f"a {type(value).__name__}"
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 def plain_text(text: str) -> str:

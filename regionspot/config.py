@@ -11,9 +11,10 @@ import copy
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,8 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from regionspot.arrays import shown
-from regionspot.errors import InputError
+from regionspot.errors import InputError, shown
 
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """What runs the model: PyTorch its weights, the others its exported graphs."""
@@ -244,11 +244,15 @@ class TrainConfig:
             )
 
 
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"(?!\.+$)[\w.+-]{1,100}", text) is not None
+
+
 _RANGES: tuple[tuple[str, Any, str], ...] = (
-    ("name", lambda v: re.fullmatch(r"[\w.+-]+", v), "a directory's name of letters, digits and . _ + -"),
-    ("datasets.*.name", lambda v: re.fullmatch(r"[\w.+-]+", v), "a name of letters, digits and . _ + -"),
-    ("datasets.*.ratio", lambda v: v >= 1, "1 or more"),
-    ("seed", lambda v: v >= 0, "0 or more"),
+    ("name", lambda v: _is_name(v), "a directory's name of at most 100 letters, digits and . _ + -"),
+    ("datasets.*.name", lambda v: _is_name(v), "a name of at most 100 letters, digits and . _ + -"),
+    ("datasets.*.ratio", lambda v: 1 <= v <= 10_000, "1 to 10000"),
+    ("seed", lambda v: 0 <= v < 2**63, "0 to 2^63 - 1"),
     ("steps", lambda v: v >= 1, "1 or more"),
     ("batch_size", lambda v: v >= 1, "1 or more"),
     ("max_regions_per_image", lambda v: v >= 1, "null or 1 or more"),
@@ -319,15 +323,15 @@ def packaged_configs() -> tuple[str, ...]:
 
 
 def _config_path(path: Path) -> Path:
-    if path.is_file() or len(path.parts) != 1:
+    if os.path.isfile(path) or len(path.parts) != 1:
         return path
     names = (path.name, f"{path.name}.yaml")
-    return next((CONFIGS / name for name in names if (CONFIGS / name).is_file()), path)
+    return next((CONFIGS / name for name in names if os.path.isfile(CONFIGS / name)), path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(
@@ -339,6 +343,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold keys and values, such as `steps: 1000`")
     return tree
+
+
+def load_yaml(text: str) -> Any:
+    """`yaml.safe_load`, but a key that a mapping has twice is a `yaml.YAMLError`: only one of them would count."""
+    return yaml.load(text, _UniqueKeys)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {shown(key)} stands twice", node.start_mark
+                )
+            if isinstance(key, Hashable):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _in_one_line(error: Exception) -> str:
@@ -497,7 +520,7 @@ def _convert_scalar(value: Any, hint: type, key: str) -> Any:
     if hint is float and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads `1e-3` as a string
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif type(value) is hint:
         return value

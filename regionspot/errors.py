@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
+from types import FrameType
+from typing import Any
+
 
 class RegionSpotError(Exception):
     """Base of every error that regionspot raises on purpose."""
@@ -13,3 +17,25 @@ class InputError(RegionSpotError, ValueError):
 
 class ArtifactError(RegionSpotError):
     """A file is damaged, foreign or missing: a checkpoint, a cache shard, an artefact."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether a signal handler raised an exception, whatever its type, in the middle of somebody else's call."""
+    return any(_is_handler(frame) for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _is_handler(frame: FrameType) -> bool:
+    """Whether a function was called as a signal handler: it is given the frame that it interrupts, its own caller."""
+    given = list(frame.f_locals.values())
+    given += [value for values in given if isinstance(values, tuple) for value in values]
+    return frame.f_back is not None and any(value is frame.f_back for value in given)
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """A value for a message: its `repr`, cut in the middle where that is long."""
+    try:
+        text = repr(value)
+    except Exception:  # for example of a whole number of thousands of digits
+        text = f"a {type(value).__name__}"
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"

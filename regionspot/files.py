@@ -118,7 +118,9 @@ def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = 
     skipped: Counter[str] = Counter()
 
     def look_into(directory: str) -> None:
-        for entry in os.scandir(directory):
+        with os.scandir(directory) as listed:
+            entries = list(listed)
+        for entry in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 skipped["hidden file"] += 1
@@ -134,8 +136,8 @@ def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = 
 
     try:
         look_into(os.fspath(folder))
-    except OSError as error:
-        reason = "there is no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = "there is no such folder" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"the folder {folder} cannot be read: {reason}") from error
     return FolderListing(tuple(sorted(found)), skipped)
 

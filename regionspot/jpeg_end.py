@@ -32,8 +32,9 @@ def with_end_marker(content: bytes, decode: Callable[[bytes], Pixels]) -> bytes 
     scan = _last_scan(content)
     if scan is None:
         return None
-    first, *others = (decode(content + filler + END) for filler in _fillers(scan))
-    return content + END if all(np.array_equal(first, other) for other in others) else None
+    decoded = (decode(content + filler + END) for filler in _fillers(scan))
+    first = next(decoded)
+    return content + END if all(np.array_equal(first, other) for other in decoded) else None
 
 
 def _fillers(scan: bytes) -> Iterator[bytes]:

@@ -12,8 +12,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from regionspot.arrays import as_array, checked_count, shown, whole_number
-from regionspot.errors import InputError
+from regionspot.arrays import as_array, checked_count, whole_number
+from regionspot.errors import InputError, shown
 from regionspot.threads import default_threads
 
 try:

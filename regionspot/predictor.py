@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,9 +108,11 @@ class RegionPredictor:
         self._cache_dir, self._clean_coco_suffixes = cache_dir, clean_coco_suffixes
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
-        self._vocabulary: Vocabulary | None = None
+        self._vocabulary: tuple[str, Vocabulary] | None = None  # the last one, and of which text tower
+        self._encoder: tuple[str, VocabularyEncoder] | None = None
         self._image: EncodedPicture | None = None  # set by the thread that made this predictor
-        self._maker, self._of_thread = threading.get_ident(), threading.local()
+        self._of_thread = threading.local()
+        self._of_thread.is_maker = True  # not the thread's number, which a later thread may have again
 
     def __reduce__(self) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None, bool]]:
         return type(self), (self.model, self._cache_dir, self._clean_coco_suffixes)
@@ -140,7 +141,7 @@ class RegionPredictor:
         """
         encoded = self._encoded(image)
         self._of_thread.image = encoded
-        if threading.get_ident() == self._maker:
+        if getattr(self._of_thread, "is_maker", False):
             self._image = encoded
         return self
 
@@ -191,7 +192,7 @@ class RegionPredictor:
         """
         top_k, mask_chunk = checked_count(top_k, "top_k"), checked_count(mask_chunk, "mask_chunk")
         given = _prompts(boxes, points, point_labels, masks)
-        encoded = self._image_of_this_thread() if image is None else self._encoded(image)
+        encoded = self._encoded(self._image_of_this_thread() if image is None else image)
         prompts = [part.validated(encoded.height, encoded.width) for part in given]
         self.pipeline.check_num_regions(sum(map(len, prompts)))
         if any(len(part) and part.mask_inputs is not None for part in prompts):
@@ -241,12 +242,17 @@ class RegionPredictor:
             )
         return image
 
-    @cached_property
-    def _vocabulary_encoder(self) -> VocabularyEncoder:
+    def _vocabulary_encoder(self, fingerprint: str) -> VocabularyEncoder:
+        """The encoder of the text tower with this fingerprint, by which its store is found."""
         from regionspot.modeling.pipelines import text_encoder_of
 
-        encoder = text_encoder_of(self.model)
-        return VocabularyEncoder(encoder, self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes)
+        last = self._encoder  # read once: another thread may replace it
+        if last is None or last[0] != fingerprint:
+            encoder = VocabularyEncoder(
+                text_encoder_of(self.model), self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes
+            )
+            self._encoder = last = fingerprint, encoder
+        return last[1]
 
     def _encode_vocabulary(self, vocabulary: Sequence[str] | str | Vocabulary) -> Vocabulary:
         if isinstance(vocabulary, Vocabulary):
@@ -257,10 +263,11 @@ class RegionPredictor:
                 )
             return vocabulary
         names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else as_class_names(vocabulary)
+        fingerprint = self.pipeline.fingerprint("clip_text_encoder")
         last = self._vocabulary  # read once: another thread may replace it
-        if last is None or last.names != names:
-            self._vocabulary = last = self._vocabulary_encoder.encode(names)
-        return last
+        if last is None or last[0] != fingerprint or last[1].names != names:
+            self._vocabulary = last = fingerprint, self._vocabulary_encoder(fingerprint).encode(names)
+        return last[1]
 
     def _no_regions(self, multimask: bool) -> _Regions:
         tokens = np.zeros((0, 3 if multimask else 1, self.pipeline.info.token_dim), np.float32)

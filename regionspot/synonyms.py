@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.arrays import shown
+from regionspot.errors import shown
 from regionspot.structures import BoolArray, FloatArray, Vocabulary
 
 SAME_COSINE = 0.999

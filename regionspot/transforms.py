@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from regionspot.arrays import as_array, as_numbers, checked_count, plain_text, shown
-from regionspot.errors import InputError
+from regionspot.arrays import as_array, as_numbers, checked_count, plain_text
+from regionspot.errors import InputError, is_interrupt, shown
 from regionspot.jpeg_end import with_end_marker
 from regionspot.masks import EncodedMasks, _native, encode_mask_logits
 from regionspot.structures import BoolArray, FloatArray
@@ -118,18 +118,20 @@ def read_mask(source: ImageSource) -> BoolArray:
     """A picture as a mask (H, W): True where any of its colours is bright, False where it is dark or transparent.
 
     Raises:
-        InputError: as `read_image`, or nothing is bright: a mask of the values 0 and 1, a dark one, an empty one.
+        InputError: as `read_image`; nothing is bright: a mask of the values 0 and 1, a dark one, an empty one; or more
+            of it is grey than white, as of class indices with a white border.
     """
     brightness = read_image(source, background="black").max(axis=2)
     mask: BoolArray = brightness > MASK_THRESHOLD
-    if not mask.any():
+    grey = int(((brightness > 0) & ~mask).sum())
+    if grey > mask.sum() or not mask.any():
         name = (
             f"mask {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else "the mask"
         )
-        raise InputError(
-            f"{name} is empty: its brightest value is {brightness.max()}, and white (255) is wanted on the region, "
-            "black (0) or transparent elsewhere"
-        )
+        wanted = "white (255) is wanted on the region, black (0) or transparent elsewhere"
+        if mask.any():
+            raise InputError(f"more of {name} is grey than white ({grey} and {int(mask.sum())} pixels), and {wanted}")
+        raise InputError(f"{name} is empty: its brightest value is {brightness.max()}, and {wanted}")
     return mask
 
 
@@ -343,6 +345,8 @@ def _copied(source: Any, name: str) -> io.BytesIO:
             source.seek(0)
         content = source.read()
     except Exception as error:  # file objects of other libraries raise anything
+        if is_interrupt(error):
+            raise
         raise InputError(f"{name} cannot be read ({_reason(error)}): check the file") from error
     if not isinstance(content, bytes):
         raise InputError(f"{name} is a file of {type(content).__name__}, not of bytes: open it with mode 'rb'")
@@ -365,6 +369,8 @@ def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Ima
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): scale it down first") from error
     except Exception as error:  # damaged headers raise almost anything
+        if is_interrupt(error):
+            raise
         raise InputError(f"{name} cannot be opened ({_reason(error)}): check the file") from error
 
 
@@ -426,6 +432,8 @@ def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> 
     except (InputError, MemoryError):
         raise
     except Exception as error:  # on damaged data Pillow's decoders raise almost anything
+        if is_interrupt(error):
+            raise
         raise _Undecoded(f"{name} is damaged or truncated ({error}): copy or export it again") from error
 
 

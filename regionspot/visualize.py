@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from regionspot.arrays import checked_count, shown
-from regionspot.errors import InputError
+from regionspot.arrays import checked_count
+from regionspot.errors import InputError, shown
 from regionspot.fonts import Font, FontFile, default_font, font_for, read_font
 from regionspot.label_places import place_labels
 from regionspot.masks import decode_rle, mask_to_box, rle_area

@@ -16,8 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import xxhash
 
-from regionspot.arrays import shown
-from regionspot.errors import ArtifactError, InputError
+from regionspot.errors import ArtifactError, InputError, shown
 from regionspot.files import cache_root
 from regionspot.progress import Progress
 from regionspot.structures import FloatArray, Vocabulary, as_class_names
@@ -27,6 +26,7 @@ from regionspot.vocabulary_files import is_vocabulary_file, names_in_file, text_
 __all__ = [  # with what this module passes on
     "EmbeddingDirectory",
     "EmbeddingMemory",
+    "SameMeaningError",
     "VocabularyEncoder",
     "VocabularyWarning",
     "clean_coco_name",
@@ -50,6 +50,10 @@ OnSameMeaning = Literal["warn", "error", "ignore"]
 
 class VocabularyWarning(UserWarning):
     """Class names that a text encoder cannot tell apart, or does not read to their end."""
+
+
+class SameMeaningError(InputError):
+    """Class names that a text encoder cannot tell apart, where that is an error."""
 
 
 def __getattr__(name: str) -> Any:
@@ -288,7 +292,7 @@ class VocabularyEncoder:
                     f"{shown(ends[1])} are the same that far: shorten them to what tells them apart"
                 )
         if groups and refuse:
-            raise InputError(
+            raise SameMeaningError(
                 f"class names look the same to this text encoder: {describe_groups(vocabulary, groups)}. No training "
                 "can tell them apart: rename them, or merge their classes"
             )

@@ -8,12 +8,13 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from regionspot.arrays import shown, whole_number
-from regionspot.errors import InputError
+from regionspot.arrays import whole_number
+from regionspot.errors import InputError, shown
 from regionspot.structures import as_class_names
 
 MAX_BYTES = 64 << 20
@@ -73,7 +74,10 @@ def text_lines(text: str) -> list[str]:
 
 
 def _lines(text: str) -> Names:
-    return text_lines(text), None
+    names = text_lines(text)
+    if len(names) == 1 and "," in names[0]:
+        raise InputError(f"it is one line with commas ({shown(names[0])}): put each name on its own line")
+    return names, None
 
 
 def _lines_or_json(text: str) -> Names:
@@ -81,8 +85,10 @@ def _lines_or_json(text: str) -> Names:
 
 
 def _csv(text: str) -> Names:
+    lines = [line for line in text.splitlines() if line.strip()]
+    delimiter = next((one for one in ";\t" if lines and all(one in line for line in lines)), ",")
     try:
-        rows = [[cell.strip() for cell in row if cell.strip()] for row in csv.reader(text.splitlines())]
+        rows = [[cell.strip() for cell in row if cell.strip()] for row in csv.reader(lines, delimiter=delimiter)]
     except csv.Error as error:
         raise InputError(f"it is not CSV ({error}); what is read is {READABLE}") from error
     rows = [row for row in rows if row]
@@ -96,7 +102,9 @@ def _csv(text: str) -> Names:
 
 def _json(text: str) -> Names:
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_unique)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error}); what is read is {READABLE}") from error
     if isinstance(content, Mapping) and "categories" in content:
@@ -104,11 +112,20 @@ def _json(text: str) -> Names:
     return _names(content)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises InputError for a key that stands there twice, of which only one would count."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise InputError(f"an object has the key {shown(repeated)} twice: give each its own")
+    return found
+
+
 def _yaml(text: str) -> Names:
-    import yaml  # here, because Triton's Python does without it
+    from regionspot.config import load_yaml  # here, because Triton's Python does without PyYAML
 
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except MemoryError:
         raise
     except Exception as error:  # PyYAML lets many through: of dates, of keys that are lists

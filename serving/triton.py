@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from regionspot.errors import ArtifactError, InputError
+from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.runtime.artifacts import spec_from_json
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo
 from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
-from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs, is_interrupt
+from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
 from regionspot.serving.contract import MODEL, RETRYABLE, RequestError, ServingError, error_of, from_text
 
 try:
@@ -237,7 +237,7 @@ class AsyncConnection:
                 asked = self._open().infer(model, sent, request_id=request_id, **self._limit(attempts.left_s))
                 return _outputs(await asyncio.wait_for(asked, attempts.left_s), self.address)
             except Exception as error:
-                await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
+                await asyncio.sleep(await self._delay_after(error, attempts))
 
     async def config(self, model: str = MODEL) -> dict[str, str]:
         """See `Connection.config`."""
@@ -250,7 +250,13 @@ class AsyncConnection:
                 found = content["config"] if grpc else content
                 return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
             except Exception as error:
-                await asyncio.sleep(attempts.delay_after(translated(error, self.address)))
+                await asyncio.sleep(await self._delay_after(error, attempts))
+
+    async def _delay_after(self, error: Exception, attempts: Attempts) -> float:
+        """Seconds to wait before the next attempt. Raises what is not to be tried again."""
+        if is_interrupt(error):
+            raise error
+        return attempts.delay_after(await asyncio.to_thread(translated, error, self.address))  # it may ask the port
 
     async def close(self) -> None:
         if self._client is not None:

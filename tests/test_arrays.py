@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from regionspot.arrays import as_numbers, as_whole_numbers, checked_count, plain_text, shown, whole_number
-from regionspot.errors import InputError
+from regionspot.arrays import as_numbers, as_whole_numbers, checked_count, plain_text, whole_number
+from regionspot.errors import InputError, shown
 
 ROW = [1.0, 2.0, 3.5, 4.0]
 

@@ -87,6 +87,11 @@ def test_overrides(override: str, key: str, value: object) -> None:
         ("optimizer.learning_rate=fast", "optimizer.learning_rate must be a number, got 'fast'"),
         ("standardize_inputs=1", "standardize_inputs must be true or false"),
         ("name=3", "name must be a text, got 3"),
+        ("name=..", "name must be a directory's name"),
+        (f"name={'a' * 300}", "name must be a directory's name of at most 100 letters"),
+        (f"seed={2**70}", "seed must be 0 to 2"),
+        (f"optimizer.learning_rate={'9' * 400}", "optimizer.learning_rate must be a number"),
+        ("datasets.0.ratio=1000000000000", "datasets.0.ratio must be 1 to 10000"),
         ("optimizer.milestones=3", "optimizer.milestones must be a list, got 3"),
         ("optimizer.milestones=[a]", "optimizer.milestones.0 must be a whole number"),
         ("optimizer=3", "optimizer must hold keys and values"),
@@ -203,3 +208,13 @@ def test_packaged_files_are_found_by_their_bare_names(tmp_path: Path, monkeypatc
 def test_reading_a_configuration_does_not_import_torch() -> None:
     code = "import sys, regionspot.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parents[1], check=False).returncode == 0
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """YAML's own readers take the last one without a word."""
+    path = tmp_path / "twice.yaml"
+    path.write_text("steps: 10\nname: a\nsteps: 20\n")
+    with pytest.raises(InputError, match="the key 'steps' stands twice"):
+        load_config(path)
+    with pytest.raises(InputError, match="cannot read the configuration"):
+        load_config("a" * 300)

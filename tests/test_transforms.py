@@ -617,3 +617,16 @@ class TestReadImageRefuses:
     def test_others(self, source: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             read_image(source(tmp_path))
+
+
+def test_a_mask_of_class_indices_with_a_white_border_is_refused(tmp_path: Path) -> None:
+    """As VOC's: 0 outside, 1 on the object, 255 around it. Antialiased masks, with some grey, are read."""
+    indices = np.zeros((20, 30), np.uint8)
+    indices[4:16, 4:26], indices[6:14, 6:24] = 255, 1
+    Image.fromarray(indices).save(tmp_path / "voc.png")
+    with pytest.raises(InputError, match=r"more of mask .*voc.png.* is grey than white \(144 and 120 pixels\)"):
+        read_mask(tmp_path / "voc.png")
+    soft = np.zeros((20, 30), np.uint8)
+    soft[4:16, 4:26], soft[3, 4:26] = 255, 90
+    Image.fromarray(soft).save(tmp_path / "soft.png")
+    assert read_mask(tmp_path / "soft.png").sum() == 12 * 22

@@ -118,7 +118,7 @@ def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:
     check_can_evaluate(dataset, arguments.rules, arguments.iou_type != "bbox")
     dataset.check_images(missing_allowed=arguments.skip_unreadable > 0)
     if arguments.proposals == "gt":
-        return dataset, ground_truth_proposals(dataset)
+        return dataset, ground_truth_proposals(dataset, crowds=arguments.rules == "lvis")
     return dataset, load_proposals(arguments.proposals, dataset)
 
 

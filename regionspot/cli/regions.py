@@ -94,7 +94,11 @@ def check_output_options(arguments: argparse.Namespace, inputs: Mapping[str, Any
     if arguments.out and _is_plain(arguments.out) and arguments.out.suffix.lower() not in OVERLAY_FORMATS:
         raise InputError(f"--out {arguments.out}: its name must end in one of {', '.join(OVERLAY_FORMATS)}")
     outputs = {"--out": arguments.out, "--json": arguments.json}
-    check_outputs(outputs, {**inputs, "the vocabulary": arguments.vocabulary})
+    check_outputs(outputs, {**inputs, "the vocabulary": arguments.vocabulary, "--font": arguments.font})
+    if arguments.font:
+        from regionspot.fonts import read_font
+
+        read_font(arguments.font)  # before any work
 
 
 def region_table(predictions: RegionPredictions, title: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,7 @@ MAX_COORDINATE = 1e9
 ROUNDED_TO_ZERO = -0.01  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
 NORMALIZED_MAX = 1.5
 GROUP_KEYS = frozenset({"isgroupof", "IsGroupOf", "is_group_of"})
+UNKNOWN = (-1, "-1")  # OpenImages' value for what nobody has looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +326,7 @@ def _annotation(
 
 def _is_group(entry: dict[str, Any]) -> bool:
     keys = () if GROUP_KEYS.isdisjoint(entry) else GROUP_KEYS.intersection(entry)
-    return any(truth(entry[key], key) for key in keys)
+    return any(entry[key] not in UNKNOWN and truth(entry[key], key) for key in keys)
 
 
 def _bbox(entry: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -348,8 +349,12 @@ def _area(value: Any) -> float:
 def _spare_ids(entries: list[Any]) -> Iterator[int]:
     """Ids for annotations that have none: the numbers that follow the largest one there is."""
     ids = (entry.get("id") for entry in entries if isinstance(entry, dict))
-    keys = (id_key(one) for one in ids if isinstance(one, int | str))
+    keys = (id_key(int(one) if isinstance(one, float) else one) for one in ids if _may_be_id(one))
     return count(max((key for key in keys if isinstance(key, int)), default=0) + 1)
+
+
+def _may_be_id(value: Any) -> TypeGuard[int | float | str]:
+    return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
 
 
 def _group_by_image(images: list[ImageRecord], annotations: list[Annotation]) -> dict[Id, tuple[Annotation, ...]]:

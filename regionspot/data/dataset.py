@@ -188,6 +188,11 @@ def _without_excluded(dataset: CocoDataset, exclude: str) -> tuple[list[Category
         if novel:
             notes.append(f"{novel} categories marked novel are trained on like all others (exclude: novel drops them)")
     elif exclude == "novel":
+        if not novel:
+            raise InputError(
+                f'{dataset.path} marks no category "novel": true, so exclude: novel would leave out none: name a text '
+                "file of class names, or set exclude: none"
+            )
         kept = [category for category in categories if not category.novel]
     else:
         listed = _listed_names(Path(exclude))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import warnings
@@ -223,6 +224,12 @@ class _Work:
         return self.skipping.accept(self.cache.skipped([shard]))
 
 
+def _is_of_the_disk(error: InputError) -> bool:
+    """Whether the file system failed, and not the image; a file that is missing is the image's fault."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
+
+
 class _Skipping:
     """Decides whether an image that cannot be used is skipped, and counts those that are.
 
@@ -257,6 +264,8 @@ class _Skipping:
         Raises:
             InputError: images are not to be skipped, or too many are.
         """
+        if _is_of_the_disk(error):  # may pass: the image itself may be whole
+            raise error
         if self._max_skipped is None:
             raise InputError(f"{error}. (features.on_error=skip leaves such images out.)") from error
         self.accept({image: str(error)})

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -53,8 +54,9 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {what} {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {what} {shown(str(path))}: {reason}.") from error
     if not content.strip():
         raise InputError(f"{path} is empty. {wanted} is wanted.")
     if content.startswith(_COMPRESSED):
@@ -85,8 +87,7 @@ def _decoded(path: Path, content: bytes) -> str:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise FieldError(f"an object has the key {shown(repeated)} twice, and only one of them can count")
     return found
 

@@ -86,6 +86,9 @@ class PictureFinder:
             return literal
         foreign = foreign_parts(name)
         names = ["/".join(foreign[start:]) for start in range(len(foreign))]
+        if "://" in name:  # saved under the name as it is written
+            raw = name.partition("://")[2].split("/")[1:]
+            names += ["/".join(raw[start:]) for start in range(len(raw))]
         if not foreign:
             plain = name.replace("\\", "/")
             names += [plain, *self._from_above(plain)]

@@ -113,6 +113,8 @@ def evaluate_methods(
     pipeline.check_num_regions(max(map(len, proposals.boxes.values()), default=0))
     part = readable_part(dataset, proposals, skip_unreadable, progress)
     dataset, proposals = part.dataset, part.proposals
+    if part.skipped:
+        check_can_evaluate(dataset, rules, masks)
     collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
     needs = [METHODS[method] for method in methods]
     encoder = BatchEncoder(
@@ -144,7 +146,7 @@ def check_can_evaluate(dataset: CocoDataset, rules: Rules, masks: bool) -> None:
             f"{dataset.path} has {len(dataset.images)} images and {len(objects)} annotations: nothing to "
             "evaluate against"
         )
-    if all(annotation.iscrowd for annotation in objects):
+    if rules == "coco" and all(annotation.iscrowd for annotation in objects):
         raise InputError(
             f"{dataset.path}: all {len(objects)} annotations are crowds (iscrowd), which are neither found nor missed: "
             "nothing to evaluate against"

@@ -36,7 +36,9 @@ def resolve_image_ids(path: Path, spelled: Iterable[Id], dataset: CocoDataset) -
     by_id = {id_key(image.id): image.id for image in dataset.images}
     unknown = sorted((one for one in wanted if id_key(one) not in by_id), key=id_order)
     if not unknown:
-        return FoundImages({one: by_id[id_key(one)] for one in wanted})
+        by_ids = {one: by_id[id_key(one)] for one in wanted}
+        _check_not_stems(path, by_ids, dataset)
+        return FoundImages(by_ids)
     names = {
         "ids with leading zeros": {one: by_id.get(_without_zeros(one)) for one in wanted},
         "file names": _named(dataset, lambda name: name),
@@ -58,6 +60,18 @@ def resolve_image_ids(path: Path, spelled: Iterable[Id], dataset: CocoDataset) -
             f"of {dataset.path}, which are different images: write the image ids of the annotation file."
         )
     return found[0]
+
+
+def _check_not_stems(path: Path, by_ids: Mapping[Id, Id], dataset: CocoDataset) -> None:
+    """Raises InputError where spellings that are ids are the file names of other images as well."""
+    if not any(isinstance(one, str) for one in by_ids):
+        return
+    stems = _named(dataset, lambda name: os.path.splitext(name)[0])
+    if all(stems.get(one) is not None for one in by_ids) and any(stems[one] != found for one, found in by_ids.items()):
+        raise InputError(
+            f"{path}: its image ids are the file names of other images of {dataset.path} as well: write whole numbers "
+            "as ids, in COCO's format of results"
+        )
 
 
 def _without_zeros(spelled: Id) -> Id:

@@ -79,11 +79,15 @@ class _Columns:
     name: Callable[[int], str] = result_name
 
 
-def ground_truth_proposals(dataset: CocoDataset) -> Proposals:
-    """Every annotated box but those of crowds, in the file's order, without scores."""
+def ground_truth_proposals(dataset: CocoDataset, crowds: bool = False) -> Proposals:
+    """Every annotated box in the file's order, without scores.
+
+    Args:
+        crowds: with those of crowds, which are objects like any other by LVIS's rules.
+    """
     boxes, dropped = {}, 0
     for image in dataset.images:
-        objects = [a.box for a in dataset.annotations_by_image[image.id] if not a.iscrowd]
+        objects = [a.box for a in dataset.annotations_by_image[image.id] if crowds or not a.iscrowd]
         candidates = np.array(objects, np.float64).reshape(-1, 4)
         usable = _overlaps_image(candidates, image)
         boxes[image.id] = candidates[usable]

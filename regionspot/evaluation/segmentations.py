@@ -75,6 +75,8 @@ def as_rle(segmentation: Any, height: int, width: int) -> Rle:
         FieldError: none of these, numbers that are not finite, no polygon of three points, run lengths of another size
             or that do not fill it.
     """
+    if height * width >= 2**32:
+        raise FieldError(f"segmentation: a picture of {width} x {height} pixels is too large for masks (2^32 or more)")
     if isinstance(segmentation, Mapping):
         return _checked_rle(segmentation, height, width)
     if not isinstance(segmentation, list | tuple):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 import xxhash
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, is_interrupt
 from regionspot.files import write_atomically
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.weights import (
@@ -149,6 +149,8 @@ def _head_of(dimensions: Mapping[str, Any], tensors: Mapping[str, Any], source: 
         with torch.device("meta"):
             without_memory = RegionHead(**dimensions)
     except Exception as error:  # products of sizes that overflow, say
+        if is_interrupt(error):
+            raise
         raise ArtifactError(f"{source} states dimensions of a head that cannot be ({first_line(error)})") from error
     check_fits(without_memory, tensors, source)
     if sum(tensor.nbytes for tensor in tensors.values()) > held_bytes(tensors.values()):
@@ -197,6 +199,8 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
     except OSError as error:
         raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of whatever type: a header can say anything
+        if isinstance(error, MemoryError) or is_interrupt(error):
+            raise
         raise ArtifactError(
             f"{path} is damaged or no safetensors file ({first_line(error)}). "
             "A checkpoint of the authors (.pth) must first go through `regionspot convert`."

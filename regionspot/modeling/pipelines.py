@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -171,11 +171,19 @@ def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:
 
 
 def _state(*parts: nn.Module | torch.Tensor) -> tuple[tuple[int, int], ...]:
-    """Changes when a tensor is replaced or written to, without reading its numbers."""
-    tensors = [
-        t for part in parts for t in ([part] if isinstance(part, torch.Tensor) else dict(_tensors(part)).values())
-    ]
+    """Changes when a tensor is replaced or written to, without reading its numbers.
+
+    PyTorch counts no writes through `tensor.data`, and none to tensors made in inference mode: they go unnoticed.
+    """
+    tensors = [tensor for part in parts for tensor in ([part] if isinstance(part, torch.Tensor) else _held(part))]
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+
+
+def _held(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers, without their names, which take most of the time."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            yield from (tensor for tensor in tensors.values() if tensor is not None)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, is_interrupt
 from regionspot.modeling import torchscript
 
 MAX_NAMED_KEYS = 6
@@ -48,6 +48,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # of whatever type: the readers of pickles and archives believe what a file says
+        if isinstance(error, MemoryError) or is_interrupt(error):
+            raise
         raise ArtifactError(
             f"{path} cannot be read as weights, it is damaged or not a weight file ({first_line(error)}). "
             "Download it again and compare its checksum."

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from regionspot.errors import ArtifactError, InputError
+from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.mapped_files import forget_pages
 from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
-from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run, is_interrupt
+from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
 

@@ -351,7 +351,7 @@ class RegionPipeline:
 
     def _encoder_fingerprint(self) -> str:
         """Changes with anything that `EncodedImages` depend on."""
-        return " ".join(map(self.fingerprint, SAM_IMAGE_GRAPHS))
+        return " ".join(dict.fromkeys(map(self.fingerprint, SAM_IMAGE_GRAPHS)))
 
     def _range(self, graph: str, axis: str) -> Range:
         return self.runner(graph).spec.ranges[axis]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import signal
-import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,23 +103,6 @@ def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str
                 f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of {wanted}: {source} is not "
                 "that graph; export it again"
             )
-
-
-def is_interrupt(error: BaseException) -> bool:
-    """Whether a signal handler raised an exception, whatever its type, in the middle of somebody else's call."""
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    codes = {code for handler in handlers if (code := _code_of(handler)) is not None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _code_of(handler: Any) -> CodeType | None:
-    """The code of a Python function, method, partial or callable object."""
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    if not hasattr(handler, "__code__"):
-        handler = type(handler).__call__ if callable(handler) else None
-    code = getattr(handler, "__code__", None)
-    return code if isinstance(code, CodeType) else None
 
 
 def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str) -> RegionSpotError:

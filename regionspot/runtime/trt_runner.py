@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from regionspot.errors import ArtifactError, InputError
+from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root, write_atomically
 from regionspot.runtime.engine_file import (
     EngineSidecar,
@@ -165,6 +165,8 @@ class TrtRunner:
         try:
             unknown = self.context.infer_shapes()
         except RuntimeError as error:
+            if is_interrupt(error):
+                raise
             raise ArtifactError(self._why_not_run(f"the shapes do not agree ({error})")) from error
         if unknown:
             raise ArtifactError(self._why_not_run(f"the shape of {', '.join(unknown)} cannot be told"))
@@ -198,7 +200,9 @@ class TrtRunner:
             with self.torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 if not self.context.execute_async_v3(self.stream.cuda_stream):
                     raise RuntimeError("not capturable")
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_interrupt(error):
+                raise
             self._may_capture = False
             return None
         return graph

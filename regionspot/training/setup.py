@@ -26,7 +26,7 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
 from regionspot.structures import Vocabulary
 from regionspot.training.optim import Precision
-from regionspot.vocabulary import VocabularyEncoder
+from regionspot.vocabulary import SameMeaningError, VocabularyEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,9 +170,8 @@ def encode_classes(clip: ClipBackbone, training_set: TrainingSet, same_meaning: 
     try:
         return VocabularyEncoder(clip).encode(names, same_meaning="error" if same_meaning == "error" else "warn")
     except InputError as error:
-        raise InputError(
-            f"data set {training_set.name}: {error}. (datasets.*.same_meaning=warn trains all the same.)"
-        ) from error
+        hint = ". (datasets.*.same_meaning=warn trains all the same.)" if isinstance(error, SameMeaningError) else ""
+        raise InputError(f"data set {training_set.name}: {error}{hint}") from error
 
 
 def _load_set(dataset: DatasetConfig, skip_missing: bool) -> TrainingSet:

@@ -92,6 +92,9 @@ def test_labels_in_a_font_of_ones_own(photo: Path, tmp_path: Path, capsys: pytes
         main(["predict", str(photo), *ASKED, "--out", str(tmp_path / "o.png"), "--font", str(tmp_path / "no.ttf")]) == 2
     )
     assert "no.ttf" in capsys.readouterr().err and not (tmp_path / "o.png").exists()
+    font = ["--font", str(tmp_path / "no.ttf")]
+    assert main(["predict", str(photo), *ASKED, *font, "--json", str(tmp_path / "no.ttf")]) == 2
+    assert (tmp_path / "no.ttf").read_bytes() == b"no font"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from regionspot.data.coco_json import CocoDataset, first_few
+from regionspot.data.coco_json import CocoDataset, _spare_ids, first_few
 from regionspot.data.json_reading import id_key
 from regionspot.errors import InputError
 
@@ -439,3 +439,23 @@ def test_first_few() -> None:
     assert first_few([]) == ""
     assert first_few("ab") == "a, b"
     assert first_few(range(8)) == "0, 1, 2, 3, 4 and 3 more"
+
+
+def test_names_that_were_saved_as_the_url_is_written(tmp_path: Path) -> None:
+    names = ["https://h/p/a%20b.jpg", "https://h/p/x.jpg?v=2", "s3://bucket/img#1.jpg"]
+    for name in ("a%20b.jpg", "x.jpg?v=2", "img#1.jpg"):
+        (tmp_path / name).touch()
+    dataset = CocoDataset.load(write(tmp_path, named(*names)))
+    found = [dataset.image_path(image).name for image in dataset.images]
+    assert found == ["a%20b.jpg", "x.jpg?v=2", "img#1.jpg"]
+
+
+def test_annotations_without_an_id_get_one_that_is_free() -> None:
+    assert next(_spare_ids([{"id": 1.0}, {}, {"id": 7.0}, {"id": "3"}, {"id": None}])) == 8
+
+
+def test_groups_that_nobody_has_looked_for(tmp_path: Path) -> None:
+    content = named("a.jpg")
+    boxes = [{"id": i, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5], "IsGroupOf": i - 1} for i in range(3)]
+    dataset = CocoDataset.load(write(tmp_path, content | {"annotations": boxes}), check_images=False)
+    assert [annotation.iscrowd for annotation in dataset.annotations_by_image[0]] == [False, False, True]

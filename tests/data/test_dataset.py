@@ -107,6 +107,9 @@ def test_classes_may_be_excluded_by_a_list_of_names(tmp_path: Path) -> None:
     names.write_text("cat\ncup\nnew")
     with pytest.raises(InputError, match=r"has no class to learn: all 3 categories are excluded"):
         load_training_set("d", path, exclude=str(names))
+    path.write_text(path.read_text().replace('"novel": true', '"novel": false'))
+    with pytest.raises(InputError, match=r'marks no category "novel": true, so exclude: novel would leave out none'):
+        load_training_set("d", path, exclude="novel")
 
 
 @pytest.mark.parametrize(

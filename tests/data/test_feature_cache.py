@@ -534,3 +534,14 @@ def test_the_estimate_comes_before_the_work(
     monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"already at work; said {said}"))
     with pytest.raises(pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"):
         fill_caches([cache], extractor, say=said.append)
+
+
+def test_a_file_system_that_fails_is_no_fault_of_the_image(
+    tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]
+) -> None:
+    """It may pass: an image that was skipped for it would stay left out."""
+    training_set = make_set(tmp_path / "pictures")
+    training_set.paths[1].unlink()
+    training_set.paths[1].symlink_to(training_set.paths[1])  # ELOOP
+    with pytest.raises(InputError, match="symbolic links"):
+        filled(tmp_path, training_set, extractor_of(*backbones), max_skipped=1.0)

@@ -40,6 +40,7 @@ def test_ground_truth_leaves_out_crowds_and_boxes_without_pixels(dataset: CocoDa
     np.testing.assert_array_equal(proposals.boxes[4], [[1, 2, 4, 6], [-5, 20, 5, 40]])
     assert proposals.boxes[2].shape == proposals.boxes[9].shape == (0, 4)
     assert (proposals.num_dropped, proposals.num_regions, proposals.scores) == (2, 2, None)
+    assert ground_truth_proposals(dataset, crowds=True).num_regions > 2  # LVIS knows no crowds
 
 
 def test_detector_results_keep_their_order_within_an_image(dataset: CocoDataset, tmp_path: Path) -> None:
@@ -216,3 +217,15 @@ def test_files_that_are_no_json_are_named(dataset: CocoDataset, tmp_path: Path, 
 def test_missing_results_are_named(dataset: CocoDataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read the proposals .*absent\.json"):
         load_proposals(tmp_path / "absent.json", dataset)
+
+
+def test_ids_that_are_file_names_of_other_images_are_refused(tmp_path: Path) -> None:
+    images = [{"id": i + 1, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in range(3)]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}))
+    dataset = CocoDataset.load(path, check_images=False)
+    of_image = {"boxes": [[0, 0, 9, 9]], "scores": [0.5]}
+    assert load({"0": of_image, "2": of_image}, dataset).boxes[1].shape == (1, 4)  # by file name
+    with pytest.raises(InputError, match="are the file names of other images"):
+        load({"1": of_image, "2": of_image}, dataset)
+    assert load([RESULT | {"image_id": 1}], dataset).boxes[1].shape == (1, 4)

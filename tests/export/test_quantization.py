@@ -22,7 +22,7 @@ from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
-from regionspot.runtime.ort_runner import OrtRunner
+from regionspot.runtime.ort_runner import EXACT_INT8, OrtRunner
 from regionspot.runtime.tolerance import INT8, measure
 from regionspot.runtime.torch_runner import TorchRunner
 
@@ -51,7 +51,9 @@ def feeds(seed: int = 0, count: int = 4) -> list[dict[str, np.ndarray]]:
 
 def sqnr_db(exact: Path, quantized: Path, output: str = "y") -> float:
     feed = feeds(seed=9, count=1)[0]
-    wanted, found = (onnxruntime.InferenceSession(path).run([output], feed)[0] for path in (exact, quantized))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT_INT8)  # as `OrtRunner` asks for
+    wanted, found = (onnxruntime.InferenceSession(path, options).run([output], feed)[0] for path in (exact, quantized))
     return measure(wanted, found).sqnr_db
 
 

@@ -33,7 +33,7 @@ def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
     """A runner of SAM's image encoder of regionspot_mini; of the token decoder's prompt part for "native".
 
     Args:
-        kind: one of KINDS, or "triton=URL" for a server of ours.
+        kind: one of KINDS; "torch-cuda" or "onnxruntime-cuda" on a GPU; or "triton=URL" for a server of ours.
     """
     if kind.startswith("triton="):
         from regionspot.serving.triton import pipeline_from_triton
@@ -47,18 +47,20 @@ def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
         return manifest.find(graph, "onnx", "fp32").spec
 
     encoder = artifacts / "onnx" / "fp32" / "sam_image_encoder.onnx"
-    if kind == "torch":
+    if kind in ("torch", "torch-cuda"):
         import torch
 
         from regionspot.modeling.pipelines import pipeline_from_model
         from regionspot.modeling.presets import create_model
 
         torch.set_num_threads(threads)
-        return pipeline_from_model(create_model("regionspot_mini")).runner("sam_image_encoder")
-    if kind == "onnxruntime":
+        device = "cuda" if kind == "torch-cuda" else "cpu"
+        return pipeline_from_model(create_model("regionspot_mini", device=device)).runner("sam_image_encoder")
+    if kind in ("onnxruntime", "onnxruntime-cuda"):
         from regionspot.runtime.ort_runner import OrtRunner
 
-        return OrtRunner(encoder, spec("sam_image_encoder"), threads=threads)
+        provider = "cuda" if kind == "onnxruntime-cuda" else "cpu"
+        return OrtRunner(encoder, spec("sam_image_encoder"), provider, threads)
     if kind == "native":
         from regionspot.runtime.native_runner import NativeRunner
 
@@ -167,7 +169,7 @@ def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) 
     runner.infer(asked[0])
     duration = time.perf_counter() - began
     rng = random.Random(seed)
-    expected, arm = _signalling(signal_number)
+    expected, arm, wait = _signalling(signal_number)
     counts = {"raised": 0, "answered": 0, "wrong": 0, "other_errors": 0, "wrong_afterwards": 0}
     for instant in range(instants):
         index = instant % len(asked)
@@ -176,7 +178,7 @@ def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) 
             answer = runner.infer(asked[index])
             right = is_right(answer, wanted[index])
             counts["answered" if right else "wrong"] += 1
-            time.sleep(2 * duration)  # a late signal comes here
+            wait()  # a late signal comes here
         except expected:
             counts["raised"] += 1
         except BaseException:
@@ -186,15 +188,23 @@ def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) 
     return counts
 
 
-def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[float], None]]:
-    """What a signal raises here, and a function that sends it to this process after some seconds."""
+def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[float], None], Callable[[], None]]:
+    """What a signal raises here, a function that sends it to this process after some seconds, one that awaits it."""
     if signal_number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        def arm(seconds: float) -> None:
-            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+        timers: list[threading.Timer] = []
 
-        return KeyboardInterrupt, arm
+        def arm(seconds: float) -> None:
+            timers.append(threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)))
+            timers[-1].start()
+
+        def wait() -> None:
+            for timer in timers:
+                timer.join()
+            time.sleep(0.01)
+
+        return KeyboardInterrupt, arm, wait
 
     def over(*_: object) -> None:
         raise TimeIsOver
@@ -204,7 +214,12 @@ def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[floa
     def arm_timer(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    return TimeIsOver, arm_timer
+    def wait_for_timer() -> None:
+        while signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+            time.sleep(0.001)
+        time.sleep(0.01)
+
+    return TimeIsOver, arm_timer, wait_for_timer
 
 
 def main() -> None:

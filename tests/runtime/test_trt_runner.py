@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -286,6 +287,17 @@ def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
         assert_close({name: value.cpu().numpy() for name, value in kept.items()}, context)
         prompts = on_gpu.feeds("sam_token_decoder_prompts", prompts=3, points=2) | context
         assert_close(prompt_part.infer(prompts | kept), on_gpu.reference("sam_token_decoder_prompts", prompts))
+
+
+@pytest.mark.gpu
+def test_three_threads_share_an_engine(on_gpu: Engines) -> None:
+    """Each with shapes of its own, so that buffers and captured graphs change hands."""
+    asked = [on_gpu.feeds("region_head", seed, regions=4 + seed, words=3) for seed in range(3)]
+    wanted = [on_gpu.reference("region_head", feeds) for feeds in asked]
+    with on_gpu.open("region_head") as runner, ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            for found, expected in zip(pool.map(runner.infer, asked), wanted, strict=True):
+                assert_close(found, expected)
 
 
 @pytest.mark.gpu
