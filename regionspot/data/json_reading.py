@@ -56,7 +56,7 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
         content = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {what} {shown(str(path))}: {reason}.") from error
+        raise InputError(f"cannot read {what} {printable(str(path))}: {reason}.") from error
     if not content.strip():
         raise InputError(f"{path} is empty. {wanted} is wanted.")
     if content.startswith(_COMPRESSED):
