@@ -122,7 +122,7 @@ class SamMaskDecoder(nn.Module):
 
 
 class RegionHeadLogits(nn.Module):
-    """`RegionSpot.classify`; the logit scale becomes a constant of the graph."""
+    """`RegionSpot.classify`; the logit scale becomes a constant of exported graphs, and follows the model elsewhere."""
 
     logit_scale: Tensor
 
@@ -130,12 +130,15 @@ class RegionHeadLogits(nn.Module):
         super().__init__()
         self.head = model.head
         self.register_buffer("logit_scale", torch.tensor(model.clip.logit_scale), persistent=False)
+        self._clip = (model.clip,)  # in a tuple, so that it is not this module's own
 
     def forward(
         self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor, text_embeddings: Tensor
     ) -> tuple[Tensor]:
         region_embeddings = self.head(mask_tokens, patch_tokens, valid)  # (B, N, E)
-        return (region_logits(region_embeddings, text_embeddings, self.logit_scale),)
+        exporting = torch.compiler.is_exporting()
+        scale = self.logit_scale if exporting else self._clip[0].clip.logit_scale.float().exp()
+        return (region_logits(region_embeddings, text_embeddings, scale),)
 
 
 class ClipTextEncoder(nn.Module):

@@ -275,14 +275,15 @@ class TestPredictors:
         assert predictor.predict(boxes=BOXES, vocabulary=words).image_height == IMAGES[0].shape[0]
 
 
+@pytest.fixture(scope="module")
+def other() -> RegionPredictor:
+    """A model of equal sizes with other weights."""
+    from regionspot.modeling.presets import create_model
+
+    return RegionPredictor(create_model("regionspot_mini", random_weights=1))
+
+
 class TestEncodedPictures:
-    @pytest.fixture(scope="class")
-    def other(self) -> RegionPredictor:
-        """A model of equal sizes with other weights."""
-        from regionspot.modeling.presets import create_model
-
-        return RegionPredictor(create_model("regionspot_mini", random_weights=1))
-
     def test_another_model_refuses_them(self, predictor: RegionPredictor, other: RegionPredictor) -> None:
         encoded, words = predictor.encode(IMAGES[0]), vocabulary(predictor)
         other.set_image(IMAGES[1])
@@ -315,7 +316,7 @@ class TestEncodedPictures:
         predictor = RegionPredictor(changing)
         encoded = predictor.encode(IMAGES[0])
         predictor.set_image(encoded)
-        changing.load_state_dict(create_model("regionspot_mini", random_weights=1).state_dict())
+        changing.sam.load_state_dict(create_model("regionspot_mini", random_weights=1).sam.state_dict())
         with pytest.raises(InputError, match="encoded by another model"):
             predictor.set_image(encoded)
 
