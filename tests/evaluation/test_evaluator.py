@@ -468,16 +468,32 @@ def test_ids_of_the_file_are_kept_in_the_results(
     assert others.to_coco() == [d | {"image_id": names[d["image_id"]]} for d in detections.to_coco()]
 
 
-@pytest.mark.parametrize("rules", ["lvis", "coco"])
-def test_nothing_but_crowds_is_said(
-    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, rules: Any
-) -> None:
+def with_crowds_alone(dataset: CocoDataset) -> CocoDataset:
     crowds = {
         image_id: tuple(replace(annotation, iscrowd=True) for annotation in annotations)
         for image_id, annotations in dataset.annotations_by_image.items()
     }
+    return replace(dataset, annotations_by_image=crowds)
+
+
+def test_nothing_but_crowds_is_said(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
     with pytest.raises(InputError, match="all 11 annotations are crowds"):
-        evaluate(model, replace(dataset, annotations_by_image=crowds), vocabulary, proposals, rules=rules)
+        evaluate(model, with_crowds_alone(dataset), vocabulary, proposals, rules="coco")
+
+
+def test_by_lvis_rules_crowds_are_objects(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> None:
+    crowded = with_crowds_alone(dataset)
+    found, _ = evaluate(model, crowded, vocabulary, ground_truth_proposals(crowded, crowds=True))
+    wanted, _ = evaluate(model, dataset, vocabulary, ground_truth_proposals(dataset))
+    assert found["AP"] == wanted["AP"] and found["protocol"]["regions"] == wanted["protocol"]["regions"] > 0
+
+
+@pytest.mark.parametrize("rules", ["lvis", "coco"])
+def test_no_categories_are_said(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, rules: Any
+) -> None:
     with pytest.raises(InputError, match="has no categories"):
         evaluate(model, replace(dataset, categories=()), vocabulary, proposals, rules=rules)
 
