@@ -305,9 +305,11 @@ class TestPipelines:
         predictor = RegionPredictor(model).set_image(world.pictures[0])
         pipeline, mask = predictor.pipeline, np.ones((1, *world.pictures[0].shape[:2]), bool)
         model.bfloat16()
+        with pytest.raises(InputError, match="encoded by another model, or by other weights, precision"):
+            predictor.predict(boxes=world.boxes[0], vocabulary=words)
         for ask in (
-            lambda: predictor.predict(boxes=world.boxes[0], vocabulary=words),
-            lambda: predictor.predict(masks=mask, vocabulary=words),
+            lambda: predictor.predict(world.pictures[0], boxes=world.boxes[0], vocabulary=words),
+            lambda: predictor.predict(world.pictures[0], masks=mask, vocabulary=words),
             lambda: pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8)),
         ):
             with pytest.raises(InputError, match="converted after this pipeline was made of it in fp32: make another"):
