@@ -16,7 +16,7 @@ from regionspot.modeling.token_decoder import PADDING_LABEL, ImageContext, Token
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 from tests.modeling.conftest import roughen, seeded
 
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 1e-12}
 
 
 @pytest.fixture(scope="module")

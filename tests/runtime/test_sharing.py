@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx.parser
 import pytest
+import torch
 
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.predictor import RegionPredictor
@@ -34,6 +35,13 @@ from tests.runtime.sharing import KINDS, is_right, open_kind, questions, share
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = {"native": 200}
 """Of each of three threads; the images of the other runners take longer."""
+
+
+@pytest.fixture(autouse=True)
+def pytorch_keeps_its_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[1, 2])
