@@ -67,7 +67,7 @@ def _from_dataset(path: Path, count: int, rng: np.random.Generator) -> Pictures:
     if not usable:
         raise InputError(f"{path} has no picture with a box: name a data set with annotations, or a folder of pictures")
     chosen = [usable[index] for index in rng.permutation(len(usable))[:count]]
-    pictures = tuple(Picture(_read(dataset.image_path(record)), boxes[record.id]) for record in chosen)
+    pictures = tuple(Picture(read_image(dataset.image_path(record)), boxes[record.id]) for record in chosen)
     return Pictures(f"{len(pictures)} images of {path.name}", pictures, _some(dataset.class_names, rng))
 
 
@@ -86,21 +86,11 @@ def _from_folder(path: Path, count: int, rng: np.random.Generator) -> Pictures:
         raise InputError(
             f"{path} holds no picture ({', '.join(SUFFIXES)}){passed_over}: name another folder, or an annotation file"
         )
-    images = [_read(files[index]) for index in rng.permutation(len(files))[:count]]
+    images = [read_image(files[index]) for index in rng.permutation(len(files))[:count]]
     pictures = tuple(Picture(image, _random_boxes(image.shape[0], image.shape[1], rng)) for image in images)
     return Pictures(
         f"{len(pictures)} images of {path.name}/{passed_over}", pictures, _some(parse_vocabulary("coco"), rng)
     )
-
-
-def _read(path: Path) -> UInt8Array:
-    """(H, W, 3) uint8 RGB. Raises InputError with the file's whole path: many folders hold a file of that name."""
-    try:
-        return read_image(path)
-    except InputError as error:
-        if str(path) in str(error):
-            raise
-        raise InputError(f"{path}: {error}") from error
 
 
 def _random_boxes(height: int, width: int, rng: np.random.Generator) -> FloatArray:

@@ -100,20 +100,6 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-def plain_text(text: str) -> str:
-    r"""Text that UTF-8 can hold: bytes of a file's name that are no UTF-8, and other surrogates, are written as `\xe9`.
-
-    >>> plain_text("caf\udce9.jpg")
-    'caf\\xe9.jpg'
-    """
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        escaped = "".join(ch if not 0xDC80 <= ord(ch) <= 0xDCFF else f"\\x{ord(ch) - 0xDC00:02x}" for ch in text)
-        return escaped.encode("utf-8", "backslashreplace").decode()
-
-
 def _without_tensors(values: Any) -> Any:
     """Tensors become arrays, also within lists."""
     if isinstance(values, (list, tuple)):

@@ -249,8 +249,8 @@ def _is_name(text: str) -> bool:
 
 
 _RANGES: tuple[tuple[str, Any, str], ...] = (
-    ("name", lambda v: _is_name(v), "a directory's name of at most 100 letters, digits and . _ + -"),
-    ("datasets.*.name", lambda v: _is_name(v), "a name of at most 100 letters, digits and . _ + -"),
+    ("name", _is_name, "a directory's name of at most 100 letters, digits and . _ + -"),
+    ("datasets.*.name", _is_name, "a name of at most 100 letters, digits and . _ + -"),
     ("datasets.*.ratio", lambda v: 1 <= v <= 10_000, "1 to 10000"),
     ("seed", lambda v: 0 <= v < 2**63, "0 to 2^63 - 1"),
     ("steps", lambda v: v >= 1, "1 or more"),

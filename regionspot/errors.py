@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from os import PathLike, fspath
 from types import FrameType
 from typing import Any
 
@@ -39,3 +40,18 @@ def shown(value: Any, longest: int = 60) -> str:
         text = f"a {type(value).__name__}"
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
+
+def plain_text(text: str | PathLike[str]) -> str:
+    r"""Text, or a file's name, that UTF-8 can hold: bytes of a name that are no UTF-8 are written as `\xe9`.
+
+    >>> plain_text("caf\udce9.jpg")
+    'caf\\xe9.jpg'
+    """
+    text = fspath(text)
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        escaped = "".join(ch if not 0xDC80 <= ord(ch) <= 0xDCFF else f"\\x{ord(ch) - 0xDC00:02x}" for ch in text)
+        return escaped.encode("utf-8", "backslashreplace").decode()

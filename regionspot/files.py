@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from regionspot.errors import ArtifactError, InputError
+from regionspot.errors import ArtifactError, InputError, plain_text
 
 READ_BYTES = 1 << 20
 LEFTOVER_AGE_S = 3600.0
@@ -85,15 +85,6 @@ def same_file(a: str | Path, b: str | Path) -> bool:
     return os.path.samestat(first, second) and first.st_nlink == 1
 
 
-def readable_name(name: str | Path) -> str:
-    """A file's name as text that any encoding of Unicode can hold: bytes that are not UTF-8 become \\xNN."""
-    text = os.fspath(name)
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @dataclass(frozen=True)
 class FolderListing:
     """Files of a folder, in order of their paths, and how many of each kind were passed over."""
@@ -132,7 +123,7 @@ def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = 
             elif suffix in suffixes:
                 found.append(Path(entry.path))
             else:
-                skipped[f"{readable_name(suffix)} file" if suffix else "file without a suffix"] += 1
+                skipped[f"{plain_text(suffix)} file" if suffix else "file without a suffix"] += 1
 
     try:
         look_into(os.fspath(folder))

@@ -69,8 +69,7 @@ class _Regions:
     def best(self) -> _Regions:
         """The reading of each prompt with the highest predicted IoU: T = 1."""
         count, readings = self.iou_predictions.shape
-        best = self.iou_predictions.argmax(1) if readings else np.zeros(count, np.int64)
-        rows = np.arange(count)
+        rows, best = np.arange(count), self.iou_predictions.argmax(1)
         flat = rows * readings + best
         return _Regions(
             self.tokens[rows, best][:, None],
@@ -300,12 +299,10 @@ class RegionPredictor:
         return np.where(keep[:, None], of_prompts, masks.boxes), masks.rles
 
     def _classify(self, image: EncodedPicture, tokens: FloatArray, words: Vocabulary) -> FloatArray:
-        """(N, T, C) to logits (N, T, V). Each of the T readings is a set of regions of its own."""
-        readings = [
-            self.pipeline.classify(tokens[None, :, reading], image.patch_tokens, None, words.embeddings)  # (1, N, V)
-            for reading in range(tokens.shape[1])
+        """(N, T, C) to logits (N, T, V). Raises ArtifactError where they are not finite."""
+        logits: FloatArray = self.pipeline.classify_readings(tokens[None], image.patch_tokens, None, words.embeddings)[
+            0
         ]
-        logits = np.stack([logits[0] for logits in readings], axis=1)  # (N, T, V)
         if not np.isfinite(logits).all():
             raise ArtifactError("the model answers with NaN: its weights are damaged, or half precision overflowed")
         return logits

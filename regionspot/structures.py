@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.arrays import as_array, as_numbers, as_whole_numbers, checked_count, plain_text, whole_number
-from regionspot.errors import InputError, shown
+from regionspot.arrays import as_array, as_numbers, as_whole_numbers, checked_count, whole_number
+from regionspot.errors import InputError, plain_text, shown
 from regionspot.masks import Rle, checked_rle, mask_to_box
 
 FloatArray = npt.NDArray[np.float32]

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from regionspot.arrays import as_array, as_numbers, checked_count, plain_text
-from regionspot.errors import InputError, is_interrupt, shown
+from regionspot.arrays import as_array, as_numbers, checked_count
+from regionspot.errors import InputError, is_interrupt, plain_text, shown
 from regionspot.jpeg_end import with_end_marker
 from regionspot.masks import EncodedMasks, _native, encode_mask_logits
 from regionspot.structures import BoolArray, FloatArray
@@ -102,7 +102,7 @@ def read_image(
         return _checked_array(source)
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels, background)
-    name = f"image {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else "the image"
+    name = _described("image", source)
     with _open_file(source, name) as file:
         image = _open_image(file, name, formats)
         try:
@@ -125,9 +125,7 @@ def read_mask(source: ImageSource) -> BoolArray:
     mask: BoolArray = brightness > MASK_THRESHOLD
     grey = int(((brightness > 0) & ~mask).sum())
     if grey > mask.sum() or not mask.any():
-        name = (
-            f"mask {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else "the mask"
-        )
+        name = _described("mask", source)
         wanted = "white (255) is wanted on the region, black (0) or transparent elsewhere"
         if mask.any():
             raise InputError(f"more of {name} is grey than white ({grey} and {int(mask.sum())} pixels), and {wanted}")
@@ -310,6 +308,13 @@ def _check_colour(background: str) -> None:
         ImageColor.getrgb(background)
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"background must be a colour's name, such as 'white', got {shown(background)}") from error
+
+
+def _described(kind: str, source: Any) -> str:
+    """What messages call a picture: "image 'cat.jpg'", or "the image" where it has no name."""
+    return (
+        f"{kind} {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else f"the {kind}"
+    )
 
 
 def _open_file(source: Any, name: str) -> IO[bytes]:

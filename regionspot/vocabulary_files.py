@@ -8,7 +8,6 @@ import json
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,24 +100,17 @@ def _csv(text: str) -> Names:
 
 
 def _json(text: str) -> Names:
+    from regionspot.data.json_reading import FieldError, unique_keys  # here, because it belongs to a higher layer
+
     try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except InputError:
-        raise
+        content = json.loads(text, object_pairs_hook=unique_keys)
+    except FieldError as error:
+        raise InputError(f"{error}: give each its own") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error}); what is read is {READABLE}") from error
     if isinstance(content, Mapping) and "categories" in content:
         return _categories(content["categories"])
     return _names(content)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises InputError for a key that stands there twice, of which only one would count."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise InputError(f"an object has the key {shown(repeated)} twice: give each its own")
-    return found
 
 
 def _yaml(text: str) -> Names:

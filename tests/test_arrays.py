@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from regionspot.arrays import as_numbers, as_whole_numbers, checked_count, plain_text, whole_number
-from regionspot.errors import InputError, shown
+from regionspot.arrays import as_numbers, as_whole_numbers, checked_count, whole_number
+from regionspot.errors import InputError, plain_text, shown
 
 ROW = [1.0, 2.0, 3.5, 4.0]
 
@@ -105,3 +106,6 @@ def test_texts_for_messages() -> None:
     assert plain_text("naïve 犬") == "naïve 犬"
     assert plain_text("caf\udce9.jpg") == "caf\\xe9.jpg"  # a byte of a file's name
     assert plain_text("\ud800犬") == "\\ud800犬"
+    assert plain_text(os.fsdecode(b"caf\xe9.jpg")) == "caf\\xe9.jpg"
+    assert plain_text("café.jpg") == "café.jpg"
+    assert plain_text("\ud800") == "\\ud800"

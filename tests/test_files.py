@@ -24,7 +24,6 @@ from regionspot.files import (
     delete_leftovers,
     file_digest,
     in_units,
-    readable_name,
     same_file,
     write_atomically,
 )
@@ -231,12 +230,6 @@ def test_one_file_by_two_names(tmp_path: Path) -> None:
     assert not same_file(file, tmp_path / "new") and not same_file(file, tmp_path / "loop")
     os.link(file, other)
     assert not same_file(file, other), "a rename parts hard links"
-
-
-def test_readable_names() -> None:
-    assert readable_name(os.fsdecode(b"caf\xe9.jpg")) == "caf\\xe9.jpg"
-    assert readable_name("café.jpg") == "café.jpg"
-    assert readable_name("\ud800") == "\\ud800"
 
 
 def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from regionspot.cli.regions import (
     check_output_options,
     deliver,
 )
-from regionspot.errors import InputError, RegionSpotError
-from regionspot.files import list_files, readable_name
+from regionspot.errors import InputError, RegionSpotError, plain_text
+from regionspot.files import list_files
 
 if TYPE_CHECKING:
     from regionspot.serving.client import Answer, AsyncRegionClient
@@ -153,7 +153,7 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
                     text = "".join(f"{lines[name]}\n" for name in sorted(lines))
                     write_output(arguments.json, text.encode("utf-8", "backslashreplace"))
     if arguments.json and not is_stdout(arguments.json):
-        print(f"wrote {readable_name(arguments.json)}", file=stream)
+        print(f"wrote {plain_text(arguments.json)}", file=stream)
     for name, reason in sorted(failures.items()):
         print(f"{name}: {reason}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
@@ -184,14 +184,14 @@ def _tasks_of_folder(arguments: argparse.Namespace) -> list[_Task]:
     """The pictures of the folder itself, all with the same boxes; says how much else lies there."""
     listing = list_files(arguments.image, PICTURES)
     if skipped := listing.describe_skipped():
-        print(f"note: passed over in {readable_name(arguments.image)}: {skipped}", file=sys.stderr)
+        print(f"note: passed over in {plain_text(arguments.image)}: {skipped}", file=sys.stderr)
     boxes = arguments.boxes or None
     return [_Task(path, _name(path, arguments.image), boxes) for path in listing.files]
 
 
 def _name(path: Path, folder: Path) -> str:
     """The path of a picture from the folder on, as text that JSON can hold."""
-    return Path(readable_name(os.path.relpath(path, folder))).as_posix()
+    return Path(plain_text(os.path.relpath(path, folder))).as_posix()
 
 
 def _vocabulary(text: str, registered: Any) -> str | tuple[str, ...]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.outputs import check_outputs, is_stdout, table_stream, write_output
-from regionspot.errors import InputError
-from regionspot.files import readable_name
+from regionspot.errors import InputError, plain_text
 
 if TYPE_CHECKING:
     from regionspot.structures import RegionPredictions
@@ -127,16 +126,16 @@ def deliver(
     stream = table_stream(arguments.json, arguments.out)
     written = []
     if arguments.json:
-        document = predictions.to_json(readable_name(arguments.image.name))
+        document = predictions.to_json(plain_text(arguments.image.name))
         write_output(arguments.json, json_text(document).encode("utf-8", "backslashreplace"))
         written.append(arguments.json)
     if arguments.out:
         write_output(arguments.out, overlay)
         written.append(arguments.out)
-    print(region_table(predictions, f"{readable_name(arguments.image.name)}: {title}"), file=stream)
+    print(region_table(predictions, f"{plain_text(arguments.image.name)}: {title}"), file=stream)
     for path in written:
         if not is_stdout(path):
-            print(f"wrote {readable_name(path)}", file=stream)
+            print(f"wrote {plain_text(path)}", file=stream)
     if len(predictions.class_names) == 1:
         print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -347,14 +347,16 @@ def _area(value: Any) -> float:
 
 
 def _spare_ids(entries: list[Any]) -> Iterator[int]:
-    """Ids for annotations that have none: the numbers that follow the largest one there is."""
-    ids = (entry.get("id") for entry in entries if isinstance(entry, dict))
-    keys = (id_key(int(one) if isinstance(one, float) else one) for one in ids if _may_be_id(one))
-    return count(max((key for key in keys if isinstance(key, int)), default=0) + 1)
+    """Ids for annotations that have none: the numbers that follow the largest one there is, looked for when asked."""
+    keys = (_id_key_or_none(entry.get("id")) for entry in entries if isinstance(entry, dict))
+    yield from count(max((key for key in keys if isinstance(key, int)), default=0) + 1)
 
 
-def _may_be_id(value: Any) -> TypeGuard[int | float | str]:
-    return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
+def _id_key_or_none(value: Any) -> Id | None:
+    try:
+        return id_key(identifier(value, "id"))
+    except FieldError:  # refused where the record is read
+        return None
 
 
 def _group_by_image(images: list[ImageRecord], annotations: list[Annotation]) -> dict[Id, tuple[Annotation, ...]]:

@@ -63,7 +63,7 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
         raise InputError(f"{path} is compressed: unpack it first. {wanted} is wanted.")
     text = _decoded(path, content)
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError as error:
         raise InputError(f"{path} is nested too deeply to be read. {wanted} is wanted.") from error
     except FieldError as error:
@@ -84,7 +84,8 @@ def _decoded(path: Path, content: bytes) -> str:
         ) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `object_pairs_hook`. Raises FieldError for a key that stands there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]

@@ -59,13 +59,8 @@ def score_with_head(pipeline: RegionPipeline, _: RegionSpot | None) -> RegionSco
 
     def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
         assert batch.mask_tokens is not None and batch.patch_tokens is not None and batch.iou_predictions is not None
-        readings = [
-            pipeline.classify(
-                np.ascontiguousarray(batch.mask_tokens[:, :, reading]), batch.patch_tokens, batch.valid, text_embeddings
-            )
-            for reading in range(batch.mask_tokens.shape[2])
-        ]
-        return best_reading(np.stack(readings, axis=2), batch.iou_predictions)  # of (B, N, T, V)
+        logits = pipeline.classify_readings(batch.mask_tokens, batch.patch_tokens, batch.valid, text_embeddings)
+        return best_reading(logits, batch.iou_predictions)
 
     return score
 

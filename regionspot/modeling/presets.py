@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from regionspot.modeling.head import RegionHead
 from regionspot.modeling.precision import resolve_dtype
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone, build_sam, load_sam_weights
+from regionspot.runtime.engine_file import file_sha256
 
 MINI = "regionspot_mini"
 MINI_HEAD = Path(__file__).parents[1] / "mini" / "weights" / "head.safetensors"
@@ -28,7 +28,6 @@ MINI_HEAD = Path(__file__).parents[1] / "mini" / "weights" / "head.safetensors"
 TRUST = "REGIONSPOT_TRUST_WEIGHTS"
 """The environment variable that, set to 1, leaves out `UnknownWeightsWarning`."""
 
-_BLOCK = 1 << 20
 _PathLike = str | Path
 
 
@@ -214,7 +213,7 @@ def _check_files(
 
 
 def _warn_unless_official(argument: str, path: _PathLike, official: WeightFile) -> None:
-    if os.environ.get(TRUST) == "1" or _sha256(path) == official.sha256:
+    if os.environ.get(TRUST) == "1" or file_sha256(Path(path)) == official.sha256:
         return
     trained = {
         "sam_weights": "the pixel normalisation of Meta's",
@@ -227,14 +226,6 @@ def _warn_unless_official(argument: str, path: _PathLike, official: WeightFile) 
         UnknownWeightsWarning,
         stacklevel=4,
     )
-
-
-def _sha256(path: _PathLike) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

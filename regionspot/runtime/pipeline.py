@@ -315,6 +315,20 @@ class RegionPipeline:
                 part[:] = found[: part.shape[0], :count, : part.shape[2]]
         return logits
 
+    def classify_readings(
+        self,
+        mask_tokens: FloatArray,
+        patch_tokens: FloatArray,
+        valid: BoolArray | None,
+        text_embeddings: FloatArray,
+    ) -> FloatArray:
+        """Logits (B, N, T, V) of mask tokens (B, N, T, C): `classify` of each reading of all regions by itself."""
+        by_reading = [
+            self.classify(np.ascontiguousarray(mask_tokens[:, :, reading]), patch_tokens, valid, text_embeddings)
+            for reading in range(mask_tokens.shape[2])
+        ]
+        return np.stack(by_reading, axis=2)
+
     def encode_tokens(self, tokens: IntArray) -> FloatArray:
         """CLIP's un-normalised embeddings (n, E) of (n, T) tokens; T need only reach the last end token."""
         texts, length = (self._range("clip_text_encoder", axis) for axis in ("texts", "text_length"))

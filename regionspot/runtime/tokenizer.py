@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regionspot.arrays import checked_count, plain_text
-from regionspot.errors import ArtifactError, InputError, shown
+from regionspot.arrays import checked_count
+from regionspot.errors import ArtifactError, InputError, plain_text, shown
 from regionspot.structures import IntArray
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
         return NativeRunner(manifest.verify(entry), spec("sam_token_decoder_prompts"), threads)
     from regionspot.runtime.openvino_runner import OpenVinoRunner
 
-    with own_operations() if kind == "openvino-own" else _nothing():
+    with own_operations() if kind == "openvino-own" else nullcontext():
         return OpenVinoRunner(encoder, spec("sam_image_encoder"), threads=threads)
 
 
@@ -84,11 +84,6 @@ def own_operations() -> Iterator[None]:
         yield
     finally:
         openvino_attention.LARGE, openvino_linear.LARGE, openvino_linear.pays = before
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def questions(spec: GraphSpec) -> list[Feeds]:
