@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -179,11 +179,15 @@ def _state(*parts: nn.Module | torch.Tensor) -> tuple[tuple[int, int], ...]:
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
-def _held(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers, without their names, which take most of the time."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            yield from (tensor for tensor in tensors.values() if tensor is not None)
+def _held(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers. It runs with every request: `modules()` and names would take most of its time."""
+    found: list[torch.Tensor | None] = []
+    parts = [module]
+    for part in parts:  # which grows meanwhile
+        found += part._parameters.values()
+        found += part._buffers.values()
+        parts += (child for child in part._modules.values() if child is not None)
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
