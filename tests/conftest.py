@@ -1,4 +1,4 @@
-"""What every test gets: a cache folder of its own, and no `gpu` tests where there is no GPU."""
+"""What every test gets: a cache folder of its own, a name that stays, and no `gpu` tests where there is no GPU."""
 
 from __future__ import annotations
 
@@ -58,6 +58,11 @@ def _exported(directory: Path, graphs: list[str], beside: Path | None = None) ->
 SERVING = Path(__file__).parent / "serving"
 FIRST = ("test_readme.py", "test_export.py", "test_build.py", "test_parity.py")
 """Files that take longest: begun first, several processes end at about the same time."""
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No bytes in a test's name: compressed ones hold the time, and xdist wants the same names of all its workers."""
+    return argname if isinstance(val, bytes) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
