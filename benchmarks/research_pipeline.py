@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regionspot.benchmarks.peer_variants import Outcome
 from regionspot.benchmarks.stages import Stages
-from regionspot.evaluation.methods import CROP_SCALE
+from regionspot.evaluation.baselines import CropSetting
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone  # makes segment_anything importable
@@ -115,7 +115,7 @@ class ClipCrops:
         with self.stages.of("other"):
             with self.stages.of("decode_resize"):
                 pixels = read_image(picture)
-            crops = crop_boxes(pixels, boxes, CROP_SCALE)
+            crops = crop_boxes(pixels, boxes, CropSetting().scale)
             batches = [crops[start : start + CROP_BATCH] for start in range(0, len(crops), CROP_BATCH)]
             scores = torch.cat([self._classify(batch) for batch in batches])
             return Outcome(scores.numpy(), self._draw(pixels, boxes))

@@ -69,6 +69,7 @@ def draw_predictions(
     *,
     min_long_side: int = 768,
     masks: bool = True,
+    tint: bool = True,
     font: str | os.PathLike[str] | None = None,
 ) -> UInt8Array:
     """The picture with its regions on it.
@@ -82,6 +83,8 @@ def draw_predictions(
         predictions: of this image.
         min_long_side: smaller pictures are enlarged to it, so that labels can be read; 0 keeps the size.
         masks: draw masks where the predictions have them.
+        tint: fill them with their colours too; without it their outlines alone are drawn, and the picture's own colours
+            stay as they are.
         font: a .ttf, .otf or .ttc file to draw class names with.
 
     Returns:
@@ -108,7 +111,7 @@ def draw_predictions(
     style = _style(drawn_height, drawn_width, len(predictions))
     colours = _class_colours(predictions)
     if masks and predictions.masks is not None:
-        _draw_masks(canvas, predictions.masks, colours, style, enlargement)
+        _draw_masks(canvas, predictions.masks, colours, style, enlargement, tint)
     _draw_boxes(canvas, boxes, colours, style)
     names, legend = _class_labels(predictions, style, drawn_width, given_font)
     labels = [names[int(index)] for index in predictions.class_ids]
@@ -208,7 +211,12 @@ def _escaped(name: str) -> str:
 
 
 def _draw_masks(
-    canvas: Image.Image, masks: Sequence[Rle], colours: Sequence[Colour], style: _Style, enlargement: float
+    canvas: Image.Image,
+    masks: Sequence[Rle],
+    colours: Sequence[Colour],
+    style: _Style,
+    enlargement: float,
+    tint: bool,
 ) -> None:
     """Tints from the largest to the smallest, then the contours over all of them.
 
@@ -218,7 +226,7 @@ def _draw_masks(
     order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index]]
     blur = max(0.7 * style.line, 0.9 * enlargement)
     margin = int(4 * blur) + style.line
-    for index in order:
+    for index in order if tint else ():
         coverage, corner = _mask_patch(decode_rle(masks[index]), canvas.size, margin)
         canvas.paste(colours[index], corner, coverage.point([round(FILL_OPACITY * value) for value in range(256)]))
     for index in order:

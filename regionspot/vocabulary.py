@@ -49,7 +49,7 @@ OnSameMeaning = Literal["warn", "error", "ignore"]
 
 
 class VocabularyWarning(UserWarning):
-    """Class names that a text encoder cannot tell apart, or does not read to their end."""
+    """Class names that a text encoder cannot tell apart, was not trained with, or does not read to their end."""
 
 
 class SameMeaningError(InputError):
@@ -100,6 +100,10 @@ class TextEncoder(Protocol):
 
     def fingerprint(self) -> str:
         """A text that changes with anything that embeddings depend on."""
+        ...
+
+    def known_tokens(self) -> tuple[int, ...] | None:
+        """The tokens that the text tower was trained with; None stands for all."""
         ...
 
     def encode_text(self, texts: list[str]) -> Any:
@@ -232,8 +236,9 @@ class VocabularyEncoder:
 
         Args:
             same_meaning: what to do about names that the text encoder cannot tell apart (see
-                `regionspot.synonyms.same_meaning`), whose classes would share every score, and about names that it
-                does not read to their end: a `VocabularyWarning`, an InputError, or nothing.
+                `regionspot.synonyms.same_meaning`), whose classes would share every score: a `VocabularyWarning`, an
+                InputError, or nothing. But for "ignore", names with words that it was not trained with, and names that
+                it does not read to their end, are a `VocabularyWarning`.
             progress: show on standard error how far it is; None does so from PROGRESS_FROM new words on.
 
         Raises:
@@ -291,6 +296,11 @@ class VocabularyEncoder:
                     f"this text encoder reads {self.text_encoder.context_length} tokens, and {shown(ends[0])} and "
                     f"{shown(ends[1])} are the same that far: shorten them to what tells them apart"
                 )
+        if unknown := self._unknown_names(vocabulary.names):
+            _warn(
+                f"this text encoder was never trained with words of {_listed(unknown)}: scores of such names mean "
+                "nothing. (regionspot_mini knows the toys of its own world: --vocabulary mini)"
+            )
         if groups and refuse:
             raise SameMeaningError(
                 f"class names look the same to this text encoder: {describe_groups(vocabulary, groups)}. No training "
@@ -299,8 +309,18 @@ class VocabularyEncoder:
         if groups:
             _warn(f"{describe_groups(vocabulary, groups)} look the same to this text encoder; their scores are shared")
         if cut:
-            listed = ", ".join(map(shown, cut[:5])) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
-            _warn(f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {listed}")
+            _warn(
+                f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {_listed(cut)}"
+            )
+
+    def _unknown_names(self, names: Sequence[str]) -> list[str]:
+        """Names with a token that the text encoder was not trained with."""
+        known = self.text_encoder.known_tokens()
+        if known is None:
+            return []
+        tokens = self._tokens([self.word(name) for name in names])
+        strange = (~np.isin(tokens, known) & (tokens != 0)).any(axis=1)
+        return [name for name, is_strange in zip(names, strange, strict=True) if is_strange]
 
     def _cut_names(self, names: Sequence[str]) -> list[str]:
         """Names that the text encoder does not read to their end in the longest template."""
@@ -326,6 +346,10 @@ def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     if wrong or not templates:
         raise InputError(f"each template must be text with {{}} for the name, got {shown(wrong or templates)}")
     return tuple(templates)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _warn(message: str) -> None:

@@ -397,7 +397,6 @@ class TritonPipeline(RegionPipeline):
 
     def __init__(self, connection: Connection) -> None:
         public = connection.config()
-        info = json.loads(public["model_info"])
         self._connection = connection
         configs: dict[str, dict[str, str]] = {}
 
@@ -407,7 +406,7 @@ class TritonPipeline(RegionPipeline):
             return configs[graph]
 
         super().__init__(
-            ModelInfo(**info | {"embedding_size": tuple(info["embedding_size"])}),
+            ModelInfo.from_json(json.loads(public["model_info"])),
             lambda graph: TritonRunner(connection, spec_from_json(json.loads(config_of(graph)["spec"]))),
             runtime="triton",
             precision=json.loads(public["precision"]),

@@ -98,6 +98,13 @@ class TestDrawing:
         without = draw_predictions(grey(800, 800), shown, masks=False)
         assert (without[400, 400] == 128).all()
 
+    def test_outlines_alone_leave_the_pictures_colours(self) -> None:
+        shown = predictions(800, 800, [[300, 300, 500, 500]], [1])
+        drawn = draw_predictions(grey(800, 800), shown, tint=False).astype(int)
+        assert (drawn[330:470, 330:470] == 128).all()
+        colour = np.array(_class_colours(shown)[0])
+        assert (np.abs(drawn - colour).max(-1) < 3).sum() > 4 * 200
+
     def test_enlarged_box_stays_in_place(self) -> None:
         drawn = draw_predictions(grey(96, 96), predictions(96, 96, [[24, 24, 72, 72]], masks=False)).astype(int)
         changed = (drawn != 128).any(-1)

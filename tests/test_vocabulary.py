@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,30 @@ class TestSameMeaning:
             encoder.encode(["very " * 80 + "long thing", "cat", "very " * 30 + "long thing"])
         with pytest.raises(InputError, match=r"reads 77 tokens, and 'very very.*are the same that far: shorten them"):
             encoder.encode(["very " * 80 + "long thing", "very " * 80 + "short thing"])
+
+
+class TestUnknownWords:
+    """A text tower that never met a word has an embedding of zeros for its token."""
+
+    @pytest.fixture
+    def untaught(self, clip: ClipBackbone) -> ClipBackbone:
+        copy = deepcopy(clip)
+        with torch.no_grad():
+            copy.clip.token_embedding.weight[copy.tokenizer(["zebra"])[0, 1]] = 0
+        return copy
+
+    def test_are_named(self, untaught: ClipBackbone, tmp_path: Path) -> None:
+        with pytest.warns(VocabularyWarning, match=r"never trained with words of 'a zebra', 'Zebra crossing': scores"):
+            VocabularyEncoder(untaught, tmp_path).encode(["cat", "a zebra", "Zebra crossing"])
+
+    def test_a_tower_of_all_words_knows_all(self, clip: ClipBackbone, untaught: ClipBackbone, tmp_path: Path) -> None:
+        assert clip.known_tokens() is None
+        known = untaught.known_tokens()
+        assert known is not None and len(known) == clip.clip.vocab_size - 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            VocabularyEncoder(clip, tmp_path / "all").encode(["cat", "zebra"])
+            VocabularyEncoder(untaught, tmp_path / "some").encode(["cat", "zebra"], same_meaning="ignore")
 
 
 def test_progress_of_many_new_words(

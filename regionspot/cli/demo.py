@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from regionspot.structures import Vocabulary
     from regionspot.training.loop import TrainResult
 
-METHODS = ("head", "clip_crops", "roi_pooling", "constant_token")
+METHODS = ("head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
+COLUMNS = ("top1", "top1_base", "top1_novel", "AP", "AP_base", "AP_novel")
 NUM_OVERLAYS = 6
+NUM_TO_CHOOSE_ON = 60  # training pictures on which the baselines' settings are chosen
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,24 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     _headline(1, f"Build the mini world: {arguments.train} pictures to learn from, {arguments.val} held out")
     from regionspot.mini.dataset import build_dataset
 
-    _, val_json = build_dataset(arguments.out / "data", arguments.train, arguments.val, arguments.seed)
+    train_json, val_json = build_dataset(arguments.out / "data", arguments.train, arguments.val, arguments.seed)
     _headline(2, "Train the head on frozen SAM and CLIP")
     from regionspot.training.loop import train
 
     result = train(config, resume="auto")
-    _headline(3, "Measure it on the held-out pictures, with CLIP's own ways beside it")
-    from regionspot.cli.evaluate import format_table
+    _headline(3, "Measure it on the held-out pictures, beside CLIP alone at its best")
     from regionspot.data.coco_json import CocoDataset
     from regionspot.modeling.devices import resolve_device
     from regionspot.modeling.presets import create_model
     from regionspot.vocabulary import VocabularyEncoder
 
-    dataset = CocoDataset.load(val_json)
+    training, dataset = CocoDataset.load(train_json), CocoDataset.load(val_json)
     model = create_model("regionspot_mini", head_weights=result.head_path).to(resolve_device(config.device))
-    vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
-    metrics = _evaluate(model, dataset, vocabulary)
+    vocabularies = VocabularyEncoder(model.clip)
+    vocabulary = vocabularies.encode(dataset.class_names)
+    metrics = _evaluate(model, training, vocabularies.encode(training.class_names), dataset, vocabulary)
     _write_metrics(arguments.out / "metrics.json", metrics, result, dataset)
-    print(f"\n{format_table(metrics)}")
+    print(f"\n{_table(metrics)}")
     _headline(4, "Recognise regions of held-out pictures")
     overlays = _draw_overlays(model, dataset, vocabulary, arguments.out / "overlays")
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
@@ -99,16 +101,22 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def _evaluate(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary) -> dict[str, dict[str, Any]]:
+def _evaluate(
+    model: RegionSpot, training: CocoDataset, training_words: Vocabulary, dataset: CocoDataset, vocabulary: Vocabulary
+) -> dict[str, dict[str, Any]]:
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.proposals import ground_truth_proposals
+    from regionspot.evaluation.settings import methods_at_their_best
 
-    results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), METHODS, batch_size=32)
+    best = methods_at_their_best(model, training, training_words, NUM_TO_CHOOSE_ON, batch_size=32)
+    methods = {name: best[name] for name in METHODS}
+    results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), methods, batch_size=32)
     return {method: figures for method, (figures, _) in results.items()}
 
 
 def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: TrainResult, dataset: CocoDataset) -> None:
     summary = metrics | {
+        "clip_crops_setting": metrics["clip_crops"]["protocol"]["method"],
         "train_seconds": round(result.train_seconds, 1),
         "feature_seconds": round(result.feature_seconds, 1),
         "train_images": result.images,
@@ -116,6 +124,27 @@ def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: Train
         "regions": dataset.num_annotations,
     }
     write_output(path, json_bytes(summary))
+
+
+def _table(metrics: dict[str, dict[str, Any]]) -> str:
+    """What each method is, and how many regions it names right."""
+    from regionspot.cli.evaluate import number
+
+    protocol = metrics["head"]["protocol"]
+    names = {method: of_method["protocol"]["method"] for method, of_method in metrics.items()}
+    width = max(map(len, names.values()))
+    lines = [
+        f"{protocol['regions']} regions of {protocol['images']} held-out pictures, {protocol['classes']} names",
+        "named right: the best-scored name is the true one; base: in the head's training, novel: never",
+        "",
+        f"{'':<{width}}  {'named right, %':^21}  {'average precision':^21}",
+        f"{'':<{width}}  {'all':>6}{'base':>7}{'novel':>8}  {'all':>6}{'base':>7}{'novel':>8}",
+    ]
+    for method, of_method in metrics.items():
+        cells = [number(of_method[name]) for name in COLUMNS]
+        row = "{:>6}{:>7}{:>8}  {:>6}{:>7}{:>8}".format(*cells)
+        lines.append(f"{names[method]:<{width}}  {row}")
+    return "\n".join(lines)
 
 
 def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, directory: Path) -> Path:
@@ -133,7 +162,7 @@ def _draw_overlays(model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabula
         picture = read_image(dataset.image_path(record))
         annotations = dataset.annotations_by_image[record.id]
         found = predictor.set_image(picture).predict(boxes=[a.box for a in annotations], vocabulary=vocabulary)
-        pictures.append(draw_predictions(picture, found))
+        pictures.append(draw_predictions(picture, found, tint=False))
         Image.fromarray(pictures[-1]).save(directory / f"{Path(record.file_name).stem}.png")
         truth = [dataset.class_names[dataset.category_index[a.category_id]] for a in annotations]
         right = sum(found.class_names[i] == name for i, name in zip(found.class_ids, truth, strict=True))

@@ -14,9 +14,14 @@ from regionspot.errors import InputError
 
 if TYPE_CHECKING:
     from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.methods import Method
     from regionspot.evaluation.proposals import Proposals
+    from regionspot.modeling.regionspot import RegionSpot
+    from regionspot.runtime.pipeline import RegionPipeline
+    from regionspot.vocabulary import VocabularyEncoder
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP_base", "AP_novel")
+TOP1_COLUMNS = ("top1", "top1s", "top1m", "top1l", "top1r", "top1c", "top1f", "top1_base", "top1_novel")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,8 +48,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods",
         default="head",
         metavar="LIST",
-        help="with commas between: head, clip_crops, roi_pooling, constant_token (default: %(default)s)",
+        help="with commas between: head, clip_crops, roi_pooling, mask_pooling, constant_token, head_and_crops "
+        "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--choose-on",
+        metavar="JSON",
+        help="training annotations: each baseline takes the setting that is best on their first "
+        "--choose-images pictures, instead of its default",
+    )
+    parser.add_argument("--choose-images", type=int, default=200, metavar="N", help="(%(default)s)")
     add_clean_names_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument(
@@ -71,22 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_runtime(arguments)
     methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods.split(",")))
     from regionspot.evaluation.evaluator import evaluate_methods
-    from regionspot.evaluation.methods import check_methods
+    from regionspot.evaluation.methods import check_runs_in, methods_named
     from regionspot.modeling.pipelines import text_encoder_of
     from regionspot.vocabulary import VocabularyEncoder
 
-    check_methods(methods, arguments.runtime)
+    check_runs_in(methods_named(methods), arguments.runtime)
     detection_files = _detection_files(arguments.detections, methods)
     _check_files(arguments, detection_files)
     dataset, proposals = _load(arguments)
+    training = _load_to_choose_on(arguments)
     with load_recognizer(arguments) as model:
         encoder = VocabularyEncoder(text_encoder_of(model), clean_coco_suffixes=arguments.clean_names == "coco")
+        chosen = methods_named(methods) if training is None else _at_their_best(model, training, encoder, arguments)
         results = evaluate_methods(
             model,
             dataset,
             encoder.encode(dataset.class_names),
             proposals,
-            methods,
+            {name: chosen[name] for name in methods},
             arguments.rules,
             masks=arguments.iou_type != "bbox",
             batch_size=arguments.batch_size,
@@ -122,6 +137,30 @@ def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:
     return dataset, load_proposals(arguments.proposals, dataset)
 
 
+def _load_to_choose_on(arguments: argparse.Namespace) -> CocoDataset | None:
+    """The training pictures of --choose-on, checked. Raises InputError."""
+    from regionspot.data.coco_json import CocoDataset
+
+    if arguments.choose_on is None:
+        return None
+    if arguments.choose_images < 1:
+        raise InputError(f"--choose-images must be 1 or more, not {arguments.choose_images}")
+    if arguments.artifacts is not None:
+        raise InputError("--choose-on is for baselines, which run in PyTorch: leave out --artifacts")
+    return CocoDataset.load(arguments.choose_on)
+
+
+def _at_their_best(
+    model: RegionSpot | RegionPipeline, training: CocoDataset, encoder: VocabularyEncoder, arguments: argparse.Namespace
+) -> dict[str, Method]:
+    from regionspot.evaluation.settings import methods_at_their_best
+    from regionspot.modeling.regionspot import RegionSpot
+
+    assert isinstance(model, RegionSpot)
+    words = encoder.encode(training.class_names)
+    return methods_at_their_best(model, training, words, arguments.choose_images, arguments.batch_size)
+
+
 def _detection_files(path: Path | None, methods: Sequence[str]) -> dict[str, Path]:
     """Where the detections of each method go: to `path`, those of several to OUT.METHOD.json beside it."""
     if path is None:
@@ -155,14 +194,31 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
         f"(region, class) pairs of an image; {protocol['detections_judged']} judged",
     ]
     lines += _remarks(protocol)
-    width = max(map(len, metrics))
+    lines += [f"{name}: {of_method['protocol']['method']}" for name, of_method in metrics.items()]
     for iou_type in iou_types:
-        heading = {"bbox": "boxes", "segm": "masks"}[iou_type]
-        lines += ["", f"{heading:<{width}}" + "".join(f"{name:>9}" for name in COLUMNS)]
-        for method, of_method in metrics.items():
-            figures = of_method["segm"] if iou_type == "segm" else of_method
-            lines.append(f"{method:<{width}}" + "".join(_cell(figures[name]) for name in COLUMNS))
+        heading = {"bbox": "boxes, AP", "segm": "masks, AP"}[iou_type]
+        figures = {name: of_method["segm"] if iou_type == "segm" else of_method for name, of_method in metrics.items()}
+        lines += _rows(heading, COLUMNS, figures)
+    if "bbox" in iou_types:
+        of_one_label = {name: of_method["one_label"] for name, of_method in metrics.items()}
+        lines += _rows("boxes, AP with one label each", COLUMNS, of_one_label)
+    if all("top1" in of_method for of_method in metrics.values()):
+        lines += _rows("% of regions named right", TOP1_COLUMNS, metrics)
     return "\n".join(lines)
+
+
+def _rows(heading: str, columns: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A blank line, a heading with the columns' names, and a row for each method."""
+    width = max(map(len, (heading, *figures)))
+    table = ["", f"{heading:<{width}}" + "".join(f"{name:>{_width(name)}}" for name in columns)]
+    for method, of_method in figures.items():
+        cells = (f"{number(of_method[name]):>{_width(name)}}" for name in columns)
+        table.append(f"{method:<{width}}" + "".join(cells))
+    return table
+
+
+def _width(column: str) -> int:
+    return max(7, len(column) + 2)
 
 
 def _remarks(protocol: Mapping[str, Any]) -> list[str]:
@@ -190,5 +246,5 @@ def _remarks(protocol: Mapping[str, Any]) -> list[str]:
     return remarks
 
 
-def _cell(value: float | None) -> str:
-    return f"{'–' if value is None else format(value, '.1f'):>9}"
+def number(value: float | None) -> str:
+    return "–" if value is None else format(value, ".1f")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,10 +28,11 @@ from regionspot.evaluation.average_precision import (
 )
 from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch, load_image, prefetched
 from regionspot.evaluation.detections import Detections
-from regionspot.evaluation.methods import METHODS, check_methods
+from regionspot.evaluation.methods import Method, check_runs_in, methods_named
 from regionspot.evaluation.proposals import Proposals
 from regionspot.evaluation.segmentations import odd_masks
-from regionspot.evaluation.selection import PAIRS_PER_IMAGE, top_pairs
+from regionspot.evaluation.selection import PAIRS_PER_IMAGE, best_labels, top_pairs
+from regionspot.evaluation.top1 import top1_accuracy
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
@@ -50,7 +51,7 @@ def evaluate(
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
-    method: str = "head",
+    method: str | Method = "head",
     rules: Rules = "lvis",
     masks: bool = False,
     batch_size: int = 8,
@@ -58,10 +59,11 @@ def evaluate(
     skip_unreadable: int = 0,
 ) -> tuple[Metrics, Detections]:
     """Measures one method; see `evaluate_methods`."""
+    named = methods_named([method]) if isinstance(method, str) else {"": method}
     results = evaluate_methods(
-        model, dataset, vocabulary, proposals, [method], rules, masks, batch_size, progress, skip_unreadable
+        model, dataset, vocabulary, proposals, named, rules, masks, batch_size, progress, skip_unreadable
     )
-    return results[method]
+    return next(iter(results.values()))
 
 
 def evaluate_methods(
@@ -69,12 +71,13 @@ def evaluate_methods(
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
-    methods: Sequence[str] = ("head",),
+    methods: Sequence[str] | Mapping[str, Method] = ("head",),
     rules: Rules = "lvis",
     masks: bool = False,
     batch_size: int = 8,
     progress: bool = True,
     skip_unreadable: int = 0,
+    groups: Mapping[str, Collection[Id]] | None = None,
 ) -> dict[str, tuple[Metrics, Detections]]:
     """Measures several methods on the same regions, every image encoded once.
 
@@ -87,18 +90,20 @@ def evaluate_methods(
         dataset: images and ground truth.
         vocabulary: `dataset.class_names`, in that order, with their embeddings.
         proposals: the regions.
-        methods: keys of `METHODS`.
+        methods: keys of `METHODS`; or any methods by any name.
         rules: LVIS's or COCO's.
         masks: also predict each region's mask by SAM and measure mask AP.
         batch_size: images at a time.
         progress: show on stderr how far it is.
         skip_unreadable: leave out this many pictures at most, with their objects, that are missing, damaged, or not of
             the size that the annotations are for. They are listed in the protocol.
+        groups: name -> ids of categories: further groups of `top1_accuracy`.
 
     Returns:
         For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
-        `evaluate_detections` for boxes; `protocol`, all that must stand beside them; and, with masks, `segm`, the same
-        figures for masks.
+        `evaluate_detections` for boxes, where one region may carry several labels; `one_label`, the same figures where
+        each region carries its best label alone; for ground-truth boxes those of `top1_accuracy`; `protocol`, all that
+        must stand beside them; and, with masks, `segm`, the first figures for masks.
 
     Raises:
         InputError: before anything is computed: an unknown method, or one that this runtime has not, a vocabulary other
@@ -108,28 +113,28 @@ def evaluate_methods(
     """
     pipeline = as_pipeline(model)
     check_can_evaluate(dataset, rules, masks)
-    check_methods(methods, pipeline.runtime)
+    chosen = dict(methods) if isinstance(methods, Mapping) else methods_named(methods)
+    check_runs_in(chosen, pipeline.runtime)
     _check(dataset, vocabulary, proposals, batch_size)
     pipeline.check_num_regions(max(map(len, proposals.boxes.values()), default=0))
     part = readable_part(dataset, proposals, skip_unreadable, progress)
     dataset, proposals = part.dataset, part.proposals
     if part.skipped:
         check_can_evaluate(dataset, rules, masks)
-    collector = _Collector(dataset, proposals, rules, {method: {} for method in methods})
-    needs = [METHODS[method] for method in methods]
+    collector = _Collector(dataset, proposals, rules, masks, groups or {}, {name: _Found() for name in chosen})
     encoder = BatchEncoder(
         pipeline,
-        mask_tokens=any(method.needs_mask_tokens for method in needs),
-        patch_tokens=any(method.needs_patch_tokens for method in needs),
-        masks=masks,
+        mask_tokens=any(method.needs_mask_tokens for method in chosen.values()),
+        patch_tokens=any(method.needs_patch_tokens for method in chosen.values()),
+        masks=masks or any(method.needs_masks for method in chosen.values()),
     )
     module = model if isinstance(model, RegionSpot) else None
-    scorers = {method: METHODS[method].start(pipeline, module) for method in methods}
+    scorers = {name: method.start(pipeline, module) for name, method in chosen.items()}
     for images in _loaded_batches(pipeline, dataset, proposals, batch_size, progress):
         batch = encoder.encode(images)
         for method, score in scorers.items():
             collector.add(method, batch, softmax(score(batch, vocabulary.embeddings)))
-    return {method: _measure(pipeline, collector, method, masks, part.skipped) for method in methods}
+    return {name: _measure(pipeline, collector, name, method, part.skipped) for name, method in chosen.items()}
 
 
 def check_can_evaluate(dataset: CocoDataset, rules: Rules, masks: bool) -> None:
@@ -180,13 +185,30 @@ def _silence() -> contextlib.nullcontext[None]:
 
 
 @dataclass(frozen=True, eq=False)
+class _Found:
+    """What one method found, by image id.
+
+    Attributes:
+        detections: the best pairs, one region in several of them.
+        best_labels: of each region its best class alone, without masks.
+        right: (n,) whether that is the annotated one; empty where the regions are not the annotated boxes.
+    """
+
+    detections: dict[Id, Detections] = field(default_factory=dict, repr=False)
+    best_labels: dict[Id, Detections] = field(default_factory=dict, repr=False)
+    right: dict[Id, npt.NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
 class _Collector:
-    """Collects detections by method and image id, as the batches come."""
+    """Collects what each method finds, as the batches come."""
 
     dataset: CocoDataset
     proposals: Proposals
     rules: Rules
-    detections: dict[str, dict[Id, Detections]] = field(repr=False)
+    masks: bool
+    groups: Mapping[str, Collection[Id]]
+    found: dict[str, _Found]
 
     @cached_property
     def category_ids(self) -> npt.NDArray[Any]:
@@ -200,6 +222,7 @@ class _Collector:
 
     def add(self, method: str, batch: RegionBatch, probabilities: npt.NDArray[np.float32]) -> None:
         """Keeps the best pairs of each image; probabilities are (B, N, words)."""
+        found = self.found[method]
         for index, image in enumerate(batch.images):
             of_image = probabilities[index, : len(image.boxes)]  # (n, words)
             if not np.isfinite(of_image).all():
@@ -207,13 +230,25 @@ class _Collector:
                     f"method {method!r} gives NaN for image {printable(image.record.file_name)}: are the weights "
                     "damaged, or did half precision overflow?"
                 )
-            masks = None if batch.masks is None else batch.masks[index]
+            image_id, scores_of = image.record.id, self.proposals.scores
+            masks = batch.masks[index] if self.masks and batch.masks is not None else None
+            scores = None if scores_of is None else scores_of[image_id]
             of_categories = of_image[:, self.words]  # (n, V)
-            self.detections[method][image.record.id] = self._detections(image, of_categories, masks)
+            found.detections[image_id] = self._detections(image, *top_pairs(of_categories, scores), masks)
+            found.best_labels[image_id] = self._detections(image, *best_labels(of_categories, scores), None)
+            if self.proposals.annotations is not None:
+                annotations = self.proposals.annotations[image_id]
+                truth = [self.dataset.category_index[annotation.category_id] for annotation in annotations]
+                found.right[image_id] = of_image.argmax(1) == np.array(truth, np.int64)
 
-    def _detections(self, image: LoadedImage, probabilities: npt.NDArray[np.float32], masks: Any) -> Detections:
-        scores_of = self.proposals.scores
-        regions, classes, scores = top_pairs(probabilities, None if scores_of is None else scores_of[image.record.id])
+    def _detections(
+        self,
+        image: LoadedImage,
+        regions: npt.NDArray[np.int64],
+        classes: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float64],
+        masks: Any,
+    ) -> Detections:
         if self.rules == "lvis":  # more would not be judged, so no more are held in memory
             kept = slice(LVIS_MAX_DETECTIONS)
             regions, classes, scores = regions[kept], classes[kept], scores[kept]
@@ -225,35 +260,40 @@ class _Collector:
             None if masks is None else [masks[region] for region in regions.tolist()],
         )
 
-    def all_detections(self, method: str) -> Detections:
-        by_image = self.detections[method]
+    def in_order(self, by_image: dict[Id, Detections]) -> Detections:
+        """All detections in the data set's order of images."""
         return Detections.concatenate([by_image[i.id] for i in self.dataset.images if i.id in by_image])
 
 
 def _measure(
-    pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool, skipped: Sequence[str]
+    pipeline: RegionPipeline, collector: _Collector, name: str, method: Method, skipped: Sequence[str]
 ) -> tuple[Metrics, Detections]:
-    detections = collector.all_detections(method)
-    metrics: Metrics = dict(evaluate_detections(collector.dataset, detections, collector.rules, "bbox"))
-    if masks:
-        metrics["segm"] = evaluate_detections(collector.dataset, detections, collector.rules, "segm")
-    metrics["protocol"] = _protocol(pipeline, collector, method, masks) | {"images_skipped": list(skipped)}
+    dataset, rules, found = collector.dataset, collector.rules, collector.found[name]
+    detections = collector.in_order(found.detections)
+    metrics: Metrics = dict(evaluate_detections(dataset, detections, rules, "bbox"))
+    metrics["one_label"] = evaluate_detections(dataset, collector.in_order(found.best_labels), rules, "bbox")
+    if collector.proposals.annotations is not None:
+        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right, collector.groups)
+    if collector.masks:
+        metrics["segm"] = evaluate_detections(dataset, detections, rules, "segm")
+    metrics["protocol"] = _protocol(pipeline, collector, method) | {"images_skipped": list(skipped)}
     return metrics, detections
 
 
-def _protocol(pipeline: RegionPipeline, collector: _Collector, method: str, masks: bool) -> dict[str, Any]:
+def _protocol(pipeline: RegionPipeline, collector: _Collector, method: Method) -> dict[str, Any]:
     dataset, proposals = collector.dataset, collector.proposals
     scores = f"softmax over {len(dataset.class_names)} classes"
-    without_pixels, apart = odd_masks(dataset) if masks else (0, 0)
+    without_pixels, apart = odd_masks(dataset) if collector.masks else (0, 0)
     return {
         "model": pipeline.name,
         "runtime": pipeline.runtime,
         "precision": pipeline.precision,
-        "method": METHODS[method].description,
+        "method": method.description,
         "mask_token": MULTIMASK_TOKEN if pipeline.info.multimask else SINGLE_TOKEN,
         "rules": collector.rules,
         "proposals": proposals.source,
         "boxes_dropped": proposals.num_dropped,
+        "classes": len(dataset.class_names),
         "scores": scores if proposals.scores is None else f"{scores} × detector score",
         "shared_names": len(dataset.categories) - len(dataset.class_names),
         "pairs_per_image": PAIRS_PER_IMAGE,

@@ -14,6 +14,7 @@ from regionspot.data.coco_json import (
     MAX_COORDINATE,
     NORMALIZED_HINT,
     ROUNDED_TO_ZERO,
+    Annotation,
     CocoDataset,
     ImageRecord,
     are_normalized,
@@ -48,12 +49,14 @@ class Proposals:
         boxes: image id -> (N, 4) xyxy in original-image pixels; each overlaps its image.
         scores: image id -> (N,) the detector's scores, or None for boxes without any.
         num_dropped: boxes left out because they are empty or lie wholly outside their image.
+        annotations: image id -> the annotation that each box is of, where the boxes are the ground truth.
     """
 
     source: str
     boxes: dict[Id, npt.NDArray[np.float64]]
     scores: dict[Id, npt.NDArray[np.float64]] | None
     num_dropped: int = 0
+    annotations: dict[Id, tuple[Annotation, ...]] | None = None
 
     @property
     def num_regions(self) -> int:
@@ -85,14 +88,15 @@ def ground_truth_proposals(dataset: CocoDataset, crowds: bool = False) -> Propos
     Args:
         crowds: with those of crowds, which are objects like any other by LVIS's rules.
     """
-    boxes, dropped = {}, 0
+    boxes, annotations, dropped = {}, {}, 0
     for image in dataset.images:
-        objects = [a.box for a in dataset.annotations_by_image[image.id] if crowds or not a.iscrowd]
-        candidates = np.array(objects, np.float64).reshape(-1, 4)
+        objects = [a for a in dataset.annotations_by_image[image.id] if crowds or not a.iscrowd]
+        candidates = np.array([a.box for a in objects], np.float64).reshape(-1, 4)
         usable = _overlaps_image(candidates, image)
         boxes[image.id] = candidates[usable]
+        annotations[image.id] = tuple(a for a, kept in zip(objects, usable, strict=True) if kept)
         dropped += int((~usable).sum())
-    return Proposals("ground-truth boxes", boxes, None, dropped)
+    return Proposals("ground-truth boxes", boxes, None, dropped, annotations)
 
 
 def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:

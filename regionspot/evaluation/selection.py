@@ -39,3 +39,15 @@ def top_pairs(
         order = np.argsort(-scores, kind="stable")
         regions, classes, scores = regions[order], classes[order], scores[order]
     return regions, classes, scores
+
+
+def best_labels(
+    probabilities: npt.NDArray[np.floating], detector_scores: npt.NDArray[np.floating] | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """As `top_pairs`, with one pair for each region: its best class, of equals the first."""
+    regions, classes = np.arange(len(probabilities)), probabilities.argmax(1)
+    scores = probabilities[regions, classes].astype(np.float64)
+    if detector_scores is not None:
+        scores = scores * detector_scores
+    order = np.argsort(-scores, kind="stable")
+    return regions[order], classes[order], scores[order]

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
 from regionspot.data.extraction import read_upright
+from regionspot.data.json_reading import Id
 from regionspot.errors import InputError
 from regionspot.evaluation.proposals import Proposals
 from regionspot.progress import Progress
 from regionspot.threads import default_threads
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +85,17 @@ def _without(
     left_out = {record.id for record in bad}
     kept = tuple(record for record in dataset.images if record.id not in left_out)
     annotations = {record.id: dataset.annotations_by_image[record.id] for record in kept}
-    scores = proposals.scores
+
+    def of_kept(values: dict[Id, T] | None) -> dict[Id, T] | None:
+        return None if values is None else {record.id: values[record.id] for record in kept}
+
     return ReadablePart(
         replace(dataset, images=kept, annotations_by_image=annotations),
         replace(
             proposals,
             boxes={record.id: proposals.boxes[record.id] for record in kept},
-            scores=None if scores is None else {record.id: scores[record.id] for record in kept},
+            scores=of_kept(proposals.scores),
+            annotations=of_kept(proposals.annotations),
         ),
         skipped,
     )

@@ -5,13 +5,16 @@ The only module that imports `open_clip`.
 
 from __future__ import annotations
 
+import copy
 import difflib
+import math
 import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
@@ -105,6 +108,11 @@ class ClipBackbone(PartlyHalf):
         return size[0] if isinstance(size, tuple) else size
 
     @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.clip.visual.conv1.kernel_size[0])
+
+    @property
     def width(self) -> int:
         """D: channels of the feature map."""
         return self.clip.visual.conv1.out_channels
@@ -139,12 +147,53 @@ class ClipBackbone(PartlyHalf):
         Returns:
             (B, L, D), class token first, then the patches row by row; in the precision of the tower.
         """
+        return self._after_layer(images, -1)
+
+    def encode_patches_alone(self, images: Tensor) -> Tensor:
+        """The patches' tokens as `encode_image` has them, but that in the last layer each attends to itself alone.
+
+        So MaskCLIP (arXiv 2112.01071) reads local features from a CLIP that was trained with captions of whole images:
+        (B, L - 1, D), row by row.
+        """
+        layers = self.clip.visual.transformer.resblocks
+        if len(layers) < 2:
+            raise InputError("this image tower has one layer: there is none before the last")
+        alone = torch.full((self.num_tokens, self.num_tokens), -torch.inf, device=self.image_mean.device)
+        tokens = self._after_layer(images, -2)
+        return layers[-1](tokens, attn_mask=alone.fill_diagonal_(0))[:, 1:]
+
+    def _after_layer(self, images: Tensor, layer: int) -> Tensor:
+        """All tokens (B, L, D) of (B, 3, S, S) images behind a layer, counted from the last, which is -1."""
+        visual: VisionTransformer = self.clip.visual
         pixels = (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
-        pixels = in_dtype(pixels, self.clip.visual.conv1.weight.dtype)
-        output = self.clip.visual.forward_intermediates(
-            pixels, indices=1, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        output = visual.forward_intermediates(
+            in_dtype(pixels, visual.conv1.weight.dtype),
+            indices=[len(visual.transformer.resblocks) + layer],
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
         )
         return torch.cat([output["image_intermediates_prefix"][-1], output["image_intermediates"][-1]], dim=1)
+
+    def at_size(self, size: int) -> ClipBackbone:
+        """This model for images of another size: its position embedding is interpolated, the rest is shared.
+
+        Raises:
+            InputError: the size is no multiple of the patches' side.
+        """
+        patch = self.patch_size
+        if size < patch or size % patch:
+            raise InputError(f"this CLIP cuts images into patches of {patch} px: {size} px is no multiple of that")
+        shared = {id(part): part for name, part in self.clip.named_children() if name != "visual"}
+        other = copy.deepcopy(self, shared)
+        visual: VisionTransformer = other.clip.visual
+        table, old, new = visual.positional_embedding, math.isqrt(self.num_tokens - 1), size // patch
+        patches = in_single(table[1:]).unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, old, old)
+        resized = F.interpolate(patches, (new, new), mode="bicubic", antialias=True)[0].flatten(1).T  # (new * new, D)
+        both = torch.cat([table[:1], in_dtype(resized, table.dtype)])
+        visual.positional_embedding = nn.Parameter(both, requires_grad=False)
+        visual.image_size, visual.grid_size = (size, size), (new, new)
+        return other
 
     def pool(self, patch_tokens: Tensor) -> Tensor:
         """CLIP's own embedding of the image, un-normalised: (B, L, D) from `encode_image` to (B, E).
@@ -183,6 +232,14 @@ class ClipBackbone(PartlyHalf):
             return tokens
         is_end = tokens if self.clip.text_pool_type == "argmax" else (tokens == self.clip.text_eos_id).int()
         return tokens[:, : int(is_end.argmax(dim=-1).max()) + 1]
+
+    def known_tokens(self) -> tuple[int, ...] | None:
+        """The tokens that the text tower was trained with, where some have an embedding of zeros; None stands for all.
+
+        Such are those of regionspot_mini's, which met the words of its own world alone.
+        """
+        known = self.clip.token_embedding.weight.any(dim=1)  # (vocabulary,)
+        return None if known.all() else tuple(known.nonzero()[:, 0].tolist())
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with the text tower's weights, their precision, or the tokenizer."""

@@ -21,7 +21,12 @@ from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 def model_info(model: RegionSpot) -> ModelInfo:
     """What the graphs' shapes depend on; hashes the text tower's weights."""
-    return replace(model_sizes(model), logit_scale=model.clip.logit_scale, text_fingerprint=model.clip.fingerprint())
+    return replace(
+        model_sizes(model),
+        logit_scale=model.clip.logit_scale,
+        text_fingerprint=model.clip.fingerprint(),
+        known_tokens=model.clip.known_tokens(),
+    )
 
 
 def model_sizes(model: RegionSpot) -> ModelInfo:

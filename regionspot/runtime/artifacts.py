@@ -211,8 +211,7 @@ class Manifest:
         path = directory / MANIFEST
         preprocessing = Preprocessing.from_json(content["preprocessing"])
         preprocessing.check(path)
-        info = dict(content["model"])
-        model = ModelInfo(**info | {"embedding_size": tuple(info["embedding_size"])})
+        model = ModelInfo.from_json(content["model"])
         specs = graph_specs(model)
         try:
             graphs = tuple(GraphEntry.from_json(entry, specs) for entry in content["graphs"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from regionspot.errors import InputError
 
@@ -106,6 +107,7 @@ class ModelInfo:
         logit_scale: what cosines are multiplied by.
         text_fingerprint: changes with the text encoder's weights or its tokenizer (`ClipBackbone.fingerprint`).
         multimask: whether the head was trained on SAM's three multimask tokens instead of the single-mask token.
+        known_tokens: those that the text encoder was trained with, where these are few; None stands for all.
     """
 
     name: str
@@ -120,6 +122,17 @@ class ModelInfo:
     logit_scale: float
     text_fingerprint: str
     multimask: bool = False
+    known_tokens: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelInfo:
+        """From what `dataclasses.asdict` and JSON made of it. Raises KeyError or TypeError where that is damaged."""
+        known = content.get("known_tokens")
+        tuples = {
+            "embedding_size": tuple(content["embedding_size"]),
+            "known_tokens": None if known is None else tuple(known),
+        }
+        return cls(**{**content, **tuples})
 
     @property
     def mask_size(self) -> tuple[int, int]:

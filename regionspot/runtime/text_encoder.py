@@ -32,6 +32,10 @@ class GraphTextEncoder:
     def context_length(self) -> int:
         return self._pipeline.info.context_length
 
+    def known_tokens(self) -> tuple[int, ...] | None:
+        """The tokens that the text tower was trained with; None stands for all."""
+        return self._pipeline.info.known_tokens
+
     def fingerprint(self) -> str:
         """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
         pipeline = self._pipeline

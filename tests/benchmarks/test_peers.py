@@ -120,7 +120,7 @@ def test_research_and_ours_compute_the_same(model: RegionSpot, inputs: tuple[byt
 
 def test_crops_score_like_the_evaluation_s(model: RegionSpot, inputs: tuple[bytes, np.ndarray, np.ndarray]) -> None:
     from regionspot.benchmarks.research_pipeline import CROP_BATCH, ClipCrops
-    from regionspot.evaluation.methods import CROP_SCALE
+    from regionspot.evaluation.baselines import CropSetting
     from regionspot.transforms import crop_boxes, resize_image
 
     picture, boxes, words = inputs
@@ -128,7 +128,7 @@ def test_crops_score_like_the_evaluation_s(model: RegionSpot, inputs: tuple[byte
     scores = ClipCrops(model, words, False)(picture, boxes).scores
     assert scores.shape == (CROP_BATCH + 2, 6)
     side = model.clip.image_size
-    last = resize_image(crop_boxes(read_image(picture), boxes, CROP_SCALE)[-1], side, side)
+    last = resize_image(crop_boxes(read_image(picture), boxes, CropSetting().scale)[-1], side, side)
     alone = Image.fromarray(last)
     whole = ClipCrops(model, words, False)(_png(alone), np.array([[0, 0, side, side]], np.float32)).scores
     np.testing.assert_allclose(scores[-1], whole[0], atol=1e-5)

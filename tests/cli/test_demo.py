@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from regionspot.cli.main import main
+from regionspot.evaluation.baselines import crop_settings
+from regionspot.evaluation.methods import clip_crops
 from regionspot.modeling.checkpoint import load_head
 
 SMALL = ("--train", "24", "--val", "8", "--steps", "3")
@@ -23,11 +25,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_metrics_are_of_the_head_and_the_ways_beside_it(demo: Path) -> None:
     metrics = json.loads((demo / "metrics.json").read_text())
-    for method in ("head", "clip_crops", "roi_pooling", "constant_token"):
+    for method in ("head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token"):
         assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "AP_base", "AP_novel"} <= set(metrics[method])
+        assert 0 <= metrics[method]["top1"] <= 100 and {"top1_base", "top1_novel"} <= set(metrics[method])
         assert metrics[method]["protocol"]["proposals"] == "ground-truth boxes"
     assert (metrics["train_images"], metrics["val_images"]) == (24, 8)
     assert metrics["regions"] == sum(map(len, _annotations(demo).values())) and metrics["train_seconds"] > 0
+
+
+def test_crops_are_at_the_setting_that_it_names(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((demo / "metrics.json").read_text())
+    setting = metrics["clip_crops_setting"]
+    assert setting in {clip_crops(each).description for each in crop_settings(128, 16)}
+    assert metrics["clip_crops"]["protocol"]["method"] == setting
+    assert main(["demo", "--out", str(demo), *SMALL]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith(setting))
+    assert row.removeprefix(setting).split()[0] == f"{metrics['clip_crops']['top1']:.1f}"
 
 
 def test_it_leaves_a_head_logs_and_overlays(demo: Path) -> None:

@@ -249,8 +249,11 @@ def test_a_group_without_classes_is_a_dash() -> None:
     protocol |= {"proposals": "p", "rules": "coco", "scores": "s", "pairs_per_image": 900}
     protocol |= {"detections_judged": "d", "boxes_dropped": 3}
     protocol |= {"images_skipped": ["a.png is damaged"], "shared_names": 4}
-    protocol |= {"masks_without_pixels": 0, "masks_beside_boxes": 0}
-    table = format_table({"head": dict.fromkeys(COLUMNS, 12.345) | {"APr": None, "protocol": protocol}})
-    assert table.splitlines()[-1].split() == ["head", *["12.3"] * 6, "–", *["12.3"] * 4]
+    protocol |= {"masks_without_pixels": 0, "masks_beside_boxes": 0, "method": "the head"}
+    figures: dict[str, Any] = dict.fromkeys(COLUMNS, 12.345) | {"APr": None}
+    table = format_table({"head": figures | {"one_label": figures | {"AP": 2.0}, "protocol": protocol}})
+    rows = [line.split() for line in table.splitlines() if line.startswith("head ")]
+    assert rows == [["head", *["12.3"] * 6, "–", *["12.3"] * 4], ["head", "2.0", *["12.3"] * 5, "–", *["12.3"] * 4]]
+    assert "head: the head" in table and "named right" not in table  # the regions are no annotated boxes
     for remark in ("3 proposals left out", "1 pictures left out", "a.png is damaged", "4 categories have the name"):
         assert remark in table

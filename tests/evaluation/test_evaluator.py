@@ -15,10 +15,11 @@ from PIL import Image
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
+from regionspot.evaluation.baselines import CropSetting, PoolingSetting, crop_embedder, pooling_embedder
 from regionspot.evaluation.batches import BatchEncoder, load_image
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.evaluator import evaluate, evaluate_methods
-from regionspot.evaluation.methods import METHODS, cell_weights, embed_clip_crops, embed_roi_pooled
+from regionspot.evaluation.methods import METHODS
 from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.masks import decode_rle, encode_rle
 from regionspot.modeling.pipelines import pipeline_from_model
@@ -99,13 +100,14 @@ def test_vocabulary_of_the_regions_themselves_is_perfect(
     monkeypatch.setattr(type(model.clip), "logit_scale", 1e5)  # random weights embed all regions much alike
     pipeline = pipeline_from_model(model)
     score, axes = METHODS[method].start(pipeline, model), np.eye(model.clip.embed_dim, dtype=np.float32)
+    encoder = BatchEncoder(pipeline, masks=METHODS[method].needs_masks)
     embeddings = np.zeros((NUM_OBJECTS, model.clip.embed_dim), np.float32)
     position = 0
     for record in sorted(dataset.images, key=lambda image: image.id):
         boxes = proposals.boxes[record.id]
         if len(boxes):
             image = load_image(dataset, record, boxes, model.sam.image_size, model.clip.image_size)
-            cosines_with_axes = score(BatchEncoder(pipeline).encode([image]), axes)[0]  # the embeddings, scaled
+            cosines_with_axes = score(encoder.encode([image]), axes)[0]  # the embeddings, scaled
             embeddings[position : position + len(boxes)] = cosines_with_axes
             position += len(boxes)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -118,7 +120,7 @@ def test_vocabulary_of_the_regions_themselves_is_perfect(
     assert len(detections) == sum(len(boxes) * NUM_OBJECTS for boxes in BOXES)
 
 
-@pytest.mark.parametrize("method", ["head", "clip_crops", "roi_pooling"])
+@pytest.mark.parametrize("method", ["head", "clip_crops", "roi_pooling", "mask_pooling", "head_and_crops"])
 def test_batches_change_nothing(
     model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, method: str
 ) -> None:
@@ -185,7 +187,7 @@ def test_masks_are_shared_and_judged(
     model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
 ) -> None:
     metrics, detections = evaluate(model, dataset, vocabulary, proposals, masks=True, progress=False)
-    assert set(metrics["segm"]) == set(metrics) - {"segm", "protocol"}
+    assert set(metrics["segm"]) == set(metrics["one_label"]) < set(metrics)
     assert detections.masks is not None
     sizes = {image.id: (image.height, image.width) for image in dataset.images}
     by_region: dict[tuple[float, ...], int] = {}
@@ -259,21 +261,15 @@ def test_whole_image_box_gives_clips_own_embedding_of_it(model: RegionSpot, data
     patch_tokens = torch.from_numpy(batch.patch_tokens)
     with torch.inference_mode():
         torch.testing.assert_close(
-            embed_clip_crops(model, batch)[0], model.clip.pool(patch_tokens), rtol=1e-4, atol=1e-5
+            crop_embedder(model, CropSetting())(model, batch)[0], model.clip.pool(patch_tokens), rtol=1e-4, atol=1e-5
         )
         mean = patch_tokens[:, 1:].mean(1, keepdim=True)
         torch.testing.assert_close(
-            embed_roi_pooled(model, batch)[0], model.clip.pool(mean.expand(-1, 2, -1)), rtol=1e-4, atol=1e-5
+            pooling_embedder(PoolingSetting())(model, batch)[0],
+            model.clip.pool(mean.expand(-1, 2, -1)),
+            rtol=1e-4,
+            atol=1e-5,
         )
-
-
-def test_cell_weights() -> None:
-    boxes = np.array([[0, 0, 20, 10], [0, 0, 10, 10], [1, 1, 2, 2], [14, 4.9, 16, 5.1]], float)
-    expected = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
-    np.testing.assert_allclose(cell_weights(boxes, height=10, width=20, grid=2), expected)
-    assert cell_weights(np.zeros((0, 4)), 10, 20, 2).shape == (0, 4)
-    thin = np.array([[7, 0, 9, 10], [0, 6, 20, 7]], float)  # between the centres of one axis, across those of the other
-    np.testing.assert_allclose(cell_weights(thin, height=10, width=20, grid=2), [[0.5, 0, 0.5, 0], [0, 0, 0.5, 0.5]])
 
 
 def test_unfit_input_is_named(

@@ -82,14 +82,13 @@ def test_the_shipped_head_recognises_regions_and_needs_its_mask_tokens(held_out:
         held_out,
         VocabularyEncoder(model.clip).encode(held_out.class_names),
         ground_truth_proposals(held_out),
-        ["head", "clip_crops", "constant_token"],
+        ["head", "constant_token"],
         batch_size=32,
         progress=False,
     )
     figures = {method: metrics for method, (metrics, _) in results.items()}
     for group in ("AP_base", "AP_novel"):
         assert figures["head"][group] >= 60
-        assert figures["head"][group] >= 1.6 * figures["clip_crops"][group]
         assert figures["constant_token"][group] <= 0.4 * figures["head"][group]
 
 

@@ -128,6 +128,7 @@ class TestValues:
         texts = ["a", "a photo of a large red toy", "toy", "two", "a rather long text, with a comma or two, of a cup"]
         encoder = GraphTextEncoder(pipeline, ClipTokenizer(tokenizer_json()))
         assert encoder.embed_dim == 128
+        assert encoder.known_tokens() == model.clip.known_tokens()
         with torch.inference_mode():
             near(encoder.encode_text(texts), model.clip.encode_text(texts))
             near(encoder.encode_text(["a" * 500]), model.clip.encode_text(["a" * 500]))
