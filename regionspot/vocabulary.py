@@ -49,7 +49,7 @@ OnSameMeaning = Literal["warn", "error", "ignore"]
 
 
 class VocabularyWarning(UserWarning):
-    """Class names that a text encoder cannot tell apart, was not trained with, or does not read to their end."""
+    """Class names that a text encoder cannot tell apart, has not seen in training, or does not read to their end."""
 
 
 class SameMeaningError(InputError):
@@ -103,7 +103,7 @@ class TextEncoder(Protocol):
         ...
 
     def known_tokens(self) -> tuple[int, ...] | None:
-        """The tokens that the text tower was trained with; None stands for all."""
+        """The tokens that the text tower has seen in training; None stands for all."""
         ...
 
     def encode_text(self, texts: list[str]) -> Any:
@@ -219,6 +219,7 @@ class VocabularyEncoder:
         clean_coco_suffixes: bool = False,
     ) -> None:
         self.text_encoder = text_encoder
+        self._known_tokens = text_encoder.known_tokens()
         self.clean_coco_suffixes = clean_coco_suffixes
         self.templates: tuple[str, ...] = _checked_templates(default_templates() if templates is None else templates)
         if store is None:
@@ -237,8 +238,8 @@ class VocabularyEncoder:
         Args:
             same_meaning: what to do about names that the text encoder cannot tell apart (see
                 `regionspot.synonyms.same_meaning`), whose classes would share every score: a `VocabularyWarning`, an
-                InputError, or nothing. But for "ignore", names with words that it was not trained with, and names that
-                it does not read to their end, are a `VocabularyWarning`.
+                InputError, or nothing. Names with words that it has not seen in training, and names that it does not
+                read to their end, are a `VocabularyWarning` unless this is "ignore".
             progress: show on standard error how far it is; None does so from PROGRESS_FROM new words on.
 
         Raises:
@@ -298,8 +299,8 @@ class VocabularyEncoder:
                 )
         if unknown := self._unknown_names(vocabulary.names):
             _warn(
-                f"this text encoder was never trained with words of {_listed(unknown)}: scores of such names mean "
-                "nothing. (regionspot_mini knows the toys of its own world: --vocabulary mini)"
+                f"this text encoder has not seen in training all words of {_listed(unknown)}: scores of such names "
+                "mean nothing"
             )
         if groups and refuse:
             raise SameMeaningError(
@@ -314,12 +315,11 @@ class VocabularyEncoder:
             )
 
     def _unknown_names(self, names: Sequence[str]) -> list[str]:
-        """Names with a token that the text encoder was not trained with."""
-        known = self.text_encoder.known_tokens()
-        if known is None:
+        """Names with a token that the text encoder has not seen in training."""
+        if self._known_tokens is None:
             return []
         tokens = self._tokens([self.word(name) for name in names])
-        strange = (~np.isin(tokens, known) & (tokens != 0)).any(axis=1)
+        strange = (~np.isin(tokens, self._known_tokens) & (tokens != 0)).any(axis=1)
         return [name for name, is_strange in zip(names, strange, strict=True) if is_strange]
 
     def _cut_names(self, names: Sequence[str]) -> list[str]:

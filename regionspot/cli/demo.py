@@ -25,7 +25,7 @@ METHODS = ("head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token"
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
 COLUMNS = ("top1", "top1_base", "top1_novel", "AP", "AP_base", "AP_novel")
 NUM_OVERLAYS = 6
-NUM_TO_CHOOSE_ON = 60  # training pictures on which the baselines' settings are chosen
+NUM_TO_TUNE_ON = 100  # training pictures on which the baselines' settings are chosen
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -106,10 +106,9 @@ def _evaluate(
 ) -> dict[str, dict[str, Any]]:
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.proposals import ground_truth_proposals
-    from regionspot.evaluation.settings import methods_at_their_best
+    from regionspot.evaluation.tuning import tuned_methods
 
-    best = methods_at_their_best(model, training, training_words, NUM_TO_CHOOSE_ON, batch_size=32)
-    methods = {name: best[name] for name in METHODS}
+    methods = tuned_methods(model, training, training_words, METHODS, NUM_TO_TUNE_ON, batch_size=32)
     results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), methods, batch_size=32)
     return {method: figures for method, (figures, _) in results.items()}
 
@@ -127,7 +126,7 @@ def _write_metrics(path: Path, metrics: dict[str, dict[str, Any]], result: Train
 
 
 def _table(metrics: dict[str, dict[str, Any]]) -> str:
-    """What each method is, and how many regions it names right."""
+    """What each method is, its top-1 accuracy and its AP."""
     from regionspot.cli.evaluate import number
 
     protocol = metrics["head"]["protocol"]
@@ -135,9 +134,9 @@ def _table(metrics: dict[str, dict[str, Any]]) -> str:
     width = max(map(len, names.values()))
     lines = [
         f"{protocol['regions']} regions of {protocol['images']} held-out pictures, {protocol['classes']} names",
-        "named right: the best-scored name is the true one; base: in the head's training, novel: never",
+        "top-1: the best-scored name is the true one; base: in the head's training, novel: never",
         "",
-        f"{'':<{width}}  {'named right, %':^21}  {'average precision':^21}",
+        f"{'':<{width}}  {'top-1 accuracy, %':^21}  {'AP, %':^21}",
         f"{'':<{width}}  {'all':>6}{'base':>7}{'novel':>8}  {'all':>6}{'base':>7}{'novel':>8}",
     ]
     for method, of_method in metrics.items():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
 from regionspot.cli.outputs import check_outputs, is_stdout, json_bytes, model_files, table_stream, write_output
 from regionspot.cli.regions import add_clean_names_option
-from regionspot.errors import InputError
+from regionspot.errors import InputError, plain_text, shown
 
 if TYPE_CHECKING:
     from regionspot.data.coco_json import CocoDataset
@@ -52,12 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--choose-on",
+        "--tune-on",
         metavar="JSON",
-        help="training annotations: each baseline takes the setting that is best on their first "
-        "--choose-images pictures, instead of its default",
+        help="training annotations: each baseline takes the setting with the highest top-1 accuracy on their boxes "
+        "instead of its default",
     )
-    parser.add_argument("--choose-images", type=int, default=200, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--tune-images", metavar="DIR", help="where the images of --tune-on are (default: beside the annotations)"
+    )
+    parser.add_argument(
+        "--tune-count", type=int, default=200, metavar="N", help="use the first N of them (%(default)s)"
+    )
     add_clean_names_option(parser)
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
     parser.add_argument(
@@ -89,19 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from regionspot.vocabulary import VocabularyEncoder
 
     check_runs_in(methods_named(methods), arguments.runtime)
+    _check_tuning(arguments, methods)
     detection_files = _detection_files(arguments.detections, methods)
     _check_files(arguments, detection_files)
     dataset, proposals = _load(arguments)
-    training = _load_to_choose_on(arguments)
+    training = _load_to_tune_on(arguments, dataset)
     with load_recognizer(arguments) as model:
         encoder = VocabularyEncoder(text_encoder_of(model), clean_coco_suffixes=arguments.clean_names == "coco")
-        chosen = methods_named(methods) if training is None else _at_their_best(model, training, encoder, arguments)
+        chosen = methods_named(methods) if training is None else _tuned(model, training, encoder, methods, arguments)
         results = evaluate_methods(
             model,
             dataset,
             encoder.encode(dataset.class_names),
             proposals,
-            {name: chosen[name] for name in methods},
+            chosen,
             arguments.rules,
             masks=arguments.iou_type != "bbox",
             batch_size=arguments.batch_size,
@@ -137,28 +145,62 @@ def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:
     return dataset, load_proposals(arguments.proposals, dataset)
 
 
-def _load_to_choose_on(arguments: argparse.Namespace) -> CocoDataset | None:
-    """The training pictures of --choose-on, checked. Raises InputError."""
+def _check_tuning(arguments: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Refuses what --tune-on cannot be used with. Raises InputError."""
+    from regionspot.evaluation.tuning import TUNABLE
+
+    if arguments.tune_on is None:
+        if arguments.tune_images is not None:
+            raise InputError("--tune-images is of --tune-on: name the annotations too")
+        return
+    if arguments.tune_count < 1:
+        raise InputError(f"--tune-count must be 1 or more, not {arguments.tune_count}")
+    if not set(methods) & set(TUNABLE):
+        raise InputError(f"--tune-on is for baselines: leave it out, or add to --methods one of {', '.join(TUNABLE)}")
+    if Path(arguments.tune_on).resolve() == Path(arguments.data).resolve():
+        raise InputError("--tune-on and --data are one file: choose settings on pictures that are not measured")
+
+
+def _load_to_tune_on(arguments: argparse.Namespace, dataset: CocoDataset) -> CocoDataset | None:
+    """The data set of --tune-on, with the first images that have objects. Raises InputError."""
     from regionspot.data.coco_json import CocoDataset
 
-    if arguments.choose_on is None:
+    if arguments.tune_on is None:
         return None
-    if arguments.choose_images < 1:
-        raise InputError(f"--choose-images must be 1 or more, not {arguments.choose_images}")
-    if arguments.artifacts is not None:
-        raise InputError("--choose-on is for baselines, which run in PyTorch: leave out --artifacts")
-    return CocoDataset.load(arguments.choose_on)
+    training = CocoDataset.load(arguments.tune_on, arguments.tune_images, check_images=False)
+    with_objects = (image for image in training.images if training.annotations_by_image[image.id])
+    training = replace(training, images=tuple(itertools.islice(with_objects, arguments.tune_count)))
+    measured = {dataset.image_path(image).resolve() for image in dataset.images}
+    both = [image for image in training.images if training.image_path(image).resolve() in measured]
+    if both:
+        raise InputError(
+            f"{len(both)} pictures of --tune-on are also in --data ({shown(both[0].file_name)}): choose settings on "
+            "pictures that are not measured"
+        )
+    return training
 
 
-def _at_their_best(
-    model: RegionSpot | RegionPipeline, training: CocoDataset, encoder: VocabularyEncoder, arguments: argparse.Namespace
+def _tuned(
+    model: RegionSpot | RegionPipeline,
+    training: CocoDataset,
+    encoder: VocabularyEncoder,
+    methods: Sequence[str],
+    arguments: argparse.Namespace,
 ) -> dict[str, Method]:
-    from regionspot.evaluation.settings import methods_at_their_best
+    from regionspot.evaluation.tuning import tuned_methods
     from regionspot.modeling.regionspot import RegionSpot
 
-    assert isinstance(model, RegionSpot)
+    assert isinstance(model, RegionSpot)  # as `check_runs_in` saw to
     words = encoder.encode(training.class_names)
-    return methods_at_their_best(model, training, words, arguments.choose_images, arguments.batch_size)
+    return tuned_methods(
+        model,
+        training,
+        words,
+        methods,
+        arguments.tune_count,
+        arguments.batch_size,
+        skip_unreadable=arguments.skip_unreadable,
+    )
 
 
 def _detection_files(path: Path | None, methods: Sequence[str]) -> dict[str, Path]:
@@ -176,7 +218,8 @@ def _check_files(arguments: argparse.Namespace, detection_files: Mapping[str, Pa
     """Refuses outputs that would overwrite an input or each other. Raises InputError."""
     outputs = {"--json": arguments.json} | {f"--detections of {name}": path for name, path in detection_files.items()}
     proposals = None if arguments.proposals == "gt" else arguments.proposals
-    check_outputs(outputs, {"--data": arguments.data, "--proposals": proposals} | model_files(arguments))
+    inputs = {"--data": arguments.data, "--proposals": proposals, "--tune-on": arguments.tune_on}
+    check_outputs(outputs, inputs | model_files(arguments))
 
 
 def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[str] = ("bbox",)) -> str:
@@ -194,7 +237,7 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
         f"(region, class) pairs of an image; {protocol['detections_judged']} judged",
     ]
     lines += _remarks(protocol)
-    lines += [f"{name}: {of_method['protocol']['method']}" for name, of_method in metrics.items()]
+    lines += [_method_line(name, of_method["protocol"]) for name, of_method in metrics.items()]
     for iou_type in iou_types:
         heading = {"bbox": "boxes, AP", "segm": "masks, AP"}[iou_type]
         figures = {name: of_method["segm"] if iou_type == "segm" else of_method for name, of_method in metrics.items()}
@@ -203,8 +246,18 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
         of_one_label = {name: of_method["one_label"] for name, of_method in metrics.items()}
         lines += _rows("boxes, AP with one label each", COLUMNS, of_one_label)
     if all("top1" in of_method for of_method in metrics.values()):
-        lines += _rows("% of regions named right", TOP1_COLUMNS, metrics)
+        lines += _rows("top-1 accuracy", TOP1_COLUMNS, metrics)
     return "\n".join(lines)
+
+
+def _method_line(name: str, protocol: Mapping[str, Any]) -> str:
+    tuned = protocol.get("tuned_on")
+    if not tuned:
+        return f"{name}: {protocol['method']}"
+    return (
+        f"{name}: {protocol['method']} (the best of {tuned['settings']} settings on the annotated boxes of "
+        f"{tuned['images']} images of {plain_text(tuned['data'])})"
+    )
 
 
 def _rows(heading: str, columns: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:

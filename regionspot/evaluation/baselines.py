@@ -1,6 +1,6 @@
 """What CLIP does with a region by itself, without RegionSpot's head: crops of the picture, and pooled patch tokens.
 
-Each baseline has settings, and a comparison is fair at the best of them: `regionspot.evaluation.settings` finds it on
+Each baseline has settings, and a comparison is fair at the best of them: `regionspot.evaluation.tuning` finds it on
 pictures that the comparison does not use.
 """
 
@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -26,14 +27,16 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.transforms import ClipTransform, UInt8Array, crop_boxes
 
 CROP_BATCH = 256
+MEAN_COLOUR = np.round(np.array(IMAGE_MEAN) * 255).astype(np.uint8)
 
-RegionEmbedder = Callable[[RegionSpot, RegionBatch], Tensor]
+RegionEmbedder = Callable[[RegionBatch], Tensor]
 """Region embeddings (B, N, E) in CLIP's space."""
-
 
 Shape = Literal["squeezed", "square"]
 Background = Literal["kept", "masked"]
 Over = Literal["boxes", "masks"]
+Features = Literal["tokens", "values"]
+Order = Literal["pooled first", "projected first"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,9 @@ class CropSetting:
 
     Attributes:
         scale: the crop's sides in those of the box, about the same centre; above 1 for context.
-        shape: "squeezed" takes the box as it is; "square" extends its shorter side, which keeps the aspect ratio. Both
-            are clipped to the picture and resized to a square.
-        size: the side in pixels of that square; None stands for CLIP's own. At another one, a multiple of CLIP's patch,
-            its position embedding is interpolated.
+        shape: "squeezed" takes the box as it is, clipped to the picture. "square" extends its shorter side, which keeps
+            the aspect ratio; beyond the picture lies CLIP's mean colour.
+        size: the side in pixels of the square that CLIP sees, a multiple of its patch; None stands for its own.
         background: "kept", or "masked": what SAM's mask of the box leaves out is painted in CLIP's mean colour.
     """
 
@@ -67,40 +69,44 @@ class PoolingSetting:
         over: "boxes": the patches whose centre a box holds. "masks": all patches, weighted by SAM's mask of the box.
         features: "tokens": those of the feature map that the head reads. "values": as MaskCLIP (arXiv 2112.01071)
             makes them, in whose last layer each patch attends to itself alone.
+        order: "pooled first", then CLIP's last norm and projection; or each patch "projected first".
     """
 
     over: Over = "boxes"
-    features: Literal["tokens", "values"] = "tokens"
+    features: Features = "tokens"
+    order: Order = "pooled first"
 
     def __str__(self) -> str:
         what = {"tokens": "patch tokens", "values": "patch values of the last layer"}[self.features]
-        return f"{what}, mean over {self.over}"
+        return f"{what}, mean over {self.over}, {self.order}"
 
 
 def crop_settings(clip_size: int, patch: int) -> list[CropSetting]:
-    """The settings that are worth trying for a CLIP of that input size: scale x shape x size x background."""
-    smaller = patch * max(1, round(clip_size * 0.6 / patch))
+    """Those that are worth trying for a CLIP of that input size: scale x shape x size x background."""
+    smaller = sorted({patch * max(1, round(clip_size * part / patch)) for part in (0.5, 0.75)})
+    sizes = [None, *(size for size in smaller if size < clip_size)]
     shapes: tuple[Shape, ...] = "squeezed", "square"
     backgrounds: tuple[Background, ...] = "kept", "masked"
-    grid = itertools.product((1.0, 1.2, 1.5, 2.0), shapes, (None, smaller), backgrounds)
+    grid = itertools.product((1.0, 1.3, 1.6, 2.0, 2.5, 3.0), shapes, sizes, backgrounds)
     return [CropSetting(*setting) for setting in grid]
 
 
 def pooling_settings(over: Over) -> list[PoolingSetting]:
-    return [PoolingSetting(over, "tokens"), PoolingSetting(over, "values")]
+    features: tuple[Features, ...] = "tokens", "values"
+    orders: tuple[Order, ...] = "pooled first", "projected first"
+    return [PoolingSetting(over, *setting) for setting in itertools.product(features, orders)]
 
 
-def crop_embedder(model: RegionSpot | None, setting: CropSetting) -> RegionEmbedder:
+def crop_embedder(model: RegionSpot, setting: CropSetting) -> RegionEmbedder:
     """CLIP's image embedding of each region's crop."""
-    clip: ClipBackbone | None = None if model is None or setting.size is None else model.clip.at_size(setting.size)
+    clip: ClipBackbone = model.clip if setting.size is None else model.clip.at_size(setting.size)
+    transform = ClipTransform(clip.image_size)
 
-    def embed(model: RegionSpot, batch: RegionBatch) -> Tensor:
-        encoder = clip or model.clip
-        transform = ClipTransform(encoder.image_size)
+    def embed(batch: RegionBatch) -> Tensor:
         crops = (transform.apply_image(crop) for crop in _crops(batch, setting))
         parts = []
         while chunk := list(itertools.islice(crops, CROP_BATCH)):
-            parts.append(encoder.pool(encoder.encode_image(stack_images(chunk).to(model.device))))
+            parts.append(clip.pool(clip.encode_image(stack_images(chunk).to(model.device))))
         embeddings = torch.cat(parts)  # (all regions, E)
         padded = embeddings.new_zeros(*batch.valid.shape, embeddings.shape[-1])
         padded[torch.from_numpy(batch.valid)] = embeddings
@@ -111,20 +117,31 @@ def crop_embedder(model: RegionSpot | None, setting: CropSetting) -> RegionEmbed
 
 def _crops(batch: RegionBatch, setting: CropSetting) -> Iterator[UInt8Array]:
     for index, image in enumerate(batch.images):
-        boxes = _squared(image.boxes) if setting.shape == "square" else image.boxes
-        if setting.background == "kept":
-            yield from crop_boxes(image.picture, boxes, setting.scale)
-            continue
-        colour = np.round(np.array(IMAGE_MEAN) * 255).astype(np.uint8)
-        for box, mask in zip(boxes, _masks(batch, index), strict=True):
-            picture = np.where(mask[..., None], image.picture, colour) if mask.any() else image.picture
-            yield from crop_boxes(picture, box[None], setting.scale)
+        height, width = image.picture.shape[:2]
+        boxes = np.clip(image.boxes, 0, np.array([width, height, width, height]))
+        masks = _masks(batch, index) if setting.background == "masked" else itertools.repeat(None)
+        for box, mask in zip(boxes, masks, strict=False):
+            picture = image.picture
+            if mask is not None and mask.any():
+                picture = np.where(mask[..., None], picture, MEAN_COLOUR)
+            cut = square_crop if setting.shape == "square" else _squeezed_crop
+            yield cut(picture, box, setting.scale)
 
 
-def _squared(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True) / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
+def _squeezed_crop(picture: UInt8Array, box: npt.NDArray[np.float64], scale: float) -> UInt8Array:
+    return crop_boxes(picture, box[None], scale)[0]
+
+
+def square_crop(picture: UInt8Array, box: npt.NDArray[np.float64], scale: float) -> UInt8Array:
+    """A square about the centre of a box (4,), `scale` times its longer side; CLIP's mean colour beyond the picture."""
+    side = max(1, round(scale * float((box[2:] - box[:2]).max())))
+    x, y = np.round((box[:2] + box[2:] - side) / 2).astype(int).tolist()
+    crop = np.tile(MEAN_COLOUR, (side, side, 1))
+    rows = slice(max(0, y), max(0, min(picture.shape[0], y + side)))
+    columns = slice(max(0, x), max(0, min(picture.shape[1], x + side)))
+    inside = picture[rows, columns]
+    crop[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = inside
+    return crop
 
 
 def _masks(batch: RegionBatch, index: int) -> Iterator[npt.NDArray[np.bool_]]:
@@ -132,25 +149,38 @@ def _masks(batch: RegionBatch, index: int) -> Iterator[npt.NDArray[np.bool_]]:
     return (decode_rle(rle) for rle in batch.masks[index])
 
 
-def pooling_embedder(setting: PoolingSetting) -> RegionEmbedder:
-    """The mean of CLIP's local features within each region, through CLIP's own last norm and projection."""
+def pooling_embedder(model: RegionSpot, setting: PoolingSetting) -> RegionEmbedder:
+    """The mean of CLIP's local features within each region, in CLIP's space."""
+    clip = model.clip
 
-    def embed(model: RegionSpot, batch: RegionBatch) -> Tensor:
-        assert batch.patch_tokens is not None
-        tokens = torch.from_numpy(batch.patch_tokens[:, 1:]).to(model.device)  # (B, L - 1, D)
-        if setting.features == "values":
-            tokens = model.clip.encode_patches_alone(
-                stack_images([image.clip_image for image in batch.images]).to(model.device)
-            ).float()
-        grid = math.isqrt(tokens.shape[1])
+    def embed(batch: RegionBatch) -> Tensor:
+        patches = _patches(clip, batch, setting).to(model.device)  # (B, L - 1, D)
+        grid = math.isqrt(patches.shape[1])
         weights = np.zeros((*batch.valid.shape, grid * grid), np.float32)  # (B, N, L - 1)
         for index, image in enumerate(batch.images):
             weights[index, : len(image.boxes)] = _weights(batch, index, image, grid, setting)
-        pooled = (torch.from_numpy(weights).to(model.device) @ tokens).flatten(0, 1)  # (B * N, D)
-        as_sequence = pooled.unsqueeze(1).expand(-1, 2, -1)  # twice: as the class token, and as the mean of the patches
-        return model.clip.pool(as_sequence).unflatten(0, batch.valid.shape)  # (B, N, E)
+        means = torch.from_numpy(weights).to(model.device)
+        if setting.order == "pooled first":
+            return _project(clip, means @ patches)
+        return means @ F.normalize(_project(clip, patches), dim=-1)
 
     return embed
+
+
+def _patches(clip: ClipBackbone, batch: RegionBatch, setting: PoolingSetting) -> Tensor:
+    if setting.features == "values":
+        images = stack_images([image.clip_image for image in batch.images])
+        return clip.encode_patches_without_mixing(images.to(clip.image_mean.device)).float()
+    assert batch.patch_tokens is not None
+    return torch.from_numpy(batch.patch_tokens[:, 1:])
+
+
+def _project(clip: ClipBackbone, tokens: Tensor) -> Tensor:
+    """Tokens (B, n, D) through CLIP's own last norm and projection: (B, n, E)."""
+    as_sequences = (
+        tokens.flatten(0, 1).unsqueeze(1).expand(-1, 2, -1)
+    )  # twice: the class token, the mean of the patches
+    return clip.pool(as_sequences).unflatten(0, tokens.shape[:2])
 
 
 def _weights(

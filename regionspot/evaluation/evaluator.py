@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,13 +32,13 @@ from regionspot.evaluation.methods import Method, check_runs_in, methods_named
 from regionspot.evaluation.proposals import Proposals
 from regionspot.evaluation.segmentations import odd_masks
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, best_labels, top_pairs
-from regionspot.evaluation.top1 import top1_accuracy
+from regionspot.evaluation.top1 import is_right, top1_accuracy
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.scores import softmax
-from regionspot.structures import Vocabulary
+from regionspot.structures import FloatArray, Vocabulary
 
 Metrics = dict[str, Any]
 
@@ -59,7 +59,7 @@ def evaluate(
     skip_unreadable: int = 0,
 ) -> tuple[Metrics, Detections]:
     """Measures one method; see `evaluate_methods`."""
-    named = methods_named([method]) if isinstance(method, str) else {"": method}
+    named = methods_named([method]) if isinstance(method, str) else {method.description: method}
     results = evaluate_methods(
         model, dataset, vocabulary, proposals, named, rules, masks, batch_size, progress, skip_unreadable
     )
@@ -77,7 +77,6 @@ def evaluate_methods(
     batch_size: int = 8,
     progress: bool = True,
     skip_unreadable: int = 0,
-    groups: Mapping[str, Collection[Id]] | None = None,
 ) -> dict[str, tuple[Metrics, Detections]]:
     """Measures several methods on the same regions, every image encoded once.
 
@@ -97,7 +96,6 @@ def evaluate_methods(
         progress: show on stderr how far it is.
         skip_unreadable: leave out this many pictures at most, with their objects, that are missing, damaged, or not of
             the size that the annotations are for. They are listed in the protocol.
-        groups: name -> ids of categories: further groups of `top1_accuracy`.
 
     Returns:
         For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
@@ -118,23 +116,40 @@ def evaluate_methods(
     _check(dataset, vocabulary, proposals, batch_size)
     pipeline.check_num_regions(max(map(len, proposals.boxes.values()), default=0))
     part = readable_part(dataset, proposals, skip_unreadable, progress)
-    dataset, proposals = part.dataset, part.proposals
     if part.skipped:
-        check_can_evaluate(dataset, rules, masks)
-    collector = _Collector(dataset, proposals, rules, masks, groups or {}, {name: _Found() for name in chosen})
+        check_can_evaluate(part.dataset, rules, masks)
+    collector = _Collector(part.dataset, part.proposals, rules, masks, {name: _Found() for name in chosen})
+    for batch, name, probabilities in scored_batches(
+        model, part.dataset, vocabulary, part.proposals, chosen, batch_size, masks, progress
+    ):
+        collector.add(name, batch, probabilities)
+    return {name: _measure(pipeline, collector, name, method, part.skipped) for name, method in chosen.items()}
+
+
+def scored_batches(
+    model: RegionSpot | RegionPipeline,
+    dataset: CocoDataset,
+    vocabulary: Vocabulary,
+    proposals: Proposals,
+    methods: Mapping[str, Method],
+    batch_size: int,
+    masks: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[RegionBatch, str, FloatArray]]:
+    """Encodes each image that has regions once, and yields for each batch and method the probabilities (B, N, V)."""
+    pipeline = as_pipeline(model)
     encoder = BatchEncoder(
         pipeline,
-        mask_tokens=any(method.needs_mask_tokens for method in chosen.values()),
-        patch_tokens=any(method.needs_patch_tokens for method in chosen.values()),
-        masks=masks or any(method.needs_masks for method in chosen.values()),
+        mask_tokens=any(method.needs_mask_tokens for method in methods.values()),
+        patch_tokens=any(method.needs_patch_tokens for method in methods.values()),
+        masks=masks or any(method.needs_masks for method in methods.values()),
     )
     module = model if isinstance(model, RegionSpot) else None
-    scorers = {name: method.start(pipeline, module) for name, method in chosen.items()}
+    scorers = {name: method.start(pipeline, module) for name, method in methods.items()}
     for images in _loaded_batches(pipeline, dataset, proposals, batch_size, progress):
         batch = encoder.encode(images)
-        for method, score in scorers.items():
-            collector.add(method, batch, softmax(score(batch, vocabulary.embeddings)))
-    return {name: _measure(pipeline, collector, name, method, part.skipped) for name, method in chosen.items()}
+        for name, score in scorers.items():
+            yield batch, name, softmax(score(batch, vocabulary.embeddings))
 
 
 def check_can_evaluate(dataset: CocoDataset, rules: Rules, masks: bool) -> None:
@@ -190,7 +205,7 @@ class _Found:
 
     Attributes:
         detections: the best pairs, one region in several of them.
-        best_labels: of each region its best class alone, without masks.
+        best_labels: of each region its best word alone, without masks: all categories of that name.
         right: (n,) whether that is the annotated one; empty where the regions are not the annotated boxes.
     """
 
@@ -207,7 +222,6 @@ class _Collector:
     proposals: Proposals
     rules: Rules
     masks: bool
-    groups: Mapping[str, Collection[Id]]
     found: dict[str, _Found]
 
     @cached_property
@@ -235,11 +249,10 @@ class _Collector:
             scores = None if scores_of is None else scores_of[image_id]
             of_categories = of_image[:, self.words]  # (n, V)
             found.detections[image_id] = self._detections(image, *top_pairs(of_categories, scores), masks)
-            found.best_labels[image_id] = self._detections(image, *best_labels(of_categories, scores), None)
+            best = best_labels(of_image, self.words, scores)
+            found.best_labels[image_id] = self._detections(image, *best, None)
             if self.proposals.annotations is not None:
-                annotations = self.proposals.annotations[image_id]
-                truth = [self.dataset.category_index[annotation.category_id] for annotation in annotations]
-                found.right[image_id] = of_image.argmax(1) == np.array(truth, np.int64)
+                found.right[image_id] = is_right(self.dataset, self.proposals.annotations[image_id], of_image)
 
     def _detections(
         self,
@@ -273,7 +286,7 @@ def _measure(
     metrics: Metrics = dict(evaluate_detections(dataset, detections, rules, "bbox"))
     metrics["one_label"] = evaluate_detections(dataset, collector.in_order(found.best_labels), rules, "bbox")
     if collector.proposals.annotations is not None:
-        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right, collector.groups)
+        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right)
     if collector.masks:
         metrics["segm"] = evaluate_detections(dataset, detections, rules, "segm")
     metrics["protocol"] = _protocol(pipeline, collector, method) | {"images_skipped": list(skipped)}
@@ -289,6 +302,7 @@ def _protocol(pipeline: RegionPipeline, collector: _Collector, method: Method) -
         "runtime": pipeline.runtime,
         "precision": pipeline.precision,
         "method": method.description,
+        "tuned_on": None if method.tuned_on is None else dict(method.tuned_on),
         "mask_token": MULTIMASK_TOKEN if pipeline.info.multimask else SINGLE_TOKEN,
         "rules": collector.rules,
         "proposals": proposals.source,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from regionspot.evaluation.baselines import (
     pooling_settings,
 )
 from regionspot.evaluation.batches import RegionBatch
+from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.pipeline import RegionPipeline
@@ -38,7 +40,10 @@ Start = Callable[[RegionPipeline, RegionSpot | None], RegionScorer]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to score regions: what it is in words, what it needs, and how to start one run of it."""
+    """One way to score regions: what it is in words, what it needs, and how to start one run of it.
+
+    `tuned_on` says where a setting that was chosen was chosen, for the protocol.
+    """
 
     description: str
     start: Start = field(repr=False)
@@ -46,6 +51,7 @@ class Method:
     needs_patch_tokens: bool = False
     needs_masks: bool = False
     needs_torch: bool = False
+    tuned_on: Mapping[str, Any] | None = None
 
 
 def score_with_head(pipeline: RegionPipeline, _: RegionSpot | None) -> RegionScorer:
@@ -74,7 +80,7 @@ def scored_by(embedder: Callable[[RegionSpot], RegionEmbedder]) -> Start:
         def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
             with model.inference():
                 words = torch.from_numpy(text_embeddings).to(model.device)  # (V, E)
-                embeddings = embed(model, batch).float()  # of a half-precision model: words are in float32
+                embeddings = embed(batch).float()  # of a half-precision model: words are in float32
                 found: FloatArray = region_logits(embeddings, words, model.clip.logit_scale).float().cpu().numpy()
             return found
 
@@ -114,15 +120,15 @@ def clip_crops(setting: CropSetting) -> Method:
 def pooling(setting: PoolingSetting) -> Method:
     return Method(
         f"CLIP's {setting}",
-        scored_by(lambda _: pooling_embedder(setting)),
-        needs_patch_tokens=True,
+        scored_by(lambda model: pooling_embedder(model, setting)),
+        needs_patch_tokens=setting.features == "tokens",
         needs_masks=setting.over == "masks",
         needs_torch=True,
     )
 
 
-def together(first: Method, second: Method) -> Method:
-    """The ensemble of two: their logits added."""
+def ensemble(first: Method, second: Method) -> Method:
+    """Two methods together: their logits added, with equal weights."""
 
     def start(pipeline: RegionPipeline, model: RegionSpot | None) -> RegionScorer:
         scorers = [method.start(pipeline, model) for method in (first, second)]
@@ -153,18 +159,18 @@ METHODS: dict[str, Method] = {
     "constant_token": Method(
         "the head with one constant mask token", ConstantToken, needs_mask_tokens=True, needs_patch_tokens=True
     ),
-    "head_and_crops": together(HEAD, clip_crops(CropSetting())),
+    "head_and_crops": ensemble(HEAD, clip_crops(CropSetting())),
 }
 """By name, each at its default setting."""
 
 
-def candidates(model: RegionSpot) -> dict[str, dict[str, Method]]:
-    """By name, the settings of each baseline to choose from, by their description."""
-    of_crops = [clip_crops(setting) for setting in crop_settings(model.clip.image_size, model.clip.patch_size)]
-    of_boxes = [pooling(setting) for setting in pooling_settings("boxes")]
-    of_masks = [pooling(setting) for setting in pooling_settings("masks")]
-    settings = {"clip_crops": of_crops, "roi_pooling": of_boxes, "mask_pooling": of_masks}
-    return {name: {method.description: method for method in methods} for name, methods in settings.items()}
+def candidates(clip: ClipBackbone) -> dict[str, list[Method]]:
+    """By name, a baseline at each of the settings that are worth trying."""
+    return {
+        "clip_crops": [clip_crops(setting) for setting in crop_settings(clip.image_size, clip.patch_size)],
+        "roi_pooling": [pooling(setting) for setting in pooling_settings("boxes")],
+        "mask_pooling": [pooling(setting) for setting in pooling_settings("masks")],
+    }
 
 
 def methods_named(names: Sequence[str]) -> dict[str, Method]:

@@ -42,12 +42,19 @@ def top_pairs(
 
 
 def best_labels(
-    probabilities: npt.NDArray[np.floating], detector_scores: npt.NDArray[np.floating] | None = None
+    probabilities: npt.NDArray[np.floating],
+    words: npt.NDArray[np.int64],
+    detector_scores: npt.NDArray[np.floating] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """As `top_pairs`, with one pair for each region: its best class, of equals the first."""
-    regions, classes = np.arange(len(probabilities)), probabilities.argmax(1)
-    scores = probabilities[regions, classes].astype(np.float64)
-    if detector_scores is not None:
-        scores = scores * detector_scores
-    order = np.argsort(-scores, kind="stable")
-    return regions[order], classes[order], scores[order]
+    """As `top_pairs`, with each region's best word alone, of equals the first.
+
+    Args:
+        probabilities: (N, words).
+        words: (V,) the word of each class; classes that share the best word are all detections.
+        detector_scores: (N,) or None.
+    """
+    best = probabilities.argmax(1)  # (N,)
+    regions, classes = np.nonzero(best[:, None] == words)
+    scores = probabilities.max(1).astype(np.float64) * (1.0 if detector_scores is None else detector_scores)
+    order = np.argsort(-scores[regions], kind="stable")
+    return regions[order], classes[order], scores[regions[order]]

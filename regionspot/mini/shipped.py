@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from regionspot.mini.architecture import build_mini_clip, build_mini_sam
+from regionspot.mini.architecture import build_mini_clip, build_mini_sam, position_table
 from regionspot.modeling.checkpoint import load_tensors, save_tensors
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.sam import SamBackbone
@@ -48,7 +48,7 @@ def load_mini_backbones(directory: Path = WEIGHTS_DIR) -> tuple[SamBackbone, Cli
         path = directory / f"{name}.safetensors"
         tensors, _ = load_tensors(path, FORMAT)
         load_strictly(module, _expanded(tensors, module), path)
-    return SamBackbone(sam), ClipBackbone(clip)
+    return SamBackbone(sam), ClipBackbone(clip, position_table=position_table)
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -62,6 +62,7 @@ class ClipBackbone(PartlyHalf):
     Args:
         clip: an `open_clip.CLIP`. It is frozen in place.
         tokenizer: what the model was trained with; None stands for OpenAI's byte-pair encoding.
+        position_table: makes the position embedding (1 + g * g, D) of a grid of g x g patches, where a formula does.
 
     Raises:
         InputError: an image tower without a class token in its feature map (ResNet, timm, attention pooling), or no
@@ -71,7 +72,12 @@ class ClipBackbone(PartlyHalf):
     image_mean: Tensor
     image_std: Tensor
 
-    def __init__(self, clip: open_clip.CLIP, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        clip: open_clip.CLIP,
+        tokenizer: Tokenizer | None = None,
+        position_table: Callable[[int], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         visual = getattr(clip, "visual", None)
         if not isinstance(clip, open_clip.CLIP) or not isinstance(visual, VisionTransformer) or visual.attn_pool:
@@ -84,6 +90,7 @@ class ClipBackbone(PartlyHalf):
         self.clip = freeze(clip)
         self.restore_single()
         self.tokenizer: Tokenizer = tokenizer or tokenize
+        self.position_table = position_table
         self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(-1, 1, 1) * 255, persistent=False)
         self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(-1, 1, 1) * 255, persistent=False)
 
@@ -149,18 +156,17 @@ class ClipBackbone(PartlyHalf):
         """
         return self._after_layer(images, -1)
 
-    def encode_patches_alone(self, images: Tensor) -> Tensor:
-        """The patches' tokens as `encode_image` has them, but that in the last layer each attends to itself alone.
+    def encode_patches_without_mixing(self, images: Tensor) -> Tensor:
+        """The patches' tokens (B, L - 1, D), row by row, with a last layer in which each patch attends to itself alone.
 
-        So MaskCLIP (arXiv 2112.01071) reads local features from a CLIP that was trained with captions of whole images:
-        (B, L - 1, D), row by row.
+        MaskCLIP (arXiv 2112.01071) reads local features so from a CLIP that was trained with captions of whole images.
         """
         layers = self.clip.visual.transformer.resblocks
         if len(layers) < 2:
             raise InputError("this image tower has one layer: there is none before the last")
-        alone = torch.full((self.num_tokens, self.num_tokens), -torch.inf, device=self.image_mean.device)
+        itself = torch.full((self.num_tokens, self.num_tokens), -torch.inf, device=self.image_mean.device)
         tokens = self._after_layer(images, -2)
-        return layers[-1](tokens, attn_mask=alone.fill_diagonal_(0))[:, 1:]
+        return layers[-1](tokens, attn_mask=itself.fill_diagonal_(0))[:, 1:]
 
     def _after_layer(self, images: Tensor, layer: int) -> Tensor:
         """All tokens (B, L, D) of (B, 3, S, S) images behind a layer, counted from the last, which is -1."""
@@ -169,6 +175,7 @@ class ClipBackbone(PartlyHalf):
         output = visual.forward_intermediates(
             in_dtype(pixels, visual.conv1.weight.dtype),
             indices=[len(visual.transformer.resblocks) + layer],
+            stop_early=True,
             intermediates_only=True,
             output_fmt="NLC",
             output_extra_tokens=True,
@@ -176,7 +183,9 @@ class ClipBackbone(PartlyHalf):
         return torch.cat([output["image_intermediates_prefix"][-1], output["image_intermediates"][-1]], dim=1)
 
     def at_size(self, size: int) -> ClipBackbone:
-        """This model for images of another size: its position embedding is interpolated, the rest is shared.
+        """This model for images of another size: it has a position embedding of its own and shares all other weights.
+
+        The embedding is that of `position_table`, or interpolated where there is none.
 
         Raises:
             InputError: the size is no multiple of the patches' side.
@@ -184,16 +193,22 @@ class ClipBackbone(PartlyHalf):
         patch = self.patch_size
         if size < patch or size % patch:
             raise InputError(f"this CLIP cuts images into patches of {patch} px: {size} px is no multiple of that")
-        shared = {id(part): part for name, part in self.clip.named_children() if name != "visual"}
-        other = copy.deepcopy(self, shared)
-        visual: VisionTransformer = other.clip.visual
-        table, old, new = visual.positional_embedding, math.isqrt(self.num_tokens - 1), size // patch
-        patches = in_single(table[1:]).unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, old, old)
-        resized = F.interpolate(patches, (new, new), mode="bicubic", antialias=True)[0].flatten(1).T  # (new * new, D)
-        both = torch.cat([table[:1], in_dtype(resized, table.dtype)])
-        visual.positional_embedding = nn.Parameter(both, requires_grad=False)
-        visual.image_size, visual.grid_size = (size, size), (new, new)
+        own = self.clip.visual.positional_embedding
+        other = copy.deepcopy(self, {id(weight): weight for weight in self.parameters() if weight is not own})
+        resized = other.clip.visual
+        table = self._positions(size // patch).to(own)
+        resized.positional_embedding = nn.Parameter(table, requires_grad=False)
+        resized.image_size, resized.grid_size = (size, size), (size // patch, size // patch)
         return other
+
+    def _positions(self, grid: int) -> Tensor:
+        """(1 + grid * grid, D), the class token's first."""
+        if self.position_table is not None:
+            return self.position_table(grid)
+        table, old = self.clip.visual.positional_embedding, math.isqrt(self.num_tokens - 1)
+        patches = in_single(table[1:]).unflatten(0, (old, old)).permute(2, 0, 1)[None]  # (1, D, old, old)
+        resized = F.interpolate(patches, (grid, grid), mode="bicubic", antialias=True)[0].flatten(1).T
+        return torch.cat([in_single(table[:1]), resized])
 
     def pool(self, patch_tokens: Tensor) -> Tensor:
         """CLIP's own embedding of the image, un-normalised: (B, L, D) from `encode_image` to (B, E).
@@ -234,12 +249,12 @@ class ClipBackbone(PartlyHalf):
         return tokens[:, : int(is_end.argmax(dim=-1).max()) + 1]
 
     def known_tokens(self) -> tuple[int, ...] | None:
-        """The tokens that the text tower was trained with, where some have an embedding of zeros; None stands for all.
+        """The tokens whose embedding is not zero, where these are few; None stands for all.
 
-        Such are those of regionspot_mini's, which met the words of its own world alone.
+        regionspot_mini's text tower has seen the words of its own world alone, and zeros stand for all others.
         """
         known = self.clip.token_embedding.weight.any(dim=1)  # (vocabulary,)
-        return None if known.all() else tuple(known.nonzero()[:, 0].tolist())
+        return None if 2 * int(known.sum()) > len(known) else tuple(known.nonzero()[:, 0].tolist())
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with the text tower's weights, their precision, or the tokenizer."""

@@ -107,7 +107,7 @@ class ModelInfo:
         logit_scale: what cosines are multiplied by.
         text_fingerprint: changes with the text encoder's weights or its tokenizer (`ClipBackbone.fingerprint`).
         multimask: whether the head was trained on SAM's three multimask tokens instead of the single-mask token.
-        known_tokens: those that the text encoder was trained with, where these are few; None stands for all.
+        known_tokens: those that the text encoder has seen in training, where these are few; None stands for all.
     """
 
     name: str

@@ -33,7 +33,7 @@ class GraphTextEncoder:
         return self._pipeline.info.context_length
 
     def known_tokens(self) -> tuple[int, ...] | None:
-        """The tokens that the text tower was trained with; None stands for all."""
+        """The tokens that the text tower has seen in training; None stands for all."""
         return self._pipeline.info.known_tokens
 
     def fingerprint(self) -> str:

@@ -147,6 +147,67 @@ def test_inputs_are_not_overwritten(data: Path, tmp_path: Path, capsys: pytest.C
     assert data.read_bytes() == before and boxes.read_text() == "[]"
 
 
+@pytest.fixture
+def training(data: Path, tmp_path: Path) -> Path:
+    """As the data, with two pictures of its own in another folder."""
+    pictures = tmp_path / "other"
+    pictures.mkdir()
+    content = json.loads(data.read_text())
+    for image in content["images"]:
+        image["file_name"] = f"training-{image['file_name']}"
+        Image.fromarray(np.full((30, 40, 3), 200, np.uint8)).save(pictures / image["file_name"])
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+class TestTuning:
+    def test_the_table_and_the_figures_say_where_settings_were_chosen(
+        self, data: Path, training: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out.json"
+        tuned = ["--tune-on", str(training), "--tune-images", str(tmp_path / "other"), "--tune-count", "1"]
+        assert run(data, "--methods", "head,roi_pooling", *tuned, "--json", str(out)) == 0
+        assert "(the best of 4 settings on the annotated boxes of 1 images of train.json)" in capsys.readouterr().out
+        metrics = json.loads(out.read_text())
+        assert metrics["head"]["protocol"]["tuned_on"] is None
+        tuned_on = metrics["roi_pooling"]["protocol"]["tuned_on"]
+        assert (tuned_on["data"], tuned_on["images"], tuned_on["regions"]) == ("train.json", 1, 1)
+        assert {"top1", "top1_base", "top1_novel"} < set(metrics["head"])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--tune-on", "DATA"], "--tune-on and --data are one file"),
+            (
+                ["--tune-on", "COPY", "--tune-images", "PICTURES"],
+                "2 pictures of --tune-on are also in --data ('a.png')",
+            ),
+            (["--tune-on", "TRAINING", "--methods", "head"], "--tune-on is for baselines: leave it out, or add"),
+            (["--tune-on", "TRAINING", "--tune-count", "0"], "--tune-count must be 1 or more, not 0"),
+            (["--tune-images", "PICTURES"], "--tune-images is of --tune-on"),
+            (["--tune-on", "TRAINING", "--json", "TRAINING"], "would overwrite --tune-on"),
+        ],
+    )
+    def test_what_would_be_unfair_or_for_nothing_is_refused(
+        self,
+        data: Path,
+        training: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        arguments: list[str],
+        message: str,
+    ) -> None:
+        copy = tmp_path / "copy.json"
+        copy.write_bytes(data.read_bytes())
+        places = {"DATA": data, "COPY": copy, "TRAINING": training, "PICTURES": tmp_path / "pictures"}
+        before = training.read_bytes()
+        words = [str(places.get(word, word)) for word in arguments]
+        assert run(data, "--methods", "head,roi_pooling", *words) == 2
+        assert message in capsys.readouterr().err
+        assert training.read_bytes() == before
+
+
 def test_files_are_written_though_nobody_reads_the_table(data: Path, tmp_path: Path) -> None:
     metrics_file, detections_file = tmp_path / "metrics.json", tmp_path / "detections.json"
     command = [sys.executable, "-m", "regionspot.cli.main", "eval", "--data", str(data), "--device", "cpu"]

@@ -223,10 +223,12 @@ def test_the_protocol_is_stated(
         "runtime": "torch",
         "precision": "fp32",
         "method": "RegionSpot's head",
+        "tuned_on": None,
         "mask_token": "SAM's single-mask token",
         "rules": "lvis",
         "proposals": "ground-truth boxes",
         "boxes_dropped": 0,
+        "classes": NUM_OBJECTS,
         "scores": f"softmax over {NUM_OBJECTS} classes",
         "shared_names": 0,
         "pairs_per_image": 900,
@@ -261,11 +263,11 @@ def test_whole_image_box_gives_clips_own_embedding_of_it(model: RegionSpot, data
     patch_tokens = torch.from_numpy(batch.patch_tokens)
     with torch.inference_mode():
         torch.testing.assert_close(
-            crop_embedder(model, CropSetting())(model, batch)[0], model.clip.pool(patch_tokens), rtol=1e-4, atol=1e-5
+            crop_embedder(model, CropSetting())(batch)[0], model.clip.pool(patch_tokens), rtol=1e-4, atol=1e-5
         )
         mean = patch_tokens[:, 1:].mean(1, keepdim=True)
         torch.testing.assert_close(
-            pooling_embedder(PoolingSetting())(model, batch)[0],
+            pooling_embedder(model, PoolingSetting())(batch)[0],
             model.clip.pool(mean.expand(-1, 2, -1)),
             rtol=1e-4,
             atol=1e-5,
