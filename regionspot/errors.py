@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from os import PathLike, fspath
 from types import FrameType
 from typing import Any
@@ -40,6 +41,16 @@ def shown(value: Any, longest: int = 60) -> str:
         text = f"a {type(value).__name__}"
     half = longest // 2
     return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
+
+MAX_NAMED = 5  # things listed in a message; the others are counted
+
+
+def first_few(values: Iterable[object], most: int = MAX_NAMED) -> str:
+    """The first few of `values` in words, and how many more there are."""
+    named = [str(value) for value in values]
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + more
 
 
 def plain_text(text: str | PathLike[str]) -> str:

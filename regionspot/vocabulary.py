@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import xxhash
 
-from regionspot.errors import ArtifactError, InputError, shown
+from regionspot.errors import ArtifactError, InputError, first_few, shown
 from regionspot.files import cache_root
 from regionspot.progress import Progress
 from regionspot.structures import FloatArray, Vocabulary, as_class_names
@@ -298,10 +298,8 @@ class VocabularyEncoder:
                     f"{shown(ends[1])} are the same that far: shorten them to what tells them apart"
                 )
         if unknown := self._unknown_names(vocabulary.names):
-            _warn(
-                f"this text encoder has not seen in training all words of {_listed(unknown)}: scores of such names "
-                "mean nothing"
-            )
+            few = first_few(map(shown, unknown))
+            _warn(f"this text encoder has not seen in training all words of {few}: scores of such names mean nothing")
         if groups and refuse:
             raise SameMeaningError(
                 f"class names look the same to this text encoder: {describe_groups(vocabulary, groups)}. No training "
@@ -310,9 +308,8 @@ class VocabularyEncoder:
         if groups:
             _warn(f"{describe_groups(vocabulary, groups)} look the same to this text encoder; their scores are shared")
         if cut:
-            _warn(
-                f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {_listed(cut)}"
-            )
+            few = first_few(map(shown, cut))
+            _warn(f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {few}")
 
     def _unknown_names(self, names: Sequence[str]) -> list[str]:
         """Names with a token that the text encoder has not seen in training."""
@@ -346,10 +343,6 @@ def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     if wrong or not templates:
         raise InputError(f"each template must be text with {{}} for the name, got {shown(wrong or templates)}")
     return tuple(templates)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _warn(message: str) -> None:

@@ -106,9 +106,10 @@ def _evaluate(
 ) -> dict[str, dict[str, Any]]:
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.proposals import ground_truth_proposals
-    from regionspot.evaluation.tuning import tuned_methods
+    from regionspot.evaluation.tuning import first_with_objects, tuned_methods
 
-    methods = tuned_methods(model, training, training_words, METHODS, NUM_TO_TUNE_ON, batch_size=32)
+    to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)
+    methods = tuned_methods(model, to_tune_on, training_words, METHODS, batch_size=32)
     results = evaluate_methods(model, dataset, vocabulary, ground_truth_proposals(dataset), methods, batch_size=32)
     return {method: figures for method, (figures, _) in results.items()}
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,12 +162,12 @@ def _check_tuning(arguments: argparse.Namespace, methods: Sequence[str]) -> None
 def _load_to_tune_on(arguments: argparse.Namespace, dataset: CocoDataset) -> CocoDataset | None:
     """The data set of --tune-on, with the first images that have objects. Raises InputError."""
     from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.tuning import first_with_objects
 
     if arguments.tune_on is None:
         return None
-    training = CocoDataset.load(arguments.tune_on, arguments.tune_images, check_images=False)
-    with_objects = (image for image in training.images if training.annotations_by_image[image.id])
-    training = replace(training, images=tuple(itertools.islice(with_objects, arguments.tune_count)))
+    everything = CocoDataset.load(arguments.tune_on, arguments.tune_images, check_images=False)
+    training = first_with_objects(everything, arguments.tune_count)
     measured = {dataset.image_path(image).resolve() for image in dataset.images}
     both = [image for image in training.images if training.image_path(image).resolve() in measured]
     if both:
@@ -193,13 +191,7 @@ def _tuned(
     assert isinstance(model, RegionSpot)  # as `check_runs_in` saw to
     words = encoder.encode(training.class_names)
     return tuned_methods(
-        model,
-        training,
-        words,
-        methods,
-        arguments.tune_count,
-        arguments.batch_size,
-        skip_unreadable=arguments.skip_unreadable,
+        model, training, words, methods, arguments.batch_size, skip_unreadable=arguments.skip_unreadable
     )
 
 

@@ -39,13 +39,12 @@ from regionspot.data.json_reading import (
     truth,
 )
 from regionspot.data.picture_files import PictureFinder, checked_name, last_part
-from regionspot.errors import InputError
+from regionspot.errors import MAX_NAMED, InputError, first_few
 
 Frequency = Literal["r", "c", "f"]
 Box = tuple[float, float, float, float]
 Segmentation = Any  # as the file has it: polygons in image pixels or a COCO RLE, judged where masks are evaluated
 
-MAX_NAMED = 5  # records listed in an error; the others are counted
 MAX_SIDE = 1_000_000
 MAX_COORDINATE = 1e9
 ROUNDED_TO_ZERO = -0.01  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
@@ -392,10 +391,3 @@ def _where(key: str, index: int, entry: dict[str, Any]) -> str:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-def first_few(values: Iterable[object]) -> str:
-    """The first few of `values` in words, and how many more there are."""
-    named = [str(value) for value in values]
-    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    return ", ".join(named[:MAX_NAMED]) + more

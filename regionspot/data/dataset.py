@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord, first_few
-from regionspot.errors import InputError
+from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord
+from regionspot.errors import InputError, first_few
 from regionspot.vocabulary import clean_coco_name
 
 FloatArray = npt.NDArray[np.float32]

@@ -18,10 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from regionspot.data.coco_json import first_few
 from regionspot.data.dataset import FloatArray, IntArray, TrainingSet
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 from regionspot.files import cache_root, delete_leftovers, in_units
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline

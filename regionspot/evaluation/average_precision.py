@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord, first_few
+from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord
 from regionspot.data.json_reading import FieldError, Id, id_key, id_order, identifier, shown
-from regionspot.errors import InputError, RegionSpotError
+from regionspot.errors import InputError, RegionSpotError, first_few
 from regionspot.evaluation.detections import Detections
 from regionspot.structures import Rle
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.json_reading import Id, id_array, printable, shown
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 from regionspot.evaluation.average_precision import (
     LVIS_MAX_DETECTIONS,
     MAX_DETECTIONS,
@@ -119,15 +119,17 @@ def evaluate_methods(
     if part.skipped:
         check_can_evaluate(part.dataset, rules, masks)
     collector = _Collector(part.dataset, part.proposals, rules, masks, {name: _Found() for name in chosen})
+    module = model if isinstance(model, RegionSpot) else None
     for batch, name, probabilities in scored_batches(
-        model, part.dataset, vocabulary, part.proposals, chosen, batch_size, masks, progress
+        pipeline, module, part.dataset, vocabulary, part.proposals, chosen, batch_size, masks, progress
     ):
         collector.add(name, batch, probabilities)
     return {name: _measure(pipeline, collector, name, method, part.skipped) for name, method in chosen.items()}
 
 
 def scored_batches(
-    model: RegionSpot | RegionPipeline,
+    pipeline: RegionPipeline,
+    model: RegionSpot | None,
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
@@ -136,16 +138,18 @@ def scored_batches(
     masks: bool = False,
     progress: bool = True,
 ) -> Iterator[tuple[RegionBatch, str, FloatArray]]:
-    """Encodes each image that has regions once, and yields for each batch and method the probabilities (B, N, V)."""
-    pipeline = as_pipeline(model)
+    """Encodes each image that has regions once, and yields for each batch and method the probabilities (B, N, V).
+
+    Args:
+        model: what the pipeline is of, for the methods that need PyTorch.
+    """
     encoder = BatchEncoder(
         pipeline,
         mask_tokens=any(method.needs_mask_tokens for method in methods.values()),
         patch_tokens=any(method.needs_patch_tokens for method in methods.values()),
         masks=masks or any(method.needs_masks for method in methods.values()),
     )
-    module = model if isinstance(model, RegionSpot) else None
-    scorers = {name: method.start(pipeline, module) for name, method in methods.items()}
+    scorers = {name: method.start(pipeline, model) for name, method in methods.items()}
     for images in _loaded_batches(pipeline, dataset, proposals, batch_size, progress):
         batch = encoder.encode(images)
         for name, score in scorers.items():

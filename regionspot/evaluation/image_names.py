@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.json_reading import Id, id_key, id_order, shown
 from regionspot.data.picture_files import last_part
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 
 MAX_DIGITS = 100
 

@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 import hotcoco.mask
 import numpy as np
 
-from regionspot.data.coco_json import Annotation, CocoDataset, first_few
+from regionspot.data.coco_json import Annotation, CocoDataset
 from regionspot.data.json_reading import FieldError, integer, number, shown
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 from regionspot.masks import rle_area
 from regionspot.structures import Rle
 

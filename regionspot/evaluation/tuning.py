@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from regionspot.data.coco_json import CocoDataset
@@ -13,12 +15,20 @@ from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.evaluation.top1 import is_right
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.pipeline import as_pipeline
 from regionspot.structures import Vocabulary
 
-NUM_IMAGES = 200
 TUNABLE = ("clip_crops", "roi_pooling", "mask_pooling", "head_and_crops")
 ROUNDS = ((0.1, 0.25), (0.4, 0.25), (1.0, 0.0))
 """Successive halving: the part of the pictures that each round has seen at its end, and of settings that it keeps."""
+
+
+def first_with_objects(dataset: CocoDataset, count: int) -> CocoDataset:
+    """The first `count` of its images that have objects."""
+    with_objects = (image for image in dataset.images if dataset.annotations_by_image[image.id])
+    images = tuple(itertools.islice(with_objects, count))
+    annotations = {image.id: dataset.annotations_by_image[image.id] for image in images}
+    return replace(dataset, images=images, annotations_by_image=annotations)
 
 
 def tuned_methods(
@@ -26,7 +36,6 @@ def tuned_methods(
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     methods: Collection[str] = tuple(METHODS),
-    num_images: int = NUM_IMAGES,
     batch_size: int = 8,
     progress: bool = True,
     skip_unreadable: int = 0,
@@ -40,26 +49,21 @@ def tuned_methods(
         dataset: training pictures: what is measured afterwards must not be among them.
         vocabulary: `dataset.class_names`, with their embeddings.
         methods: keys of `METHODS`.
-        num_images: so many of its pictures, the first that have objects.
-        skip_unreadable: leave out so many of these at most that cannot be read.
+        skip_unreadable: leave out so many pictures at most that cannot be read.
 
     Raises:
         InputError: no annotated box among them, or more pictures that cannot be read.
     """
     proposals = ground_truth_proposals(dataset)
-    images = [image for image in dataset.images if len(proposals.boxes[image.id])][:num_images]
-    part = readable_part(replace(dataset, images=tuple(images)), proposals, skip_unreadable, progress).dataset
+    images = tuple(image for image in dataset.images if len(proposals.boxes[image.id]))
+    part = readable_part(replace(dataset, images=images), proposals, skip_unreadable, progress).dataset
     if not part.images:
         raise InputError(
             f"{dataset.path} has no annotated box in a picture that can be read: no setting can be chosen on it"
         )
-    names = [name for name in candidates(model.clip) if name in methods]
-    if "head_and_crops" in methods and "clip_crops" not in names:
-        names.append("clip_crops")
-    best = {
-        name: _best(model, part, vocabulary, proposals, candidates(model.clip)[name], batch_size, progress)
-        for name in names
-    }
+    wanted = {*methods, "clip_crops"} if "head_and_crops" in methods else {*methods}
+    settings = {name: found for name, found in candidates(model.clip).items() if name in wanted}
+    best = _best(model, part, vocabulary, proposals, settings, batch_size, progress)
     if "head_and_crops" in methods:
         both = ensemble(HEAD, best["clip_crops"])
         best["head_and_crops"] = replace(both, tuned_on=best["clip_crops"].tuned_on)
@@ -71,36 +75,43 @@ def _best(
     dataset: CocoDataset,
     vocabulary: Vocabulary,
     proposals: Proposals,
-    settings: Sequence[Method],
+    settings: Mapping[str, Sequence[Method]],
     batch_size: int,
     progress: bool,
-) -> Method:
-    """Of one baseline's settings. Raises InputError."""
-    left = {method.description: method for method in settings}
-    right, seen, regions = dict.fromkeys(left, 0), 0, 0
+) -> dict[str, Method]:
+    """Of each baseline's settings. Every picture is encoded once for all of them."""
+    pipeline = as_pipeline(model)
+    left = {name: {method.description: method for method in of_baseline} for name, of_baseline in settings.items()}
+    right, seen, regions = Counter[str](), 0, 0
     for until, kept in ROUNDS:
         images = dataset.images[seen : max(seen + 1, round(until * len(dataset.images)))]
         seen += len(images)
+        regions += sum(len(proposals.boxes[image.id]) for image in images)
         part = replace(dataset, images=images)
+        together = {description: method for of_baseline in left.values() for description, method in of_baseline.items()}
         assert proposals.annotations is not None
-        for batch, name, probabilities in scored_batches(
-            model, part, vocabulary, proposals, left, batch_size, progress=progress
+        for batch, description, probabilities in scored_batches(
+            pipeline, model, part, vocabulary, proposals, together, batch_size, progress=progress
         ):
             for image, of_image in zip(batch.images, probabilities, strict=True):
                 annotations = proposals.annotations[image.record.id]
-                right[name] += int(is_right(dataset, annotations, of_image[: len(annotations)]).sum())
-        regions += sum(len(proposals.boxes[image.id]) for image in images)
-        order = sorted(left, key=lambda name: -right[name])  # of equals the first
+                right[description] += int(is_right(dataset, annotations, of_image[: len(annotations)]).sum())
+        order = {
+            name: sorted(found, key=lambda one: -right[one]) for name, found in left.items()
+        }  # of equals the first
         if seen == len(dataset.images):
             break
-        left = {name: left[name] for name in order[: max(2, round(kept * len(order)))]}
-    best = left[order[0]]
-    tuned_on = {
-        "data": dataset.path.name,
-        "images": seen,
-        "regions": regions,
-        "settings": len(settings),
-        "top1": round(100 * right[order[0]] / regions, 1),
-        "second": {order[1]: round(100 * right[order[1]] / regions, 1)},
-    }
-    return replace(best, tuned_on=tuned_on)
+        for name, ranked in order.items():
+            left[name] = {one: left[name][one] for one in ranked[: max(2, round(kept * len(ranked)))]}
+    best = {}
+    for name, (first, second, *_) in order.items():
+        tuned_on = {
+            "data": dataset.path.name,
+            "images": seen,
+            "regions": regions,
+            "settings": len(settings[name]),
+            "top1": round(100 * right[first] / regions, 1),
+            "second": {second: round(100 * right[second] / regions, 1)},
+        }
+        best[name] = replace(left[name][first], tuned_on=tuned_on)
+    return best

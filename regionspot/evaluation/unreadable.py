@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from regionspot.data.coco_json import CocoDataset, ImageRecord, first_few
+from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.extraction import read_upright
 from regionspot.data.json_reading import Id
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 from regionspot.evaluation.proposals import Proposals
 from regionspot.progress import Progress
 from regionspot.threads import default_threads

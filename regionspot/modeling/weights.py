@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from regionspot.errors import ArtifactError, is_interrupt
+from regionspot.errors import ArtifactError, first_few, is_interrupt
 from regionspot.modeling import torchscript
 
 MAX_NAMED_KEYS = 6
@@ -148,8 +148,7 @@ def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _describe(what: str, keys: list[str]) -> str:
     if not keys:
         return ""
-    rest = f" and {len(keys) - MAX_NAMED_KEYS} more" if len(keys) > MAX_NAMED_KEYS else ""
-    return f"{what}: {', '.join(keys[:MAX_NAMED_KEYS])}{rest}"
+    return f"{what}: {first_few(keys, MAX_NAMED_KEYS)}"
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from regionspot.config import TrainConfig
 from regionspot.data.augmentation import CropFlip
-from regionspot.data.coco_json import first_few
 from regionspot.data.collate import AugmentedBatches, BatchSource, CachedBatches, FeatureStore, RegionLimit
 from regionspot.data.dataset import BatchSchedule, TrainingSet
 from regionspot.data.extraction import fill_caches
 from regionspot.data.feature_cache import SelectedFeatures
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 from regionspot.modeling.checkpoint import save_head
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.sam import SamBackbone

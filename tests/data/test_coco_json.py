@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from regionspot.data.coco_json import CocoDataset, _spare_ids, first_few
+from regionspot.data.coco_json import CocoDataset, _spare_ids
 from regionspot.data.json_reading import id_key
-from regionspot.errors import InputError
+from regionspot.errors import InputError, first_few
 
 CONTENT: dict[str, Any] = {
     "images": [

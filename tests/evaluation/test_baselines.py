@@ -28,7 +28,7 @@ from regionspot.evaluation.batches import BatchEncoder, RegionBatch, load_image
 from regionspot.evaluation.evaluator import evaluate
 from regionspot.evaluation.methods import METHODS, candidates, clip_crops
 from regionspot.evaluation.proposals import ground_truth_proposals
-from regionspot.evaluation.tuning import tuned_methods
+from regionspot.evaluation.tuning import first_with_objects, tuned_methods
 from regionspot.masks import decode_rle
 from regionspot.mini.architecture import position_table
 from regionspot.mini.dataset import build_dataset
@@ -204,7 +204,9 @@ class TestTuning:
         """By description, in how many of the pictures a setting is right; nothing of others."""
         shares: dict[str, float] = {}
 
-        def scored(_: Any, dataset: CocoDataset, vocabulary: Vocabulary, *rest: Any, progress: bool) -> Iterator[Any]:
+        def scored(
+            _: Any, __: Any, dataset: CocoDataset, vocabulary: Vocabulary, *rest: Any, progress: bool
+        ) -> Iterator[Any]:
             _, methods, _ = rest
             rows = np.eye(len(vocabulary))
             for image in dataset.images:
@@ -239,7 +241,7 @@ class TestTuning:
     ) -> None:
         best = clip_crops(CropSetting(2.5, "square", None, "masked"))
         told[best.description] = 0.9
-        chosen = tuned_methods(model, many, vocabulary, ["head_and_crops"], num_images=20, progress=False)
+        chosen = tuned_methods(model, first_with_objects(many, 20), vocabulary, ["head_and_crops"], progress=False)
         assert list(chosen) == ["head_and_crops"]
         assert best.description in chosen["head_and_crops"].description
         assert (chosen["head_and_crops"].tuned_on or {})["images"] == 20
@@ -250,7 +252,7 @@ class TestTuning:
     ) -> None:
         best = candidates(model.clip)["roi_pooling"][2]
         told[best.description] = 1.0
-        chosen = tuned_methods(model, many, vocabulary, ["roi_pooling"], num_images=count, progress=False)
+        chosen = tuned_methods(model, first_with_objects(many, count), vocabulary, ["roi_pooling"], progress=False)
         assert chosen["roi_pooling"].description == best.description
         assert (chosen["roi_pooling"].tuned_on or {})["images"] == count
 
@@ -264,7 +266,7 @@ class TestTuning:
 
 def test_tuning_runs_for_real(model: RegionSpot, dataset: CocoDataset) -> None:
     vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
-    chosen = tuned_methods(model, dataset, vocabulary, ["roi_pooling"], num_images=6, progress=False)["roi_pooling"]
+    chosen = tuned_methods(model, dataset, vocabulary, ["roi_pooling"], progress=False)["roi_pooling"]
     proposals = ground_truth_proposals(dataset)
     figures = {
         method.description: evaluate(model, dataset, vocabulary, proposals, method, progress=False)[0]["top1"]
