@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test fuzz lint export serve-demo bench clean
+.PHONY: help setup demo test native-test docs fuzz lint export serve-demo bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,serving,web,benchmark,peers,dev]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[eval,onnx,openvino,tensorrt-rtx,serving,web,benchmark,peers,docs,dev]"
 	@touch $@
 
 demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/
@@ -38,6 +38,9 @@ native-test: setup  ## the C++ tests, under the address and undefined-behaviour 
 	  -DREGIONSPOT_EXTENSION=OFF -DREGIONSPOT_SANITIZE=ON > /dev/null
 	$(BIN)/cmake --build build/ctest
 	$(BIN)/ctest --test-dir build/ctest --output-on-failure
+
+docs: setup  ## the documentation site, without a warning: build/site/
+	$(BIN)/python -m mkdocs build --strict
 
 fuzz: setup  ## strange inputs through every reader, each case in a bounded process, in some minutes: runs/fuzz/
 	$(BIN)/python -m tests.fuzz --workers $(WORKERS) --json runs/fuzz/robustness.json

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def main(variant: str, folder: Path) -> None:
     for count in request.boxes:
         memory.start()
         tokens: npt.NDArray[Any] = decode(corners[:count])  # the first of a size also makes the runtimes' buffers
-        seconds = repeat(lambda count=count: decode(corners[:count]))
+        seconds = repeat(partial(decode, corners[:count]))
         np.save(folder / f"{variant}-{count}.npy", tokens)
         found = {"boxes": count, "seconds": median(seconds), "repetitions": len(seconds), "peak_mb": memory.peak_mb()}
         print(json.dumps(found), flush=True)

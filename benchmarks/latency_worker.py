@@ -157,7 +157,8 @@ def _whole(pipeline: RegionPipeline, request: Request, regions: int, masks: bool
     rng = np.random.default_rng(0)
     embeddings = random_words(request.words, pipeline.info.embed_dim, rng)
     words = Vocabulary(tuple(f"word {index}" for index in range(len(embeddings))), embeddings)
-    boxes = random_boxes(regions, *read_image(picture).shape[:2], rng)
+    height, width, _ = read_image(picture).shape
+    boxes = random_boxes(regions, height, width, rng)
 
     def run() -> None:
         predictor.set_image(picture).predict(boxes=boxes, vocabulary=words, return_masks=masks)

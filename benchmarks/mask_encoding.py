@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def measure(way: str, count: int, size: tuple[int, int], threads: int) -> dict[s
         memory.start()
         counts = encode(logits)
         peak = memory.peak_mb()
-        seconds = repeat(lambda logits=logits: encode(logits))
+        seconds = repeat(partial(encode, logits))
         found[kind] = {"seconds": median(seconds), "peak_mb": peak, "counts": counts}
     return found
 

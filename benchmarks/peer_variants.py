@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -261,7 +262,7 @@ def gflop(way: Way, inputs: Inputs, counts: list[int | None]) -> dict[str, float
 
     if counts == [None]:
         return {"None": count_flops(lambda: way(inputs.picture, inputs.boxes)) / 1e9}
-    first = [count_flops(lambda count=count: way(inputs.picture, inputs.boxes[:count])) for count in FIRST_COUNTS]
+    first = [count_flops(partial(way, inputs.picture, inputs.boxes[:count])) for count in FIRST_COUNTS]
     return {str(count): extrapolate(first, count) / 1e9 for count in counts if count}
 
 

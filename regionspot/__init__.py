@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["RegionPredictor", "__version__", "create_model", "load_head", "open_pipeline"]
-
-# In a bare checkout, export/, serving/ and benchmarks/ are found as regionspot.export and so on, as once installed.
-_checkout = Path(__file__).resolve().parent.parent
-if (_checkout / "pyproject.toml").is_file() and (_checkout / "export" / "__init__.py").is_file():
-    __path__.append(str(_checkout))
 
 _HOMES = {
     "load_head": "regionspot.modeling.checkpoint",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,15 @@ def test_public_names() -> None:
         _ = regionspot.load_heads
 
 
+def test_mypy_follows_every_module_of_ours() -> None:
+    """A name of ours that it cannot find would be `Any`, and whatever is done with it unchecked."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert options["files"] == ["regionspot", "tests"]
+    assert all((ROOT / "regionspot" / folder).resolve() == ROOT / folder for folder in MAPPED)
+    assert not [name for table in options["overrides"] for name in table["module"] if name.startswith("regionspot")]
+
+
 def test_mapped_folders_are_found_in_a_checkout() -> None:
     code = "import regionspot.export, regionspot.serving, regionspot.benchmarks; print(regionspot.export.__file__)"
     run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert Path(run.stdout.strip()) == ROOT / "export" / "__init__.py"
+    assert Path(run.stdout.strip()).resolve() == ROOT / "export" / "__init__.py"

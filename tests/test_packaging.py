@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -33,6 +34,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         return archive.namelist()
+
+
+def test_the_sdist_holds_every_file_once(tmp_path: Path) -> None:
+    code = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        members = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()}
+    expected = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = {line.split("\t")[1] for line in expected.splitlines() if not line.startswith("120000 ")}  # no links
+    assert members - {"PKG-INFO"} == {name for name in files if not name.startswith((".ci/", ".github/"))}
 
 
 def test_one_top_level_name(names: list[str]) -> None:
@@ -89,6 +100,7 @@ def test_every_dependency_is_pinned() -> None:
     wanted = [
         *project["project"]["dependencies"],
         *extras["eval"],
+        *extras["docs"],
         *extras["dev"],
         *project["build-system"]["requires"],
     ]

@@ -12,6 +12,7 @@ from regionspot.cli.outputs import artifact_files, check_outputs, json_bytes, mo
 from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
+    from regionspot.export.parity import EndToEnd, Parity
     from regionspot.export.sides import Side
 
 EXIT_BREACH = 1
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with_text = "clip_text_encoder" in specs
         recognizer = recognizer_spec(inputs.specs["region_recognizer"], specs["region_head"])
         whole = compare_pipelines(a, b, recognizer, with_text, inputs, arguments.threads)
-    passed = not any(row.passed is False for row in (*rows.values(), *([whole] if whole else [])))
+    results: list[Parity | EndToEnd] = [*rows.values(), *([whole] if whole else [])]
+    passed = not any(result.passed is False for result in results)
     if arguments.json:
         content: dict[str, Any] = {"a": a.title, "b": b.title, "passed": passed}
         content["graphs"] = [{"name": name, **row.to_json()} for name, row in rows.items()]

@@ -22,7 +22,17 @@ CANARY_TIMEOUT_S = 10.0
 class ModelClient(Protocol):
     """What the gateway asks of a client, such as `AsyncRegionClient`."""
 
-    async def ask(self, image: Any, vocabulary: Any, regions: Any, **options: Any) -> Answer: ...
+    async def ask(
+        self,
+        image: Any,
+        vocabulary: Any,
+        regions: Any,
+        *,
+        top_k: int = ...,
+        return_masks: bool = ...,
+        request_id: str = ...,
+        timeout_s: float | None = ...,
+    ) -> Answer: ...
     async def info(self, refresh: bool = False) -> ServerInfo: ...
     async def close(self) -> None: ...
 

@@ -60,9 +60,9 @@ def test_resuming_keeps_what_is_good_and_makes_the_rest(pair: Path, capsys: Capt
 
 
 def test_resuming_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    from regionspot.export import build
+    from regionspot.export.build import _Build
 
-    make = build._Build._make
+    make = _Build._make
 
     def killed(self: Any, step: Any) -> None:
         if step.precision == "fp16":
@@ -71,7 +71,7 @@ def test_resuming_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     arguments = ("--graphs", SMALL, "--precision", "fp32,fp16")
     with monkeypatch.context() as patch:
-        patch.setattr(build._Build, "_make", killed)
+        patch.setattr(_Build, "_make", killed)
         assert export(tmp_path, *arguments) == 130
     assert set(read(tmp_path)) == {(SMALL, "onnx", "fp32")}
     capsys.readouterr()

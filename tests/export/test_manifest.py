@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def test_a_preprocessing_of_another_release_is_refused(model: RegionSpot) -> Non
     for field, value in asdict(own).items():
         if field.endswith(("mean", "std")):
             continue
-        other = replace(own, **{field: not value if isinstance(value, bool) else f"{value} once more"})
+        change: dict[str, Any] = {field: not value if isinstance(value, bool) else f"{value} once more"}
+        other = replace(own, **change)
         assert other.fingerprint() != own.fingerprint()
         with pytest.raises(ArtifactError, match=f"manifest.json was made for another preprocessing.*{field}"):
             other.check("manifest.json")

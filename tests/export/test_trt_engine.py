@@ -226,13 +226,13 @@ def test_turing_takes_no_fp32_products(small: Path, tmp_path: Path) -> None:
 
 def test_reasons_are_those_of_the_build_at_hand(small: Path, tmp_path: Path) -> None:
     """TensorRT has one logger for all builders that live; here the first lives on in its error."""
-    out, options = tmp_path / "small.engine", {"flavour": "tensorrt-rtx"}
+    out = tmp_path / "small.engine"
     with pytest.raises(ArtifactError) as first:
-        build_engine(small, SPEC, out, **options, compute_capabilities=[75])
+        build_engine(small, SPEC, out, "tensorrt-rtx", compute_capabilities=[75])
     with pytest.raises(ArtifactError) as second:
-        build_engine(small, SPEC, out, **options, workspace_mib=1, compute_capabilities=[75, 89])
+        build_engine(small, SPEC, out, "tensorrt-rtx", workspace_mib=1, compute_capabilities=[75, 89])
     assert "FP32 GEMM" in str(first.value) and "FP32 GEMM" in str(second.value)
-    assert build_engine(small, SPEC, out, **options).warnings == ()
+    assert build_engine(small, SPEC, out, "tensorrt-rtx").warnings == ()
 
 
 def renamed(spec: GraphSpec) -> GraphSpec:

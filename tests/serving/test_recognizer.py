@@ -45,8 +45,8 @@ def recognizer(predictor: RegionPredictor, shared: SharedState) -> Recognizer:
     return Recognizer(predictor, shared)
 
 
-def ask(recognizer: Recognizer, counts: Counts | None = None, **inputs: object) -> dict[str, Array]:
-    given = {
+def ask(recognizer: Recognizer, counts: Counts | None = None, **inputs: Any) -> dict[str, Array]:
+    given: dict[str, Any] = {
         name: np.array(value, np.float32) if name in ("boxes", "points") else value for name, value in inputs.items()
     }
     return recognizer.answer(Question(**given), counts or Counts())
@@ -101,8 +101,8 @@ def test_a_known_picture_skips_the_encoders(recognizer: Recognizer) -> None:
 
 @pytest.mark.parametrize("kind", ["boxes", "points"])
 def test_no_region_at_all(recognizer: Recognizer, kind: str) -> None:
-    nothing = np.zeros((0, 4) if kind == "boxes" else (0, 1, 2), np.float32)
-    found = ask(recognizer, image=png(40, 40), vocabulary="toys", return_masks=True, **{kind: nothing})
+    nothing: dict[str, Any] = {kind: np.zeros((0, 4) if kind == "boxes" else (0, 1, 2), np.float32)}
+    found = ask(recognizer, image=png(40, 40), vocabulary="toys", return_masks=True, **nothing)
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes["scores"] == shapes["masks"] == (0,) and shapes["boxes"] == (0, 4)
     assert shapes["top_scores"] == shapes["top_class_names"] == (0, 3)

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.predictor import RegionPredictor
-from regionspot.serving.client import AsyncRegionClient, RegionClient
+from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteImage
 from regionspot.serving.contract import MODEL, RequestError, ServingError
 from regionspot.serving.server import Running
 from regionspot.serving.triton import pipeline_from_triton
@@ -149,8 +149,8 @@ class TestCompany:
         async def ask_all() -> list[RegionPredictions]:
             url = server.ports.grpc_url if protocol == "grpc" else server.ports.http_url
             async with AsyncRegionClient(url) as many:
-                known = await many.encode(pictures[0])
-                asked = [many.recognize(path, [[5, 5, 90, 90]], "mini") for path in (known, *pictures[1:])]
+                images: list[Path | RemoteImage] = [await many.encode(pictures[0]), *pictures[1:]]
+                asked = [many.recognize(image, [[5, 5, 90, 90]], "mini") for image in images]
                 return list(await asyncio.gather(*asked))
 
         for path, found in zip(pictures, asyncio.run(ask_all()), strict=True):
