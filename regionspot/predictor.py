@@ -80,20 +80,20 @@ class _Regions:
 
 
 class RegionPredictor:
-    """Names regions of images.
+    """Recognises regions of images.
 
-    >>> predictor = RegionPredictor(model)  # doctest: +SKIP
-    >>> predictor.predict("photo.jpg", boxes=[[10, 20, 200, 300]], vocabulary=["cat", "cup"])  # doctest: +SKIP
-    >>> predictor.set_image("photo.jpg").predict(points=[[80, 90]], vocabulary=["cat", "cup"])  # doctest: +SKIP
-
-    Safe to share between threads: every answer is that of a serial call. `set_image` holds for the thread that calls
-    it; what the thread that made the predictor has set also holds for threads that set nothing. It can be pickled; the
-    copy has no image set.
+    Thread-safe: each result is that of a serial call. `set_image` sets the image for the calling thread; threads that
+    set none use the one that the creating thread has set. A pickled copy has no image set.
 
     Args:
-        model: on any device, the work is done there; or a pipeline of exported graphs.
-        cache_dir: where embeddings of class names are kept, see `VocabularyEncoder`.
-        clean_coco_suffixes: leave COCO's `-other`, `-merged` and `-stuff` out of class names, see `VocabularyEncoder`.
+        model: a model on any device, which does the work there, or a pipeline of exported graphs.
+        cache_dir: where embeddings of class names are cached, see `VocabularyEncoder`.
+        clean_coco_suffixes: remove COCO's `-other`, `-merged` and `-stuff` from class names, see `VocabularyEncoder`.
+
+    Examples:
+        >>> predictor = RegionPredictor(model)
+        >>> predictor.predict("photo.jpg", boxes=[[10, 20, 200, 300]], vocabulary=["cat", "cup"])
+        >>> predictor.set_image("photo.jpg").predict(points=[[80, 90]], vocabulary=["cat", "cup"])
     """
 
     def __init__(
@@ -158,36 +158,36 @@ class RegionPredictor:
         return_masks: bool = True,
         mask_chunk: int = 16,
     ) -> RegionPredictions:
-        """Names regions of an image.
+        """Recognises regions of an image.
 
-        All regions of one call see each other in the head's self-attention, so the scores of a region depend on the
-        company it is in. Coordinates are pixels of the original image.
+        All regions of one call attend to each other in the head, so the scores of a region depend on the other regions
+        of the call. Coordinates are pixels of the original image.
 
         Args:
-            image: a path, bytes, an array or a Pillow image (see `read_image`), or what `encode` gave; None stands for
-                the image that `set_image` has set. It changes nothing for later calls.
-            vocabulary: the words to choose from: a list, one string ("cat,dog", a file or a preset, see
+            image: a path, bytes, an array or a Pillow image (see `read_image`), or the result of `encode`; None uses
+                the image of `set_image`. Does not affect later calls.
+            vocabulary: class names to choose from: a list, one string ("cat,dog", a file or a preset, see
                 `parse_vocabulary`), or a `Vocabulary` with its embeddings.
-            boxes: (N, 4) xyxy; parts outside the picture are cut off.
-            points: (N, 2), or (N, K, 2) for K clicks on each region.
-            point_labels: (N,) or (N, K), 1 for foreground (the default), 0 for background.
-            masks: (N, H, W) bool, at the picture's size.
-            top_k: how many of the best classes to report.
-            multimask: name all of SAM's three readings of each prompt (whole, part, subpart): each prompt has three
-                results in a row. The same reading of all prompts is classified together. Without it, a head that was
-                trained on these readings names the one with the highest predicted IoU.
-            return_masks: also draw SAM's mask of each region. Recognition does not need it.
-            mask_chunk: how many prompts' masks are decoded at once; it bounds memory and changes no result.
+            boxes: (N, 4) xyxy; parts outside the image are clipped.
+            points: (N, 2), or (N, P, 2) for P points on each region.
+            point_labels: (N,) or (N, P), 1 for foreground (the default), 0 for background.
+            masks: (N, H, W) bool, at the image's size.
+            top_k: number of best classes to return.
+            multimask: classify all three of SAM's masks of each prompt (whole, part, subpart): each prompt has three
+                results in a row. The same mask token of all prompts is classified together. Without it, a head that was
+                trained on these tokens classifies the one with the highest predicted IoU.
+            return_masks: also return SAM's mask of each region. Recognition does not need it.
+            mask_chunk: number of prompts whose masks are decoded at once; bounds memory and changes no result.
 
         Returns:
-            Regions in the order boxes, points, masks. The box of a point is that of its mask where masks are returned,
-            else the point itself.
+            Regions in the order boxes, points, masks. The box of a point is the box of its mask if masks are returned,
+            otherwise the point itself.
 
         Raises:
-            InputError: no image given or set, one that another model encoded, no prompt given, an impossible one (see
-                `Prompts.validated`), bad words; or, of exported graphs, more regions than they take, or masks as
-                prompts.
-            ArtifactError: the model answers with NaN.
+            InputError: no image given or set, an image that another model encoded, no prompt, an invalid prompt (see
+                `Prompts.validated`), invalid class names; with exported graphs also more regions than they accept, or
+                masks as prompts.
+            ArtifactError: the model's output is NaN.
         """
         top_k, mask_chunk = checked_count(top_k, "top_k"), checked_count(mask_chunk, "mask_chunk")
         given = _prompts(boxes, points, point_labels, masks)

@@ -304,23 +304,25 @@ def _check_class_name(name: object, place: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RegionPredictions:
-    """What one image's N regions are, out of V classes.
+    """Predicted classes, scores and masks of the N regions of one image, over a vocabulary of V classes.
 
     Args:
-        image_height, image_width: the original image, in pixels.
+        image_height: of the original image, in pixels.
+        image_width: of the original image, in pixels.
         boxes: (N, 4) xyxy in original-image pixels.
-        class_names: the V names that class ids index.
+        class_names: the V class names that class ids index.
         scores: (N,) probability of the best class (softmax over the vocabulary).
         class_ids: (N,) the best class.
-        top_class_ids, top_scores: (N, K) the K best, best first.
-        masks: N masks at the original image's size, or None where none were asked for.
-        iou_predictions: (N,) SAM's own estimate of each mask's IoU, or None.
+        top_class_ids: (N, K) the K best classes, best first.
+        top_scores: (N, K) their probabilities.
+        masks: N masks at the original image's size, or None if none were requested.
+        iou_predictions: (N,) SAM's estimate of the IoU of each mask, or None.
 
     Lists and arrays of other types are converted.
 
     Raises:
-        InputError: fields that do not belong together, numbers that are NaN or infinite, an inverted box, an index of
-            no class, a mask of another size than the image.
+        InputError: lengths that do not match, NaN or infinite numbers, an inverted box, a class id out of range, a mask
+            of another size than the image.
     """
 
     image_height: int

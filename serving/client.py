@@ -30,12 +30,13 @@ _SENT_AS_IT_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG and PNG; WebP i
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """A picture that a server knows. Ask about it in the picture's place: it need not be sent or encoded again.
+    """An image that a server has cached. Pass it instead of the image, which then need not be sent or encoded again.
 
     Args:
-        handle: what the server calls it.
-        height, width: of the picture, upright.
-        encoded: its bytes, sent once more should the server have forgotten it; None where they are not at hand.
+        handle: the server's identifier of it.
+        height: of the upright image, in pixels.
+        width: of the upright image, in pixels.
+        encoded: the image file's bytes, sent again if the server no longer has it; None if they are not available.
     """
 
     handle: str
@@ -46,7 +47,7 @@ class RemoteImage:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the server said. `cached`: it knew the picture, and skipped both encoders."""
+    """A server's response. `cached`: the image was cached, so both image encoders were skipped."""
 
     predictions: RegionPredictions
     image: RemoteImage
@@ -55,12 +56,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server runs.
+    """Describes the model that a server runs.
 
     Args:
-        model, runtime, precision: as reports call them.
-        vocabularies: the registered ones, with their words.
-        limits: of a request.
+        model: its name.
+        runtime: name of the runtime.
+        precision: name of the precision.
+        vocabularies: name -> class names of each registered vocabulary.
+        limits: of one request.
     """
 
     model: str
@@ -110,20 +113,21 @@ class RegionClient:
         return_masks: bool = False,
         timeout_s: float | None = None,
     ) -> RegionPredictions:
-        """Name regions of a picture; all regions of one call see each other, as in `RegionPredictor.predict`.
+        """Recognises regions of an image. Regions of one call attend to each other, as in `RegionPredictor.predict`.
 
         Args:
-            image: a file's path or bytes, a Pillow image, an (H, W, 3) uint8 RGB array, or what `encode` gave.
-            boxes: (N, 4) xyxy in pixels of the upright picture.
-            vocabulary: the name of a vocabulary that the server has registered, or the words themselves.
-            points, point_labels: (N, 2) or (N, K, 2) clicks, and 1 for foreground or 0 for background for each.
-            top_k: how many of the best classes to report.
-            return_masks: also draw SAM's mask of each region.
-            timeout_s: in place of the client's.
+            image: a file's path or bytes, a Pillow image, an (H, W, 3) uint8 RGB array, or the result of `encode`.
+            boxes: (N, 4) xyxy in pixels of the upright image.
+            vocabulary: the name of a vocabulary that is registered on the server, or class names.
+            points: (N, 2) or (N, P, 2) xy in pixels of the upright image.
+            point_labels: (N,) or (N, P), 1 for foreground and 0 for background; None is foreground throughout.
+            top_k: number of best classes to return.
+            return_masks: also return SAM's mask of each region.
+            timeout_s: overrides the client's.
 
         Raises:
-            RequestError: the picture, the regions or the words cannot be used; its `code` and message say why.
-            ServingError: the server fails, gives no answer in time, or cannot be reached.
+            RequestError: the image, the regions or the class names are invalid; see its `code` and message.
+            ServingError: the server failed, did not respond in time, or cannot be reached.
             InputError: a file that does not exist, arrays of other shapes.
         """
         regions = {"boxes": boxes, "points": points, "point_labels": point_labels}

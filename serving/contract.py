@@ -1,4 +1,4 @@
-"""The public model's contract: its tensors, limits and error codes. Server, client, gateway and README share it.
+"""The public model's contract: its tensors, limits and error codes. Server, client, gateway and documentation share it.
 
 Free of Triton and of PyTorch.
 """
@@ -42,45 +42,45 @@ class Field:
 
 
 INPUTS = (
-    Field("image", "bytes", (1,), "an encoded picture: JPEG, PNG or WebP"),
-    Field("image_handle", "bytes", (1,), "in its place: what an earlier answer called the picture"),
-    Field("boxes", "float32", (-1, 4), "N boxes xyxy in pixels of the upright picture"),
-    Field("points", "float32", (-1, -1, 2), "N regions of P clicks each, xy in pixels; they come behind the boxes"),
-    Field("point_labels", "int32", (-1, -1), "1 on the region (the default), 0 beside it, for each click"),
-    Field("vocabulary", "bytes", (1,), "the name of a registered vocabulary"),
-    Field("words", "bytes", (-1,), "in its place: the V class names themselves, UTF-8"),
-    Field("top_k", "int32", (1,), f"how many of the best classes to report (default {DEFAULT_TOP_K})"),
-    Field("return_masks", "bool", (1,), "also draw each region's mask (default false)"),
+    Field("image", "bytes", (1,), "an encoded image: JPEG, PNG or WebP"),
+    Field("image_handle", "bytes", (1,), "instead of `image`: the handle that an earlier response returned"),
+    Field("boxes", "float32", (-1, 4), "N boxes, xyxy in pixels of the upright image"),
+    Field("points", "float32", (-1, -1, 2), "N regions of P points each, xy in pixels; they follow the boxes"),
+    Field("point_labels", "int32", (-1, -1), "for each point: 1 foreground (default), 0 background"),
+    Field("vocabulary", "bytes", (1,), "name of a registered vocabulary"),
+    Field("words", "bytes", (-1,), "instead of `vocabulary`: the V class names, UTF-8"),
+    Field("top_k", "int32", (1,), f"number of best classes to return (default {DEFAULT_TOP_K})"),
+    Field("return_masks", "bool", (1,), "also return each region's mask (default false)"),
 )
 OUTPUTS = (
-    Field("class_ids", "int32", (-1,), "the best class of each region, an index of the vocabulary"),
-    Field("class_names", "bytes", (-1,), "its name"),
-    Field("scores", "float32", (-1,), "its probability among the vocabulary"),
-    Field("top_class_ids", "int32", (-1, -1), "the K best classes of each region, best first"),
+    Field("class_ids", "int32", (-1,), "best class of each region, an index into the vocabulary"),
+    Field("class_names", "bytes", (-1,), "name of that class"),
+    Field("scores", "float32", (-1,), "probability of that class, a softmax over the vocabulary"),
+    Field("top_class_ids", "int32", (-1, -1), "K best classes of each region, best first"),
     Field("top_class_names", "bytes", (-1, -1), "their names"),
     Field("top_scores", "float32", (-1, -1), "their probabilities"),
-    Field("boxes", "float32", (-1, 4), "each region's box; of clicks that of the mask, or the clicks' own"),
-    Field("iou_predictions", "float32", (-1,), "SAM's own estimate of its mask's IoU"),
-    Field("masks", "bytes", (-1,), "compressed counts of COCO's RLE at the picture's size; none unless asked for"),
-    Field("image_size", "int32", (2,), "height and width of the upright picture"),
-    Field("image_handle", "bytes", (1,), "asks about the same picture without sending it again"),
-    Field("cached", "bool", (1,), "whether the encoders were skipped: the server knew the picture"),
+    Field("boxes", "float32", (-1, 4), "box of each region; for points, the box of the mask or of the points"),
+    Field("iou_predictions", "float32", (-1,), "SAM's estimate of the IoU of its mask"),
+    Field("masks", "bytes", (-1,), "compressed counts of a COCO RLE at the image's size; empty unless `return_masks`"),
+    Field("image_size", "int32", (2,), "height and width of the upright image"),
+    Field("image_handle", "bytes", (1,), "send it instead of the same image to skip the encoders"),
+    Field("cached", "bool", (1,), "whether the encoders were skipped, because the image was cached"),
 )
 
 CODES = {
-    "REQUEST_INVALID": "the request is not of the contract: tensors that are missing, of another type or one too many",
-    "IMAGE_INVALID": "the bytes are no picture that is read here, or a damaged one",
-    "IMAGE_TOO_LARGE": "more bytes or pixels than the server takes",
-    "IMAGE_UNKNOWN": "the server does not know, or no longer knows, a picture of that handle: send the picture",
-    "REGION_INVALID": "a box or click that the picture cannot have",
-    "TOO_MANY_REGIONS": "more regions than are looked at together",
-    "VOCABULARY_INVALID": "words that are blank, repeated, too long or not UTF-8",
-    "VOCABULARY_UNKNOWN": "no vocabulary of that name is registered",
-    "TOO_MANY_WORDS": "more words than the server takes",
-    "UNAUTHORIZED": "the gateway wants a token, and this is not it",
-    "OVERLOADED": "too many requests wait: try again later",
-    "UNAVAILABLE": "the server cannot be reached, or starts or restarts at the moment: try again",
-    "TIMEOUT": "no answer within the time that the client gave",
+    "REQUEST_INVALID": "the request does not match this contract: a tensor is missing, unknown, or of another type",
+    "IMAGE_INVALID": "unsupported image format, or a corrupt file",
+    "IMAGE_TOO_LARGE": "more bytes or pixels than the server accepts",
+    "IMAGE_UNKNOWN": "no image with that handle is cached (any more): send the image",
+    "REGION_INVALID": "a box or point that is malformed or outside the image",
+    "TOO_MANY_REGIONS": "more regions than one request may have",
+    "VOCABULARY_INVALID": "class names that are blank, repeated, too long or not UTF-8",
+    "VOCABULARY_UNKNOWN": "no vocabulary with that name is registered",
+    "TOO_MANY_WORDS": "more class names than the server accepts",
+    "UNAUTHORIZED": "the gateway needs a bearer token, and got none or another",
+    "OVERLOADED": "too many requests are queued: retry later",
+    "UNAVAILABLE": "the server cannot be reached, or is starting: retry",
+    "TIMEOUT": "no response before the client's deadline",
     "INTERNAL": "the server failed; its log says why",
 }
 """Stable codes, each at the beginning of its message: "REGION_INVALID: box 2 ..."."""
@@ -153,16 +153,18 @@ def base64_hint(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request, and sizes of the server's caches.
 
     Args:
-        max_image_bytes, max_image_pixels: of the encoded picture, and by its header before any pixel is decoded.
-        max_regions: of one picture: the head sees all of them at once.
-        max_words: of a vocabulary that is sent; `max_new_words` of them may be ones that the server has not met.
-        max_word_length: characters.
-        max_top_k: classes to report.
-        image_cache_mb: how much the server keeps of pictures that it encoded.
-        max_cached_words: how many words it keeps.
+        max_image_bytes: of the encoded image.
+        max_image_pixels: of the image, checked against its header before any pixel is decoded.
+        max_regions: of one image; the head attends to all of them at once.
+        max_words: class names of a request.
+        max_new_words: class names of a request that are not in the server's cache.
+        max_word_length: characters of a class name.
+        max_top_k: best classes to return.
+        image_cache_mb: size of the cache of encoded images, in MB.
+        max_cached_words: size of the cache of class names.
     """
 
     max_image_bytes: int = 32 << 20

@@ -152,7 +152,7 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
 
 
 def fields_of(fields: Iterable[Field], batched: bool = True) -> str:
-    """A table of tensors in Markdown, as the README has it."""
+    """A table of tensors in Markdown, as in `docs/serve/wire-format.md`."""
     rows = ["| name | type | shape | |", "|---|---|---|---|"]
     for field in fields:
         shape = ", ".join(["B"] * batched + [str(size) if size > 0 else "?" for size in field.dims])

@@ -17,17 +17,18 @@ from regionspot.runtime.torch_runner import evaluating
 
 
 class RegionSpot(nn.Module):
-    """SAM says where, CLIP says what, the head joins them (arXiv 2311.01373, figure 2).
+    """A frozen SAM, a frozen CLIP and the trained head (arXiv 2311.01373, figure 2).
 
-    `train()` switches only the head to training mode; only the head's parameters ask for a gradient.
+    `train()` switches only the head to training mode; only the head's parameters require gradients.
 
     Args:
-        sam, clip: frozen towers.
-        head: takes their widths; made by `RegionHead(sam.token_dim, clip.width, clip.embed_dim)`.
-        name: what reports and artefacts call this model.
+        sam: frozen image encoder and mask decoder.
+        clip: frozen image and text encoders.
+        head: made for these two by `RegionHead(sam.token_dim, clip.width, clip.embed_dim)`.
+        name: name of this model in reports and artefacts.
 
     Raises:
-        InputError: the head was made for other towers.
+        InputError: the head was made for other widths.
     """
 
     def __init__(self, sam: SamBackbone, clip: ClipBackbone, head: RegionHead, name: str = "regionspot") -> None:

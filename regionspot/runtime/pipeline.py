@@ -108,23 +108,24 @@ class MaskPromptDecoder(Protocol):
 
 
 class RegionPipeline:
-    """The model as a row of graphs. Use as a context manager, or call `close`.
+    """Runs the model's graphs in one runtime. Use it as a context manager, or call `close`.
 
-    Safe to share between threads: every answer belongs to its own arguments. It can be pickled where it knows how to be
-    opened again: a copy opens its graphs anew when they are first needed.
+    Thread-safe. It can be pickled if `reopen` is given; the copy opens each graph when it is first needed.
 
     Args:
-        info: the model's sizes.
-        runners: graph name -> its runner. A function is called when a graph is first needed.
-        runtime, precision: how reports call them.
-        fingerprint: graph name -> a text that changes with what it computes: an artefact's SHA-256, or that of weights.
-        prompt_chunk: how many prompts, of all images of a batch together, go through the token decoder at once; it
-            bounds memory and changes no result.
-        mask_prompts: what answers prompts that are masks; None where nothing can.
-        region_step, prompt_step: numbers of regions, and of prompts at once, are rounded up to multiples of these where
-            the graphs' ranges let them, with padding that is not seen: a runtime that gets ready for each size anew,
-            as OpenVINO and CUDA graphs do, then meets few.
-        reopen: makes the same pipeline in another process; it must be picklable.
+        info: sizes of the model.
+        runners: graph name -> runner. A function is called when a graph is first needed.
+        runtime: name of the runtime in reports.
+        precision: name of the precision in reports.
+        fingerprint: graph name -> a string that changes with what the graph computes: the SHA-256 of an artefact or of
+            weights.
+        prompt_chunk: number of prompts, over all images of a batch, that go through the token decoder at once; bounds
+            memory and changes no result.
+        mask_prompts: decodes prompts that are masks; None if masks cannot be prompts here.
+        region_step: numbers of regions are padded to multiples of this where the graphs' ranges allow it, so that
+            runtimes which specialise per shape (OpenVINO, CUDA graphs) see only a few shapes; changes no result.
+        prompt_step: the same for numbers of prompts.
+        reopen: opens the same pipeline in another process; it must be picklable.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime.artifacts import spec_from_json
 from regionspot.runtime.graph_spec import GraphSpec, Range, Ranges, graph_specs
-from regionspot.serving.contract import INPUTS, MODEL, OUTPUTS, TARGETS
+from regionspot.serving.contract import CODES, INPUTS, MODEL, OUTPUTS, RETRYABLE, TARGETS
+from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.model_config import (
     can_batch,
     fields_of,
@@ -136,5 +137,11 @@ def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [INPUTS, OUTPUTS])
-def test_the_readme_has_the_tables_of_the_contract(fields: tuple) -> None:
-    assert fields_of(fields) in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_has_the_tables_of_the_contract(fields: tuple) -> None:
+    assert fields_of(fields) in (ROOT / "docs/serve/wire-format.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_has_the_codes_of_the_contract() -> None:
+    table = (ROOT / "docs/serve/wire-format.md").read_text(encoding="utf-8")
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {STATUS[code]} | {meaning} | {'retry' if code in RETRYABLE else ''}" in table
