@@ -24,10 +24,10 @@ from regionspot.modeling.graphs import model_info
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
+from regionspot.runtime.formats import FORMATS, NATIVE, RUNTIMES, open_graph
 from regionspot.runtime.graph_spec import graph_specs
 from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK
 from regionspot.runtime.runner import Array
-from regionspot.runtime.runtimes import NATIVE, open_graph
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 REFERENCE_BATCH = 64
@@ -108,9 +108,15 @@ def decode_by_torch(sam: SamBackbone, embeddings: Array) -> Decode:
 def decode_by_runtimes(runtimes: Sequence[str], request: Request, embeddings: Array, folder: Path) -> Decode:
     """Ours: what runs the image part, and what the prompts."""
     specs = graph_specs(model_info(request.create_model()))
-    suffix = {"onnxruntime": ".onnx", "openvino": ".xml", NATIVE: ".npz"}
     image_part, prompt_part = (
-        open_graph(folder / f"{name}{suffix[runtime]}", specs[name], runtime, "fp32", "cpu", request.threads)
+        open_graph(
+            folder / f"{name}{FORMATS[RUNTIMES[runtime].opens[0]].suffix}",
+            specs[name],
+            runtime,
+            "fp32",
+            "cpu",
+            request.threads,
+        )
         for name, runtime in zip(GRAPHS, runtimes, strict=True)
     )
     chunk = NATIVE_PROMPT_CHUNK if NATIVE in runtimes else request.prompt_chunk

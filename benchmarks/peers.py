@@ -38,7 +38,7 @@ from regionspot.child_process import how_it_ended
 from regionspot.errors import InputError
 from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS, Manifest
-from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_RUNTIME, NATIVE
+from regionspot.runtime.formats import FORMATS, NATIVE
 from regionspot.transforms import read_image
 
 OURS = "ours"
@@ -140,14 +140,15 @@ def artefact_ways(manifest: Manifest | None) -> list[str]:
     """Runtime and precision of what is exported and works on a CPU, such as "openvino_int8"."""
     if manifest is None:
         return []
-    if others := {entry.format for entry in manifest.graphs} - {*CPU_FORMATS, NATIVE}:
+    on_cpu = [name for name, row in FORMATS.items() if row.runs_on_cpu]
+    if others := {entry.format for entry in manifest.graphs} - {*on_cpu, NATIVE}:
         print(f"left out: {', '.join(sorted(others))}, which works on a GPU", file=sys.stderr, flush=True)
-    return [_way(one, precision) for one in CPU_FORMATS for precision in manifest.precisions(one)]
+    return [_way(one, precision) for one in on_cpu for precision in manifest.precisions(one)]
 
 
 def _way(artefact_format: str, precision: str) -> str:
     """What runs these artefacts: "onnx" and "fp32" to "onnxruntime_fp32"."""
-    return f"{FORMAT_RUNTIME[artefact_format]}_{precision}"
+    return f"{FORMATS[artefact_format].runtime}_{precision}"
 
 
 def _inspect(setup: Setup, manifest: Manifest | None, ways: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
 from regionspot.runtime.artifacts import Manifest, open_pipeline
-from regionspot.runtime.runtimes import FORMAT_RUNTIME, FORMATS, NATIVE
+from regionspot.runtime.formats import FORMATS, RUNTIMES
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 REFERENCE = "torch_fp32"
 TORCH_BF16, TORCH_ON_CUDA = "torch_bf16", "torch-compile_bf16"
 """In bf16, where the device has instructions for it; and with both encoders compiled besides."""
-
-_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
-_MODULES |= {"tensorrt-rtx": "tensorrt_rtx_bindings"}
-NEED_CUDA = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -58,15 +54,14 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     found = [Target(runtime, precision) for runtime, precision in (name.split("_") for name in names)]
     if manifest is None:
         return found
-    for one in FORMATS:
-        if one == NATIVE:  # it stands in for graphs of others
+    for row in FORMATS.values():
+        runtime = RUNTIMES[row.runtime]
+        installed = all(find_spec(module) is not None for module in runtime.modules)
+        if not runtime.whole_models or not installed or (runtime.needs_cuda and not cuda):
             continue
-        runtime = FORMAT_RUNTIME[one]
-        if find_spec(_MODULES[runtime]) is None or (runtime in NEED_CUDA and not cuda):
-            continue
-        for precision in manifest.precisions(one):
-            entries = [entry for entry in manifest.graphs if (entry.format, entry.precision) == (one, precision)]
-            found.append(Target(runtime, precision, frozenset(entry.name for entry in entries if entry.usable)))
+        for precision in manifest.precisions(row.name):
+            entries = [entry for entry in manifest.graphs if (entry.format, entry.precision) == (row.name, precision)]
+            found.append(Target(runtime.name, precision, frozenset(entry.name for entry in entries if entry.usable)))
     return found
 
 

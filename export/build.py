@@ -10,7 +10,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
 from regionspot.export.inputs import ParityInputs
 from regionspot.export.lock import locked
-from regionspot.export.manifest import gpu_here, preprocessing_of, versions
-from regionspot.export.parity import Parity, verify_graph, verify_pipeline, why_not_here
+from regionspot.export.making import EngineOptions, Making
+from regionspot.export.manifest import preprocessing_of, versions
+from regionspot.export.parity import Parity, unavailable_reason, verify_graph, verify_pipeline
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
 from regionspot.modeling.graphs import model_info
@@ -28,23 +30,13 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
 from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest, native_entries
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
-from regionspot.runtime.engine_file import FLAVOURS, file_sha256, sidecar_path
+from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.formats import FORMATS, load_function
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S
-from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_RUNTIME, NATIVE
-from regionspot.runtime.tolerance import TOLERANCES, tolerance_for
+from regionspot.runtime.tolerance import TOLERANCES
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """For TensorRT's engines, see `regionspot.export.trt_engine.build_engine`."""
-
-    compute_capabilities: tuple[int, ...] | None = None
-    optimization_level: int = 3
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Settings:
     out: Path
     resume: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
-    engine: EngineOptions = EngineOptions()
+    engine: EngineOptions = field(default_factory=EngineOptions)
     threads: int | None = None
     timeout_s: float = TIMEOUT_S
 
@@ -123,7 +115,7 @@ class _Build:
         self.manifest = self.manifest.without(step.key)
         self.manifest.save()  # nothing half-made is listed
         entry = GraphEntry(step.spec, step.format, step.precision, weights=weights, recipe=recipe, versions=made_with)
-        entry = replace(entry, tolerance=tolerance_for(step.format, step.precision).name)
+        entry = replace(entry, tolerance=FORMATS[step.format].tolerance(step.precision).name)
         self.say(f"[{self.done}/{self.total}] {step.title}: making")
         began = time.monotonic()
         try:
@@ -131,7 +123,7 @@ class _Build:
         except Exception as error:  # exporters and converters raise almost anything
             reason = self._shortened(f"making it failed: {_first_line(error)}")
             return replace(entry, passed=False, reason=reason, build_s=round(time.monotonic() - began, 2))
-        files = files_of(self.settings.out / step.file, step.format)
+        files = FORMATS[step.format].files_at(self.settings.out / step.file)
         entry = replace(
             entry,
             file=step.file,
@@ -150,7 +142,8 @@ class _Build:
             path = self.manifest.verify(entry)
         except ArtifactError:
             return None
-        if entry.passed is None and why_not_here(FORMAT_RUNTIME[entry.format], entry.precision, path) is None:
+        runtime = FORMATS[entry.format].runtime
+        if entry.passed is None and unavailable_reason(runtime, entry.precision, path) is None:
             return self._verified(entry)
         return entry
 
@@ -159,10 +152,10 @@ class _Build:
         parity = verify_graph(
             self.settings.out / entry.file,
             entry.spec,
-            FORMAT_RUNTIME[entry.format],
+            FORMATS[entry.format].runtime,
             entry.precision,
             self.inputs.trials(entry.spec),
-            tolerance_for(entry.format, entry.precision),
+            FORMATS[entry.format].tolerance(entry.precision),
             self.settings.threads,
             timeout_s=self.settings.timeout_s,
         )
@@ -170,46 +163,22 @@ class _Build:
 
     def _make(self, step: Step) -> None:
         path = self.settings.out / step.file
-        for old in files_of(path, step.format):
-            old.unlink(missing_ok=True)
-        if step.format == NATIVE:
-            from regionspot.export.decoder_weights import write_decoder_weights
-
-            write_decoder_weights(self.model.sam, path)
-            return
-        if step.source is None:
-            from regionspot.export.onnx_graph import export_onnx
-
-            export_onnx(self.model, step.spec, path, {"preprocessing": self.manifest.preprocessing.fingerprint()})
-            return
-        source = self.settings.out / step.source.file
-        if not source.is_file():
+        for old in FORMATS[step.format].files_at(path):
+            old.unlink()
+        if step.source is not None and not (self.settings.out / step.source.file).is_file():
             raise ArtifactError(f"{step.source.title}, which it is made from, was not made")
-        if step.format == "openvino":
-            from regionspot.export.openvino_ir import convert
+        load_function(FORMATS[step.format].maker)(self._making(step))
 
-            convert(source, path, step.precision)
-        elif step.format in FLAVOURS:
-            self._make_engine(step, source, path)
-        elif step.precision == "int8":
-            from regionspot.export.quantization import quantize
-
-            quantize(source, self.inputs.calibration(step.spec), path)
-        else:
-            from regionspot.export.precision import write_half
-
-            write_half(source, path, step.precision)
-
-    def _make_engine(self, step: Step, source: Path, path: Path) -> None:
-        from regionspot.export.trt_engine import build_engine
-        from regionspot.export.trt_progress import PERCENT
-        from regionspot.progress import Progress
-
-        options = self.settings.engine
-        if step.format == "tensorrt":  # for the GPU here, whatever others are for
-            options = replace(options, compute_capabilities=None)
-        with Progress(f"building {step.title}", PERCENT, "percent") as progress:
-            build_engine(source, step.spec, path, step.format, **asdict(options), progress=progress)
+    def _making(self, step: Step) -> Making:
+        return Making(
+            step,
+            self.settings.out / step.file,
+            self.settings.out / step.source.file if step.source else None,
+            self.model,
+            self.manifest.preprocessing.fingerprint(),
+            partial(self.inputs.calibration, step.spec),
+            self.settings.engine,
+        )
 
     def _recipe(self, step: Step, weights: str, made_with: Mapping[str, str]) -> str:
         """What would make the same file again has the same recipe."""
@@ -223,11 +192,8 @@ class _Build:
         if step.source is not None:
             source = self.manifest.get(*step.source.key)
             content["source"] = sorted(source.files.items()) if source else None
-        if step.format in FLAVOURS:
-            engine = self.settings.engine
-            content["engine"] = [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]
-        if step.format == "tensorrt":
-            content["gpu"] = gpu_here()
+        if (settings := FORMATS[step.format].settings) is not None:
+            content |= load_function(settings)(self._making(step))
         if step.precision == "int8":
             content["calibration"] = self.inputs.calibration_fingerprint()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -248,15 +214,15 @@ class _Build:
         text = self.manifest.get("clip_text_encoder", artefact_format, precision)
         head = self.manifest.find("region_head", artefact_format, precision)
         recognizer = recognizer_spec(self.inputs.specs["region_recognizer"], head.spec)
-        kernels = artefact_format in CPU_FORMATS and bool(native_entries(self.manifest))
+        kernels = FORMATS[artefact_format].runs_on_cpu and bool(native_entries(self.manifest))
         trials = self.inputs.pipeline_trials(recognizer, text is not None and text.file is not None)
         ways = [
             verify_pipeline(
                 self.settings.out,
-                FORMAT_RUNTIME[artefact_format],
+                FORMATS[artefact_format].runtime,
                 precision,
                 trials,
-                tolerance_for(artefact_format, precision),
+                FORMATS[artefact_format].tolerance(precision),
                 self.settings.threads,
                 self.settings.timeout_s,
                 native,
@@ -277,7 +243,7 @@ def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: s
     if not all(entry and entry.file for entry in used):
         return None
     used.append(manifest.get("clip_text_encoder", artefact_format, precision))
-    if artefact_format in CPU_FORMATS:
+    if FORMATS[artefact_format].runs_on_cpu:
         used += native_entries(manifest).values()
     content = [artefact_format, precision, *(sorted(entry.files.items()) if entry else None for entry in used)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
@@ -295,13 +261,6 @@ def _still_true(manifest: Manifest, but: str | None = None) -> tuple[Mapping[str
 def recognizer_spec(recognizer: GraphSpec, head: GraphSpec) -> GraphSpec:
     """The spec of `region_recognizer` with the sizes that a head takes: what a pipeline in its place can be asked."""
     return replace(recognizer, ranges={**recognizer.ranges, **head.ranges})
-
-
-def files_of(path: Path, artefact_format: str) -> list[Path]:
-    """The file to open and what belongs to it, as far as they are there."""
-    companions = {"onnx": [path.with_name(f"{path.name}.data")], "openvino": [path.with_suffix(".bin")]}
-    every = [path, *companions.get(artefact_format, [sidecar_path(path)])]
-    return [file for file in every if file.is_file()]
 
 
 def with_parity(entry: GraphEntry, parity: Parity) -> GraphEntry:

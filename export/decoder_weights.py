@@ -19,11 +19,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from regionspot.export.making import Making
 from regionspot.files import write_atomically
 from regionspot.modeling.sam import SamBackbone
 from regionspot.modeling.token_decoder import TokenDecoder
 
 Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+def make(making: Making) -> None:
+    """Writes the weights of the model's token decoder."""
+    write_decoder_weights(making.model.sam, making.path)
 
 
 def write_decoder_weights(sam: SamBackbone, path: str | Path) -> None:

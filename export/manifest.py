@@ -9,17 +9,8 @@ import torch
 import regionspot
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import version_of
+from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.preprocessing import Preprocessing
-from regionspot.runtime.runtimes import NATIVE
-
-PACKAGES = {
-    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt_rtx-cu13-libs",),
-    NATIVE: ("numpy", "torch"),
-}
-"""The distributions that an artefact of a format depends on; later formats are made from ONNX."""
 
 
 def preprocessing_of(model: RegionSpot) -> Preprocessing:
@@ -34,7 +25,9 @@ def preprocessing_of(model: RegionSpot) -> Preprocessing:
 
 def versions(artefact_format: str) -> dict[str, str]:
     """Release -> version of everything that an artefact of this format is made with; what is absent is left out."""
-    names = dict.fromkeys((*PACKAGES["onnx" if artefact_format != NATIVE else NATIVE], *PACKAGES[artefact_format]))
+    row = FORMATS[artefact_format]
+    source = FORMATS[row.made_from].distributions if row.made_from in FORMATS else ()
+    names = dict.fromkeys((*source, *row.distributions))
     found = {"regionspot": regionspot.__version__, "python": platform.python_version()}
     return found | {name: version for name in names if (version := version_of(name)) is not None}
 

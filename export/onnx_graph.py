@@ -20,6 +20,7 @@ from onnxscript import opset20 as op
 from torch import nn
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.making import Making
 from regionspot.export.onnx_passes import name_nodes, simplify
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.precision import precision_of
@@ -34,6 +35,20 @@ MASKED_SCORE = -30_000.0
 """An attention score that is as good as minus infinity, within half precision and without its NaN."""
 
 _DTYPES = {dtype: getattr(torch, dtype) for dtype in ("uint8", "int32", "float32", "bool")}
+
+
+def make(making: Making) -> None:
+    """Exports a graph in fp32, or converts the fp32 file to another precision."""
+    if making.source is None:
+        export_onnx(making.model, making.step.spec, making.path, {"preprocessing": making.preprocessing})
+    elif making.step.precision == "int8":
+        from regionspot.export.quantization import quantize
+
+        quantize(making.source, making.calibration(), making.path)
+    else:
+        from regionspot.export.precision import write_half
+
+        write_half(making.source, making.path, making.step.precision)
 
 
 def export_onnx(

@@ -7,11 +7,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.making import Making
 
 try:
     import openvino
 except ImportError as error:
     raise InputError(f"making OpenVINO's IR needs OpenVINO ({error}): pip install 'regionspot[openvino]'") from error
+
+
+def make(making: Making) -> None:
+    """Converts the ONNX file of the same precision."""
+    assert making.source is not None
+    convert(making.source, making.path, making.step.precision)
 
 
 def convert(onnx_path: str | Path, out_xml: str | Path, precision: str) -> None:

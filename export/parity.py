@@ -14,11 +14,11 @@ import numpy as np
 
 from regionspot.errors import ArtifactError
 from regionspot.export.inputs import Trial
-from regionspot.runtime.engine_file import FLAVOURS, read_sidecar
+from regionspot.runtime.engine_file import read_sidecar, sidecar_path
+from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S, graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
-from regionspot.runtime.runtimes import NATIVE
 from regionspot.runtime.scores import softmax
 from regionspot.runtime.tolerance import Difference, Tolerance, measure, worst
 
@@ -90,9 +90,9 @@ def verify_graph(
     timeout_s: float = TIMEOUT_S,
 ) -> Parity:
     """Run a graph's file in a child process and compare it; never raises for what the runtime does."""
-    if (reason := why_not_here(runtime, precision, path)) is not None:
+    if (reason := unavailable_reason(runtime, precision, path)) is not None:
         return Parity(tolerance, None, reason)
-    request = graph_request(path, spec, runtime, precision, device_for(runtime, precision), threads)
+    request = graph_request(path, spec, runtime, precision, RUNTIMES[runtime].parity_device(precision), threads)
     try:
         return compare(spec, trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
     except ArtifactError as error:
@@ -114,9 +114,10 @@ def verify_pipeline(
     Args:
         native: with our own kernels in place of the runtime's graphs, where there are any.
     """
-    if (reason := why_not_here(runtime, precision)) is not None:
+    if (reason := unavailable_reason(runtime, precision)) is not None:
         return EndToEnd(tolerance, None, reason)
-    request = pipeline_request(directory, runtime, precision, device_for(runtime, precision), threads, native)
+    device = RUNTIMES[runtime].parity_device(precision)
+    request = pipeline_request(directory, runtime, precision, device, threads, native)
     try:
         return compare_pipeline(trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
     except ArtifactError as error:
@@ -190,27 +191,20 @@ def compare_pipeline(trials: Sequence[Trial], outputs: Sequence[Mapping[str, Arr
     return EndToEnd(tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest)
 
 
-def why_not_here(runtime: str, precision: str, path: Path | None = None) -> str | None:
-    """Why this machine cannot run artefacts of a runtime and precision, or `path` in particular; None if it can."""
-    if runtime == "onnxruntime" and precision == "bf16" and device_for(runtime, precision) == "cpu":
-        return "ONNX Runtime computes bf16 on GPUs alone, and here is none that it can use"
-    if runtime not in FLAVOURS:
+def unavailable_reason(runtime: str, precision: str, path: Path | None = None) -> str | None:
+    """Returns why this machine cannot run a runtime's artefacts in a precision, or `path`; None if it can."""
+    row = RUNTIMES[runtime]
+    if precision in row.gpu_precisions and row.parity_device(precision) == "cpu":
+        return f"{runtime} computes {precision} on GPUs only, and there is none here that it can use"
+    if not row.needs_cuda:
         return None
     import torch
 
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU here to run it"
-    capabilities = read_sidecar(path).compute_capabilities if path is not None else ()
+    has_sidecar = path is not None and sidecar_path(path).is_file()
+    capabilities = read_sidecar(path).compute_capabilities if path is not None and has_sidecar else ()
     major, minor = torch.cuda.get_device_capability()
     if capabilities and 10 * major + minor not in capabilities:
         return f"it is for other GPUs than the one here, of compute capability {major}.{minor}"
     return None
-
-
-def device_for(runtime: str, precision: str) -> str:
-    """Where artefacts are compared: on the CPU, unless only a GPU can run them."""
-    if runtime == "onnxruntime" and precision == "bf16":
-        from regionspot.runtime.ort_runner import best_device
-
-        return best_device()
-    return "cpu" if runtime in ("onnxruntime", "openvino", NATIVE) else "auto"

@@ -18,29 +18,15 @@ from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.engine_file import FLAVOURS
+from regionspot.runtime.formats import FORMATS, MODEL, ONNX
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.native_runner import NATIVE_GRAPHS
-from regionspot.runtime.runtimes import FORMATS, NATIVE, SUFFIXES
 from regionspot.runtime.tolerance import PRECISIONS
 
 OPTIONAL_GRAPHS = ("region_recognizer",)
 """Made only when they are asked for by name: it repeats what the others hold."""
 
-LIBRARIES = {
-    "onnx": (("onnx", "onnxscript", "onnxruntime"), "pip install 'regionspot[onnx]'"),
-    "openvino": (("openvino",), "pip install 'regionspot[openvino]'"),
-    NATIVE: ((), ""),
-    **{name: ((flavour.module,), flavour.install) for name, flavour in FLAVOURS.items()},
-}
-"""Format -> modules that must be there, and how to install them."""
-
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
-_COPIES = {"onnx": 4.0, "openvino": 4.0, "tensorrt": 6.0, "tensorrt-rtx": 6.0, NATIVE: 4.0}
-"""How often a graph's weights are in memory at most while it is made: peaks measured at ViT-L/14, over their size.
-
-Of the native ones, in double precision and again in single, about so often."""
 
 
 @dataclass(frozen=True)
@@ -63,28 +49,29 @@ class Step:
     @property
     def file(self) -> str:
         """Relative to the directory of artefacts."""
-        return f"{self.format}/{self.precision}/{self.spec.name}{SUFFIXES[self.format]}"
+        return f"{self.format}/{self.precision}/{self.spec.name}{FORMATS[self.format].suffix}"
 
 
 def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Iterable[str]) -> tuple[Step, ...]:
     """All that `formats` and `precisions` ask for of some graphs, and what those are made from, sources first.
 
     Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every other format from the
-    ONNX of its precision. Weights for our own kernels are in single precision alone, and made of the model.
+    ONNX of its precision. Formats made from the model, such as weights for our own kernels, are in fp32 only.
     """
-    wanted_formats = [one for one in FORMATS if one in set(formats)]
+    asked = set(formats)
+    rows = [row for row in FORMATS.values() if row.name in asked and row.name != ONNX]
     wanted = [one for one in PRECISIONS if one in set(precisions)]
     steps = []
     for spec in specs:
-        exported = Step(spec, "onnx", "fp32")
+        of_graph = [row for row in rows if row.graphs is None or spec.name in row.graphs]
+        exported = Step(spec, ONNX, "fp32")
         steps.append(exported)
         for precision in wanted:
-            source = exported if precision == "fp32" else Step(spec, "onnx", precision, exported)
+            source = exported if precision == "fp32" else Step(spec, ONNX, precision, exported)
             if source is not exported:
                 steps.append(source)
-            steps += [Step(spec, one, precision, source) for one in wanted_formats if one not in ("onnx", NATIVE)]
-        if NATIVE in wanted_formats and spec.name in NATIVE_GRAPHS:
-            steps.append(Step(spec, NATIVE, "fp32"))
+            steps += [Step(spec, row.name, precision, source) for row in of_graph if row.made_from == ONNX]
+        steps += [Step(spec, row.name, "fp32") for row in of_graph if row.made_from == MODEL]
     return tuple(steps)
 
 
@@ -117,10 +104,9 @@ def choose_precisions(text: str) -> tuple[str, ...]:
 
 def check_libraries(formats: Iterable[str]) -> None:
     """Raises InputError unless what makes these formats is installed; says how to install it."""
-    for artefact_format in dict.fromkeys(("onnx", *formats)):
-        modules, install = LIBRARIES[artefact_format]
-        if missing := [name for name in modules if find_spec(name) is None]:
-            raise InputError(f"{artefact_format} artefacts need {', '.join(missing)}: {install}")
+    for row in (FORMATS[name] for name in dict.fromkeys((ONNX, *formats))):
+        if missing := [name for name in row.modules if find_spec(name) is None]:
+            raise InputError(f"{row.name} artefacts need {', '.join(missing)}: {row.install}")
 
 
 def sizing_model(name: str, head_weights: str | Path | None = None) -> RegionSpot:
@@ -152,7 +138,7 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     found = []
     for step in steps:
         weights = _parameter_bytes(_parts(model, step.spec.name))
-        at_work = _LIBRARIES_BYTES + _COPIES[step.format] * weights + activation_bytes(step.spec, model)
+        at_work = _LIBRARIES_BYTES + FORMATS[step.format].weight_copies * weights + activation_bytes(step.spec, model)
         found.append(Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work)))
     return found
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.inputs import ParityInputs, Trial
-from regionspot.export.parity import EndToEnd, Parity, compare, compare_pipeline, device_for, why_not_here
+from regionspot.export.parity import EndToEnd, Parity, compare, compare_pipeline, unavailable_reason
 from regionspot.runtime.artifacts import Manifest, choose_artifacts
+from regionspot.runtime.formats import FORMATS, RUNTIMES, model_runtimes
 from regionspot.runtime.graph_spec import GraphSpec, Range, graph_specs
 from regionspot.runtime.run_graph import graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
-from regionspot.runtime.runtimes import RUNTIME_FORMATS
-from regionspot.runtime.tolerance import PRECISIONS, RUNTIME_FP32, TOLERANCES, Tolerance, tolerance_for
+from regionspot.runtime.tolerance import PRECISIONS, RUNTIME_FP32, TOLERANCES, Tolerance
 
 Outputs = Sequence[Mapping[str, Array]]
 
@@ -56,11 +56,11 @@ class Side:
     @property
     def tolerance(self) -> Tolerance:
         """How far it may be from the model."""
-        return RUNTIME_FP32 if self.manifest is None else tolerance_for(self.format, self.precision)
+        return RUNTIME_FP32 if self.manifest is None else FORMATS[self.format].tolerance(self.precision)
 
     @property
     def _device(self) -> str:
-        return device_for(self.runtime, self.precision)
+        return RUNTIMES[self.runtime].parity_device(self.precision)
 
     def specs(self) -> dict[str, GraphSpec] | None:
         """The graphs that it has, with their ranges; None for PyTorch, which has all at any size."""
@@ -69,12 +69,12 @@ class Side:
         mine = (self.format, self.precision)
         return {one.name: one.spec for one in self.manifest.graphs if (one.format, one.precision) == mine}
 
-    def why_not_here(self, graph: str | None = None) -> str | None:
-        """Why it cannot run on this machine; None if it can."""
+    def unavailable_reason(self, graph: str | None = None) -> str | None:
+        """Returns why it cannot run on this machine; None if it can."""
         if self.manifest is None:
             return None
         entry = self.manifest.get(graph, self.format, self.precision) if graph else None
-        return why_not_here(self.runtime, self.precision, self.manifest.verify(entry) if entry else None)
+        return unavailable_reason(self.runtime, self.precision, self.manifest.verify(entry) if entry else None)
 
     def run(self, spec: GraphSpec, trials: Sequence[Trial], threads: int | None) -> Outputs:
         """A graph's outputs; trials expect what PyTorch gives. Raises ArtifactError where it does not run."""
@@ -119,7 +119,7 @@ def compare_graph(a: Side, b: Side, spec: GraphSpec, inputs: ParityInputs, threa
     """How far B is from A in one graph; never raises for what a runtime does."""
     tolerance = looser(a, b)
     try:
-        if (reason := a.why_not_here(spec.name) or b.why_not_here(spec.name)) is not None:
+        if (reason := a.unavailable_reason(spec.name) or b.unavailable_reason(spec.name)) is not None:
             return Parity(tolerance, None, reason)
         trials = inputs.trials(spec)
         expected = [
@@ -136,7 +136,7 @@ def compare_pipelines(
     """How far B is from A end to end; arguments as `ParityInputs.pipeline_trials`."""
     tolerance = looser(a, b)
     try:
-        if (reason := a.why_not_here() or b.why_not_here()) is not None:
+        if (reason := a.unavailable_reason() or b.unavailable_reason()) is not None:
             return EndToEnd(tolerance, None, reason)
         trials = inputs.pipeline_trials(recognizer, with_text)
         expected = [
@@ -160,12 +160,12 @@ def _split(text: str) -> tuple[str, str, str]:
     if rest and last in PRECISIONS:
         precision, text = last, rest
         rest, _, last = text.rpartition(":")
-    if rest and last in RUNTIME_FORMATS:
+    if rest and last in model_runtimes():
         return rest, last, precision
     if rest and not Path(text).is_dir() and Path(rest.split(":")[0]).is_dir():
         raise InputError(
             f"{text!r} names no runtime after its directory: write DIR:RUNTIME:PRECISION with one of "
-            f"{', '.join(RUNTIME_FORMATS)} and one of {', '.join(PRECISIONS)}"
+            f"{', '.join(model_runtimes())} and one of {', '.join(PRECISIONS)}"
         )
     return text, "onnxruntime", precision
 

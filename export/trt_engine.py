@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import onnx
 
 from regionspot import __version__
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.making import Making
+from regionspot.export.manifest import gpu_here
 from regionspot.export.trt_progress import PERCENT, monitor_of
 from regionspot.files import write_atomically
 from regionspot.progress import Progress
@@ -55,6 +58,23 @@ graphs whose largest shapes need more. `TrtRunner` allocates what the shapes at 
 OPTIMIZATION_LEVELS = range(6)
 DEFAULT_OPTIMIZATION_LEVEL = 3
 MAX_ERRORS = 5
+
+
+def make(making: Making) -> None:
+    """Builds an engine from the ONNX file of the same precision, with a line of progress."""
+    assert making.source is not None
+    step, options = making.step, asdict(making.engine)
+    if step.format == "tensorrt":  # for the GPU of this machine, whatever RTX engines are for
+        options["compute_capabilities"] = None
+    with Progress(f"building {step.title}", PERCENT, "percent") as progress:
+        build_engine(making.source, step.spec, making.path, step.format, **options, progress=progress)
+
+
+def settings(making: Making) -> dict[str, Any]:
+    """Returns what an engine depends on besides its ONNX file."""
+    engine = making.engine
+    found: dict[str, Any] = {"engine": [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]}
+    return found | {"gpu": gpu_here()} if making.step.format == "tensorrt" else found
 
 
 def build_engine(

@@ -37,7 +37,7 @@ from regionspot.runtime.artifacts import (
     native_entries,
     open_pipeline,
 )
-from regionspot.runtime.runtimes import RUNTIME_FORMATS
+from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.contract import MODEL, TARGETS, Limits
@@ -188,7 +188,7 @@ def _runtime(manifest: Manifest, options: RepositoryOptions) -> str:
             raise InputError(f"on a CPU the runtime is {' or '.join(CPU_RUNTIMES)}, not {options.runtime}")
         return options.runtime
     made = {entry.format for entry in manifest.graphs if entry.usable}
-    return next((name for name in CPU_RUNTIMES if RUNTIME_FORMATS[name][0] in made), "onnxruntime")
+    return next((name for name in CPU_RUNTIMES if RUNTIMES[name].opens[0] in made), "onnxruntime")
 
 
 def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[GraphEntry]:
@@ -358,7 +358,7 @@ def _text_runtime(manifest: Manifest, precision: str) -> tuple[str, str] | None:
     """The runtime and the precision of the text encoder that registers words: single precision where there is one."""
     for wanted in dict.fromkeys(("fp32", precision)):
         for runtime in CPU_RUNTIMES:
-            entry = manifest.get("clip_text_encoder", RUNTIME_FORMATS[runtime][0], wanted)
+            entry = manifest.get("clip_text_encoder", RUNTIMES[runtime].opens[0], wanted)
             if entry is not None and entry.usable:
                 return runtime, wanted
     return None

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threads, load_model
 from regionspot.cli.outputs import check_outputs, model_files
 from regionspot.cli.paths import local_path
+from regionspot.runtime.formats import FORMATS, NATIVE, ONNX
 
 if TYPE_CHECKING:
-    from regionspot.export.build import EngineOptions
+    from regionspot.export.making import EngineOptions
     from regionspot.export.plan import Step
     from regionspot.modeling.regionspot import RegionSpot
 
@@ -33,10 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", dest="head_weights", metavar="HEAD", help="the same as --head-weights")
     parser.set_defaults(device="cpu")
     what = parser.add_argument_group("what to make")
-    what.add_argument("--onnx", action="store_true", help="ONNX files (the default where nothing is asked for)")
-    what.add_argument("--openvino", action="store_true", help="OpenVINO's IR, for CPUs")
-    what.add_argument("--trt", action="store_true", help="TensorRT engines, for the GPU of this machine")
-    what.add_argument("--trt-rtx", action="store_true", help="TensorRT-RTX engines, for RTX GPUs; needs no GPU")
+    for row in FORMATS.values():
+        if row.option is not None:
+            what.add_argument(f"--{row.option}", action="append_const", dest="formats", const=row.name, help=row.help)
     what.add_argument(
         "--precision", default="fp32", metavar="LIST", help="of fp32, fp16, bf16 and int8 (default: %(default)s)"
     )
@@ -86,15 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def formats_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The formats that the options ask for, in the order in which they are made.
+    """Returns the formats that the options ask for, in the order in which they are made.
 
-    What works on a CPU comes with the token decoder's weights for our own kernels, which are faster there.
+    Formats for a CPU come with the weights for our own token decoder, which is faster there.
     """
-    from regionspot.runtime.runtimes import CPU_FORMATS, FORMAT_OPTION, NATIVE
-
-    asked = [name for name, option in FORMAT_OPTION.items() if getattr(arguments, option.replace("-", "_"))]
-    formats = asked or ["onnx"]
-    return (*formats, NATIVE) if set(formats) & set(CPU_FORMATS) else tuple(formats)
+    asked = arguments.formats or [ONNX]
+    formats = [name for name in FORMATS if name in asked]
+    return (*formats, NATIVE) if any(FORMATS[name].runs_on_cpu for name in formats) else tuple(formats)
 
 
 def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
@@ -136,7 +134,7 @@ def _source(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
     from regionspot.errors import InputError
-    from regionspot.export.build import EngineOptions
+    from regionspot.export.making import EngineOptions
 
     capabilities = None
     if arguments.compute_capability:

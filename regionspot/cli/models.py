@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
-from regionspot.config import Precision, Runtime
+from regionspot.config import Precision
 from regionspot.errors import InputError
+from regionspot.runtime.formats import export_option, model_runtimes
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
@@ -42,7 +43,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument(
         "--runtime",
-        choices=(*get_args(Runtime), TRITON),
+        choices=("torch", *model_runtimes(), TRITON),
         default="torch",
         help="what runs the model (default: %(default)s)",
     )
@@ -98,12 +99,12 @@ def check_runtime(arguments: argparse.Namespace) -> None:
         if arguments.artifacts:
             raise InputError(
                 "torch runs the weights themselves: --artifacts goes with another --runtime "
-                f"({', '.join(get_args(Runtime)[1:])})"
+                f"({', '.join(model_runtimes())})"
             )
         if arguments.precision not in (None, *TORCH_PRECISIONS):
             raise InputError(
                 f"torch works in {', '.join(TORCH_PRECISIONS)}, not in {arguments.precision}: leave out --precision, "
-                f"or use artefacts in {arguments.precision} with another --runtime ({', '.join(get_args(Runtime)[1:])})"
+                f"or use artefacts in {arguments.precision} with another --runtime ({', '.join(model_runtimes())})"
             )
         return
     if not arguments.artifacts:
@@ -137,14 +138,12 @@ def _check_triton(arguments: argparse.Namespace) -> None:
 
 def export_command(arguments: argparse.Namespace) -> str:
     """The command that makes artefacts of the model that the options name, for the runtime that they name."""
-    from regionspot.runtime.runtimes import FORMAT_OPTION, RUNTIME_FORMATS
-
     words = ["regionspot-export", "--model", arguments.model]
     for option in WEIGHT_OPTIONS:
         if (value := getattr(arguments, option)) is not None:
             name = "weights" if option == "head_weights" else option.replace("_", "-")
             words += [f"--{name}", str(value)]
-    words += ["--out", arguments.artifacts or "artifacts", f"--{FORMAT_OPTION[RUNTIME_FORMATS[arguments.runtime][0]]}"]
+    words += ["--out", arguments.artifacts or "artifacts", export_option(arguments.runtime)]
     return shlex.join([*words, "--precision", arguments.precision] if arguments.precision else words)
 
 

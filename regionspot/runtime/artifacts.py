@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.formats import FORMATS, NATIVE, ONNX, RUNTIMES, export_option, open_graph, runtime_named
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec, graph_specs
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.runtime.runner import Runner
-from regionspot.runtime.runtimes import FORMAT_OPTION, FORMAT_RUNTIME, FORMATS, NATIVE, RUNTIME_FORMATS, open_graph
 from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
@@ -140,8 +140,10 @@ class GraphEntry:
                 if own
                 else f"this release has no graph {entry.name!r}"
             )
-        if entry.format not in FORMATS or entry.precision not in PRECISIONS:
-            raise ValueError(f"{entry.title} is of no known format and precision")
+        if entry.format not in FORMATS:
+            raise ArtifactError(f"{entry.title} is in a format that is not registered here: install what adds it")
+        if entry.precision not in PRECISIONS:
+            raise ValueError(f"{entry.title} is in no known precision")
         if entry.file is not None and entry.file not in entry.files:
             raise ValueError(f"{entry.title} has no checksum")
         return replace(entry, spec=replace(own, ranges=entry.spec.ranges))
@@ -263,7 +265,7 @@ class Manifest:
             raise ArtifactError(
                 f"{self.directory} has no {name} as {artefact_format} in {precision}; it has "
                 f"{', '.join(others) or 'none of that name'}. Make it: regionspot-export --graphs {name} "
-                f"--{FORMAT_OPTION.get(artefact_format, 'onnx')} --precision {precision} --out {self.directory}"
+                f"--{FORMATS[artefact_format].option or ONNX} --precision {precision} --out {self.directory}"
             )
         return entry
 
@@ -332,8 +334,8 @@ def open_runner(
     """Open an artefact whose files are proven to be what was exported.
 
     Args:
-        runtime: a key of RUNTIME_FORMATS; by default the one that its format is named after. Of weights for our own
-            kernels it says only who does the rest.
+        runtime: a name in `formats.RUNTIMES`; by default the one that its format is verified in. A format of kernels
+            that replace single graphs is always opened in its own.
         device, threads: see `open_graph`.
         allow_failed: open it even if it was found to differ from the model.
 
@@ -341,9 +343,11 @@ def open_runner(
         ArtifactError: it did not pass its parity check, a file is missing or changed, or the runtime refuses it.
         InputError: the runtime is not installed or cannot open that format.
     """
-    runtime = FORMAT_RUNTIME[entry.format] if runtime is None or entry.format == NATIVE else runtime
-    if entry.format != NATIVE and entry.format not in RUNTIME_FORMATS.get(runtime, ()):
-        able = [name for name, formats in RUNTIME_FORMATS.items() if entry.format in formats]
+    own = FORMATS[entry.format].runtime
+    if runtime is None or not RUNTIMES[own].whole_models:
+        runtime = own
+    if entry.format not in runtime_named(runtime).opens:
+        able = [name for name, row in RUNTIMES.items() if entry.format in row.opens]
         raise InputError(f"{runtime} cannot open {entry.title}: choose {' or '.join(able)}")
     if entry.passed is False and not allow_failed:
         raise ArtifactError(
@@ -354,7 +358,7 @@ def open_runner(
     if entry.passed is None:
         warnings.warn(
             f"{entry.title} of {manifest.directory} was never compared with the model ({entry.reason}); "
-            f"do that here with `regionspot parity torch {manifest.directory}:{FORMAT_RUNTIME[entry.format]}`",
+            f"do that here with `regionspot parity torch {manifest.directory}:{own}`",
             stacklevel=2,
         )
     return open_graph(path, entry.spec, runtime, entry.precision, device, threads)
@@ -375,7 +379,7 @@ def open_pipeline(
 
     Args:
         artifacts: the directory.
-        runtime: a key of RUNTIME_FORMATS.
+        runtime: a name in `formats.RUNTIMES`.
         precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all of PIPELINE_GRAPHS.
         threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
         device: see `open_graph`.
@@ -391,7 +395,7 @@ def open_pipeline(
 
     manifest = Manifest.load(artifacts)
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
-    device = _resolve_device(runtime, device)
+    device = RUNTIMES[runtime].resolve_device(device)
     directory = Path(artifacts).absolute()
     reopen = partial(open_pipeline, directory, runtime, chosen, threads, device, allow_failed, native)
 
@@ -421,41 +425,27 @@ def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
     return entries if all(entry.usable for entry in entries.values()) else {}
 
 
-def _resolve_device(runtime: str, device: str) -> str:
-    """What "auto" comes to, as in `open_graph`."""
-    if device != "auto" or runtime == "openvino":
-        return "cpu" if device == "auto" else device
-    if runtime == "onnxruntime":
-        from regionspot.runtime.ort_runner import best_device
-
-        return best_device()
-    return "cuda"
-
-
 def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) -> tuple[str, str]:
     """The format and the precision that a runtime takes from a directory: the first that has all of PIPELINE_GRAPHS.
 
     Where none has, it is the one with the most of them, and where all failed, what failed: opening it says why.
     Errors as `open_pipeline`.
     """
-    if runtime not in RUNTIME_FORMATS:
-        hint = "; torch runs the weights themselves, without artefacts" if runtime == "torch" else ""
-        raise InputError(f"there is no runtime {runtime!r} for artefacts: choose {', '.join(RUNTIME_FORMATS)}{hint}")
+    opens = runtime_named(runtime, whole_models=True).opens
     if precision is not None and precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     made_kinds = {(entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None}
     wanted = [precision] if precision else PRECISIONS
-    kinds = [kind for kind in product(RUNTIME_FORMATS[runtime], wanted) if kind in made_kinds]
+    kinds = [kind for kind in product(opens, wanted) if kind in made_kinds]
     if kinds:
         usable = [(entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable]
         return max(
             kinds, key=lambda kind: sum((name, *kind) in usable for name in PIPELINE_GRAPHS)
         )  # the first of them
     made = [f"{one} {', '.join(manifest.precisions(one))}" for one in FORMATS if manifest.precisions(one)]
-    option = FORMAT_OPTION[RUNTIME_FORMATS[runtime][0]]
     raise ArtifactError(
         f"{manifest.directory} holds nothing for {runtime}{f' in {precision}' if precision else ''}; it holds "
-        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export --{option}."
+        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export {export_option(runtime)}."
     )
 
 

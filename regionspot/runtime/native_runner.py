@@ -14,12 +14,13 @@ import numpy as np
 
 from regionspot import _native
 from regionspot.errors import ArtifactError, InputError
+from regionspot.runtime.formats import FORMATS, NATIVE, OpenOptions
 from regionspot.runtime.graph_spec import INPUT_SIZES, NUM_MASK_TOKENS, GraphSpec
 from regionspot.runtime.runner import Array, Tensors, check_feeds
 from regionspot.structures import PADDING, FloatArray
 from regionspot.threads import default_threads
 
-NATIVE_GRAPHS = ("sam_token_decoder_prompts", "sam_mask_decoder")
+NATIVE_GRAPHS = FORMATS[NATIVE].graphs or ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,3 +168,8 @@ class NativeRunner:
         embedded = positions + point_kinds[kinds]
         shared = np.broadcast_to(output_tokens, (*labels.shape[:2], *output_tokens.shape))
         return np.ascontiguousarray(np.concatenate([shared, embedded], axis=2), np.float32)
+
+
+def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> NativeRunner:
+    """Opens the weights of the token decoder."""
+    return NativeRunner(path, spec, options.threads)

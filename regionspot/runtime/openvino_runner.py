@@ -16,6 +16,7 @@ import numpy as np
 
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.mapped_files import forget_pages
+from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
@@ -139,6 +140,11 @@ class OpenVinoRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OpenVinoRunner:
+    """Opens an IR or an ONNX file on the CPU, computing in fp32 whatever its weights are stored in."""
+    return OpenVinoRunner(path, spec, threads=options.threads)
 
 
 def _tensors(ports: list[Any], wanted: Collection[str]) -> list[TensorSpec]:

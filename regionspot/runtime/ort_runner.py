@@ -18,6 +18,7 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root
 from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
@@ -174,6 +175,12 @@ def _copy(source: Any, target: ort.OrtValue) -> None:
         target.update_inplace(source)
     except TypeError:  # an older ONNX Runtime, which takes arrays alone
         target.update_inplace(source.numpy())
+
+
+def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OrtRunner:
+    """Opens an ONNX file; "cuda:1" is the provider "cuda" on the GPU 1."""
+    provider, _, index = options.device.partition(":")
+    return OrtRunner(path, spec, provider, options.threads, options.precision, int(index or 0), options.cuda_graph)
 
 
 def best_device() -> str:

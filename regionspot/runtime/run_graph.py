@@ -19,9 +19,9 @@ import numpy as np
 from regionspot.child_process import how_it_ended
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.runtime.artifacts import open_pipeline, spec_from_json, spec_to_json
+from regionspot.runtime.formats import open_graph
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Array
-from regionspot.runtime.runtimes import open_graph
 
 if TYPE_CHECKING:
     from regionspot.runtime.pipeline import RegionPipeline

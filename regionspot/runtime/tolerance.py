@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from regionspot.errors import InputError
 from regionspot.runtime.runner import Array
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -124,19 +123,3 @@ HALF = Tolerance("half precision", min_cosine=0.999, min_sqnr_db=25.0, min_top1_
 INT8 = Tolerance("int8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.9, real_only=True)
 
 TOLERANCES = {tolerance.name: tolerance for tolerance in (REFACTORED, RUNTIME_FP32, TENSORRT_FP32, HALF, INT8)}
-
-
-def tolerance_for(artefact_format: str, precision: str) -> Tolerance:
-    """How near an artefact must be to the PyTorch model in single precision.
-
-    Args:
-        artefact_format: "onnx", "openvino", "native", "tensorrt" or "tensorrt-rtx".
-        precision: one of PRECISIONS.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision == "int8":
-        return INT8
-    if precision in ("fp16", "bf16"):
-        return HALF
-    return TENSORRT_FP32 if artefact_format.startswith("tensorrt") else RUNTIME_FP32

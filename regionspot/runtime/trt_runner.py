@@ -23,6 +23,7 @@ from regionspot.runtime.engine_file import (
     flavour_named,
     read_engine,
 )
+from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs
 
@@ -256,6 +257,11 @@ class TrtRunner:
 
     def _why_not_run(self, what: str) -> str:
         return f"{self.path} on {self.torch.cuda.get_device_name(self.device)}: {what}. {self.log.told()}".rstrip()
+
+
+def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> TrtRunner:
+    """Opens an engine on the current CUDA device."""
+    return TrtRunner(path, spec, options.runtime)
 
 
 def check_profile(spec: GraphSpec, sidecar: EngineSidecar, shapes: Mapping[str, Shape]) -> None:

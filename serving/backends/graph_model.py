@@ -8,8 +8,8 @@ from typing import Any
 
 from regionspot.errors import InputError
 from regionspot.runtime.artifacts import Manifest, open_runner
+from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.runner import Runner
-from regionspot.runtime.runtimes import FORMAT_RUNTIME
 from regionspot.serving.backends.requests import answer_of, array_of, refusal_of
 from regionspot.serving.contract import RequestError
 
@@ -46,5 +46,5 @@ class TritonPythonModel:
         if self._runner is None:
             manifest = Manifest.load(self._folder.parent)
             entry = manifest.find(self._name, self._format, self._precision)
-            self._runner = open_runner(manifest, entry, FORMAT_RUNTIME[self._format], "cpu")
+            self._runner = open_runner(manifest, entry, FORMATS[self._format].runtime, "cpu")
         return self._runner

@@ -13,6 +13,7 @@ import pytest
 from regionspot.cli.main import main
 from regionspot.errors import ArtifactError
 from regionspot.runtime.artifacts import MANIFEST, Manifest, open_runner
+from regionspot.runtime.formats import Format
 from regionspot.runtime.tolerance import Tolerance
 
 SMALL = "sam_token_decoder_image"
@@ -91,7 +92,7 @@ def test_other_ranges_are_another_artefact(tmp_path: Path, capsys: Captured) -> 
 def test_a_breach_is_an_exit_status_and_a_file_that_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr("regionspot.export.build.tolerance_for", lambda *_: Tolerance("none at all", max_relative=0.0))
+    monkeypatch.setattr(Format, "tolerance", lambda *_: Tolerance("none at all", max_relative=0.0))
     assert export(tmp_path, "--graphs", SMALL, "--precision", "fp16") == 1
     printed = capsys.readouterr().out
     assert f"FAILED {SMALL} (onnx, fp16): image_projections: max|Δ|" in printed

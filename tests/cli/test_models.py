@@ -12,8 +12,8 @@ from regionspot.cli.main import main
 from regionspot.config import Precision, Runtime
 from regionspot.errors import InputError
 from regionspot.modeling.precision import DTYPES
+from regionspot.runtime.formats import model_runtimes
 from regionspot.runtime.pipeline import as_pipeline
-from regionspot.runtime.runtimes import RUNTIME_FORMATS
 from regionspot.runtime.tolerance import PRECISIONS
 
 
@@ -84,7 +84,7 @@ def test_what_goes_together(arguments: list[str]) -> None:
 
 
 def test_every_runtime_and_precision_can_be_asked_for() -> None:
-    assert get_args(Runtime) == ("torch", *RUNTIME_FORMATS)
+    assert get_args(Runtime) == ("torch", *model_runtimes())
     assert get_args(Precision) == PRECISIONS
     assert set(models.TORCH_PRECISIONS) == set(DTYPES)
 

@@ -54,9 +54,9 @@ def test_an_engine_is_of_its_gpu(
         steps = [Step(specs["region_head"], kind, "fp32") for kind in ("tensorrt", "tensorrt-rtx")]
         return [a_build._recipe(step, "weights", {}) for step in steps]
 
-    monkeypatch.setattr(build, "gpu_here", lambda: ("NVIDIA H200", "9.0"))
+    monkeypatch.setattr("regionspot.export.trt_engine.gpu_here", lambda: ("NVIDIA H200", "9.0"))
     before = recipes()
-    monkeypatch.setattr(build, "gpu_here", lambda: ("NVIDIA L4", "8.9"))
+    monkeypatch.setattr("regionspot.export.trt_engine.gpu_here", lambda: ("NVIDIA L4", "8.9"))
     assert [a == b for a, b in zip(recipes(), before, strict=True)] == [False, True]
 
 

@@ -15,9 +15,10 @@ from regionspot.export.precision import write_half
 from regionspot.export.quantization import quantize
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
-from regionspot.runtime.tolerance import measure, tolerance_for
+from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
 
 SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}  # of the weights, beside those of the ONNX file
@@ -51,7 +52,7 @@ def test_every_precision(
         for feed in (graph_inputs.seeded(spec, 1), *graph_inputs.real(spec, 2)):
             wanted = reference.infer(feed)
             for name, array in runner.infer(feed).items():
-                assert not tolerance_for("openvino", precision).breaches(measure(wanted[name], array))
+                assert not FORMATS["openvino"].tolerance(precision).breaches(measure(wanted[name], array))
 
 
 def test_again_replaces(exported: Callable[[str], Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from regionspot.errors import ArtifactError
 from regionspot.export.inputs import Trial
-from regionspot.export.parity import compare, compare_pipeline, why_not_here
+from regionspot.export.parity import compare, compare_pipeline, unavailable_reason
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.tolerance import HALF, INT8, RUNTIME_FP32
 
@@ -124,7 +124,7 @@ def test_a_probability_that_is_off_breaches_single_precision() -> None:
 
 
 def test_what_runs_anywhere() -> None:
-    assert why_not_here("onnxruntime", "fp16") is None and why_not_here("openvino", "int8") is None
+    assert unavailable_reason("onnxruntime", "fp16") is None and unavailable_reason("openvino", "int8") is None
 
 
 def test_engines_without_a_gpu() -> None:
@@ -132,4 +132,4 @@ def test_engines_without_a_gpu() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert "no NVIDIA GPU" in str(why_not_here("tensorrt-rtx", "fp32"))
+    assert "no NVIDIA GPU" in str(unavailable_reason("tensorrt-rtx", "fp32"))

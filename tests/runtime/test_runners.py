@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.runtime.formats import open_graph
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import FixedBuffers, OrtRunner, _tensorrt_options, engine_cache, profile_options
 from regionspot.runtime.runner import Runner
-from regionspot.runtime.runtimes import open_graph
 from regionspot.runtime.torch_runner import TorchRunner, evaluating
 
 SPEC = GraphSpec(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from regionspot.errors import InputError
+from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.tolerance import (
     HALF,
     INT8,
@@ -14,7 +15,6 @@ from regionspot.runtime.tolerance import (
     TENSORRT_FP32,
     Difference,
     measure,
-    tolerance_for,
     worst,
 )
 
@@ -61,12 +61,12 @@ def test_worst_takes_the_worst_of_each() -> None:
     ],
 )
 def test_classes(artefact_format: str, precision: str, tolerance: object) -> None:
-    assert tolerance_for(artefact_format, precision) is tolerance
+    assert FORMATS[artefact_format].tolerance(precision) is tolerance
 
 
 def test_unknown_precision() -> None:
     with pytest.raises(InputError, match="'fp8'"):
-        tolerance_for("onnx", "fp8")
+        FORMATS["onnx"].tolerance("fp8")
 
 
 def test_breaches_name_the_figure_and_the_limit() -> None:
