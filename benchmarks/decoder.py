@@ -23,7 +23,7 @@ import torch
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.decoder_variants import GRAPHS, REFERENCE_BATCH, VARIANTS, Request
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.cli.benchmark.options import counts
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.decoder_weights import write_decoder_weights
@@ -121,7 +121,7 @@ def _run(variant: str, folder: Path, request: Request) -> Iterator[tuple[int, Ma
     environment = {**os.environ, "OMP_NUM_THREADS": str(request.threads)}
     child = subprocess.run(command, capture_output=True, env=environment)
     if child.returncode:
-        raise ArtifactError(f"{variant} {how_it_ended(child)}")
+        raise ArtifactError(f"{variant} {exit_reason(child)}")
     for line in child.stdout.decode().splitlines():
         row = json.loads(line)
         yield row["boxes"], row

@@ -19,7 +19,7 @@ from typing import Any
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.trt_engine import build_engine
 from regionspot.files import write_atomically
@@ -103,7 +103,7 @@ def _in_child(spec: GraphSpec, onnx_path: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "regionspot.benchmarks.engine_builds", "--request", str(request)]
     child = subprocess.run(command, capture_output=True)
     if child.returncode:
-        raise ArtifactError(f"building {onnx_path.name} {how_it_ended(child)}")
+        raise ArtifactError(f"building {onnx_path.name} {exit_reason(child)}")
     figures: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return figures
 

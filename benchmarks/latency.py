@@ -19,7 +19,7 @@ from regionspot.benchmarks.latency_worker import DECODERS, TEXT_LENGTH, WHOLE, W
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rates
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS
 
 GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder", WHOLE, WHOLE_WITH_MASKS)
@@ -148,6 +148,6 @@ def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[s
     child = subprocess.run(command, capture_output=True)
     yield from map(json.loads, child.stdout.decode().splitlines())
     if child.returncode:
-        note = f"not measured: it {how_it_ended(child)}"
+        note = f"not measured: it {exit_reason(child)}"
         print(f"{target.name}: {note}", file=sys.stderr, flush=True)
         yield {"graph": None, "runtime": target.runtime, "precision": target.precision, "note": note}

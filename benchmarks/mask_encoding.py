@@ -22,7 +22,7 @@ import numpy.typing as npt
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
 from regionspot.benchmarks.timing import median, repeat
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError
 from regionspot.files import write_atomically
 from regionspot.masks import encode_mask_logits
@@ -161,7 +161,7 @@ def _run(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "regionspot.benchmarks.mask_encoding", *map(str, options)]
     child = subprocess.run(command, capture_output=True)
     if child.returncode:
-        raise ArtifactError(f"{way} {how_it_ended(child)}")
+        raise ArtifactError(f"{way} {exit_reason(child)}")
     found: dict[str, Any] = json.loads(child.stdout)
     return found
 

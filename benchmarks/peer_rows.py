@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Measured:
+class VariantResult:
     """One way with or without masks: what its process printed.
 
     Args:
@@ -64,7 +64,7 @@ class Measured:
         return CROPS_NOTE if self.way == CLIP_CROPS and self.draw else ""
 
 
-def rows_of(measured: Sequence[Measured], folder: Path) -> list[Row]:
+def rows_of(measured: Sequence[VariantResult], folder: Path) -> list[Row]:
     """All rows, each beside the research pipeline's of the same regions and masks, where that was measured.
 
     `speedup` and `memory_ratio` (of total_mb) are in comparison with it. `max_score_difference` from it, and

@@ -93,7 +93,7 @@ class Outcome:
     masks: tuple[Rle, ...] = ()
 
 
-class Way(Protocol):
+class Baseline(Protocol):
     """From a picture's bytes and boxes to scores, and masks where it was made to draw them."""
 
     stages: Stages
@@ -161,7 +161,7 @@ def variant_name(way: str, draw: bool) -> str:
     return f"{way}{MASKS}" if draw else way
 
 
-def start(way: str, draw: bool, request: Request, words: FloatArray) -> Way:
+def start(way: str, draw: bool, request: Request, words: FloatArray) -> Baseline:
     """Raises what `create_model` and `open_pipeline` raise."""
     if way in (*PEERS, TORCH):
         return _start_in_torch(way, draw, request, words)
@@ -172,14 +172,14 @@ def start(way: str, draw: bool, request: Request, words: FloatArray) -> Way:
     return Ours(open_pipeline(str(request.artifacts), runtime, precision, **where), words, draw)
 
 
-def _start_in_torch(way: str, draw: bool, request: Request, words: FloatArray) -> Way:
+def _start_in_torch(way: str, draw: bool, request: Request, words: FloatArray) -> Baseline:
     import torch
 
     torch.set_num_threads(request.threads)
     if way in DETECTORS:
         from regionspot.benchmarks.detectors import Detector, build
 
-        detector: Way = Detector(build(way, request.seed), len(words), request.seed)
+        detector: Baseline = Detector(build(way, request.seed), len(words), request.seed)
         return detector
     from regionspot.modeling.presets import create_model
 
@@ -188,7 +188,7 @@ def _start_in_torch(way: str, draw: bool, request: Request, words: FloatArray) -
         return Ours(model, words, draw)
     from regionspot.benchmarks.research_pipeline import ClipCrops, Research
 
-    peer: Way = (Research if way == RESEARCH else ClipCrops)(model, words, draw)
+    peer: Baseline = (Research if way == RESEARCH else ClipCrops)(model, words, draw)
     return peer
 
 
@@ -217,7 +217,7 @@ def main(variant: str, folder: Path) -> None:
 
 
 def measure(
-    way: Way, request: Request, inputs: Inputs, count: int | None, memory: PeakMemory, results: Path
+    way: Baseline, request: Request, inputs: Inputs, count: int | None, memory: PeakMemory, results: Path
 ) -> dict[str, Any]:
     """Time and memory of `count` regions; what was found goes to files named `results`.
 
@@ -256,7 +256,7 @@ def _repeat(run: Callable[[], object], first: float, repetitions: int | None) ->
     return repeat(run, at_least=repetitions, enough_s=0)
 
 
-def gflop(way: Way, inputs: Inputs, counts: list[int | None]) -> dict[str, float]:
+def gflop(way: Baseline, inputs: Inputs, counts: list[int | None]) -> dict[str, float]:
     """Number of regions -> billions of operations; of a detector's None, "None"."""
     from regionspot.benchmarks.flops import count_flops, extrapolate
 

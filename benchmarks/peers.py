@@ -21,7 +21,7 @@ import numpy as np
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
-from regionspot.benchmarks.peer_rows import Measured, rows_of, summary
+from regionspot.benchmarks.peer_rows import VariantResult, rows_of, summary
 from regionspot.benchmarks.peer_variants import (
     CLIP_CROPS,
     DETECTORS,
@@ -34,7 +34,7 @@ from regionspot.benchmarks.peer_variants import (
     variant_name,
 )
 from regionspot.benchmarks.synthetic import random_boxes, random_words, read_picture
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.errors import InputError
 from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS, Manifest
@@ -200,12 +200,12 @@ def _variants(ways: Sequence[str]) -> Iterator[tuple[str, bool]]:
         yield from ((way, draw) for draw in (False, True) if not (draw and way in DETECTORS))
 
 
-def _measured(way: str, draw: bool, setup: Setup, folder: Path, manifest: Manifest | None) -> Measured:
+def _measured(way: str, draw: bool, setup: Setup, folder: Path, manifest: Manifest | None) -> VariantResult:
     """Run one way; a child that fails is a note, not an error."""
     counts: list[int | None] = [None] if way in DETECTORS else list(setup.regions)
     if reason := _what_is_missing(way, draw, manifest):
         print(f"{_title(way, draw)}: {reason}", file=sys.stderr, flush=True)
-        return Measured(way, draw, counts, [{"note": reason}])
+        return VariantResult(way, draw, counts, [{"note": reason}])
     print(f"measuring {_title(way, draw)}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "regionspot.benchmarks.peer_variants", variant_name(way, draw), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"}
@@ -213,7 +213,7 @@ def _measured(way: str, draw: bool, setup: Setup, folder: Path, manifest: Manife
     lines = [json.loads(line) for line in child.stdout.decode().splitlines() if line.startswith("{")]
     if child.returncode:
         lines.append({"note": f"not measured: {_failure(child)}"})
-    return Measured(way, draw, counts, lines)
+    return VariantResult(way, draw, counts, lines)
 
 
 def _title(way: str, draw: bool) -> str:
@@ -221,7 +221,7 @@ def _title(way: str, draw: bool) -> str:
 
 
 def _failure(child: subprocess.CompletedProcess[bytes]) -> str:
-    how = how_it_ended(child)
+    how = exit_reason(child)
     return f"{how}, as the system does where memory runs out: try fewer regions" if child.returncode == -9 else how
 
 

@@ -21,7 +21,7 @@ from regionspot.export.inputs import ParityInputs
 from regionspot.export.lock import locked
 from regionspot.export.making import EngineOptions, Making
 from regionspot.export.manifest import preprocessing_of, versions
-from regionspot.export.parity import Parity, unavailable_reason, verify_graph, verify_pipeline
+from regionspot.export.parity import ParityResult, unavailable_reason, verify_graph, verify_pipeline
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
 from regionspot.modeling.graphs import model_info
@@ -263,7 +263,7 @@ def recognizer_spec(recognizer: GraphSpec, head: GraphSpec) -> GraphSpec:
     return replace(recognizer, ranges={**recognizer.ranges, **head.ranges})
 
 
-def with_parity(entry: GraphEntry, parity: Parity) -> GraphEntry:
+def with_parity(entry: GraphEntry, parity: ParityResult) -> GraphEntry:
     """The entry with a verdict on it."""
     worst = parity.worst
     return replace(

@@ -15,7 +15,7 @@ from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.run_graph import recognise
+from regionspot.runtime.run_graph import recognize
 from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
@@ -101,7 +101,7 @@ class ParityInputs:
         return digest.hexdigest()
 
     def pipeline_trials(self, spec: GraphSpec, with_text: bool) -> list[Trial]:
-        """Pictures and their regions for `regionspot.runtime.run_graph.recognise`.
+        """Pictures and their regions for `regionspot.runtime.run_graph.recognize`.
 
         Args:
             spec: of `region_recognizer`, whose ranges limit how many regions there are.
@@ -111,7 +111,7 @@ class ParityInputs:
         if key not in self._trials:
             pipeline = pipeline_from_model(self.model)
             samples = [self._pipeline_sample(feeds, with_text) for feeds in self._parity.real(spec)]
-            self._trials[key] = [Trial(sample, recognise(pipeline, sample), True) for sample in samples]
+            self._trials[key] = [Trial(sample, recognize(pipeline, sample), True) for sample in samples]
         return self._trials[key]
 
     def _pipeline_sample(self, feeds: Feeds, with_text: bool) -> Feeds:

@@ -23,7 +23,7 @@ LEVELS = 127
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
+class CalibrationStats:
     """What calibration showed of a tensor: the largest value of each of its K channels, and some of its vectors."""
 
     channel_max: FloatArray
@@ -39,7 +39,7 @@ class Recipe:
     sqnr_db: float
 
 
-def find_recipe(observed: Observed, weights: FloatArray, smoothable: bool) -> Recipe:
+def find_recipe(observed: CalibrationStats, weights: FloatArray, smoothable: bool) -> Recipe:
     """The best of SMOOTHING and CLIPPING, by the SQNR of the product with `weights` (K, N)."""
     wanted = observed.rows @ weights
     best: Recipe | None = None

@@ -27,7 +27,7 @@ TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Parity:
+class ParityResult:
     """What comparing one graph came to.
 
     Args:
@@ -57,7 +57,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class EndToEnd:
+class EndToEndResult:
     """What comparing the whole pipeline came to.
 
     Args:
@@ -88,15 +88,15 @@ def verify_graph(
     tolerance: Tolerance,
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
-) -> Parity:
+) -> ParityResult:
     """Run a graph's file in a child process and compare it; never raises for what the runtime does."""
     if (reason := unavailable_reason(runtime, precision, path)) is not None:
-        return Parity(tolerance, None, reason)
+        return ParityResult(tolerance, None, reason)
     request = graph_request(path, spec, runtime, precision, RUNTIMES[runtime].parity_device(precision), threads)
     try:
         return compare(spec, trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
     except ArtifactError as error:
-        return Parity(tolerance, False, str(error))
+        return ParityResult(tolerance, False, str(error))
 
 
 def verify_pipeline(
@@ -108,25 +108,25 @@ def verify_pipeline(
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
     native: bool = True,
-) -> EndToEnd:
+) -> EndToEndResult:
     """Run the pipeline of a directory of artefacts in a child process and compare it; see `verify_graph`.
 
     Args:
         native: with our own kernels in place of the runtime's graphs, where there are any.
     """
     if (reason := unavailable_reason(runtime, precision)) is not None:
-        return EndToEnd(tolerance, None, reason)
+        return EndToEndResult(tolerance, None, reason)
     device = RUNTIMES[runtime].parity_device(precision)
     request = pipeline_request(directory, runtime, precision, device, threads, native)
     try:
         return compare_pipeline(trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
     except ArtifactError as error:
-        return EndToEnd(tolerance, False, str(error))
+        return EndToEndResult(tolerance, False, str(error))
 
 
 def compare(
     spec: GraphSpec, trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance
-) -> Parity:
+) -> ParityResult:
     """A verdict on the outputs of a graph, one for each trial.
 
     Raises:
@@ -143,7 +143,7 @@ def compare(
     breaches = [
         f"{name}: {breach}" for name, difference in worst_of.items() for breach in tolerance.breaches(difference)
     ]
-    return Parity(tolerance, not breaches, "; ".join(breaches), worst_of)
+    return ParityResult(tolerance, not breaches, "; ".join(breaches), worst_of)
 
 
 def check_outputs(spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
@@ -167,7 +167,9 @@ def check_outputs(spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping
             raise ArtifactError(f"{share:.1%} of {tensor.name} is NaN or infinite: the precision's range is too small")
 
 
-def compare_pipeline(trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance) -> EndToEnd:
+def compare_pipeline(
+    trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance
+) -> EndToEndResult:
     """A verdict on logits (B, N, V) of the regions that are `valid`.
 
     Raises:
@@ -188,7 +190,7 @@ def compare_pipeline(trials: Sequence[Trial], outputs: Sequence[Mapping[str, Arr
     regions = np.concatenate(agreed)
     agreement = float(regions.mean()) if len(regions) else 1.0
     breaches = tolerance.end_to_end_breaches(agreement, largest)
-    return EndToEnd(tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest)
+    return EndToEndResult(tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest)
 
 
 def unavailable_reason(runtime: str, precision: str, path: Path | None = None) -> str | None:

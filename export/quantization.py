@@ -23,7 +23,15 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from regionspot.errors import InputError
-from regionspot.export.int8_search import ROWS, FloatArray, Observed, Recipe, channel_scales, find_recipe, rounded
+from regionspot.export.int8_search import (
+    ROWS,
+    CalibrationStats,
+    FloatArray,
+    Recipe,
+    channel_scales,
+    find_recipe,
+    rounded,
+)
 from regionspot.export.onnx_graph import save
 from regionspot.export.onnx_passes import add_weight, constant, take_place
 from regionspot.threads import default_threads
@@ -117,7 +125,9 @@ def find_linears(graph: ir.Graph) -> list[_Linears]:
     return [_Linears(source, tuple(nodes)) for source, nodes in groups.items()]
 
 
-def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping[str, Any]]) -> dict[str, Observed]:
+def observe(
+    onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping[str, Any]]
+) -> dict[str, CalibrationStats]:
     """Run a graph and look at some of its (..., K) values: only what is looked at is ever kept."""
     looks = [(name, kind) for name in names for kind in _LOOKS]
     seen: dict[tuple[str, str], list[FloatArray]] = {look: [] for look in looks}
@@ -130,7 +140,7 @@ def observe(onnx_path: str | Path, names: Sequence[str], feeds: Sequence[Mapping
             for (name, kind), found in zip(looks, results, strict=True):
                 seen[name, kind].append(found[rng.permutation(len(found))[:share]] if kind == "rows" else found)
     return {
-        name: Observed(
+        name: CalibrationStats(
             np.maximum(np.max(seen[name, "max"], 0), -np.min(seen[name, "min"], 0)), np.concatenate(seen[name, "rows"])
         )
         for name in names

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regionspot.export.parity import EndToEnd, Parity
+from regionspot.export.parity import EndToEndResult, ParityResult
 from regionspot.files import in_units
 from regionspot.runtime.artifacts import GraphEntry
 
@@ -58,7 +58,7 @@ def format_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-def format_comparison(graphs: Mapping[str, Parity], whole: EndToEnd | None) -> str:
+def format_comparison(graphs: Mapping[str, ParityResult], whole: EndToEndResult | None) -> str:
     """Tables of a comparison's graphs and of the whole pipeline, and why what failed did."""
     header = ("graph", "max|Δ|", "cosine", "SQNR dB", "tolerance", "verdict")
     rows = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.inputs import ParityInputs, Trial
-from regionspot.export.parity import EndToEnd, Parity, compare, compare_pipeline, unavailable_reason
+from regionspot.export.parity import EndToEndResult, ParityResult, compare, compare_pipeline, unavailable_reason
 from regionspot.runtime.artifacts import Manifest, choose_artifacts
 from regionspot.runtime.formats import FORMATS, RUNTIMES, model_runtimes
 from regionspot.runtime.graph_spec import GraphSpec, Range, graph_specs
@@ -20,7 +20,7 @@ Outputs = Sequence[Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
-class Side:
+class ParityOperand:
     """What a user wrote, such as "torch" or "artifacts:openvino:int8".
 
     Args:
@@ -34,7 +34,7 @@ class Side:
     precision: str = "fp32"
 
     @classmethod
-    def parse(cls, text: str) -> Side:
+    def parse(cls, text: str) -> ParityOperand:
         """From "torch" or "DIR[:RUNTIME[:PRECISION]]", by default onnxruntime and fp32.
 
         Raises:
@@ -92,7 +92,7 @@ class Side:
         return run_in_child(request, [trial.feeds for trial in trials])
 
 
-def shared_specs(a: Side, b: Side) -> dict[str, GraphSpec]:
+def shared_specs(a: ParityOperand, b: ParityOperand) -> dict[str, GraphSpec]:
     """The graphs that both sides have, with the sizes that both take, in the order in which data flows.
 
     Raises:
@@ -115,39 +115,46 @@ def shared_specs(a: Side, b: Side) -> dict[str, GraphSpec]:
     return shared
 
 
-def compare_graph(a: Side, b: Side, spec: GraphSpec, inputs: ParityInputs, threads: int | None = None) -> Parity:
+def compare_graph(
+    a: ParityOperand, b: ParityOperand, spec: GraphSpec, inputs: ParityInputs, threads: int | None = None
+) -> ParityResult:
     """How far B is from A in one graph; never raises for what a runtime does."""
     tolerance = looser(a, b)
     try:
         if (reason := a.unavailable_reason(spec.name) or b.unavailable_reason(spec.name)) is not None:
-            return Parity(tolerance, None, reason)
+            return ParityResult(tolerance, None, reason)
         trials = inputs.trials(spec)
         expected = [
             replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run(spec, trials, threads), strict=True)
         ]
         return compare(spec, expected, b.run(spec, trials, threads), tolerance)
     except ArtifactError as error:
-        return Parity(tolerance, False, str(error))
+        return ParityResult(tolerance, False, str(error))
 
 
 def compare_pipelines(
-    a: Side, b: Side, recognizer: GraphSpec, with_text: bool, inputs: ParityInputs, threads: int | None = None
-) -> EndToEnd:
+    a: ParityOperand,
+    b: ParityOperand,
+    recognizer: GraphSpec,
+    with_text: bool,
+    inputs: ParityInputs,
+    threads: int | None = None,
+) -> EndToEndResult:
     """How far B is from A end to end; arguments as `ParityInputs.pipeline_trials`."""
     tolerance = looser(a, b)
     try:
         if (reason := a.unavailable_reason() or b.unavailable_reason()) is not None:
-            return EndToEnd(tolerance, None, reason)
+            return EndToEndResult(tolerance, None, reason)
         trials = inputs.pipeline_trials(recognizer, with_text)
         expected = [
             replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run_pipeline(trials, threads), strict=True)
         ]
         return compare_pipeline(expected, b.run_pipeline(trials, threads), tolerance)
     except ArtifactError as error:
-        return EndToEnd(tolerance, False, str(error))
+        return EndToEndResult(tolerance, False, str(error))
 
 
-def looser(a: Side, b: Side) -> Tolerance:
+def looser(a: ParityOperand, b: ParityOperand) -> Tolerance:
     """The tolerance of the side that may be further from the model."""
     order = list(TOLERANCES)
     return max((a.tolerance, b.tolerance), key=lambda tolerance: order.index(tolerance.name))

@@ -8,7 +8,7 @@ import subprocess
 MAX_MESSAGE = 300
 
 
-def how_it_ended(child: subprocess.CompletedProcess[bytes]) -> str:
+def exit_reason(child: subprocess.CompletedProcess[bytes]) -> str:
     """ "crashed (SIGSEGV)", or "ended with status 3: " and the last line that it wrote to stderr."""
     if child.returncode < 0:
         return f"crashed ({signal.Signals(-child.returncode).name})"

@@ -388,7 +388,7 @@ class _CanaryThread:
 
 
 @dataclass(frozen=True)
-class Running:
+class ServerRecord:
     """A server that `regionspot-serve up` started, as it is written down for `down`.
 
     Args:
@@ -420,7 +420,7 @@ class Running:
         return home / "running" / f"{ports.grpc}.json"
 
     @classmethod
-    def read_all(cls, home: Path) -> list[Running]:
+    def read_all(cls, home: Path) -> list[ServerRecord]:
         """Those that are alive; what a killed one left is removed."""
         found = []
         for path in sorted((home / "running").glob("*.json")):
@@ -462,7 +462,7 @@ def choose_target(repository: str | Path, target: str | None) -> str:
 
 def start_detached(
     repository: str | Path, home: Path, ports: Ports, target: str | None = None, log: Path | None = None
-) -> Running:
+) -> ServerRecord:
     """`regionspot-serve up` in a process of its own that outlives this one; returns once its server answers.
 
     Args:
@@ -489,7 +489,7 @@ def start_detached(
         if child.poll() is not None:
             said = output.read_text(errors="replace").strip().removeprefix("error: ")
             raise ServingError("UNAVAILABLE", said or "the server did not start")
-        for running in Running.read_all(home):
+        for running in ServerRecord.read_all(home):
             if running.pid == child.pid and running.ready:
                 return running
         try:
@@ -503,7 +503,7 @@ def start_detached(
 
 
 @contextlib.contextmanager
-def serving(repository: str | Path, home: Path, target: str | None = None) -> Iterator[Running]:
+def serving(repository: str | Path, home: Path, target: str | None = None) -> Iterator[ServerRecord]:
     """A supervised server on free ports while the block lasts."""
     running = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), target)
     try:
@@ -512,7 +512,7 @@ def serving(repository: str | Path, home: Path, target: str | None = None) -> It
         stop_running(running)
 
 
-def stop_running(running: Running, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> None:
+def stop_running(running: ServerRecord, timeout_s: float = EXIT_TIMEOUT_S + 20.0) -> None:
     """End a supervisor and its server.
 
     Raises:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import regionspot
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.cli.probes import PROBES, Finding
 from regionspot.errors import InputError
 from regionspot.files import cache_root
@@ -72,7 +72,7 @@ def run_probes(names: Sequence[str]) -> list[Finding]:
         command = [sys.executable, "-m", "regionspot.cli.probes", *pending]
         try:
             child = subprocess.run(command, capture_output=True, timeout=PROBES_SECONDS)
-            output, how = child.stdout, how_it_ended(child)
+            output, how = child.stdout, exit_reason(child)
         except subprocess.TimeoutExpired as error:
             output, how = error.stdout or b"", f"did not end in {PROBES_SECONDS} s"
         found = _parse(output)

@@ -12,8 +12,8 @@ from regionspot.cli.outputs import artifact_files, check_outputs, json_bytes, mo
 from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
-    from regionspot.export.parity import EndToEnd, Parity
-    from regionspot.export.sides import Side
+    from regionspot.export.parity import EndToEndResult, ParityResult
+    from regionspot.export.sides import ParityOperand
 
 EXIT_BREACH = 1
 
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from regionspot.export.build import PIPELINE_GRAPHS, recognizer_spec
     from regionspot.export.inputs import ParityInputs
     from regionspot.export.report import format_comparison
-    from regionspot.export.sides import Side, compare_graph, compare_pipelines, shared_specs
+    from regionspot.export.sides import ParityOperand, compare_graph, compare_pipelines, shared_specs
 
-    a, b = Side.parse(arguments.a), Side.parse(arguments.b)
+    a, b = ParityOperand.parse(arguments.a), ParityOperand.parse(arguments.b)
     specs = shared_specs(a, b)
     _complete(arguments, a, b)
     inputs = ParityInputs(load_model(arguments), arguments.pictures, arguments.images)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with_text = "clip_text_encoder" in specs
         recognizer = recognizer_spec(inputs.specs["region_recognizer"], specs["region_head"])
         whole = compare_pipelines(a, b, recognizer, with_text, inputs, arguments.threads)
-    results: list[Parity | EndToEnd] = [*rows.values(), *([whole] if whole else [])]
+    results: list[ParityResult | EndToEndResult] = [*rows.values(), *([whole] if whole else [])]
     passed = not any(result.passed is False for result in results)
     if arguments.json:
         content: dict[str, Any] = {"a": a.title, "b": b.title, "passed": passed}
@@ -87,7 +87,7 @@ def _check_json(arguments: argparse.Namespace) -> None:
     )
 
 
-def _complete(arguments: argparse.Namespace, a: Side, b: Side) -> None:
+def _complete(arguments: argparse.Namespace, a: ParityOperand, b: ParityOperand) -> None:
     """Take the model's name, and the seed of random weights, from the artefacts where the options leave them open.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
-    from regionspot.serving.server import Running, TritonServer
+    from regionspot.serving.server import ServerRecord, TritonServer
 
 STDOUT = Path("-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -169,7 +169,7 @@ def _up(arguments: argparse.Namespace) -> int:
     from regionspot.serving.repository import check_repository
     from regionspot.serving.server import (
         Ports,
-        Running,
+        ServerRecord,
         TritonServer,
         choose_target,
         start_detached,
@@ -187,7 +187,7 @@ def _up(arguments: argparse.Namespace) -> int:
         print("it runs until `regionspot-serve down`")
         return 0
     log = None if arguments.log == STDOUT else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
-    running = Running(
+    running = ServerRecord(
         os.getpid(), started_at(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
     )
     server = TritonServer(installation, arguments.repository, ports, log, target)
@@ -204,7 +204,7 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _serve(server: TritonServer, running: Running, home: Path) -> None:
+def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
     """Until a signal comes."""
     from regionspot.serving.server import Supervisor
 
@@ -233,7 +233,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _where(running: Running, seconds: float) -> str:
+def _where(running: ServerRecord, seconds: float) -> str:
     ports = running.ports
     return "\n".join(
         [
@@ -252,10 +252,10 @@ def _say(text: str) -> None:
 
 def _down(arguments: argparse.Namespace) -> int:
     from regionspot.serving.environment import default_home
-    from regionspot.serving.server import Running, stop_running
+    from regionspot.serving.server import ServerRecord, stop_running
 
     home = _absolute(arguments.home or default_home())
-    found = [one for one in Running.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
+    found = [one for one in ServerRecord.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
     if not found:
         where = "" if arguments.grpc_port is None else f" of gRPC port {arguments.grpc_port}"
         print(f"no server{where} is running that `regionspot-serve up` started")

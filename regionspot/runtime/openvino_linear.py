@@ -85,7 +85,7 @@ def use_own_linear_layers(model: Model, operations: NativeOperations) -> None:
     Args:
         operations: takes the new operations.
     """
-    if not pays():
+    if not is_profitable():
         return
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and (found := _layer_from(node)) is not None:
@@ -95,7 +95,7 @@ def use_own_linear_layers(model: Model, operations: NativeOperations) -> None:
             replace_node(found.last, own)
 
 
-def pays() -> bool:
+def is_profitable() -> bool:
     """Whether this processor is of those that the kernel was written for."""
     return _native.LinearLayer.lanes == 16
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from openvino import DiscreteTypeInfo, Node, Op, Output
 
 
-class Worked:
+class ActiveTokens:
     """How much of an image's tokens operations work on; what they give of others is not read.
 
     Args:
@@ -65,7 +65,7 @@ class NativeOperation(Op):
         super().__init__(weakref.proxy(self))
         self.operations = NativeOperations() if operations is None else operations
         self.operations.alive.append(self)
-        self.worked: Worked | None = None  # None for all
+        self.worked: ActiveTokens | None = None  # None for all
         if inputs is not None:
             self.set_arguments(inputs)
             self.constructor_validate_and_infer_types()

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from openvino import DiscreteTypeInfo, Model, Node
 
 from regionspot.runtime.openvino_attention import GridAttention
-from regionspot.runtime.openvino_operation import NativeOperation, NativeOperations, Worked, is_constant
+from regionspot.runtime.openvino_operation import ActiveTokens, NativeOperation, NativeOperations, is_constant
 
 
-class PaddingWindows(Worked):
+class PaddingWindows(ActiveTokens):
     """Which windows of the next image are worked on, and what comes of those that no picture reaches.
 
     Runs of one graph share it, so a runner must do one run at a time.

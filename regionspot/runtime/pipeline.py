@@ -211,8 +211,8 @@ class RegionPipeline:
         parts = []
         for images, rows in self._batches("sam_image_encoder", len(sam_images)):
             self._check_rows("sam_token_decoder_image", rows)
-            padded_sizes = _filled(sizes[images], 0, rows)
-            padded_images = _filled(sam_images[images], 0, rows)
+            padded_sizes = _pad_to(sizes[images], 0, rows)
+            padded_images = _pad_to(sam_images[images], 0, rows)
             (embeddings,) = self._run("sam_image_encoder", padded_images, padded_sizes, keep=True)
             context = self._run("sam_token_decoder_image", embeddings, keep=True)
             parts.append(_Part(len(sam_images[images]), rows, padded_sizes, (embeddings, *context)))
@@ -222,7 +222,7 @@ class RegionPipeline:
         """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see `regionspot.transforms.ClipTransform`."""
         found = np.empty((len(clip_images), self.info.num_patch_tokens, self.info.clip_width), np.float32)
         for images, rows in self._batches("clip_image_encoder", len(clip_images)):
-            (maps,) = self._run("clip_image_encoder", _filled(clip_images[images], 0, rows))
+            (maps,) = self._run("clip_image_encoder", _pad_to(clip_images[images], 0, rows))
             found[images] = maps[: len(found[images])]
         return found
 
@@ -303,15 +303,15 @@ class RegionPipeline:
             return logits
         self.check_num_regions(count)
         regions, vocabulary = self._range("region_head", "regions"), self._range("region_head", "words")
-        seen = _rounded_up(count, self.region_step, regions)
+        seen = _round_up(count, self.region_step, regions)
         for images, rows in self._batches("region_head", batch):
             of_images = [
-                _filled(_filled(mask_tokens[images], 1, seen), 0, rows),
-                _filled(patch_tokens[images], 0, rows),
-                _filled(_filled(valid[images], 1, seen), 0, rows),
+                _pad_to(_pad_to(mask_tokens[images], 1, seen), 0, rows),
+                _pad_to(patch_tokens[images], 0, rows),
+                _pad_to(_pad_to(valid[images], 1, seen), 0, rows),
             ]
-            for words in _slices(len(text_embeddings), vocabulary.max):
-                (found,) = self._run("region_head", *of_images, _filled(text_embeddings[words], 0, vocabulary.min))
+            for words in _split_ranges(len(text_embeddings), vocabulary.max):
+                (found,) = self._run("region_head", *of_images, _pad_to(text_embeddings[words], 0, vocabulary.min))
                 part = logits[images, :, words]
                 part[:] = found[: part.shape[0], :count, : part.shape[2]]
         return logits
@@ -333,10 +333,10 @@ class RegionPipeline:
     def encode_tokens(self, tokens: IntArray) -> FloatArray:
         """CLIP's un-normalised embeddings (n, E) of (n, T) tokens; T need only reach the last end token."""
         texts, length = (self._range("clip_text_encoder", axis) for axis in ("texts", "text_length"))
-        tokens = _filled(np.asarray(tokens, np.int32), 1, length.min)
+        tokens = _pad_to(np.asarray(tokens, np.int32), 1, length.min)
         found = np.zeros((len(tokens), self.info.embed_dim), np.float32)
-        for rows in _slices(len(tokens), texts.max):
-            (embeddings,) = self._run("clip_text_encoder", _filled(tokens[rows], 0, texts.min))
+        for rows in _split_ranges(len(tokens), texts.max):
+            (embeddings,) = self._run("clip_text_encoder", _pad_to(tokens[rows], 0, texts.min))
             found[rows] = embeddings[: len(found[rows])]
         return found
 
@@ -383,7 +383,7 @@ class RegionPipeline:
     def _batches(self, graph: str, count: int) -> Iterator[tuple[slice, int]]:
         """Which images go through a graph together, and how many rows it must see."""
         batch = self._range(graph, "batch")
-        for images in _slices(count, batch.max):
+        for images in _split_ranges(count, batch.max):
             yield images, max(images.stop - images.start, batch.min)
 
     def _decode(
@@ -407,7 +407,7 @@ class RegionPipeline:
         for images, part in encoded.located():
             prompts = spec.ranges["prompts"]
             step = min(prompts.max, max(prompts.min, self.prompt_chunk // part.rows))
-            for chunk in _slices(count, step):
+            for chunk in _split_ranges(count, step):
                 asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
                 asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
                 asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
@@ -418,8 +418,8 @@ class RegionPipeline:
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
         """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts that ask nothing."""
-        seen = _rounded_up(prompts.shape[1], self.prompt_step, self._range(graph, "prompts"))
-        return _filled(_filled(prompts, 1, seen, value), 0, rows, value)
+        seen = _round_up(prompts.shape[1], self.prompt_step, self._range(graph, "prompts"))
+        return _pad_to(_pad_to(prompts, 1, seen, value), 0, rows, value)
 
     def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
         points = self._range(graph, "points")
@@ -482,18 +482,18 @@ def _check_lengths(what: str, wanted: int, **found: int) -> None:
             raise InputError(f"there are {wanted} {what}, and {length} in {name}: give as many of each")
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
+def _split_ranges(count: int, step: int) -> Iterator[slice]:
     """0 to `count` in pieces of `step`, the last one smaller."""
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
-def _rounded_up(count: int, step: int, limits: Range) -> int:
+def _round_up(count: int, step: int, limits: Range) -> int:
     """To a multiple of `step`, within the range of a graph's axis."""
     return min(max(-(-count // step) * step, limits.min), limits.max)
 
 
-def _filled(array: Array, axis: int, size: int, value: int = 0) -> Array:
+def _pad_to(array: Array, axis: int, size: int, value: int = 0) -> Array:
     """As long as `size` along an axis at least, with `value` behind what there is."""
     missing = size - array.shape[axis]
     if missing <= 0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regionspot.child_process import how_it_ended
+from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.runtime.artifacts import open_pipeline, spec_from_json, spec_to_json
 from regionspot.runtime.formats import open_graph
@@ -51,7 +51,7 @@ def pipeline_request(
     threads: int | None = None,
     native: bool = True,
 ) -> dict[str, Any]:
-    """To run the whole pipeline on samples as `recognise` takes them, whether its graphs passed or not."""
+    """To run the whole pipeline on samples as `recognize` takes them, whether its graphs passed or not."""
     return {
         "pipeline": {"artifacts": str(directory), "runtime": runtime, "precision": precision, "native": native},
         "device": device,
@@ -75,11 +75,11 @@ def run_in_child(request: Mapping[str, Any], samples: Samples, timeout_s: float 
         except subprocess.TimeoutExpired as error:
             raise ArtifactError(f"running it did not end in {timeout_s:.0f} s") from error
         if child.returncode:
-            raise ArtifactError(f"running it {how_it_ended(child)}")
+            raise ArtifactError(f"running it {exit_reason(child)}")
         return _read_samples(folder / _OUTPUTS)
 
 
-def recognise(pipeline: RegionPipeline, sample: Mapping[str, Array]) -> dict[str, Array]:
+def recognize(pipeline: RegionPipeline, sample: Mapping[str, Array]) -> dict[str, Array]:
     """The whole way from pictures and prompts to logits.
 
     Args:
@@ -116,7 +116,7 @@ def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]
     where = {"device": request["device"], "threads": request["threads"]}
     if "pipeline" in request:
         pipeline = open_pipeline(**request["pipeline"], **where, allow_failed=True)
-        return [recognise(pipeline, sample) for sample in samples]
+        return [recognize(pipeline, sample) for sample in samples]
     graph = request["graph"]
     path, spec = Path(graph["path"]), spec_from_json(graph["spec"])
     with open_graph(path, spec, graph["runtime"], graph["precision"], **where) as runner:

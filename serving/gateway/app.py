@@ -21,12 +21,12 @@ from starlette.routing import Route
 
 from regionspot.serving.client import Answer, AsyncRegionClient
 from regionspot.serving.contract import Limits
+from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
-from regionspot.serving.gateway.form import FORM_SLACK_BYTES, Asked, asked_of, check_headers, read_form
+from regionspot.serving.gateway.form import FORM_SLACK_BYTES, ParsedForm, asked_of, check_headers, read_form
 from regionspot.serving.gateway.records import Metrics, Record
 from regionspot.serving.gateway.settings import GatewaySettings
-from regionspot.serving.gateway.turns import Turns
 from regionspot.serving.gateway.upstream import Connect, Upstream
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -94,7 +94,7 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, connect: Connect) -> None:
         self._settings = settings
-        self._turns = Turns(settings.concurrency, settings.max_waiting)
+        self._turns = AdmissionQueue(settings.concurrency, settings.max_waiting)
         self._upstream = Upstream(settings.url, settings.timeout_s, connect)
         self._files = {path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES}
         self.counted = Metrics(self._turns)
@@ -174,7 +174,7 @@ class Gateway:
                 headers={"WWW-Authenticate": 'Bearer realm="regionspot"'},
             )
 
-    async def _read(self, request: Request, limits: Limits, record: Record) -> Asked:
+    async def _read(self, request: Request, limits: Limits, record: Record) -> ParsedForm:
         max_bytes = self._max_body_bytes(limits)
         check_headers(request, max_bytes)
         try:
@@ -186,7 +186,7 @@ class Gateway:
         record.regions = asked.num_regions
         return asked
 
-    async def _answer(self, asked: Asked, request_id: str) -> Answer:
+    async def _answer(self, asked: ParsedForm, request_id: str) -> Answer:
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
 

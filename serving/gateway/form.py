@@ -41,7 +41,7 @@ class Form:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class ParsedForm:
     """A question, as `regionspot.serving.client` takes it. `file_name` is the caller's, or "" with a handle."""
 
     image: bytes | RemoteImage
@@ -97,7 +97,7 @@ async def read_form(request: Request, max_bytes: int) -> Form:
         await form.close()
 
 
-def asked_of(form: Form, limits: Limits) -> Asked:
+def asked_of(form: Form, limits: Limits) -> ParsedForm:
     """Check a form against the contract and the server's limits.
 
     Raises:
@@ -116,10 +116,10 @@ def asked_of(form: Form, limits: Limits) -> Asked:
         raise _invalid('"masks" must be true or false')
     if form.image is not None:
         check_picture(form.image, limits)
-        return Asked(form.image, form.file_name, vocabulary, regions, top_k, masks)
+        return ParsedForm(form.image, form.file_name, vocabulary, regions, top_k, masks)
     if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
         raise _invalid('"image_handle" must be what an earlier answer said, as text')
-    return Asked(RemoteImage(handle, 0, 0), "", vocabulary, regions, top_k, masks)
+    return ParsedForm(RemoteImage(handle, 0, 0), "", vocabulary, regions, top_k, masks)
 
 
 def too_large(max_bytes: int) -> HttpError:

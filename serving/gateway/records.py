@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
 
-from regionspot.serving.gateway.turns import Turns
+from regionspot.serving.gateway.admission import AdmissionQueue
 
 ROUTES = ("/", "/v1/recognize", "/v1/info", "/healthz", "/readyz", "/metrics")
 MAX_LOGGED_PATH = 200
@@ -82,7 +82,7 @@ class Record:
 class Metrics:
     """Prometheus' metrics of one gateway, in a registry of their own."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: AdmissionQueue) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "regionspot_gateway_requests", "Requests by route and code", ["route", "code"], registry=registry

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from regionspot.serving import canary
 from regionspot.serving.client import Answer, AsyncRegionClient, ServerInfo
 from regionspot.serving.contract import RequestError, ServingError
-from regionspot.serving.gateway.form import Asked
+from regionspot.serving.gateway.form import ParsedForm
 
 INFO_AGE_S = 5.0
 """How long the server's description is believed. It is also how soon a server that is gone is noticed."""
@@ -56,7 +56,7 @@ class Upstream:
         """
         return await self._info.get(INFO_AGE_S)
 
-    async def ask(self, asked: Asked, request_id: str, timeout_s: float) -> Answer:
+    async def ask(self, asked: ParsedForm, request_id: str, timeout_s: float) -> Answer:
         """Raises ServingError, as `AsyncRegionClient.ask`."""
         try:
             return await self._client.ask(

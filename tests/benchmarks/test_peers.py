@@ -16,7 +16,7 @@ from PIL import Image
 
 from regionspot.benchmarks import peers as parent
 from regionspot.benchmarks.flops import count_flops, extrapolate
-from regionspot.benchmarks.peer_rows import Measured, rows_of, summary
+from regionspot.benchmarks.peer_rows import VariantResult, rows_of, summary
 from regionspot.benchmarks.peer_variants import Ours
 from regionspot.benchmarks.stages import Stages
 from regionspot.benchmarks.synthetic import SMALLEST_BOX, generated_picture, random_boxes, random_words
@@ -179,7 +179,8 @@ def test_a_process_that_died_is_a_note(tmp_path: Path) -> None:
     died = {"note": "not measured: crashed (SIGKILL)"}
     fast = {"regions": 1, "seconds": 2.0, "total_mb": 100.0, "peak_mb": 10.0, "repetitions": 3, "stages": {"head": 2.0}}
     rows = rows_of(
-        [Measured("clip_crops", False, [1, 300], [fast, died]), Measured("owlv2", False, [None], [])], tmp_path
+        [VariantResult("clip_crops", False, [1, 300], [fast, died]), VariantResult("owlv2", False, [None], [])],
+        tmp_path,
     )
     assert [(row["seconds"], row["note"]) for row in rows[:2]] == [(2.0, ""), (None, died["note"])]
     assert rows[1]["speedup"] is None and rows[1]["stages"] == {}

@@ -77,13 +77,13 @@ def own_operations() -> Iterator[None]:
     """Our operations take the place of OpenVINO's in graphs of any size, on any processor."""
     from regionspot.runtime import openvino_attention, openvino_linear
 
-    before = openvino_attention.LARGE, openvino_linear.LARGE, openvino_linear.pays
+    before = openvino_attention.LARGE, openvino_linear.LARGE, openvino_linear.is_profitable
     openvino_attention.LARGE = openvino_linear.LARGE = 0
-    openvino_linear.pays = lambda: True
+    openvino_linear.is_profitable = lambda: True
     try:
         yield
     finally:
-        openvino_attention.LARGE, openvino_linear.LARGE, openvino_linear.pays = before
+        openvino_attention.LARGE, openvino_linear.LARGE, openvino_linear.is_profitable = before
 
 
 def questions(spec: GraphSpec) -> list[Feeds]:

@@ -27,7 +27,7 @@ from tests.runtime.conftest import Encode
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor, too: kernels for fewer lanes give the same."""
     monkeypatch.setattr(openvino_linear, "LARGE", 0)
-    monkeypatch.setattr(openvino_linear, "pays", lambda: True)
+    monkeypatch.setattr(openvino_linear, "is_profitable", lambda: True)
 
 
 def weights(*shape: int) -> np.ndarray:

@@ -27,7 +27,7 @@ SIZE = 256
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
     monkeypatch.setattr(openvino_linear, "LARGE", 0)
-    monkeypatch.setattr(openvino_linear, "pays", lambda: True)
+    monkeypatch.setattr(openvino_linear, "is_profitable", lambda: True)
 
 
 def open_encoder(path: Path) -> OpenVinoRunner:

@@ -17,7 +17,7 @@ from regionspot.runtime.text_encoder import GraphTextEncoder
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.client import RegionClient
 from regionspot.serving.repository import RepositoryOptions, make_repository
-from regionspot.serving.server import Running, serving
+from regionspot.serving.server import ServerRecord, serving
 from regionspot.vocabulary import VocabularyEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,13 +37,13 @@ def home() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path, home: Path) -> Iterator[Running]:
+def server(repository: Path, home: Path) -> Iterator[ServerRecord]:
     with serving(repository, home) as running:
         yield running
 
 
 @pytest.fixture
-def client(server: Running) -> Iterator[RegionClient]:
+def client(server: ServerRecord) -> Iterator[RegionClient]:
     with RegionClient(server.ports.grpc_url) as connected:
         yield connected
 

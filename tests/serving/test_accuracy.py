@@ -11,7 +11,7 @@ from regionspot.cli.main import main
 from regionspot.data.coco_json import CocoDataset
 from regionspot.evaluation.average_precision import evaluate_detections
 from regionspot.serving.client import RegionClient
-from regionspot.serving.server import Running
+from regionspot.serving.server import ServerRecord
 
 MAX_DIFFERENCE = 0.1
 
@@ -29,7 +29,7 @@ def evaluate(dataset: CocoDataset, metrics: Path, *options: str) -> float:
     return float(json.loads(metrics.read_text())["head"]["AP"])
 
 
-def test_graph_by_graph(dataset: CocoDataset, server: Running, expected: float, tmp_path: Path) -> None:
+def test_graph_by_graph(dataset: CocoDataset, server: ServerRecord, expected: float, tmp_path: Path) -> None:
     found = evaluate(dataset, tmp_path / "metrics.json", "--runtime", "triton", "--url", server.ports.grpc_url)
     assert expected > 40 and abs(found - expected) <= MAX_DIFFERENCE
 

@@ -12,11 +12,11 @@ import pytest
 from regionspot.benchmarks.serving import main
 from regionspot.data.coco_json import CocoDataset
 from regionspot.serving.client import RegionClient
-from regionspot.serving.server import Running
+from regionspot.serving.server import ServerRecord
 
 
 def test_parity_and_latency(
-    server: Running,
+    server: ServerRecord,
     mini_artifacts_with_masks: Path,
     dataset: CocoDataset,
     tmp_path: Path,

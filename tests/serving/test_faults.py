@@ -29,7 +29,7 @@ from regionspot.serving.server import (
     METRICS_PORT,
     SHARED_MEMORY,
     Ports,
-    Running,
+    ServerRecord,
     TritonServer,
     _CanaryThread,
     _stubs_of,
@@ -43,26 +43,26 @@ BOX = [[5, 5, 90, 90]]
 
 
 @pytest.fixture(scope="module")
-def victim(repository: Path, home: Path) -> Iterator[Running]:
+def victim(repository: Path, home: Path) -> Iterator[ServerRecord]:
     with serving(repository, home) as running:
         yield running
 
 
-def server_pid(running: Running) -> int:
+def server_pid(running: ServerRecord) -> int:
     """Of `tritonserver`, the supervisor's child."""
     found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
     (pid,) = map(int, found.stdout.split())
     return pid
 
 
-def shared_memory(running: Running) -> list[str]:
+def shared_memory(running: ServerRecord) -> list[str]:
     return [path.name for path in SHARED_MEMORY.glob(f"regionspot_{running.pid}_*")]
 
 
 class Questions:
     """Threads that ask the same thing again and again; each answer is kept, with when it came."""
 
-    def __init__(self, running: Running, picture: Path, threads: int = 3) -> None:
+    def __init__(self, running: ServerRecord, picture: Path, threads: int = 3) -> None:
         self._url, self._picture, self._stop = running.ports.grpc_url, picture, threading.Event()
         self.answers: list[tuple[float, np.ndarray]] = []
         self.errors: list[ServingError] = []
@@ -95,7 +95,7 @@ class Questions:
 
 
 @pytest.mark.parametrize("fault", ["stub", "server"])
-def test_killed_under_load(victim: Running, picture: Path, fault: str) -> None:
+def test_killed_under_load(victim: ServerRecord, picture: Path, fault: str) -> None:
     with RegionClient(victim.ports.grpc_url) as client:
         expected = client.recognize(picture, BOX, "mini").top_scores
     before = server_pid(victim)
@@ -114,7 +114,7 @@ def test_killed_under_load(victim: Running, picture: Path, fault: str) -> None:
     assert MODEL in dict(_stubs_of(after)) and dict(_stubs_of(after)) != stubs
 
 
-def test_a_graphs_stub_that_dies(victim: Running) -> None:
+def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
     pid = server_pid(victim)
     dead = dict(_stubs_of(pid))["region_head"]
     os.kill(dead, signal.SIGKILL)
@@ -133,10 +133,10 @@ def test_down_leaves_nothing(repository: Path, home: Path) -> None:
     with serving(repository, home) as running:
         pids = [server_pid(running), *(pid for _, pid in _stubs_of(server_pid(running)))]
         assert len(shared_memory(running)) == len(pids) - 1 == len(GRAPHS) + 1
-        assert running.pid in [one.pid for one in Running.read_all(home)]
+        assert running.pid in [one.pid for one in ServerRecord.read_all(home)]
     assert shared_memory(running) == [] and not running.alive
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert running.pid not in [one.pid for one in Running.read_all(home)]
+    assert running.pid not in [one.pid for one in ServerRecord.read_all(home)]
 
 
 def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, home: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, ho
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert running.pid not in [one.pid for one in Running.read_all(home)]
+        assert running.pid not in [one.pid for one in ServerRecord.read_all(home)]
     (SHARED_MEMORY / f"regionspot_{running.pid}_left").touch()
     (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").touch()
     remove_stale_memory()  # as every start does
@@ -155,13 +155,13 @@ def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, ho
     (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").unlink()
 
 
-def test_the_canary_as_a_command(victim: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_canary_as_a_command(victim: ServerRecord, capsys: pytest.CaptureFixture[str]) -> None:
     assert canary.main(["--url", victim.ports.grpc_url]) == 0 and capsys.readouterr().out == "ready\n"
     assert canary.main(["--url", "127.0.0.1:9", "--timeout", "0.3"]) == 1
     assert "not ready: 127.0.0.1:9 cannot answer" in capsys.readouterr().err
 
 
-def test_two_servers_on_one_port(victim: Running) -> None:
+def test_two_servers_on_one_port(victim: ServerRecord) -> None:
     taken = Ports(0, victim.ports.grpc, 0)
     with pytest.raises(InputError, match=f"port {victim.ports.grpc} cannot be used for grpc"):
         taken.resolved()
@@ -198,7 +198,7 @@ def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_p
     (broken / "regionspot" / "1" / "vocabularies" / "cpu" / "mini.npz").write_bytes(b"damaged")
     with pytest.raises(ServingError, match="is no vocabulary"), serving(broken, home):
         pass
-    assert [one for one in Running.read_all(home) if one.repository == str(broken)] == []
+    assert [one for one in ServerRecord.read_all(home) if one.repository == str(broken)] == []
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
@@ -222,7 +222,7 @@ def test_a_gpus_configurations_are_taken_up_to_the_missing_backend(
 
 def test_graphs_as_models_of_their_own(
     mini_artifacts_with_masks: Path,
-    server: Running,
+    server: ServerRecord,
     home: Path,
     picture: Path,
     boxes: list[list[float]],

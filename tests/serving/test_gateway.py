@@ -32,11 +32,11 @@ from regionspot.errors import InputError
 from regionspot.serving.client import Answer, RegionClient, RemoteImage, ServerInfo
 from regionspot.serving.contract import CODES, Limits, RequestError, ServingError
 from regionspot.serving.gateway import GatewaySettings, form, make_app
+from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.app import server_options
 from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.gateway.form import Form, asked_of
 from regionspot.serving.gateway.picture import picture_size
-from regionspot.serving.gateway.turns import Turns
 from regionspot.structures import RegionPredictions
 
 WORDS = ["plain green toy", "red toy with blue stripes", "cyan toy with red stripes"]
@@ -530,8 +530,8 @@ def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_turns_estimate_when_to_come_back() -> None:
-    async def used() -> Turns:
-        turns = Turns(2, 8)
+    async def used() -> AdmissionQueue:
+        turns = AdmissionQueue(2, 8)
         for _ in range(3):
             with turns.place():
                 async with turns.turn():

@@ -24,7 +24,7 @@ from regionspot.cli.benchmark import load
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
 from regionspot.serving.contract import ServingError, error_of
-from regionspot.serving.server import Running
+from regionspot.serving.server import ServerRecord
 
 
 def measured(*options: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def test_work_of_a_server() -> None:
     assert (anew["a"]["requests"], anew["a"]["queue_ms"], anew["c"]["requests"]) == (2, 2.0, 1)
 
 
-def test_a_sweep_over_the_real_server(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_over_the_real_server(server: ServerRecord, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.ports.grpc_url
     report = measured("--url", url, "--seconds", "0.4", "--concurrency", "1,2", "--warm-up", "1")
     assert report["benchmark"] == "load"
@@ -177,7 +177,7 @@ def test_a_sweep_over_the_real_server(server: Running, capsys: pytest.CaptureFix
     assert len(capsys.readouterr().err.splitlines()) == len(report["rows"])
 
 
-def test_known_pictures_with_masks(server: Running, dataset: CocoDataset) -> None:
+def test_known_pictures_with_masks(server: ServerRecord, dataset: CocoDataset) -> None:
     options = ["--url", server.ports.grpc_url, "--data", str(dataset.path), "--picture", "known", "--masks"]
     options += ["--regions", "1,6", "--seconds", "0.3", "--warm-up", "0", "--vocabulary", "pets"]
     report = measured(*options, "--mode", "open", "--rates", "5")
@@ -200,7 +200,7 @@ def test_known_pictures_with_masks(server: Running, dataset: CocoDataset) -> Non
         (["--perf-analyzer", sys.executable], "libb64"),
     ],
 )
-def test_what_cannot_be_measured(server: Running, options: list[str], message: str) -> None:
+def test_what_cannot_be_measured(server: ServerRecord, options: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         measured("--url", server.ports.grpc_url, *options)
 
@@ -235,7 +235,7 @@ def analyzer(tmp_path: Path) -> Path:
     return path
 
 
-def test_perf_analyzer_beside_ours(server: Running, analyzer: Path) -> None:
+def test_perf_analyzer_beside_ours(server: ServerRecord, analyzer: Path) -> None:
     options = ["--url", server.ports.grpc_url, "--perf-analyzer", str(analyzer), "--regions", "2", "--warm-up", "0"]
     report = measured(*options, "--mode", "closed", "--concurrency", "1", "--seconds", "0.2")
     (row,) = report["perf_analyzer"]["rows"]

@@ -14,7 +14,7 @@ from PIL import Image
 from regionspot.errors import ArtifactError
 from regionspot.serving.client import RegionClient
 from regionspot.serving.plain_paths import PlainPaths
-from regionspot.serving.server import Ports, Running, serving
+from regionspot.serving.server import Ports, ServerRecord, serving
 
 
 @pytest.mark.parametrize("name", ["two words", "repoü", "a;b", "$(id)", "a'b", 'a"b', "a&b", "a\nb"])
@@ -44,7 +44,7 @@ def test_no_plain_place_for_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_repository_with_a_space(
-    repository: Path, home: Path, server: Running, tmp_path: Path, picture: Path
+    repository: Path, home: Path, server: ServerRecord, tmp_path: Path, picture: Path
 ) -> None:
     """Served by the real server, with the answers of one whose path is plain; its links go when it stops."""
     there = shutil.copytree(repository, tmp_path / "my répo; x")
@@ -59,7 +59,7 @@ def test_a_repository_with_a_space(
     assert not links[0].exists() and not links[0].is_symlink()
 
 
-def test_ports_are_told_apart(server: Running, picture: Path) -> None:
+def test_ports_are_told_apart(server: ServerRecord, picture: Path) -> None:
     """The HTTP port as a gRPC address, and the other way round: the message names the port that is wanted."""
     ports: Ports = server.ports
     for url, said in (

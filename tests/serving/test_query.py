@@ -13,7 +13,7 @@ from PIL import Image
 
 from regionspot.cli.main import main
 from regionspot.data.coco_json import CocoDataset
-from regionspot.serving.server import Running
+from regionspot.serving.server import ServerRecord
 
 BOXES = ["--box", "5,5,90,90", "--point", "60,70"]
 
@@ -33,7 +33,7 @@ def assert_near(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("vocabulary", ["plain green toy,red toy with blue stripes", "pets", "mini"])
 def test_a_picture(
     vocabulary: str,
-    server: Running,
+    server: ServerRecord,
     mini_artifacts_with_masks: Path,
     picture: Path,
     tmp_path: Path,
@@ -50,14 +50,16 @@ def test_a_picture(
     assert Image.open(tmp_path / "o.png").size == Image.open(tmp_path / "p.png").size
 
 
-def test_predict_graph_by_graph(server: Running, picture: Path, mini_artifacts: Path, tmp_path: Path) -> None:
+def test_predict_graph_by_graph(server: ServerRecord, picture: Path, mini_artifacts: Path, tmp_path: Path) -> None:
     predict = ["predict", str(picture), *BOXES, "--vocabulary", "mini", "--json"]
     assert main([*predict, str(tmp_path / "t.json"), "--runtime", "triton", "--url", server.ports.grpc_url]) == 0
     assert main([*predict, str(tmp_path / "p.json")]) == 0
     assert_near(document(tmp_path / "t.json"), document(tmp_path / "p.json"))
 
 
-def test_a_folder(server: Running, dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder(
+    server: ServerRecord, dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = dataset.image_path(dataset.images[0]).parent
     query = ["query", str(folder), "--vocabulary", "mini", "--url", server.ports.grpc_url, "--no-masks"]
     assert main([*query, "--regions", str(dataset.path), "--json", str(tmp_path / "all.jsonl")]) == 0
@@ -70,7 +72,7 @@ def test_a_folder(server: Running, dataset: CocoDataset, tmp_path: Path, capsys:
 
 
 def test_a_folder_with_a_bad_picture(
-    server: Running, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ServerRecord, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "good.jpg").write_bytes(picture.read_bytes())
     (tmp_path / "bad.jpg").write_bytes(picture.read_bytes()[:300])
@@ -94,7 +96,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, server: Running, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused(case: str, server: ServerRecord, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, message = REFUSED[case]
     places = {"PICTURE": str(picture), "FOLDER": str(picture.parent)}
     given = [places.get(word, word) for word in words]
@@ -121,7 +123,7 @@ def test_options_of_the_runtime(
 
 
 def test_a_folder_with_every_kind_of_name(
-    server: Running, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: ServerRecord, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A name that is not UTF-8 loses no answer; what is passed over is counted."""
     folder = tmp_path / "photos"
@@ -137,7 +139,7 @@ def test_a_folder_with_every_kind_of_name(
     assert f"passed over in {folder}: 1 .avif file, 1 folder, 1 hidden file" in printed.err
 
 
-def test_a_pipe_is_read_once(server: Running, picture: Path, tmp_path: Path) -> None:
+def test_a_pipe_is_read_once(server: ServerRecord, picture: Path, tmp_path: Path) -> None:
     script = f"cat '{picture}' | '{sys.executable}' -m regionspot.cli.main query /dev/stdin --box 5,5,90,90"
     script += f" --vocabulary pets --url {server.ports.grpc_url} --no-masks --out '{tmp_path / 'o.png'}'"
     subprocess.run(["bash", "-c", script], check=True, capture_output=True)

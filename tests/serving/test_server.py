@@ -27,7 +27,7 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.predictor import RegionPredictor
 from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteImage
 from regionspot.serving.contract import MODEL, RequestError, ServingError
-from regionspot.serving.server import Running
+from regionspot.serving.server import ServerRecord
 from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.vocabulary import VocabularyEncoder
@@ -44,7 +44,7 @@ def words(encoder: VocabularyEncoder) -> Vocabulary:
 
 
 @pytest.fixture(scope="module", params=["grpc", "http"])
-def each_client(request: pytest.FixtureRequest, server: Running) -> Iterator[RegionClient]:
+def each_client(request: pytest.FixtureRequest, server: ServerRecord) -> Iterator[RegionClient]:
     with RegionClient(server.ports.grpc_url if request.param == "grpc" else server.ports.http_url) as client:
         yield client
 
@@ -143,7 +143,7 @@ class TestCompany:
                     assert np.array_equal(one.scores, other.scores)
 
     @pytest.mark.parametrize("protocol", ["grpc", "http"])
-    def test_asyncio(self, server: Running, client: RegionClient, dataset: CocoDataset, protocol: str) -> None:
+    def test_asyncio(self, server: ServerRecord, client: RegionClient, dataset: CocoDataset, protocol: str) -> None:
         pictures = [dataset.image_path(record) for record in dataset.images[:6]]
 
         async def ask_all() -> list[RegionPredictions]:
@@ -158,7 +158,7 @@ class TestCompany:
             assert found.class_names == expected.class_names
             assert np.array_equal(found.scores, expected.scores)
 
-    def test_a_task_that_is_cancelled(self, server: Running, picture: Path) -> None:
+    def test_a_task_that_is_cancelled(self, server: ServerRecord, picture: Path) -> None:
         async def cancel() -> int:
             async with AsyncRegionClient(server.ports.grpc_url) as many:
                 task = asyncio.create_task(many.recognize(picture, np.tile([[5, 5, 90, 90]], (300, 1)), "mini"))
@@ -176,7 +176,7 @@ class TestForeignClients:
 
     @pytest.mark.parametrize("library", [tritonclient.grpc, tritonclient.http])
     def test_one_request_of_two_pictures(
-        self, server: Running, client: RegionClient, dataset: CocoDataset, library: Any
+        self, server: ServerRecord, client: RegionClient, dataset: CocoDataset, library: Any
     ) -> None:
         paths = [dataset.image_path(record) for record in dataset.images[:2]]
         images = np.array([[path.read_bytes()] for path in paths], np.object_)
@@ -189,7 +189,7 @@ class TestForeignClients:
             assert found.as_numpy("class_names")[row, 0].decode() == PETS[int(expected.class_ids[0])]
         assert found.as_numpy("masks").shape == (2, 0) and found.as_numpy("top_class_names").shape == (2, 1, 2)
 
-    def test_some_of_the_outputs(self, server: Running, picture: Path) -> None:
+    def test_some_of_the_outputs(self, server: ServerRecord, picture: Path) -> None:
         connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
         arrays = {
             "image": np.array([[picture.read_bytes()]], np.object_),
@@ -224,7 +224,7 @@ class TestForeignClients:
     }
 
     @pytest.mark.parametrize("case", BAD)
-    def test_what_is_refused(self, case: str, server: Running, picture: Path) -> None:
+    def test_what_is_refused(self, case: str, server: ServerRecord, picture: Path) -> None:
         changed, message = self.BAD[case]
         arrays = {
             "image": np.array([[picture.read_bytes()]], np.object_),
@@ -237,7 +237,7 @@ class TestForeignClients:
         assert "Traceback" not in str(caught.value) and "site-packages" not in str(caught.value)
         assert len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1  # and nothing is lost
 
-    def infer(self, server: Running, library: Any, **arrays: Any) -> Any:
+    def infer(self, server: ServerRecord, library: Any, **arrays: Any) -> Any:
         url = server.ports.grpc_url if library is tritonclient.grpc else server.ports.http_url.removeprefix("http://")
         connection = library.InferenceServerClient(url)
         try:
@@ -282,7 +282,7 @@ class TestBadInput:
             assert caught.value.code == code, name
             assert np.array_equal(each_client.recognize(**good).scores, expected)
 
-    def test_too_little_time(self, server: Running, picture: Path) -> None:
+    def test_too_little_time(self, server: ServerRecord, picture: Path) -> None:
         with RegionClient(server.ports.grpc_url) as client:
             client.info()
             boxes = np.tile([[5, 5, 90, 90]], (300, 1))
@@ -292,7 +292,7 @@ class TestBadInput:
             assert len(client.recognize(picture, boxes, "mini")) == 300
 
 
-def test_nobody_else_may_load_models(server: Running) -> None:
+def test_nobody_else_may_load_models(server: ServerRecord) -> None:
     """Who may load a model may run any program on the server."""
     connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
     for ask in (connection.get_model_repository_index, lambda: connection.unload_model(MODEL)):
@@ -304,7 +304,7 @@ def test_nobody_else_may_load_models(server: Running) -> None:
         urllib.request.urlopen(body)
 
 
-def test_a_graphs_errors_name_no_files(server: Running) -> None:
+def test_a_graphs_errors_name_no_files(server: ServerRecord) -> None:
     connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
     tokens = tritonclient.grpc.InferInput("tokens", (1, 500), "INT32")
     tokens.set_data_from_numpy(np.full((1, 500), 49407, np.int32))
@@ -316,7 +316,7 @@ def test_a_graphs_errors_name_no_files(server: Running) -> None:
     connection.close()
 
 
-def test_other_words_than_were_known(server: Running, picture: Path) -> None:
+def test_other_words_than_were_known(server: ServerRecord, picture: Path) -> None:
     """A vocabulary that was registered anew: the client asks again what it holds, and never mixes the two."""
     with RegionClient(server.ports.grpc_url) as client:
         info = client.info()
@@ -326,7 +326,7 @@ def test_other_words_than_were_known(server: Running, picture: Path) -> None:
             assert client.recognize(picture, [[5, 5, 90, 90]], "pets").class_names == PETS
 
 
-def test_metrics(server: Running, client: RegionClient, picture: Path) -> None:
+def test_metrics(server: ServerRecord, client: RegionClient, picture: Path) -> None:
     def metrics() -> dict[str, float]:
         with urllib.request.urlopen(server.ports.metrics_url) as response:
             lines = response.read().decode().splitlines()
@@ -346,14 +346,14 @@ def test_metrics(server: Running, client: RegionClient, picture: Path) -> None:
     assert after["regionspot_image_cache_pictures"] >= 1 and after["regionspot_image_cache_bytes"] > 500_000
 
 
-def test_the_log_has_codes_and_request_ids(server: Running, client: RegionClient, picture: Path) -> None:
+def test_the_log_has_codes_and_request_ids(server: ServerRecord, client: RegionClient, picture: Path) -> None:
     with pytest.raises(RequestError):
         client.ask(picture, "birds", {"boxes": [[5, 5, 90, 90]]}, request_id="number-7")
     log = Path(server.log).read_text(errors="replace")
     assert any('"request_id": "number-7", "code": "VOCABULARY_UNKNOWN"' in line for line in log.splitlines())
 
 
-def url_of(server: Running, protocol: str) -> str:
+def url_of(server: ServerRecord, protocol: str) -> str:
     return server.ports.grpc_url if protocol == "grpc" else server.ports.http_url
 
 
@@ -361,12 +361,12 @@ def url_of(server: Running, protocol: str) -> str:
 class TestGraphByGraph:
     """What `--runtime triton` runs, under threads and interrupts; see tests/runtime/test_sharing.py."""
 
-    def test_every_answer_is_that_of_a_serial_run(self, server: Running, protocol: str) -> None:
+    def test_every_answer_is_that_of_a_serial_run(self, server: ServerRecord, protocol: str) -> None:
         with pipeline_from_triton(url_of(server, protocol)) as pipeline:
             counts = share(pipeline.runner("sam_image_encoder"), 8)
         assert counts == {"answers": 24, "wrong": 0, "errors": 0, "wrong_afterwards": 0}
 
-    def test_an_interrupt_or_the_right_answer(self, server: Running, protocol: str, repository: Path) -> None:
+    def test_an_interrupt_or_the_right_answer(self, server: ServerRecord, protocol: str, repository: Path) -> None:
         command = [sys.executable, "-m", "tests.runtime.sharing", str(repository), "--answers", "0"]
         kind = f"triton={url_of(server, protocol)}"
         done = subprocess.run([*command, "--kinds", kind], cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -376,6 +376,6 @@ class TestGraphByGraph:
             assert row[name]["raised"] > 0, row
             assert row[name]["wrong"] == row[name]["other_errors"] == row[name]["wrong_afterwards"] == 0, row
 
-    def test_a_pipeline_is_pickled_by_its_address(self, server: Running, protocol: str) -> None:
+    def test_a_pipeline_is_pickled_by_its_address(self, server: ServerRecord, protocol: str) -> None:
         with pipeline_from_triton(url_of(server, protocol)) as pipeline, pickle.loads(pickle.dumps(pipeline)) as copy:
             assert copy.sam_fingerprint() == pipeline.sam_fingerprint()

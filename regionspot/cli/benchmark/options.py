@@ -20,7 +20,7 @@ RANDOM_SEED = 0
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """What to measure: the preset's name, its targets, and "cpu" or "cuda", where they work."""
 
     model: str
@@ -42,7 +42,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
 
 
-def chosen_targets(arguments: argparse.Namespace) -> Chosen:
+def chosen_targets(arguments: argparse.Namespace) -> Selection:
     """What the options of `add_target_options` name. With artefacts and no --model, the model is theirs.
 
     Raises:
@@ -60,7 +60,7 @@ def chosen_targets(arguments: argparse.Namespace) -> Chosen:
             raise InputError(f"the artefacts in {arguments.artifacts} are of {manifest.model.name}, not of {model}")
         model = manifest.model.name
     device = resolve_device(arguments.device).type
-    return Chosen(model, choose_targets(arguments.targets, available_targets(manifest, device == "cuda")), device)
+    return Selection(model, choose_targets(arguments.targets, available_targets(manifest, device == "cuda")), device)
 
 
 def model_arguments(arguments: argparse.Namespace, model: str) -> dict[str, Any]:

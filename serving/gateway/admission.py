@@ -14,7 +14,7 @@ MAX_RETRY_AFTER_S = 60
 _NEWEST = 0.2  # how much the newest duration counts in the mean
 
 
-class Turns:
+class AdmissionQueue:
     """`concurrency` requests in flight and `max_waiting` behind them. For one event loop."""
 
     def __init__(self, concurrency: int, max_waiting: int) -> None:
