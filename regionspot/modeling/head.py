@@ -135,6 +135,8 @@ class Attention(nn.Module):
         """(B, N, D) queries over (B, M, D) context; `mask` (B, 1, 1, M) is True where they may look."""
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        if self.training and mask is None and self._few(queries, context):
+            return self.out_proj(self._attend_unprojected(F.linear(queries, w_q, b_q), context, w_k, w_v, b_v))
         attended = F.scaled_dot_product_attention(
             self._split_heads(F.linear(queries, w_q, b_q)),
             self._split_heads(F.linear(context, w_k, b_k)),
@@ -143,6 +145,37 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )  # (B, H, N, D / H)
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, N, D)
+
+    def _few(self, queries: Tensor, context: Tensor) -> bool:
+        """Tells whether there are so few queries that `_attend_unprojected` takes fewer multiplications."""
+        count, (length, width) = queries.shape[1], context.shape[1:]
+        return count * (self.num_heads + width / length) < width
+
+    def _attend_unprojected(self, queries: Tensor, context: Tensor, w_k: Tensor, w_v: Tensor, b_v: Tensor) -> Tensor:
+        """Attends without projecting the context, which has many more rows than there are queries.
+
+        Projections are linear, so a head's scores `q (X W_k^T)^T` are `(q W_k) X^T`, and its output `P (X W_v^T + b_v)`
+        is `(P X) W_v^T + b_v` times the sum of P, which dropout changes. The bias of the keys adds the same to all
+        scores of a query, and a softmax does not see that.
+
+        Args:
+            queries: (B, N, D), projected.
+            context: (B, M, D).
+
+        Returns:
+            (B, N, D), before the output projection.
+        """
+        batch, count, width = queries.shape
+        by_head = (self.num_heads, -1, width)  # (H, d, D)
+        rows = queries.unflatten(2, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)  # (H, BN, d)
+        rows = rows @ w_k.view(by_head) * (width // self.num_heads) ** -0.5  # (H, BN, D)
+        rows = rows.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)  # (B, HN, D)
+        weights = F.dropout((rows @ context.transpose(1, 2)).softmax(dim=2), self.dropout)  # (B, HN, M)
+        mixed = (weights @ context).unflatten(1, (self.num_heads, count)).transpose(0, 1).flatten(1, 2)  # (H, BN, D)
+        found = mixed @ w_v.view(by_head).transpose(1, 2)  # (H, BN, d)
+        found = found.unflatten(1, (batch, count)).permute(1, 2, 0, 3)  # (B, N, H, d)
+        total = weights.sum(dim=2).unflatten(1, (self.num_heads, count)).transpose(1, 2).unsqueeze(3)  # (B, N, H, 1)
+        return (found + total * b_v.unflatten(0, (self.num_heads, -1))).flatten(2)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, M, D / H)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regionspot.errors import InputError
-from regionspot.modeling.head import RegionHead, fold_input_standardization
+from regionspot.modeling.head import Attention, RegionHead, fold_input_standardization
 
 TOKEN_DIM, WIDTH, EMBED_DIM = 20, 48, 24
 
@@ -159,3 +159,49 @@ def test_published_sizes(width: int, embed_dim: int, millions: float) -> None:
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(InputError, match="8 attention heads do not divide a width of 50"):
         RegionHead(16, 50, 8)
+
+
+class TestFewRegions:
+    """In training, few regions attend to the patches without projecting them."""
+
+    @pytest.fixture
+    def attention(self, generator: torch.Generator) -> Attention:
+        attention = Attention(WIDTH, 8, dropout=0.0).double()
+        with torch.no_grad():
+            for parameter in attention.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4)
+        return attention
+
+    def _inputs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        queries = torch.randn(3, count, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+        return queries, torch.randn(3, 17, WIDTH, generator=generator, dtype=torch.float64)
+
+    @pytest.mark.parametrize("count", [1, 4])
+    def test_values_and_gradients_are_the_same(
+        self, attention: Attention, generator: torch.Generator, count: int
+    ) -> None:
+        queries, context = self._inputs(count, generator)
+        assert attention._few(queries, context)
+        found = []
+        for training in (True, False):
+            output = attention.train(training)(queries, context)
+            found.append((output, *torch.autograd.grad(output.square().sum(), [queries, *attention.parameters()])))
+        for few, usual in zip(*found, strict=True):
+            torch.testing.assert_close(few, usual, rtol=1e-10, atol=1e-10)
+
+    def test_dropped_weights_take_their_share_of_the_bias_along(
+        self, attention: Attention, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queries, context = self._inputs(2, generator)
+        kept = torch.rand(3, 8 * 2, 17, generator=generator) < 0.5  # (B, HN, M)
+        monkeypatch.setattr("regionspot.modeling.head.F.dropout", lambda weights, rate: weights * kept)
+        found = attention.train()(queries, context)
+        w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
+        split = [attention._split_heads(part) for part in (queries @ w_q.T + b_q, context @ w_k.T + b_k)]
+        weights = (split[0] @ split[1].transpose(2, 3) / 6**0.5).softmax(3) * kept.unflatten(1, (8, 2))
+        expected = weights @ attention._split_heads(context @ w_v.T + b_v)  # (B, H, N, d)
+        torch.testing.assert_close(found, attention.out_proj(expected.transpose(1, 2).flatten(2)))
+
+    def test_many_regions_project_the_patches_once(self, attention: Attention, generator: torch.Generator) -> None:
+        assert not attention._few(*self._inputs(6, generator))
