@@ -149,7 +149,7 @@ class Attention(nn.Module):
     def _few(self, queries: Tensor, context: Tensor) -> bool:
         """Tells whether there are so few queries that `_attend_unprojected` takes fewer multiplications."""
         count, (length, width) = queries.shape[1], context.shape[1:]
-        return count * (self.num_heads + width / length) < width
+        return 0 < count * (self.num_heads * length + width) < width * length
 
     def _attend_unprojected(self, queries: Tensor, context: Tensor, w_k: Tensor, w_v: Tensor, b_v: Tensor) -> Tensor:
         """Attends without projecting the context, which has many more rows than there are queries.
