@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.runner import Runner
 from regionspot.runtime.tolerance import HALF, INT8, PRECISIONS, RUNTIME_FP32, TENSORRT_FP32, Tolerance
+
+if TYPE_CHECKING:
+    from regionspot.runtime.runner import Runner
 
 ONNX, NATIVE = "onnx", "native"
 ENTRY_POINTS = "regionspot.formats"

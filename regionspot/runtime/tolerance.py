@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from regionspot.runtime.runner import Array
+if TYPE_CHECKING:
+    from regionspot.runtime.runner import Array
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 SQNR_CAP_DB = 200.0
@@ -43,6 +42,8 @@ class Difference:
 
 def measure(reference: Array, actual: Array) -> Difference:
     """The difference of two arrays of one shape, both finite."""
+    import numpy as np  # not needed to read the classes below, as the command line does
+
     wanted, found = (array.astype(np.float64).ravel() for array in (reference, actual))
     if not wanted.size:
         return Difference(0.0, 0.0, 1.0, SQNR_CAP_DB)
