@@ -164,7 +164,7 @@ class _Build:
     def _make(self, step: Step) -> None:
         path = self.settings.out / step.file
         for old in FORMATS[step.format].files_at(path):
-            old.unlink()
+            old.unlink(missing_ok=True)
         if step.source is not None and not (self.settings.out / step.source.file).is_file():
             raise ArtifactError(f"{step.source.title}, which it is made from, was not made")
         load_function(FORMATS[step.format].maker)(self._making(step))

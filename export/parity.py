@@ -204,8 +204,9 @@ def unavailable_reason(runtime: str, precision: str, path: Path | None = None) -
 
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU here to run it"
-    has_sidecar = path is not None and sidecar_path(path).is_file()
-    capabilities = read_sidecar(path).compute_capabilities if path is not None and has_sidecar else ()
+    capabilities: Sequence[int] = ()
+    if path is not None and sidecar_path(path).is_file():
+        capabilities = read_sidecar(path).compute_capabilities
     major, minor = torch.cuda.get_device_capability()
     if capabilities and 10 * major + minor not in capabilities:
         return f"it is for other GPUs than the one here, of compute capability {major}.{minor}"

@@ -167,8 +167,9 @@ class Attention(nn.Module):
         """
         batch, count, width = queries.shape
         by_head = (self.num_heads, -1, width)  # (H, d, D)
-        rows = queries.unflatten(2, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)  # (H, BN, d)
-        rows = rows @ w_k.view(by_head) * (width // self.num_heads) ** -0.5  # (H, BN, D)
+        scaled = queries * (width // self.num_heads) ** -0.5
+        rows = scaled.unflatten(2, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)  # (H, BN, d)
+        rows = rows @ w_k.view(by_head)  # (H, BN, D)
         rows = rows.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)  # (B, HN, D)
         weights = F.dropout((rows @ context.transpose(1, 2)).softmax(dim=2), self.dropout)  # (B, HN, M)
         mixed = (weights @ context).unflatten(1, (self.num_heads, count)).transpose(0, 1).flatten(1, 2)  # (H, BN, D)

@@ -156,6 +156,25 @@ def _best_device_of_onnxruntime() -> str:
     return best_device()
 
 
+def _engine_format(name: str, option: str, help_text: str, distribution: str) -> Format:
+    flavour = FLAVOURS[name]
+    return Format(
+        name,
+        suffix=flavour.suffix,
+        runtime=name,
+        maker="regionspot.export.trt_engine:make",
+        settings="regionspot.export.trt_engine:settings",
+        option=option,
+        help=help_text,
+        companions=("{stem}.json",),
+        modules=(flavour.module,),
+        install=flavour.install,
+        distributions=(distribution,),
+        fp32_tolerance=TENSORRT_FP32,
+        weight_copies=6.0,
+    )
+
+
 register(
     Runtime(
         "onnxruntime",
@@ -213,30 +232,9 @@ register(
         distributions=("openvino",),
         runs_on_cpu=True,
     ),
-    *(
-        Format(
-            name,
-            suffix=flavour.suffix,
-            runtime=name,
-            maker="regionspot.export.trt_engine:make",
-            settings="regionspot.export.trt_engine:settings",
-            option=option,
-            help=text,
-            companions=("{stem}.json",),
-            modules=(flavour.module,),
-            install=flavour.install,
-            distributions=(distribution,),
-            fp32_tolerance=TENSORRT_FP32,
-            weight_copies=6.0,
-        )
-        for (name, flavour), (option, text, distribution) in zip(
-            FLAVOURS.items(),
-            (
-                ("trt", "TensorRT engines, for the GPU of this machine", "tensorrt"),
-                ("trt-rtx", "TensorRT-RTX engines, for RTX GPUs; needs no GPU", "tensorrt_rtx-cu13-libs"),
-            ),
-            strict=True,
-        )
+    _engine_format("tensorrt", "trt", "TensorRT engines, for the GPU of this machine", "tensorrt"),
+    _engine_format(
+        "tensorrt-rtx", "trt-rtx", "TensorRT-RTX engines, for RTX GPUs; needs no GPU", "tensorrt_rtx-cu13-libs"
     ),
     Format(
         NATIVE,
