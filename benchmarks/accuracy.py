@@ -20,7 +20,6 @@ from regionspot.evaluation.average_precision import Rules, average_precision_by_
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.evaluator import Metrics, evaluate
 from regionspot.evaluation.proposals import Proposals
-from regionspot.modeling.pipelines import text_encoder_of
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.vocabulary import VocabularyEncoder
@@ -78,7 +77,7 @@ def measure(setup: Setup) -> dict[str, Any]:
 def _evaluated(setup: Setup, target: Target) -> tuple[Metrics, Detections]:
     print(f"measuring {target.name}", file=sys.stderr, flush=True)
     with setup.open_target(target) as model:
-        vocabulary = VocabularyEncoder(text_encoder_of(model)).encode(setup.dataset.class_names)
+        vocabulary = VocabularyEncoder(model.text_encoder).encode(setup.dataset.class_names)
         began = time.perf_counter()
         metrics, detections = evaluate(
             model, setup.dataset, vocabulary, setup.proposals, rules=setup.rules, batch_size=setup.batch_size

@@ -32,8 +32,6 @@ from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import open_pipeline
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.client import AsyncRegionClient, RegionClient, ServerInfo
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.vocabulary import VocabularyEncoder
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = _samples(CocoDataset.load(arguments.data))
     with open_pipeline(arguments.artifacts, info.runtime, info.precision) as pipeline:
         predictor = RegionPredictor(pipeline)
-        encoder = VocabularyEncoder(GraphTextEncoder(pipeline, ClipTokenizer(tokenizer_json())))
+        encoder = VocabularyEncoder(pipeline.text_encoder)
         vocabulary = encoder.encode(info.vocabularies[arguments.vocabulary])
         report: dict[str, Any] = {"parity": compare(arguments, predictor, vocabulary, samples)}
         report["latency"] = measure(arguments, predictor, vocabulary, samples)

@@ -24,16 +24,18 @@ from regionspot.export.manifest import preprocessing_of, versions
 from regionspot.export.parity import ParityResult, unavailable_reason, verify_graph, verify_pipeline
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
+from regionspot.files import write_atomically
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
-from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest, native_entries
+from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest, native_entries
 from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import FORMATS, load_function
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S
+from regionspot.runtime.tokenizer import tokenizer_json
 from regionspot.runtime.tolerance import TOLERANCES
 
 Say = Callable[[str], None]
@@ -285,7 +287,7 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
     release cannot use is begun anew, and all that is asked for is made again.
     """
     info = model_info(model)
-    manifest = Manifest(settings.out, info, preprocessing_of(model))
+    manifest = Manifest(settings.out, info, preprocessing_of(model), tokenizer="", templates=())
     if (settings.out / MANIFEST).exists():
         try:
             manifest = Manifest.load(settings.out)
@@ -304,11 +306,20 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
         manifest,
         model=info,
         preprocessing=preprocessing_of(model),
+        tokenizer=_write_tokenizer(settings.out / TOKENIZER),
+        templates=model.clip.templates,
         source=dict(settings.source),
         git_commit=git_commit(mark_changes=True),
         tolerances={tolerance.name: tolerance.to_json() for tolerance in TOLERANCES.values()},
         end_to_end=_still_true(manifest),
     )
+
+
+def _write_tokenizer(path: Path) -> str:
+    """The SHA-256 of what is written."""
+    content = tokenizer_json().encode()
+    write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,15 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'regionspot' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from regionspot.errors import InputError
+        from regionspot.extras import install_hint
+
+        if (hint := install_hint(error)) is None:
+            raise
+        raise InputError(hint) from error
 
 
 def __dir__() -> list[str]:

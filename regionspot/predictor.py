@@ -243,12 +243,10 @@ class RegionPredictor:
 
     def _vocabulary_encoder(self, fingerprint: str) -> VocabularyEncoder:
         """The encoder of the text tower with this fingerprint, by which its store is found."""
-        from regionspot.modeling.pipelines import text_encoder_of
-
         last = self._encoder  # read once: another thread may replace it
         if last is None or last[0] != fingerprint:
             encoder = VocabularyEncoder(
-                text_encoder_of(self.model), self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes
+                self.model.text_encoder, self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes
             )
             self._encoder = last = fingerprint, encoder
         return last[1]

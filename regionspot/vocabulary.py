@@ -31,13 +31,9 @@ __all__ = [  # with what this module passes on
     "VocabularyWarning",
     "clean_coco_name",
     "default_cache_dir",
-    "default_templates",
     "parse_vocabulary",
     "same_meaning",
 ]
-
-TEMPLATES: tuple[str, ...]
-"""CLIP's 80 ImageNet templates and the bare "{}." (loads open_clip when first used)."""
 
 PRESET_VOCABULARIES = ("mini", "coco", "imagenet")
 _CUT_SUFFIXES = ("-other", "-merged", "-stuff")
@@ -54,19 +50,6 @@ class VocabularyWarning(UserWarning):
 
 class SameMeaningError(InputError):
     """Class names that a text encoder cannot tell apart, where that is an error."""
-
-
-def __getattr__(name: str) -> Any:
-    if name != "TEMPLATES":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return default_templates()
-
-
-def default_templates() -> tuple[str, ...]:
-    """`TEMPLATES`."""
-    from regionspot.modeling.clip import IMAGENET_TEMPLATES
-
-    return (*IMAGENET_TEMPLATES, "{}.")
 
 
 def clean_coco_name(name: str) -> str:
@@ -96,6 +79,11 @@ class TextEncoder(Protocol):
     @property
     def tokenizer(self) -> Callable[..., Any]:
         """Texts and any context length to tokens (n, context length), zero after the end token."""
+        ...
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The texts of a class name, with `{}` for the name."""
         ...
 
     def fingerprint(self) -> str:
@@ -201,7 +189,7 @@ class VocabularyEncoder:
     Args:
         text_encoder: with its weights loaded by now.
         cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
-        templates: with `{}` for the name; None stands for `TEMPLATES`.
+        templates: with `{}` for the name; None stands for the text encoder's own.
         store: in place of a directory.
         clean_coco_suffixes: leave out COCO's `-other`, `-merged` and `-stuff` (see `clean_coco_name`). Ask for it only
             where the class names are COCO's, and then in training, evaluation and prediction alike.
@@ -221,7 +209,7 @@ class VocabularyEncoder:
         self.text_encoder = text_encoder
         self._known_tokens = text_encoder.known_tokens()
         self.clean_coco_suffixes = clean_coco_suffixes
-        self.templates: tuple[str, ...] = _checked_templates(default_templates() if templates is None else templates)
+        self.templates: tuple[str, ...] = _checked_templates(text_encoder.templates if templates is None else templates)
         if store is None:
             key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
             directory = Path(cache_dir) if cache_dir is not None else default_cache_dir()

@@ -1,10 +1,10 @@
 """A Triton model repository out of a directory of artefacts: one model for each graph, and the public one over them.
 
     model_repository/
-      manifest.json                 of the graphs that lie below: the repository is itself a directory of artefacts
+      manifest.json, tokenizer.json  of the graphs that lie below: the repository is itself a directory of artefacts
       regionspot/                   the public model: pictures in, names of regions out
         configs/cpu.pbtxt           a configuration for each target that was asked for
-        1/model.py, tokenizer.json, templates.json, vocabularies/cpu/NAME.npz
+        1/model.py, vocabularies/cpu/NAME.npz
       sam_image_encoder/            and so on: the graphs
         configs/cpu.pbtxt
         1/model.py, sam_image_encoder.onnx
@@ -14,7 +14,6 @@ Start the server with `--model-config-name=TARGET`, as `regionspot-serve up` doe
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -31,6 +30,7 @@ from regionspot.files import write_atomically
 from regionspot.runtime.artifacts import (
     MANIFEST,
     PIPELINE_GRAPHS,
+    TOKENIZER,
     GraphEntry,
     Manifest,
     choose_artifacts,
@@ -38,12 +38,10 @@ from regionspot.runtime.artifacts import (
     open_pipeline,
 )
 from regionspot.runtime.formats import RUNTIMES
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.contract import MODEL, TARGETS, Limits
 from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
 from regionspot.structures import Vocabulary, check_class_names
-from regionspot.vocabulary import VocabularyEncoder, default_templates, parse_vocabulary
+from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
 GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder")
 """What is served; the last two where masks and free words are wanted."""
@@ -54,6 +52,9 @@ CPU_RUNTIMES = ("openvino", "onnxruntime")
 
 GRAPHS_INSIDE, GRAPHS_IN_TRITON = "in_process", "triton"
 VERSION = "1"
+MODEL_PARTS = ("model", "preprocessing", "tokenizer", "templates")
+"""What all targets of a repository share, as fields of `Manifest`."""
+
 PACKAGE_VARIABLE = "REGIONSPOT_PACKAGE"
 """Names the folder that holds this package where the server's Python has none installed; it ignores PYTHONPATH."""
 
@@ -114,6 +115,9 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     graphs = {entry.name for entry in entries} if options.run_graphs == GRAPHS_INSIDE else set()
     kernels = [kernel for name, kernel in native_entries(manifest).items() if name in graphs]
     with locked(out, wait=True):
+        manifest.text_input()  # proves that the file is whole
+        out.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(manifest.directory / TOKENIZER, out / TOKENIZER)
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):
             _place(manifest, entry, there, out)
@@ -212,7 +216,7 @@ def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
             raise InputError(f"{out} is not empty, and no model repository: choose another --out")
         return replace(manifest, directory=out, graphs=(), end_to_end=())
     served = Manifest.load(out)
-    if (served.model, served.preprocessing) != (manifest.model, manifest.preprocessing):
+    if any(getattr(served, part) != getattr(manifest, part) for part in MODEL_PARTS):
         raise InputError(
             f"{out} serves {served.model.name}, and {manifest.directory} holds {manifest.model.name} or other weights "
             "of it: choose another --out, or delete it"
@@ -297,8 +301,6 @@ def _write_pipeline(
         folder / "model.py",
         _model_py("RegionSpot: pictures in, names of regions out", "pipeline_model"),
     )
-    _write(folder / "tokenizer.json", tokenizer_json())
-    _write(folder / "templates.json", json.dumps(default_templates(), ensure_ascii=False))
     vocabularies = _vocabularies(manifest, precision, words, folder, options.target)
     parameters: dict[str, Any] = {
         "model_info": asdict(manifest.model),
@@ -310,6 +312,7 @@ def _write_pipeline(
         "format": artefact_format,
         "runtime": runtime,
         "precision": precision,
+        "templates": list(manifest.templates),
     }
     _write(
         out / MODEL / "configs" / f"{options.target}.pbtxt", write_config(pipeline_config(options.target, parameters))
@@ -346,8 +349,7 @@ def _vocabularies(
     if not words or text_runtime is None:
         return {}
     with open_pipeline(manifest.directory, *text_runtime, device="cpu") as pipeline:
-        tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        encoder = VocabularyEncoder(GraphTextEncoder(pipeline, tokenizer))
+        encoder = VocabularyEncoder(pipeline.text_encoder)
         found = {name: encoder.encode(names) for name, names in words.items()}
     for name, vocabulary in found.items():
         write_vocabulary(folder / "vocabularies" / target / f"{name}.npz", vocabulary)

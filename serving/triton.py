@@ -25,6 +25,8 @@ from regionspot.runtime.artifacts import spec_from_json
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo
 from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
 from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
+from regionspot.runtime.text_encoder import TextInput
+from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.contract import MODEL, RETRYABLE, RequestError, ServingError, error_of, from_text
 
 try:
@@ -413,6 +415,7 @@ class TritonPipeline(RegionPipeline):
             fingerprint=lambda graph: config_of(graph)["fingerprint"],
             prompt_chunk=GPU_PROMPT_CHUNK,  # a round trip for each
             reopen=partial(pipeline_from_triton, str(connection.address), connection.timeout_s),
+            text_input=lambda: TextInput(ClipTokenizer(tokenizer_json()), tuple(json.loads(public["templates"]))),
         )
 
     def close(self) -> None:

@@ -55,8 +55,12 @@ def _exported(directory: Path, graphs: list[str], beside: Path | None = None) ->
     return directory
 
 
-SERVING = Path(__file__).parent / "serving"
-FIRST = ("test_readme.py", "test_export.py", "test_build.py", "test_parity.py")
+TESTS = Path(__file__).parent
+SERVING = TESTS / "serving"
+FIRST = [
+    TESTS / name
+    for name in ("test_documentation.py", "cli/test_export.py", "export/test_build.py", "export/test_parity.py")
+]
 """Files that take longest: begun first, several processes end at about the same time."""
 
 
@@ -66,7 +70,8 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (SERVING not in item.path.parents, item.path.name not in FIRST))
+    assert all(path.is_file() for path in FIRST), FIRST
+    items.sort(key=lambda item: (SERVING not in item.path.parents, item.path not in FIRST))
     if not shutil.which("chromium"):
         _skip(items, "browser", "needs Chromium: apt-get install chromium")
     if any(item.get_closest_marker("gpu") for item in items):

@@ -18,7 +18,7 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # What is imported when a module loads comes from a lower layer, or from the same component of its own.
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
-    {"errors", "_native", "_version"},
+    {"errors", "extras", "_native", "_version"},
     {"files", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
     | {"fonts", "label_places"},
     {"masks", "config"},

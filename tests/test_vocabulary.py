@@ -59,7 +59,7 @@ def test_embedding_is_the_mean_of_unnormalised_templates(clip: ClipBackbone, tmp
     assert encoded.names == NAMES
     assert encoded.embeddings.shape == (3, 24) and encoded.embeddings.dtype == np.float32
     templates = [*open_clip.OPENAI_IMAGENET_TEMPLATES, lambda name: f"{name}."]
-    assert len(templates) == len(vocabulary.TEMPLATES) == 81
+    assert len(templates) == len(clip.templates) == 81
     for word, embedding in zip(NAMES, encoded.embeddings, strict=True):
         texts = open_clip.tokenize([template(word) for template in templates])
         mean = clip.clip.encode_text(texts).mean(dim=0)

@@ -90,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = tuple(dict.fromkeys(name.strip() for name in arguments.methods.split(",")))
     from regionspot.evaluation.evaluator import evaluate_methods
     from regionspot.evaluation.methods import check_runs_in, methods_named
-    from regionspot.modeling.pipelines import text_encoder_of
     from regionspot.vocabulary import VocabularyEncoder
 
     check_runs_in(methods_named(methods), arguments.runtime)
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, proposals = _load(arguments)
     training = _load_to_tune_on(arguments, dataset)
     with load_recognizer(arguments) as model:
-        encoder = VocabularyEncoder(text_encoder_of(model), clean_coco_suffixes=arguments.clean_names == "coco")
+        encoder = VocabularyEncoder(model.text_encoder, clean_coco_suffixes=arguments.clean_names == "coco")
         chosen = methods_named(methods) if training is None else _tuned(model, training, encoder, methods, arguments)
         results = evaluate_methods(
             model,

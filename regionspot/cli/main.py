@@ -18,6 +18,7 @@ from typing import Any
 from regionspot import __version__
 from regionspot.cli.streams import KeptStreams
 from regionspot.errors import RegionSpotError
+from regionspot.extras import install_hint
 from regionspot.files import private_folder
 
 COMMANDS = {
@@ -63,6 +64,10 @@ def _run(arguments: Sequence[str]) -> int:
         return int(import_module(COMMANDS[name][0]).main(rest))
     except RegionSpotError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (hint := install_hint(error)) is None:
+            raise
+        return _fail(hint)
     except MemoryError:
         return _fail("out of memory: ask for less at a time, or use a machine with more")
     except KeyboardInterrupt:

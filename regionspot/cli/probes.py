@@ -69,8 +69,8 @@ def run(name: str) -> Finding:
 
 
 def _packages() -> str:
-    homes = {"numpy": "numpy", "pillow": "PIL.Image", "safetensors": "safetensors", "PyYAML": "yaml"}
-    homes |= {"xxhash": "xxhash", "tensorboard": "tensorboard"}
+    homes = {"numpy": "numpy", "pillow": "PIL.Image", "PyYAML": "yaml", "xxhash": "xxhash", "filelock": "filelock"}
+    homes |= {"ftfy": "ftfy", "tokenizers": "tokenizers"}
     for module in homes.values():
         import_module(module)
     return ", ".join(f"{distribution} {metadata.version(distribution)}" for distribution in homes)
@@ -210,16 +210,15 @@ def _has_nvidia_gpu() -> bool:
 PROBES: dict[str, Probe] = {
     "packages": Probe(_packages, "regionspot", required=True),
     "native extension": Probe(_native, "regionspot", required=True),
-    "torch": Probe(_torch, "regionspot", required=True),
-    "devices": Probe(_devices, "regionspot", required=True),
-    "torchvision": Probe(_torchvision, "torchvision", required=True),
-    "segment_anything": Probe(
-        lambda: _foundation("segment_anything", "segment-anything"), "segment-anything", required=True
-    ),
-    "open_clip": Probe(lambda: _foundation("open_clip", "open_clip_torch"), "open_clip_torch", required=True),
-    "mini weights": Probe(mini_weights, "regionspot"),
+    "torch": Probe(_torch, "regionspot[torch]"),
+    "devices": Probe(_devices, "regionspot[torch]"),
+    "torchvision": Probe(_torchvision, "torchvision"),
+    "segment_anything": Probe(lambda: _foundation("segment_anything", "segment-anything"), "segment-anything"),
+    "open_clip": Probe(lambda: _foundation("open_clip", "open_clip_torch"), "open_clip_torch"),
+    "mini weights": Probe(mini_weights, "regionspot[torch]"),
+    "tensorboard": Probe(lambda: _version("tensorboard"), "regionspot[train]"),
     "hotcoco": Probe(lambda: metadata.version(import_module("hotcoco").__name__), "regionspot[eval]"),
-    "onnx": Probe(lambda: _version("onnx"), "regionspot[onnx]"),
+    "onnx": Probe(lambda: _version("onnx"), "regionspot[export]"),
     "onnxruntime": Probe(_onnxruntime, "regionspot[onnx]"),
     "openvino": Probe(_openvino, "regionspot[openvino]"),
     "tensorrt": Probe(_tensorrt, "regionspot[tensorrt]", index=NVIDIA_INDEX),

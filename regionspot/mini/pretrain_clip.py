@@ -22,8 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regionspot.mini.architecture import CONTEXT_LENGTH, PATCH_SIZE, build_mini_clip, position_table
 from regionspot.mini.pools import portrait_pool, scene_pool
 from regionspot.mini.world import CATEGORIES
-from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, encode_tokens, tokenize
-from regionspot.vocabulary import TEMPLATES
+from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, TEMPLATES, encode_tokens, tokenize
 
 PHRASES = [category.name for category in CATEGORIES]
 IS_BASE = np.array([not category.novel for category in CATEGORIES])

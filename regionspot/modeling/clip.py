@@ -42,6 +42,9 @@ IMAGE_STD = open_clip.OPENAI_DATASET_STD
 IMAGENET_TEMPLATES: tuple[str, ...] = tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 """CLIP's 80 prompt templates for ImageNet, with `{}` for the class name."""
 
+TEMPLATES = (*IMAGENET_TEMPLATES, "{}.")
+"""What a class name's embedding is the mean of: the 80, and the bare name."""
+
 IMAGENET_CLASS_NAMES: tuple[str, ...] = tuple(open_clip.IMAGENET_CLASSNAMES)
 """CLIP's names of the 1000 ImageNet classes, in the order of their labels; some stand for two classes."""
 
@@ -247,6 +250,11 @@ class ClipBackbone(PartlyHalf):
             return tokens
         is_end = tokens if self.clip.text_pool_type == "argmax" else (tokens == self.clip.text_eos_id).int()
         return tokens[:, : int(is_end.argmax(dim=-1).max()) + 1]
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """See `regionspot.vocabulary.TextEncoder`."""
+        return TEMPLATES
 
     def known_tokens(self) -> tuple[int, ...] | None:
         """The tokens whose embedding is not zero, where these are few; None stands for all.

@@ -1,4 +1,4 @@
-"""The model's own modules as a `RegionPipeline`, and what a pipeline of exported graphs borrows from PyTorch's side."""
+"""The model's own modules as a `RegionPipeline`, and fingerprints of its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import xxhash
 from torch import nn
 
 from regionspot.errors import InputError
-from regionspot.modeling.clip import ClipBackbone, tokenize
+from regionspot.modeling.clip import ClipBackbone, Tokenizer
 from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.precision import DTYPES, precision_of, working_dtypes
@@ -21,10 +21,9 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
 from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
-from regionspot.runtime.text_encoder import GraphTextEncoder
+from regionspot.runtime.text_encoder import TextInput
 from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating, without_autocast
 from regionspot.structures import FloatArray, IntArray
-from regionspot.vocabulary import TextEncoder
 
 ANY_SIZE = Range(1, 1, 1 << 30)
 """Of an axis that PyTorch sets no bounds to."""
@@ -86,16 +85,12 @@ def _pipeline(
         prompt_chunk=model.sam.prompt_chunk,
         mask_prompts=_MaskPrompts(model.sam, check_precision),
         reopen=reopen,
+        text_input=lambda: TextInput(partial(_tokens, model.clip.tokenizer), model.clip.templates),
     )
 
 
-def text_encoder_of(model: RegionSpot | RegionPipeline) -> TextEncoder:
-    """What `VocabularyEncoder` takes: a model's CLIP, or a pipeline's graph of its text tower."""
-    return model.clip if isinstance(model, RegionSpot) else GraphTextEncoder(model, _open_clip_tokens)
-
-
-def _open_clip_tokens(texts: Sequence[str], context_length: int) -> IntArray:
-    return tokenize(list(texts), context_length=context_length).numpy().astype(np.int32)
+def _tokens(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> IntArray:
+    return tokenizer(list(texts), context_length=context_length).numpy().astype(np.int32)
 
 
 class _MaskPrompts:

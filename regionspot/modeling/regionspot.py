@@ -45,6 +45,11 @@ class RegionSpot(nn.Module):
         self.head = head
         self.name = name
 
+    @property
+    def text_encoder(self) -> ClipBackbone:
+        """What `regionspot.vocabulary.VocabularyEncoder` encodes class names with."""
+        return self.clip
+
     def classify(
         self, mask_tokens: Tensor, patch_tokens: Tensor, text_embeddings: Tensor, valid: Tensor | None = None
     ) -> Tensor:

@@ -22,13 +22,16 @@ from regionspot.runtime.formats import FORMATS, NATIVE, ONNX, RUNTIMES, export_o
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec, graph_specs
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.runtime.runner import Runner
+from regionspot.runtime.text_encoder import TextInput
+from regionspot.runtime.tokenizer import ClipTokenizer
 from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
     from regionspot.runtime.pipeline import RegionPipeline
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "regionspot-artifacts-1"
+MANIFEST_FORMAT = "regionspot-artifacts-2"
+TOKENIZER = "tokenizer.json"
 
 PIPELINE_GRAPHS = (
     "sam_image_encoder",
@@ -162,6 +165,8 @@ class Manifest:
     Args:
         model: sizes of the model.
         preprocessing: of its pictures.
+        tokenizer: SHA-256 of `tokenizer.json`, which makes tokens of class names.
+        templates: the texts of a class name, with `{}` for the name.
         source: where the weights came from: fingerprints and files' names.
         git_commit: of the code that made it.
         tolerances: the classes of parity, as they were then.
@@ -171,6 +176,8 @@ class Manifest:
     directory: Path
     model: ModelInfo
     preprocessing: Preprocessing
+    tokenizer: str
+    templates: tuple[str, ...]
     source: Mapping[str, Any] = field(default_factory=dict)
     git_commit: str | None = None
     tolerances: Mapping[str, Any] = field(default_factory=dict)
@@ -221,8 +228,9 @@ class Manifest:
             raise ValueError(str(error)) from error
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}. Export again, or use the release that made it.") from error
-        kept = {name: content[name] for name in ("source", "git_commit", "tolerances")}
-        return cls(directory, model, preprocessing, graphs=graphs, end_to_end=tuple(content["end_to_end"]), **kept)
+        kept = {name: content[name] for name in ("tokenizer", "source", "git_commit", "tolerances")}
+        lists = {name: tuple(content[name]) for name in ("templates", "end_to_end")}
+        return cls(directory, model, preprocessing, graphs=graphs, **lists, **kept)
 
     def save(self) -> None:
         """Write `manifest.json`, atomically."""
@@ -230,6 +238,8 @@ class Manifest:
             "format": MANIFEST_FORMAT,
             "model": asdict(self.model),
             "preprocessing": self.preprocessing.to_json(),
+            "tokenizer": self.tokenizer,
+            "templates": list(self.templates),
             "source": dict(self.source),
             "git_commit": self.git_commit,
             "tolerances": dict(self.tolerances),
@@ -294,6 +304,27 @@ class Manifest:
                     "manifest's. It was damaged, cut short or replaced: copy it or export it again."
                 )
         return self._inside(entry.file)
+
+    def text_input(self) -> TextInput:
+        """The tokenizer, proven to be the one that was exported, and the templates.
+
+        Raises:
+            ArtifactError: the file is missing or was changed.
+            InputError: a package that it needs is not installed.
+        """
+        path = self.directory / TOKENIZER
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read ({error.strerror}): copy the whole directory, or export it again"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != self.tokenizer:
+            raise ArtifactError(
+                f"{path} is not the file that was exported: its SHA-256 differs from the manifest's. Copy it or export "
+                "it again."
+            )
+        return TextInput(ClipTokenizer(content.decode()), self.templates)
 
     def _inside(self, name: str) -> Path:
         parts = PurePosixPath(name)
@@ -415,6 +446,7 @@ def open_pipeline(
         precision=chosen,
         fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
         reopen=reopen,
+        text_input=manifest.text_input,
         **sizes,
     )
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from regionspot.errors import InputError
 from regionspot.runtime.graph_spec import ModelInfo, Range
 from regionspot.runtime.runner import Array, Runner
+from regionspot.runtime.text_encoder import GraphTextEncoder, TextInput
 from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
 from regionspot.transforms import UInt8Array
 
@@ -126,6 +127,7 @@ class RegionPipeline:
             runtimes which specialise per shape (OpenVINO, CUDA graphs) see only a few shapes; changes no result.
         prompt_step: the same for numbers of prompts.
         reopen: opens the same pipeline in another process; it must be picklable.
+        text_input: loads what makes tokens of class names, when they are first encoded; None if there is nothing.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class RegionPipeline:
         region_step: int = 1,
         prompt_step: int = 1,
         reopen: Callable[[], RegionPipeline] | None = None,
+        text_input: Callable[[], TextInput] | None = None,
     ) -> None:
         if prompt_chunk < 1:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
@@ -150,6 +153,8 @@ class RegionPipeline:
         self._open = runners if callable(runners) else runners.__getitem__
         self._opened: dict[str, Runner] = {}
         self._opening, self._reopen = threading.RLock(), reopen
+        self._load_text_input = text_input
+        self._text_input: TextInput | None = None
 
     def __reduce__(self) -> tuple[Callable[[], RegionPipeline], tuple[()]]:
         if self._reopen is None:
@@ -162,6 +167,21 @@ class RegionPipeline:
     def name(self) -> str:
         """What reports call the model."""
         return self.info.name
+
+    @property
+    def text_encoder(self) -> GraphTextEncoder:
+        """What `regionspot.vocabulary.VocabularyEncoder` encodes class names with.
+
+        Raises:
+            InputError: this pipeline has no tokenizer.
+            ArtifactError: the tokenizer's file is missing or damaged.
+        """
+        with self._opening:
+            if self._text_input is None:
+                if self._load_text_input is None:
+                    raise InputError(f"this pipeline of {self.name} in {self.runtime} has no tokenizer for class names")
+                self._text_input = self._load_text_input()
+            return GraphTextEncoder(self, self._text_input)
 
     def sam_fingerprint(self) -> str:
         """Changes with anything that mask tokens depend on."""

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.structures import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from regionspot.runtime.pipeline import RegionPipeline
 
 TextTokenizer = Callable[[Sequence[str], int], IntArray]
 """Texts and the context length to (n, context length) tokens, zero after the end token, which is the largest."""
+
+
+class TextInput(NamedTuple):
+    """What makes tokens of class names.
+
+    Attributes:
+        tokenizer: of OpenAI's byte-pair encoding: `regionspot.runtime.tokenizer.ClipTokenizer`, or open_clip's where
+            PyTorch is.
+        templates: the texts of a class name, with `{}` for the name.
+    """
+
+    tokenizer: TextTokenizer
+    templates: tuple[str, ...]
 
 
 class GraphTextEncoder:
@@ -18,11 +34,11 @@ class GraphTextEncoder:
 
     Args:
         pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
-        tokenizer: of that encoding: `regionspot.runtime.tokenizer.ClipTokenizer`, or open_clip's where PyTorch is.
     """
 
-    def __init__(self, pipeline: RegionPipeline, tokenizer: TextTokenizer) -> None:
-        self._pipeline, self.tokenizer = pipeline, tokenizer
+    def __init__(self, pipeline: RegionPipeline, text_input: TextInput) -> None:
+        self._pipeline = pipeline
+        self.tokenizer, self.templates = text_input
 
     @property
     def embed_dim(self) -> int:

@@ -14,8 +14,6 @@ from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import GraphEntry, Manifest, open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.runner import Array
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer
 from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState, read_vocabulary
 from regionspot.serving.backends.requests import answer_of, array_of, log, refusal_of
@@ -92,12 +90,8 @@ class TritonPythonModel:
         vocabularies = {name: read_vocabulary(words / f"{name}.npz") for name in names}
         encoder = None
         if "clip_text_encoder" in values["graphs"]:
-            tokenizer = ClipTokenizer((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            encoder = VocabularyEncoder(
-                GraphTextEncoder(self._pipeline(), tokenizer),
-                templates=json.loads((folder / "templates.json").read_text(encoding="utf-8")),
-                store=EmbeddingMemory(limits.max_cached_words),
-            )
+            store = EmbeddingMemory(limits.max_cached_words)
+            encoder = VocabularyEncoder(self._pipeline().text_encoder, store=store)
         return SharedState(limits, vocabularies, encoder, "sam_mask_decoder" in values["graphs"])
 
     def _pipeline(self) -> RegionPipeline:
@@ -115,6 +109,7 @@ class TritonPythonModel:
             runtime=f"triton {runtime}",
             precision=precision,
             fingerprint=lambda graph: entry(graph).sha256 or "",
+            text_input=manifest.text_input,
             **(SIZES_ON_GPU if on_gpu else SIZES_ON_CPU),
         )
 

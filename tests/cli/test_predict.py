@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,39 @@ def photo(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+WITHOUT_PYTORCH = """
+import sys
+from importlib.abc import MetaPathFinder
+
+
+class NotInstalled(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "open_clip", "segment_anything", "onnx", "timm"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+from regionspot.cli.main import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("vocabulary", ["red toy,blue toy", "mini"])
+def test_artefacts_need_no_pytorch(
+    mini_artifacts_with_masks: Path, photo: Path, tmp_path: Path, vocabulary: str
+) -> None:
+    asked = ["predict", str(photo), "--box", "10,5,40,50", "--vocabulary", vocabulary]
+    options = ["--runtime", "onnxruntime", "--artifacts", str(mini_artifacts_with_masks)]
+    command = [sys.executable, "-c", WITHOUT_PYTORCH, *asked, *options, "--json", str(tmp_path / "out.json")]
+    run = subprocess.run([*command, "--out", str(tmp_path / "out.png")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert main([*asked, "--json", str(tmp_path / "torch.json")]) == 0
+    found, expected = (json.loads((tmp_path / name).read_text())["regions"][0] for name in ("out.json", "torch.json"))
+    assert found["class"] == expected["class"]
+    assert found["score"] == pytest.approx(expected["score"], abs=1e-3)
 
 
 def test_boxes_points_and_masks_to_files(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

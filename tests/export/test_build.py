@@ -29,7 +29,7 @@ def manifest(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path: Path) -> M
     for name in PIPELINE_GRAPHS:
         files = {f"{name}.xml": "a" * 64, f"{name}.bin": "b" * 64}
         graphs.append(GraphEntry(specs[name], "openvino", "fp32", f"{name}.xml", files, passed=True))
-    return Manifest(tmp_path, model_info(mini), preprocessing_of(mini), graphs=tuple(graphs))
+    return Manifest(tmp_path, model_info(mini), preprocessing_of(mini), "", (), graphs=tuple(graphs))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.artifacts import (
     MANIFEST,
+    TOKENIZER,
     GraphEntry,
     Manifest,
     _checksum,
@@ -106,6 +107,25 @@ def test_a_model_out_of_artefacts(mini_artifacts: Path) -> None:
         assert pipeline.fingerprint("region_head") == entry_of(mini_artifacts)[1].sha256
 
 
+def test_class_names_are_encoded_by_what_travels_with_the_artefacts(copied: Path) -> None:
+    manifest = Manifest.load(copied)
+    assert len(manifest.templates) == 81 and all("{}" in template for template in manifest.templates)
+    edit(copied, lambda content: content.update(templates=["a drawing of a {}"]))
+    with open_pipeline(copied) as pipeline:
+        assert pipeline.text_encoder.templates == ("a drawing of a {}",)
+        assert pipeline.text_encoder.tokenizer(["a toy"], 8)[0, 0] == 49406
+    path = copied / TOKENIZER
+    path.write_bytes(path.read_bytes().replace(b"toy", b"tow", 1))
+    with (
+        open_pipeline(copied) as pipeline,
+        pytest.raises(ArtifactError, match=r"tokenizer\.json is not the file that was"),
+    ):
+        _ = pipeline.text_encoder
+    path.unlink()
+    with open_pipeline(copied) as pipeline, pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
+        _ = pipeline.text_encoder
+
+
 def test_no_artefacts_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds no artefacts.*regionspot-export --out"):
         Manifest.load(tmp_path)
@@ -117,7 +137,7 @@ def test_no_artefacts_there(tmp_path: Path) -> None:
         ("", "not JSON"),
         ("[1, 2]", "no manifest that this release can read"),
         ('{"format": "regionspot-artifacts-0"}', "no manifest that this release can read"),
-        ('{"format": "regionspot-artifacts-1", "graphs": []}', "does not match its checksum"),
+        ('{"format": "regionspot-artifacts-2", "graphs": []}', "does not match its checksum"),
     ],
 )
 def test_no_manifest(tmp_path: Path, text: str, message: str) -> None:

@@ -24,7 +24,7 @@ from regionspot.evaluation.evaluator import evaluate_methods
 from regionspot.evaluation.methods import METHODS
 from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.modeling import presets
-from regionspot.modeling.pipelines import pipeline_from_model, text_encoder_of
+from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
@@ -32,7 +32,7 @@ from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.runtime.graph_spec import Range, Ranges
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.training.setup import Setup
-from regionspot.vocabulary import VocabularyEncoder
+from regionspot.vocabulary import TextEncoder, VocabularyEncoder
 
 RUNTIMES = ("onnxruntime", "openvino")
 WORDS = ("red toy", "dog", "blue cup")
@@ -105,8 +105,9 @@ class TestPrediction:
             predictor.predict(boxes=BOXES, points=[[5, 5]], vocabulary=WORDS)
 
     def test_words_are_cached_apart(self, artifacts: Path, model: RegionSpot, tmp_path: Path) -> None:
-        encoders = [text_encoder_of(open_pipeline(artifacts, runtime, "fp32")) for runtime in RUNTIMES]
-        found = [VocabularyEncoder(each, tmp_path).encode(WORDS).embeddings for each in (model.clip, *encoders)]
+        encoders: list[TextEncoder] = [model.clip]
+        encoders += [open_pipeline(artifacts, runtime, "fp32").text_encoder for runtime in RUNTIMES]
+        found = [VocabularyEncoder(each, tmp_path).encode(WORDS).embeddings for each in encoders]
         assert len(list(tmp_path.iterdir())) == 3
         for embeddings in found[1:]:
             np.testing.assert_allclose(embeddings, found[0], atol=1e-5)

@@ -14,15 +14,13 @@ import torch
 
 from regionspot.errors import InputError
 from regionspot.modeling.clip import tokenize
-from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model, text_encoder_of
+from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.graph_spec import Range, Ranges
 from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
 from regionspot.runtime.runner import Runner
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -126,7 +124,8 @@ class TestValues:
 
     def test_texts(self, pipeline: RegionPipeline, model: RegionSpot) -> None:
         texts = ["a", "a photo of a large red toy", "toy", "two", "a rather long text, with a comma or two, of a cup"]
-        encoder = GraphTextEncoder(pipeline, ClipTokenizer(tokenizer_json()))
+        encoder = pipeline.text_encoder
+        assert encoder.templates == model.clip.templates
         assert encoder.embed_dim == 128
         assert encoder.known_tokens() == model.clip.known_tokens()
         with torch.inference_mode():
@@ -406,14 +405,14 @@ class TestTorch:
 
 class TestTextEncoders:
     def test_a_model_brings_its_own(self, model: RegionSpot) -> None:
-        assert text_encoder_of(model) is model.clip
+        assert model.text_encoder is model.clip
         pipeline = pipeline_from_model(model)
         assert as_pipeline(pipeline) is pipeline
-        assert text_encoder_of(pipeline).fingerprint() == model.clip.fingerprint()
+        assert pipeline.text_encoder.fingerprint() == model.clip.fingerprint()
 
     def test_no_runtime_shares_words_with_another(self, open_pipeline: OpenPipeline, model: RegionSpot) -> None:
         pipelines = [open_pipeline(runtime) for runtime in RUNTIMES]
-        assert len({text_encoder_of(pipeline).fingerprint() for pipeline in pipelines}) == 3
+        assert len({pipeline.text_encoder.fingerprint() for pipeline in pipelines}) == 3
 
 
 def test_no_pytorch_is_loaded() -> None:

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.modeling.clip import IMAGENET_CLASS_NAMES, tokenize
+from regionspot.modeling.clip import IMAGENET_CLASS_NAMES, TEMPLATES, tokenize
 from regionspot.runtime.tokenizer import END, START, ClipTokenizer, tokenizer_json
-from regionspot.vocabulary import TEMPLATES, parse_vocabulary
+from regionspot.vocabulary import parse_vocabulary
 
 ODD = [
     *("", "  ", "a\tb\n c", "x" * 500, "word " * 100, "it's he'll DON'T I'd", "'''s", "I'M", "__init__", "a_b-c/d\\e"),

@@ -13,8 +13,6 @@ from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.runtime.engine_file import file_sha256
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.client import RegionClient
 from regionspot.serving.repository import RepositoryOptions, make_repository
 from regionspot.serving.server import ServerRecord, serving
@@ -76,7 +74,7 @@ def predictor(mini_artifacts_with_masks: Path) -> RegionPredictor:
 
 @pytest.fixture(scope="session")
 def encoder(predictor: RegionPredictor) -> VocabularyEncoder:
-    return VocabularyEncoder(GraphTextEncoder(predictor.pipeline, ClipTokenizer(tokenizer_json())))
+    return VocabularyEncoder(predictor.pipeline.text_encoder)
 
 
 @pytest.fixture(scope="session")

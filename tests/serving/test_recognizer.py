@@ -14,23 +14,18 @@ from PIL import Image
 from regionspot.errors import InputError
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.runner import Array
-from regionspot.runtime.text_encoder import GraphTextEncoder
-from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
 from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState
 from regionspot.serving.client import Call
 from regionspot.serving.contract import OUTPUTS, Limits, ServingError
-from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder, default_templates
+from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border")
 
 
 def state_of(predictor: RegionPredictor, encoder: VocabularyEncoder, limits: Limits) -> SharedState:
-    tokenizer = ClipTokenizer(tokenizer_json())
     memory = EmbeddingMemory(limits.max_cached_words)
-    free = VocabularyEncoder(
-        GraphTextEncoder(predictor.pipeline, tokenizer), templates=default_templates(), store=memory
-    )
+    free = VocabularyEncoder(predictor.pipeline.text_encoder, store=memory)
     return SharedState(limits, {"toys": encoder.encode(WORDS)}, free)
 
 

@@ -1,0 +1,52 @@
+"""What an import of a library that is not installed says, and whether pyproject.toml agrees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from regionspot.extras import EXTRAS, install_hint
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "prometheus_client": "prometheus_client"}
+
+
+def distributions(extra: str) -> set[str]:
+    """Names of what an extra installs by itself, spelled as modules are."""
+    lines = PROJECT["optional-dependencies"][extra]
+    return {re.split(r"[<>=\[; ]", line)[0].replace("-", "_") for line in lines}
+
+
+@pytest.mark.parametrize(("module", "extra"), EXTRAS.items())
+def test_an_extra_installs_the_module_that_it_is_named_for(module: str, extra: str) -> None:
+    assert DISTRIBUTIONS.get(module, module) in distributions(extra)
+
+
+def test_only_libraries_of_extras_get_a_hint() -> None:
+    assert install_hint(ModuleNotFoundError(name="torch.nn")) == (
+        "this needs torch, which is not installed: pip install 'regionspot[torch]'"
+    )
+    assert install_hint(ModuleNotFoundError(name="regionspot.nothing")) is None
+    assert install_hint(ImportError(name="torch")) is None  # installed, but broken: its own words say why
+
+
+def test_without_pytorch_its_users_are_told_what_to_install() -> None:
+    block = "import sys; sys.modules['torch'] = None\n"
+    cases = [
+        "import regionspot; regionspot.create_model",
+        "from regionspot.cli.main import main; sys.exit(main(['mini', 'pretrain', 'sam', '--out', 'nowhere']))",
+    ]
+    for case in cases:
+        run = subprocess.run([sys.executable, "-c", block + case], capture_output=True, text=True)
+        assert run.returncode != 0 and "pip install 'regionspot[torch]'" in run.stderr.splitlines()[-1]
+
+
+def test_the_base_installs_none_of_them() -> None:
+    base = {re.split(r"[<>=\[; ]", line)[0].replace("-", "_") for line in PROJECT["dependencies"]}
+    assert not base & {DISTRIBUTIONS.get(module, module) for module in EXTRAS}
