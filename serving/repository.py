@@ -43,10 +43,10 @@ from regionspot.serving.model_config import graph_config, lint, pipeline_config,
 from regionspot.structures import Vocabulary, check_class_names
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
-GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder")
-"""What is served; the last two where masks and free words are wanted."""
+OPTIONAL_GRAPHS = ("sam_mask_decoder", "sam_mask_prompt", "clip_text_encoder")
+"""Where masks, masks as prompts, and free words are wanted."""
 
-OPTIONAL_GRAPHS = ("sam_mask_decoder", "clip_text_encoder")
+GRAPHS = (*PIPELINE_GRAPHS, *OPTIONAL_GRAPHS)
 CPU_RUNTIMES = ("openvino", "onnxruntime")
 """The faster one first."""
 

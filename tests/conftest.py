@@ -36,8 +36,10 @@ def mini_artifacts(run_directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_artifacts_with_masks(mini_artifacts: Path, run_directory: Path) -> Path:
-    """With the graph that draws masks, put beside the others by a second export."""
-    return _exported(run_directory / "mini_artifacts_with_masks", ["sam_mask_decoder"], mini_artifacts)
+    """With the graphs that draw masks and take them as prompts, put beside the others by a second export."""
+    return _exported(
+        run_directory / "mini_artifacts_with_masks", ["sam_mask_decoder", "sam_mask_prompt"], mini_artifacts
+    )
 
 
 def _exported(directory: Path, graphs: list[str], beside: Path | None = None) -> Path:

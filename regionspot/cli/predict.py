@@ -89,8 +89,6 @@ def _check(arguments: argparse.Namespace) -> None:
     inputs = {"the picture itself": arguments.image, "a mask": arguments.masks, **model_files(arguments)}
     check_output_options(arguments, inputs)
     check_runtime(arguments)
-    if arguments.masks and arguments.runtime != "torch":
-        raise InputError(f"--mask needs PyTorch, not {arguments.runtime}: give a --box instead, or leave out --runtime")
 
 
 def _read_masks(paths: Sequence[Path]) -> list[BoolArray]:

@@ -126,6 +126,15 @@ class SamMaskDecoder(nn.Module):
         return low_res_masks, found.tokens, found.iou_predictions
 
 
+class SamMaskPrompt(nn.Module):
+    def __init__(self, model: RegionSpot) -> None:
+        super().__init__()
+        self.sam = model.sam
+
+    def forward(self, image_embeddings: Tensor, mask_inputs: Tensor) -> tuple[Tensor]:
+        return (self.sam.prompted_embeddings(image_embeddings, mask_inputs),)
+
+
 class RegionHeadLogits(nn.Module):
     """`RegionSpot.classify`; the logit scale becomes a constant of exported graphs, and follows the model elsewhere."""
 
@@ -190,6 +199,7 @@ GRAPH_MODULES: dict[str, type[nn.Module]] = {
     "sam_token_decoder_image": SamTokenDecoderImage,
     "sam_token_decoder_prompts": SamTokenDecoderPrompts,
     "sam_mask_decoder": SamMaskDecoder,
+    "sam_mask_prompt": SamMaskPrompt,
     "region_head": RegionHeadLogits,
     "clip_text_encoder": ClipTextEncoder,
     "region_recognizer": RegionRecognizer,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ from regionspot.modeling.precision import DTYPES, precision_of, working_dtypes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
-from regionspot.runtime.pipeline import SAM_GRAPHS, RegionPipeline
+from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH, SAM_GRAPHS, RegionPipeline
 from regionspot.runtime.text_encoder import TextInput
-from regionspot.runtime.torch_runner import TorchRunner, as_array, as_tensor, evaluating, without_autocast
-from regionspot.structures import FloatArray, IntArray
+from regionspot.runtime.torch_runner import TorchRunner, evaluating
+from regionspot.structures import IntArray
 
 ANY_SIZE = Range(1, 1, 1 << 30)
 """Of an axis that PyTorch sets no bounds to."""
@@ -83,7 +82,6 @@ def _pipeline(
         precision=precision,
         fingerprint=graph_fingerprints(model),
         prompt_chunk=model.sam.prompt_chunk,
-        mask_prompts=_MaskPrompts(model.sam, check_precision),
         reopen=reopen,
         text_input=lambda: TextInput(partial(_tokens, model.clip.tokenizer), model.clip.templates),
     )
@@ -91,34 +89,6 @@ def _pipeline(
 
 def _tokens(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> IntArray:
     return tokenizer(list(texts), context_length=context_length).numpy().astype(np.int32)
-
-
-class _MaskPrompts:
-    """A `MaskPromptDecoder`: each mask changes the image that its prompt sees, so it goes through `SamBackbone`."""
-
-    def __init__(self, sam: SamBackbone, check: Callable[[], None]) -> None:
-        self._sam, self._check = sam, check
-
-    def __call__(
-        self,
-        image_embeddings: Any,
-        points: FloatArray,
-        labels: IntArray,
-        mask_inputs: FloatArray,
-        multimask: bool,
-        draw: bool,
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        self._check()
-        device = next(self._sam.parameters()).device
-        given = (as_tensor(array).to(device) for array in (image_embeddings, points, labels, mask_inputs))
-        embeddings, asked_points, asked_labels, masks = given
-        with torch.inference_mode(), without_autocast(device.type):
-            if draw:
-                low_res_masks, found = self._sam.low_res_masks(embeddings, asked_points, asked_labels, multimask, masks)
-            else:
-                found = self._sam.mask_tokens(embeddings, asked_points, asked_labels, multimask, masks)
-                low_res_masks = found.tokens.new_zeros(*found.tokens.shape[:3], 0, 0)
-        return as_array(low_res_masks), as_array(found.tokens), as_array(found.iou_predictions)
 
 
 def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
@@ -150,7 +120,7 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
         return by_part[part] if part in by_part else by_part["sam"] | by_part["clip"] | by_part["head"]
 
     parts = {"clip_image_encoder": "clip", "clip_text_encoder": "text", "region_head": "head"}
-    parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder"), "sam")
+    parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder", MASK_PROMPT_GRAPH), "sam")
     return lambda graph: of_part(parts.get(graph, "model"))
 
 

@@ -164,6 +164,20 @@ class SamBackbone(PartlyHalf):
         masks, *found = self._in_chunks(decode, image_embeddings, points, labels, mask_inputs)
         return masks, MaskTokens(*found)
 
+    def prompted_embeddings(self, image_embeddings: Tensor, mask_inputs: Tensor) -> Tensor:
+        """The image embedding that each mask prompt sees, less what the decoder adds for "no mask".
+
+        Args:
+            image_embeddings: (B, C, h, w) from `encode_image`.
+            mask_inputs: (B, N, 1, 4h, 4w) mask logits.
+
+        Returns:
+            (B, N, C, h, w), which stand for B * N images of one prompt each.
+        """
+        encoder = self.sam.prompt_encoder
+        dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, mask_inputs.shape[:2])
+        return image_embeddings.unsqueeze(1) + dense - encoder.no_mask_embed.weight[0, :, None, None]
+
     def _token_ids(self, multimask: bool) -> Tensor:
         return torch.tensor([1, 2, 3] if multimask else [0], device=self.sam.device)
 
@@ -194,12 +208,10 @@ class SamBackbone(PartlyHalf):
         labels: Tensor,
         mask_inputs: Tensor,
     ) -> tuple[Tensor, ...]:
-        """A mask prompt changes the image it looks at: B images with n prompts become B * n images with one each."""
-        encoder, shape = self.sam.prompt_encoder, labels.shape[:2]
+        """B images with n prompts become B * n images with one each."""
+        shape = labels.shape[:2]
         with without_autocast(mask_inputs.device.type):
-            dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, shape)  # (B, n, C, h, w)
-        instead = dense - encoder.no_mask_embed.weight[0, :, None, None]
-        own = (image_embeddings.unsqueeze(1) + instead).flatten(0, 1)  # (B * n, C, h, w)
+            own = self.prompted_embeddings(image_embeddings, mask_inputs).flatten(0, 1)  # (B * n, C, h, w)
         prompts = (tensor.flatten(0, 1).unsqueeze(1) for tensor in (points, labels))  # (B * n, 1, P, 2), (B * n, 1, P)
         decoded = decode(own, self.token_decoder.image_part(own), *prompts)
         return tuple(tensor.squeeze(1).unflatten(0, shape) for tensor in decoded)

@@ -174,6 +174,8 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
     mask_tokens = TensorSpec("mask_tokens", "float32", ("batch", "prompts", "tokens", c))
     iou_predictions = TensorSpec("iou_predictions", "float32", ("batch", "prompts", "tokens"))
     low_res_masks = TensorSpec("low_res_masks", "float32", ("batch", "prompts", "tokens", *info.mask_size))
+    mask_inputs = TensorSpec("mask_inputs", "float32", ("batch", "prompts", 1, *info.mask_size))
+    prompted = TensorSpec("prompted_embeddings", "float32", ("batch", "prompts", c, h, w))
     region_tokens = TensorSpec("mask_tokens", "float32", ("batch", "regions", c))
     patch_tokens = TensorSpec("patch_tokens", "float32", ("batch", info.num_patch_tokens, info.clip_width))
     valid = TensorSpec("valid", "bool", ("batch", "regions"))
@@ -213,6 +215,12 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
             "the prompt part with masks, for each set of prompts whose masks are wanted",
             [image_embeddings, projections, statistics, points, labels, token_ids],
             [low_res_masks, mask_tokens, iou_predictions],
+        ),
+        spec(
+            "sam_mask_prompt",
+            "the image embedding as each mask prompt changes it, for each set of prompts that are masks",
+            [image_embeddings, mask_inputs],
+            [prompted],
         ),
         spec(
             "region_head",

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ SAM_IMAGE_GRAPHS = ("sam_image_encoder", "sam_token_decoder_image")
 
 SAM_GRAPHS = (*SAM_IMAGE_GRAPHS, "sam_token_decoder_prompts")
 """What mask tokens depend on."""
+
+MASK_PROMPT_GRAPH = "sam_mask_prompt"
+MASK_PROMPT_CHUNK = 8
+"""So many prompts that are masks are decoded together: each has an image of its own, of 27 MB beside full-size SAM."""
 
 _EXPORT = "export it again with regionspot-export"
 
@@ -92,22 +96,6 @@ class EncodedImages:
             start += part.count
 
 
-class MaskPromptDecoder(Protocol):
-    """SAM's decoder with masks as prompts, which no graph has."""
-
-    def __call__(
-        self,
-        image_embeddings: Any,
-        points: FloatArray,
-        labels: IntArray,
-        mask_inputs: FloatArray,
-        multimask: bool,
-        draw: bool,
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """As `RegionPipeline.low_res_masks`; without `draw` the masks are of no size, (B, N, T, 0, 0)."""
-        ...
-
-
 class RegionPipeline:
     """Runs the model's graphs in one runtime. Use it as a context manager, or call `close`.
 
@@ -122,7 +110,6 @@ class RegionPipeline:
             weights.
         prompt_chunk: number of prompts, over all images of a batch, that go through the token decoder at once; bounds
             memory and changes no result.
-        mask_prompts: decodes prompts that are masks; None if masks cannot be prompts here.
         region_step: numbers of regions are padded to multiples of this where the graphs' ranges allow it, so that
             runtimes which specialise per shape (OpenVINO, CUDA graphs) see only a few shapes; changes no result.
         prompt_step: the same for numbers of prompts.
@@ -139,7 +126,6 @@ class RegionPipeline:
         precision: str,
         fingerprint: Callable[[str], str],
         prompt_chunk: int = CPU_PROMPT_CHUNK,
-        mask_prompts: MaskPromptDecoder | None = None,
         region_step: int = 1,
         prompt_step: int = 1,
         reopen: Callable[[], RegionPipeline] | None = None,
@@ -149,7 +135,7 @@ class RegionPipeline:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
         self.region_step, self.prompt_step = region_step, prompt_step
         self.info, self.runtime, self.precision, self.prompt_chunk = info, runtime, precision, prompt_chunk
-        self.fingerprint, self._mask_prompts = fingerprint, mask_prompts
+        self.fingerprint = fingerprint
         self._open = runners if callable(runners) else runners.__getitem__
         self._opened: dict[str, Runner] = {}
         self._opening, self._reopen = threading.RLock(), reopen
@@ -209,12 +195,8 @@ class RegionPipeline:
             )
 
     def check_mask_prompts(self) -> None:
-        """Raises InputError where prompts cannot be masks."""
-        if self._mask_prompts is None:
-            raise InputError(
-                f"masks as prompts need PyTorch, and this model runs in {self.runtime}: give the region's box, or use "
-                "the weights in place of exported artefacts"
-            )
+        """Raises ArtifactError where prompts cannot be masks: their graph was not exported."""
+        self.runner(MASK_PROMPT_GRAPH)
 
     def encode_image(self, sam_images: UInt8Array, input_sizes: npt.ArrayLike) -> EncodedImages:
         """SAM's image encoder, and the part of its decoder that all prompts share.
@@ -472,13 +454,39 @@ class RegionPipeline:
         self.check_mask_prompts()
         self.check_encoded(encoded)
         _check_images(encoded, points=points, labels=labels, mask_inputs=mask_inputs)
-        assert self._mask_prompts is not None
+        _check_lengths("prompts in labels", labels.shape[1], points=points.shape[1], mask_inputs=mask_inputs.shape[1])
+        decode = self.low_res_masks if draw else self.mask_tokens
+        if not labels.shape[1]:
+            return decode(encoded, points, labels, multimask)
         parts = []
         for images, part in encoded.located():
-            prompts = points[images], labels[images], mask_inputs[images]
-            parts.append(self._mask_prompts(part.tensors[0][: part.count], *prompts, multimask, draw))
-        low_res_masks, tokens, iou_predictions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return low_res_masks, tokens, iou_predictions
+            most = self.runner(MASK_PROMPT_GRAPH).spec.ranges["prompts"].max
+            step = min(most, max(1, min(self.prompt_chunk, MASK_PROMPT_CHUNK) // part.rows))
+            chunks = []
+            for prompts in _split_ranges(labels.shape[1], step):
+                own = self._images_of_masks(part, mask_inputs[images, prompts])
+                asked_points, asked_labels = points[images, prompts], labels[images, prompts]
+                shape = asked_labels.shape[:2]  # (b, n)
+                asked = (array.reshape(-1, 1, *array.shape[2:]) for array in (asked_points, asked_labels))
+                chunks.append([array.reshape(*shape, *array.shape[2:]) for array in decode(own, *asked, multimask)])
+            parts.append([np.concatenate(arrays, axis=1) for arrays in zip(*chunks, strict=True)])
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+    def _images_of_masks(self, part: _Part, mask_inputs: FloatArray) -> EncodedImages:
+        """A mask changes the image that its prompt sees: b images with n masks each become b * n images."""
+        count = mask_inputs.shape[1]
+        self._check_rows(MASK_PROMPT_GRAPH, part.rows)
+        least = self._range(MASK_PROMPT_GRAPH, "prompts").min
+        padded = _pad_to(_pad_to(mask_inputs, 0, part.rows), 1, least)
+        (changed,) = self._run(MASK_PROMPT_GRAPH, part.tensors[0], padded)  # (rows, n, C, h, w)
+        changed = changed[: part.count, :count].reshape(-1, *changed.shape[2:])
+        sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
+        parts = []
+        for images, rows in self._batches("sam_token_decoder_image", len(changed)):
+            embeddings = _pad_to(changed[images], 0, rows)
+            context = self._run("sam_token_decoder_image", embeddings, keep=True)
+            parts.append(_Part(len(changed[images]), rows, _pad_to(sizes[images], 0, rows), (embeddings, *context)))
+        return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
 
 def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:

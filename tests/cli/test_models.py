@@ -125,9 +125,3 @@ def test_methods_that_need_pytorch(methods: str, capsys: pytest.CaptureFixture[s
     assert main(["eval", "--data", "absent.json", *chosen]) == 2
     error = capsys.readouterr().err
     assert "PyTorch, not exported graphs in openvino" in error and "choose from head, constant_token" in error
-
-
-def test_a_mask_as_prompt_needs_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = ["--runtime", "openvino", "--artifacts", "somewhere", "--mask", "m.png", "--vocabulary", "cat"]
-    assert main(["predict", "absent.png", *chosen]) == 2
-    assert "error: --mask needs PyTorch, not openvino: give a --box instead" in capsys.readouterr().err

@@ -197,6 +197,7 @@ LAYERS = {
     "sam_token_decoder_image": 0,
     "sam_token_decoder_prompts": 22,
     "sam_mask_decoder": 31,
+    "sam_mask_prompt": 0,
     "region_head": 0,
     "clip_text_encoder": 12,
 }

@@ -13,6 +13,7 @@ from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.graph_spec import Ranges, graph_specs
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner
@@ -55,6 +56,7 @@ def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
             precision="fp32",
             fingerprint=lambda graph: f"{graph} in {runtime}",
             prompt_chunk=prompt_chunk,
+            text_input=Manifest.load(artifacts).text_input,
             **steps,
         )
 

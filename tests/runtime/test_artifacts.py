@@ -126,6 +126,14 @@ def test_class_names_are_encoded_by_what_travels_with_the_artefacts(copied: Path
         _ = pipeline.text_encoder
 
 
+def test_masks_as_prompts_need_their_graph(mini_artifacts: Path) -> None:
+    with (
+        open_pipeline(mini_artifacts) as pipeline,
+        pytest.raises(ArtifactError, match=r"--graphs sam_mask_prompt --onnx"),
+    ):
+        pipeline.check_mask_prompts()
+
+
 def test_no_artefacts_there(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds no artefacts.*regionspot-export --out"):
         Manifest.load(tmp_path)

@@ -91,11 +91,17 @@ class TestPrediction:
         np.testing.assert_allclose(found.iou_predictions, expected.iou_predictions, atol=1e-4)
         assert found.masks is not None and len(found.masks) == 12
 
-    def test_nothing_and_masks(self, pipeline: RegionPipeline, photo: np.ndarray) -> None:
+    def test_nothing_and_masks(self, pipeline: RegionPipeline, model: RegionSpot, photo: np.ndarray) -> None:
         predictor = RegionPredictor(pipeline).set_image(photo)
         assert len(predictor.predict(boxes=[], masks=[], vocabulary=WORDS)) == 0
-        with pytest.raises(InputError, match="masks as prompts need PyTorch"):
-            predictor.predict(boxes=BOXES, masks=np.ones((1, HEIGHT, WIDTH), bool), vocabulary=WORDS)
+        mask = np.zeros((1, HEIGHT, WIDTH), bool)
+        mask[0, 10:40, 20:50] = True
+        asked: dict[str, Any] = {"boxes": BOXES, "masks": mask, "vocabulary": WORDS}
+        expected = RegionPredictor(model).set_image(photo).predict(**asked)
+        found = predictor.predict(**asked)
+        np.testing.assert_allclose(found.top_scores, expected.top_scores, atol=1e-4)
+        assert found.iou_predictions is not None and expected.iou_predictions is not None
+        np.testing.assert_allclose(found.iou_predictions, expected.iou_predictions, atol=1e-4)
 
     def test_more_regions_than_the_graphs_take(self, open_pipeline: Callable[..., Any], photo: np.ndarray) -> None:
         few = open_pipeline("onnxruntime", Ranges(regions=Range(1, 2, 3)))

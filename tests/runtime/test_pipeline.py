@@ -91,6 +91,25 @@ def near(actual: np.ndarray, expected: torch.Tensor | np.ndarray) -> None:
 
 
 class TestValues:
+    def test_masks_as_prompts(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample) -> None:
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        masks = np.random.default_rng(2).standard_normal((3, 5, 1, 64, 64)).astype(np.float32)
+        arrays = (sample.embeddings, sample.points, sample.labels, masks)
+        embeddings, points, labels, mask_inputs = (torch.from_numpy(array) for array in arrays)
+        for multimask in (False, True):
+            with torch.inference_mode():
+                expected_masks, expected = model.sam.low_res_masks(embeddings, points, labels, multimask, mask_inputs)
+            drawn, *found = pipeline.low_res_masks(encoded, sample.points, sample.labels, multimask, masks)
+            near(drawn[sample.valid], expected_masks[sample.valid])
+            for tokens, ious in (found, pipeline.mask_tokens(encoded, sample.points, sample.labels, multimask, masks)):
+                near(tokens[sample.valid], expected.tokens[sample.valid])
+                near(ious[sample.valid], expected.iou_predictions[sample.valid])
+
+    def test_no_masks_as_prompts(self, pipeline: RegionPipeline, sample: Sample) -> None:
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        none = sample.points[:, :0], sample.labels[:, :0], True, np.zeros((3, 0, 1, 64, 64), np.float32)
+        assert pipeline.mask_tokens(encoded, *none)[0].shape == (3, 0, 3, 128)
+
     def test_prompts_of_several_images(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample) -> None:
         encoded = pipeline.encode_image(sample.images, sample.input_sizes)
         assert len(encoded) == 3
@@ -219,19 +238,11 @@ class TestRefusals:
             pipeline.classify(tokens, patch_tokens[:2], sample.valid, words)
         with pytest.raises(InputError, match="there are 5 regions in mask_tokens, and 4 in valid"):
             pipeline.classify(tokens, patch_tokens[:2], sample.valid[:2, :4], words)
-        if runtime == "torch":
-            masks = np.zeros((1, 5, 1, 64, 64), np.float32)
-            with pytest.raises(InputError, match="there are 2 encoded images, and 1 in mask_inputs"):
-                pipeline.mask_tokens(encoded, points[:2], labels[:2], False, masks)
-
-    @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-    def test_masks_as_prompts(self, open_pipeline: OpenPipeline, sample: Sample, runtime: str) -> None:
-        pipeline = open_pipeline(runtime)
-        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
-        masks = np.zeros((3, 5, 1, 64, 64), np.float32)
-        for ask in (pipeline.mask_tokens, pipeline.low_res_masks):
-            with pytest.raises(InputError, match=f"masks as prompts need PyTorch, and this model runs in {runtime}"):
-                ask(encoded, sample.points, sample.labels, False, masks)
+        masks = np.zeros((1, 5, 1, 64, 64), np.float32)
+        with pytest.raises(InputError, match="there are 2 encoded images, and 1 in mask_inputs"):
+            pipeline.mask_tokens(encoded, points[:2], labels[:2], False, masks)
+        with pytest.raises(InputError, match="there are 5 prompts in labels, and 4 in mask_inputs"):
+            pipeline.mask_tokens(encoded, points[:2], labels[:2], False, masks[[0, 0], :4])
 
     def test_a_chunk_of_nothing(self, model: RegionSpot) -> None:
         model.sam.prompt_chunk, saved = 0, model.sam.prompt_chunk
@@ -347,20 +358,6 @@ class TestRunners:
 
 
 class TestTorch:
-    def test_masks_as_prompts(self, model: RegionSpot, sample: Sample) -> None:
-        pipeline = pipeline_from_model(model)
-        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
-        masks = np.random.default_rng(2).standard_normal((3, 5, 1, 64, 64)).astype(np.float32)
-        arrays = (sample.embeddings, sample.points, sample.labels, masks)
-        embeddings, points, labels, mask_inputs = (torch.from_numpy(array) for array in arrays)
-        with torch.inference_mode():
-            expected_masks, expected = model.sam.low_res_masks(embeddings, points, labels, True, mask_inputs)
-        drawn, tokens, ious = pipeline.low_res_masks(encoded, sample.points, sample.labels, True, masks)
-        near(drawn, expected_masks)
-        for found in (tokens, pipeline.mask_tokens(encoded, sample.points, sample.labels, True, masks)[0]):
-            near(found, expected.tokens)
-        near(ious, expected.iou_predictions)
-
     def test_weights_that_change_are_seen(self, sample: Sample) -> None:
         model = create_model("regionspot_mini", random_weights=0)
         pipeline = pipeline_from_model(model)

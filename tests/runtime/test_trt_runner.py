@@ -207,6 +207,7 @@ GRAPHS = (
     "sam_token_decoder_image",
     "sam_token_decoder_prompts",
     "sam_mask_decoder",
+    "sam_mask_prompt",
     "region_head",
     "clip_text_encoder",
 )
