@@ -70,8 +70,8 @@ serve-demo: setup  ## a real Triton server over mini, asked by command, by Pytho
 	  $(BIN)/regionspot-serve up --repository $(SERVE)/model_repository --detach \
 	    --http-port 18000 --grpc-port 18001 --metrics-port 18002; \
 	  $(BIN)/regionspot-serve web --url $(URL) --port 18080 2> $(SERVE)/web.log & web=$$!; \
-	  $(BIN)/regionspot-query $(SERVE)/data/val/000003.jpg --box 31,60,146,168 --box 196,176,254,233 --box 236,157,316,238 \
-	    --vocabulary "blue toy with a cyan border,brown toy with a blue border,green toy with purple dots" \
+	  $(BIN)/regionspot-query $(SERVE)/data/val/000003.jpg --box 13,97,130,204 --box 138,250,195,307 --box 161,231,240,311 \
+	    --vocabulary "brown toy with a black border,orange toy with a yellow bottom,cyan toy with blue dots" \
 	    --url $(URL) --out $(SERVE)/overlay.png --json $(SERVE)/out.json; \
 	  $(BIN)/python -m regionspot.benchmarks.serving --url $(URL) --http-url http://127.0.0.1:18000 --web-url $(WEB) \
 	    --artifacts $(SERVE)/artifacts --data $(SERVE)/data/val.json --json $(SERVE)/serving.json

@@ -19,9 +19,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionspot mini", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser("build", help="write pictures and LVIS-format annotations")
-    build.add_argument("--out", type=Path, required=True, help="directory for train.json, val.json, train/ and val/")
+    build.add_argument("--out", type=Path, required=True, help="directory for the annotations and pictures")
     build.add_argument("--train", type=int, default=9000, metavar="N", help="training pictures (%(default)s)")
     build.add_argument("--val", type=int, default=1000, metavar="N", help="validation pictures (%(default)s)")
+    build.add_argument(
+        "--crowds", type=int, default=0, metavar="N", help="pictures of up to 100 small toys (%(default)s)"
+    )
+    build.add_argument(
+        "--long-tail", action="store_true", help="frequent, common and rare categories in training, not all alike"
+    )
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
     pretrain = actions.add_parser("pretrain", help="train the small SAM or CLIP on the mini world")
@@ -34,7 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="a field of the recipe, such as steps=100; may be given many times",
     )
-    pretrain.add_argument("--out", type=Path, required=True, help="directory for the weights")
+    pretrain.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory for the weights, and a checkpoint that a killed run goes on from",
+    )
+    pretrain.add_argument(
+        "--from", dest="start", type=Path, metavar="DIR", help="begin with these weights (default: random ones)"
+    )
     pretrain.add_argument("--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)")
     pretrain.add_argument("--threads", type=int, default=2)
     return parser
@@ -48,7 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     from regionspot.mini.dataset import build_dataset
 
-    paths = build_dataset(arguments.out, arguments.train, arguments.val, arguments.seed, arguments.workers)
+    paths = build_dataset(
+        arguments.out,
+        arguments.train,
+        arguments.val,
+        arguments.seed,
+        arguments.workers,
+        num_crowds=arguments.crowds,
+        long_tail=arguments.long_tail,
+    )
     print("\n".join(map(str, paths)))
     return 0
 
@@ -59,12 +81,16 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from regionspot.mini import pretrain_clip, pretrain_sam, shipped
 
     torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.out / f"{arguments.tower}-checkpoint.pt"  # a run that was killed goes on from it
     if arguments.tower == "sam":
         sam_recipe = _with_overrides(pretrain_sam.SamRecipe(), arguments.overrides)
-        path = shipped.save_sam(pretrain_sam.train(arguments.pool, sam_recipe), arguments.out)
+        path = shipped.save_sam(
+            pretrain_sam.train(arguments.pool, sam_recipe, checkpoint, arguments.start), arguments.out
+        )
     else:
         clip_recipe = _with_overrides(pretrain_clip.ClipRecipe(), arguments.overrides)
-        clip, token_ids = pretrain_clip.train(arguments.pool, clip_recipe)
+        clip, token_ids = pretrain_clip.train(arguments.pool, clip_recipe, checkpoint, arguments.start)
         path = shipped.save_clip(clip, token_ids, arguments.out)
     print(path)
     return 0

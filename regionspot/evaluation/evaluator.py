@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -77,6 +77,7 @@ def evaluate_methods(
     batch_size: int = 8,
     progress: bool = True,
     skip_unreadable: int = 0,
+    groups: Mapping[str, Collection[Id]] | None = None,
 ) -> dict[str, tuple[Metrics, Detections]]:
     """Measures several methods on the same regions, every image encoded once.
 
@@ -96,6 +97,7 @@ def evaluate_methods(
         progress: show on stderr how far it is.
         skip_unreadable: leave out this many pictures at most, with their objects, that are missing, damaged, or not of
             the size that the annotations are for. They are listed in the protocol.
+        groups: name -> ids of categories: further groups of `top1_accuracy`.
 
     Returns:
         For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
@@ -118,7 +120,9 @@ def evaluate_methods(
     part = readable_part(dataset, proposals, skip_unreadable, progress)
     if part.skipped:
         check_can_evaluate(part.dataset, rules, masks)
-    collector = _Collector(part.dataset, part.proposals, rules, masks, {name: _Found() for name in chosen})
+    collector = _Collector(
+        part.dataset, part.proposals, rules, masks, groups or {}, {name: _Found() for name in chosen}
+    )
     module = model if isinstance(model, RegionSpot) else None
     for batch, name, probabilities in scored_batches(
         pipeline, module, part.dataset, vocabulary, part.proposals, chosen, batch_size, masks, progress
@@ -226,6 +230,7 @@ class _Collector:
     proposals: Proposals
     rules: Rules
     masks: bool
+    groups: Mapping[str, Collection[Id]]
     found: dict[str, _Found]
 
     @cached_property
@@ -290,7 +295,7 @@ def _measure(
     metrics: Metrics = dict(evaluate_detections(dataset, detections, rules, "bbox"))
     metrics["one_label"] = evaluate_detections(dataset, collector.in_order(found.best_labels), rules, "bbox")
     if collector.proposals.annotations is not None:
-        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right)
+        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right, collector.groups)
     if collector.masks:
         metrics["segm"] = evaluate_detections(dataset, detections, rules, "segm")
     metrics["protocol"] = _protocol(pipeline, collector, method) | {"images_skipped": list(skipped)}

@@ -7,7 +7,7 @@ its control go through a `RegionPipeline`, in any runtime; the baselines use CLI
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from regionspot.evaluation.baselines import (
 from regionspot.evaluation.batches import RegionBatch
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.losses import region_logits
+from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.scores import best_reading
@@ -147,6 +148,12 @@ def ensemble(first: Method, second: Method) -> Method:
         first.needs_masks or second.needs_masks,
         first.needs_torch or second.needs_torch,
     )
+
+
+def head_of(model: RegionSpot, description: str) -> Method:
+    """The head of another model, on the same encoded images: its SAM and CLIP must be those of the measured model."""
+    pipeline = pipeline_from_model(model)
+    return replace(HEAD, description=description, start=lambda *_: score_with_head(pipeline, model))
 
 
 HEAD = Method("RegionSpot's head", score_with_head, needs_mask_tokens=True, needs_patch_tokens=True)

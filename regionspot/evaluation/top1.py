@@ -6,7 +6,7 @@ region, which is what a user reads as "right".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +34,23 @@ def is_right(
     return np.asarray(probabilities.argmax(1) == np.array(truth, np.int64))
 
 
-def top1_accuracy(dataset: CocoDataset, annotations: Mapping[Id, Sequence[Annotation]], right: Right) -> Figures:
+def top1_accuracy(
+    dataset: CocoDataset,
+    annotations: Mapping[Id, Sequence[Annotation]],
+    right: Right,
+    groups: Mapping[str, Collection[Id]] | None = None,
+) -> Figures:
     """Accuracy in percent over all regions; None of a group without regions.
 
     Args:
         annotations: image id -> the annotation of each region.
         right: whether each region is right; of images without an entry nothing is counted.
+        groups: name -> ids of categories: further groups.
 
     Returns:
         top1, top1s, top1m, top1l (area of the annotation below 32², to 96², above), top1r, top1c, top1f (rare, common
-        and frequent classes), top1_base, top1_novel (regions of classes not marked and marked novel).
+        and frequent classes), top1_base, top1_novel (regions of classes not marked and marked novel), and top1_NAME of
+        each further group.
     """
     flat = np.concatenate([np.zeros(0, bool), *right.values()])  # (R,)
     objects = [annotation for image_id in right for annotation in annotations[image_id]]
@@ -51,7 +58,7 @@ def top1_accuracy(dataset: CocoDataset, annotations: Mapping[Id, Sequence[Annota
     area = np.array([annotation.area for annotation in objects], np.float64)
     frequency = np.array([classes[annotation.category_id].frequency or "" for annotation in objects], str)
     novel = np.array([classes[annotation.category_id].novel for annotation in objects], bool)
-    groups = {
+    belongs = {
         "top1": np.ones(len(objects), bool),
         "top1s": area < SMALL,
         "top1m": (area >= SMALL) & (area <= LARGE),
@@ -62,4 +69,6 @@ def top1_accuracy(dataset: CocoDataset, annotations: Mapping[Id, Sequence[Annota
         "top1_base": ~novel,
         "top1_novel": novel,
     }
-    return {name: 100 * float(flat[group].mean()) if group.any() else None for name, group in groups.items()}
+    for name, ids in (groups or {}).items():
+        belongs[f"top1_{name}"] = np.array([annotation.category_id in ids for annotation in objects], bool)
+    return {name: 100 * float(flat[group].mean()) if group.any() else None for name, group in belongs.items()}

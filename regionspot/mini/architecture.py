@@ -14,7 +14,7 @@ from regionspot.modeling.sam import Sam, compose_sam
 
 SAM_IMAGE_SIZE = 256
 TOKEN_DIM = 128
-CLIP_IMAGE_SIZE = 128
+CLIP_IMAGE_SIZE = 192
 CLIP_WIDTH = 192
 EMBED_DIM = 128
 PATCH_SIZE = 16
@@ -41,7 +41,7 @@ def build_mini_sam() -> Sam:
 
 
 def build_mini_clip(vocab_size: int = OPENAI_VOCABULARY_SIZE, image_size: int = CLIP_IMAGE_SIZE) -> CLIP:
-    """An `open_clip` CLIP with QuickGELU: 128 px images in patches of 16, width 192; text width 128.
+    """An `open_clip` CLIP with QuickGELU: 192 px images in patches of 16, width 192; text width 128.
 
     Its position embedding is a frozen table of sines that are large enough to find (see `position_table`).
     """

@@ -1,4 +1,4 @@
-"""Pretraining data in memory-mapped arrays: scenes with masks for SAM and CLIP, portraits for CLIP's first stage."""
+"""Pretraining data in memory-mapped arrays: scenes with masks for SAM, pictures with what they show for CLIP."""
 
 from __future__ import annotations
 
@@ -7,21 +7,30 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from regionspot.masks import mask_to_box
-from regionspot.mini.architecture import CLIP_IMAGE_SIZE, PATCH_SIZE, SAM_IMAGE_SIZE
+from regionspot.mini.architecture import CLIP_IMAGE_SIZE, SAM_IMAGE_SIZE
 from regionspot.mini.render import render_scene
-from regionspot.mini.world import UNIFORM_WEIGHTS, WORLD_VERSION, sample_portrait, sample_scene
+from regionspot.mini.world import (
+    UNIFORM_WEIGHTS,
+    WORLD_VERSION,
+    Scene,
+    sample_crowd,
+    sample_portrait,
+    sample_scene,
+)
 from regionspot.progress import Progress
-from regionspot.transforms import ClipTransform, SamTransform, model_inputs
+from regionspot.transforms import ClipTransform, SamTransform
 
-MAX_TOYS = 7
+MAX_TOYS = 9
 MASK_SIZE = SAM_IMAGE_SIZE // 4
-GRID = CLIP_IMAGE_SIZE // PATCH_SIZE
+PORTRAIT_SIDES = (64, 128)  # pixels, from and to
+CROWDS = 0.15  # of SAM's pictures
 SHARD = 250
 
 _Fields = dict[str, tuple[tuple[int, ...], type[np.generic]]]
@@ -30,50 +39,67 @@ _Fill = Callable[[Path, int, int, int], None]
 
 @dataclass(frozen=True)
 class ScenePool:
-    """`count` scenes, categories drawn alike. Toys beyond a scene's own have category -1 and empty masks.
+    """`count` scenes for SAM, categories drawn alike, some of them crowds.
 
     Attributes:
-        sam_images: (count, 256, 256, 3) uint8, longest side 256, zero-padded right and bottom.
-        sam_sizes: (count, 2) int16, the valid height and width of each.
-        clip_images: (count, 128, 128, 3) uint8.
-        categories: (count, 7) int16.
-        boxes: (count, 7, 4) float32 xyxy in the SAM frame.
-        masks: (count, 7, 64, 64) uint8, coverage in 255ths of SAM's low-resolution mask cells.
-        covers: (count, 7, 8, 8) uint8, coverage in 255ths of CLIP's patches.
+        images: (count, 256, 256, 3) uint8, longest side 256, zero-padded right and bottom.
+        sizes: (count, 2) int16, the valid height and width of each.
+        toys: (count,) int16, how many of the following are a scene's own; of a crowd nine at random.
+        boxes: (count, 9, 4) float32 xyxy in the SAM frame.
+        masks: (count, 9, 64, 64) uint8, coverage in 255ths of SAM's low-resolution mask cells.
     """
 
-    sam_images: np.ndarray
-    sam_sizes: np.ndarray
-    clip_images: np.ndarray
-    categories: np.ndarray
+    images: np.ndarray
+    sizes: np.ndarray
+    toys: np.ndarray
     boxes: np.ndarray
     masks: np.ndarray
-    covers: np.ndarray
+
+
+@dataclass(frozen=True)
+class PicturePool:
+    """`count` pictures for CLIP, categories drawn alike.
+
+    Attributes:
+        images: (count, S, S, 3) uint8; S is 192 for scenes, 128 for portraits.
+        categories: (count, 9) int16, what each shows, -1 beyond.
+    """
+
+    images: np.ndarray
+    categories: np.ndarray
 
 
 _SCENE_FIELDS: _Fields = {
-    "sam_images": ((SAM_IMAGE_SIZE, SAM_IMAGE_SIZE, 3), np.uint8),
-    "sam_sizes": ((2,), np.int16),
-    "clip_images": ((CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE, 3), np.uint8),
-    "categories": ((MAX_TOYS,), np.int16),
+    "images": ((SAM_IMAGE_SIZE, SAM_IMAGE_SIZE, 3), np.uint8),
+    "sizes": ((2,), np.int16),
+    "toys": ((), np.int16),
     "boxes": ((MAX_TOYS, 4), np.float32),
     "masks": ((MAX_TOYS, MASK_SIZE, MASK_SIZE), np.uint8),
-    "covers": ((MAX_TOYS, GRID, GRID), np.uint8),
 }
 
 
-def scene_pool(directory: Path, count: int, seed: int, workers: int = 2) -> ScenePool:
+def _picture_fields(side: int) -> _Fields:
+    return {"images": ((side, side, 3), np.uint8), "categories": ((MAX_TOYS,), np.int16)}
+
+
+def sam_scenes(directory: Path, count: int, seed: int, workers: int = 2) -> ScenePool:
     """Open the pool of `count` scenes in `directory`, rendering it first if it is not there."""
-    directory = directory / f"scenes-{WORLD_VERSION}-{count}-{seed}"
-    return ScenePool(**_open_or_render(directory, _SCENE_FIELDS, count, seed, _fill_scenes, workers))
+    directory = directory / f"sam-scenes-{WORLD_VERSION}-{count}-{seed}"
+    return ScenePool(**_open_or_render(directory, _SCENE_FIELDS, count, seed, _fill_sam_scenes, workers))
 
 
-def portrait_pool(directory: Path, count: int, seed: int, side: int, workers: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Open or render `count` pictures of one toy: images (count, side, side, 3) uint8, categories (count,) int16."""
-    fields: _Fields = {"images": ((side, side, 3), np.uint8), "categories": ((), np.int16)}
-    directory = directory / f"portraits-{WORLD_VERSION}-{count}-{side}-{seed}"
-    arrays = _open_or_render(directory, fields, count, seed, _fill_portraits, workers)
-    return arrays["images"], arrays["categories"]
+def clip_scenes(directory: Path, count: int, seed: int, workers: int = 2) -> PicturePool:
+    """Open or render `count` scenes of one toy or more."""
+    directory = directory / f"clip-scenes-{WORLD_VERSION}-{count}-{CLIP_IMAGE_SIZE}-{seed}"
+    fields = _picture_fields(CLIP_IMAGE_SIZE)
+    return PicturePool(**_open_or_render(directory, fields, count, seed, _fill_clip_scenes, workers))
+
+
+def clip_portraits(directory: Path, count: int, seed: int, workers: int = 2) -> PicturePool:
+    """Open or render `count` pictures that one toy fills, of 64 to 128 px: the size of crops from scenes."""
+    directory = directory / f"clip-portraits-{WORLD_VERSION}-{count}-{PORTRAIT_SIDES[1]}-{seed}"
+    fields = _picture_fields(PORTRAIT_SIDES[1])
+    return PicturePool(**_open_or_render(directory, fields, count, seed, _fill_clip_portraits, workers))
 
 
 def _open_or_render(
@@ -95,28 +121,45 @@ def _open_or_render(
     return {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in fields}
 
 
-def _fill_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
-    out = {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in _SCENE_FIELDS}
-    sam, clip = SamTransform(SAM_IMAGE_SIZE), ClipTransform(CLIP_IMAGE_SIZE)
+def _fill_sam_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
+    out = ScenePool(**_opened(directory, _SCENE_FIELDS))
+    transform = SamTransform(SAM_IMAGE_SIZE)
     for index in range(start, stop):
-        image, toys = render_scene(sample_scene(np.random.default_rng([seed, 0, index]), UNIFORM_WEIGHTS))
-        inputs = model_inputs(image, sam, clip)
-        out["sam_images"][index], out["sam_sizes"][index], out["clip_images"][index] = inputs
-        out["categories"][index] = -1
-        for slot, (category, mask) in enumerate(toys[:MAX_TOYS]):
-            grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)  # (H, W, 3): the transforms take pictures
-            framed, _ = sam.apply_image(grey)
-            corners = sam.apply_points(mask_to_box(mask).reshape(2, 2), *mask.shape)
-            out["categories"][index, slot] = category
-            out["boxes"][index, slot] = corners.reshape(4)
-            out["masks"][index, slot] = Image.fromarray(framed[..., 0]).reduce(4)
-            out["covers"][index, slot] = Image.fromarray(grey[..., 0]).resize((GRID, GRID), Image.Resampling.BOX)
+        rng = np.random.default_rng([seed, 0, index])
+        sample = sample_crowd if rng.random() < CROWDS else sample_scene
+        image, toys = render_scene(sample(rng, UNIFORM_WEIGHTS))
+        out.images[index], out.sizes[index] = transform.apply_image(image)
+        kept = sorted(rng.permutation(len(toys))[:MAX_TOYS])
+        out.toys[index] = len(kept)
+        for slot, mask in enumerate(toys[k][1] for k in kept):
+            grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)  # (H, W, 3): the transform takes pictures
+            corners = transform.apply_points(mask_to_box(mask).reshape(2, 2), *mask.shape)
+            out.boxes[index, slot] = corners.reshape(4)
+            out.masks[index, slot] = Image.fromarray(transform.apply_image(grey)[0][..., 0]).reduce(4)
 
 
-def _fill_portraits(directory: Path, start: int, stop: int, seed: int) -> None:
-    images = np.load(directory / "images.npy", mmap_mode="r+")
-    categories = np.load(directory / "categories.npy", mmap_mode="r+")
+def _fill_clip_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
+    sample = partial(sample_scene, weights=UNIFORM_WEIGHTS, num_toys=(1, 1, 2, 3, 4, 5, 6))
+    _fill_pictures(directory, start, stop, seed, CLIP_IMAGE_SIZE, sample)
+
+
+def _fill_clip_portraits(directory: Path, start: int, stop: int, seed: int) -> None:
+    low, high = PORTRAIT_SIDES
+    sample = partial(sample_portrait, weights=UNIFORM_WEIGHTS)
+    _fill_pictures(directory, start, stop, seed, high, lambda rng: sample(rng, side=int(rng.integers(low, high + 1))))
+
+
+def _fill_pictures(
+    directory: Path, start: int, stop: int, seed: int, side: int, sample: Callable[[np.random.Generator], Scene]
+) -> None:
+    out = PicturePool(**_opened(directory, _picture_fields(side)))
+    transform = ClipTransform(side)
     for index in range(start, stop):
-        scene = sample_portrait(np.random.default_rng([seed, 1, index]), UNIFORM_WEIGHTS, images.shape[1])
-        images[index] = render_scene(scene)[0]
-        categories[index] = scene.toys[0].category
+        image, toys = render_scene(sample(np.random.default_rng([seed, 1, index])))
+        out.images[index] = transform.apply_image(image)
+        out.categories[index] = -1
+        out.categories[index, : min(MAX_TOYS, len(toys))] = [category for category, _ in toys[:MAX_TOYS]]
+
+
+def _opened(directory: Path, fields: _Fields) -> dict[str, np.ndarray]:
+    return {name: np.load(directory / f"{name}.npy", mmap_mode="r+") for name in fields}

@@ -1,51 +1,49 @@
-"""Train the mini CLIP: single toys first, then whole scenes with captions of the picture and of its regions.
+"""Train the mini CLIP on captions of whole pictures alone: none says where in a picture a thing is.
 
-Stage 1 pairs 64 px portraits with a caption. Stage 2, in two cycles of the learning rate, pairs 128 px scenes with a
-caption that lists their toys, and the patches under a toy with that toy's phrase; region captions name base categories
-only, so novel ones are known to CLIP from captions of whole pictures alone, which is what "novel" means for real CLIPs
-too.
+Stage 1 sees portraits at 64 px, which are cheap. Stage 2 sees portraits at 64, 96 and 128 px, so that the same model
+knows crops of any size, and scenes at CLIP's own 192 px, where a toy covers about as many patches. A caption names one
+of the toys that a picture shows, in one of CLIP's 81 templates, or lists all of them. All categories occur, the novel
+ones too: as with real CLIPs, novelty is the head's.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regionspot.mini.architecture import CONTEXT_LENGTH, PATCH_SIZE, build_mini_clip, position_table
-from regionspot.mini.pools import portrait_pool, scene_pool
-from regionspot.mini.world import CATEGORIES
+from regionspot.mini.architecture import CLIP_IMAGE_SIZE, CONTEXT_LENGTH, PATCH_SIZE, build_mini_clip, position_table
+from regionspot.mini.pools import PicturePool, clip_portraits, clip_scenes
+from regionspot.mini.shipped import load_mini_clip
+from regionspot.mini.stepper import Log, Schedule, Stepper, autocast
+from regionspot.mini.world import CATEGORIES, article
 from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, TEMPLATES, encode_tokens, tokenize
 
 PHRASES = [category.name for category in CATEGORIES]
-IS_BASE = np.array([not category.novel for category in CATEGORIES])
 MEAN = torch.tensor(IMAGE_MEAN).view(3, 1, 1)
 STD = torch.tensor(IMAGE_STD).view(3, 1, 1)
-
-_Log = Callable[[str], None]
+PORTRAIT_SIDES = (64, 96, 128)
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    portraits: int = 60_000
+    portraits: int = 40_000
     scenes: int = 40_000
-    portrait_steps: int = 1500
-    portrait_batch: int = 256
-    scene_steps: int = 2200
-    second_scene_steps: int = 1200
-    scene_batch: int = 64
-    portrait_lr: float = 1e-3
-    scene_lr: float = 8e-4
-    second_scene_lr: float = 5e-4
+    small_steps: int = 600
+    small_batch: int = 256
+    small_lr: float = 1e-3
+    steps: int = 2100
+    portrait_batch: int = 48
+    scene_batch: int = 48
+    lr: float = 8e-4
     weight_decay: float = 0.05
-    region_loss_weight: float = 1.0
     seed: int = 0
 
 
@@ -58,19 +56,25 @@ class CompactTokenizer:
 
     def __init__(self) -> None:
         texts = [template.format(phrase) for template in TEMPLATES for phrase in PHRASES]
-        texts += [f"{a} and {b}, {c}" for a, b, c in zip(PHRASES, PHRASES[1:], PHRASES[2:], strict=False)]
+        texts += [_with_articles(text) for text in texts] + [_list(range(len(PHRASES))[i : i + 3]) for i in range(400)]
         self.ids = np.unique(tokenize(texts, CONTEXT_LENGTH).numpy())  # 0, the padding, among them
         self._row = np.full(self.ids.max() + 1, 0)
         self._row[self.ids] = np.arange(len(self.ids))
 
-    def __call__(self, texts: list[str]) -> torch.Tensor:
+    def __call__(self, texts: list[str]) -> Tensor:
         """(n, T) int64 rows of the compact embedding, cut to the longest text."""
         tokens = tokenize(texts, CONTEXT_LENGTH).numpy()
         return torch.from_numpy(self._row[tokens[:, : int((tokens != 0).sum(1).max())]])
 
 
-def train(directory: Path, recipe: ClipRecipe, log: _Log = print) -> tuple[CLIP, torch.Tensor]:
+def train(
+    directory: Path, recipe: ClipRecipe, checkpoint: Path | None = None, start: Path | None = None, log: Log = print
+) -> tuple[CLIP, torch.Tensor]:
     """Train on pools under `directory`.
+
+    Args:
+        checkpoint: goes on from it, and from the one of stage 1 beside it, if they are there.
+        start: a directory with the weights to begin stage 2 with; None begins with stage 1 and random ones.
 
     Returns:
         The model with the compact vocabulary, and the token ids (K,) that its K embedding rows stand for.
@@ -78,130 +82,130 @@ def train(directory: Path, recipe: ClipRecipe, log: _Log = print) -> tuple[CLIP,
     torch.manual_seed(recipe.seed)
     tokenizer = CompactTokenizer()
     clip = build_mini_clip(vocab_size=len(tokenizer.ids))
+    if start is not None:
+        load_mini_clip(clip, start, torch.from_numpy(tokenizer.ids))
+    portraits = clip_portraits(directory, recipe.portraits, 1)
     # At these lengths the CPU's flash attention is slow: its backward pass alone is 43 % of a step.
     with sdpa_kernel(SDPBackend.MATH):
-        _train_portraits(clip, tokenizer, directory, recipe, np.random.default_rng(recipe.seed), log)
-        cycles = (recipe.scene_steps, recipe.scene_lr), (recipe.second_scene_steps, recipe.second_scene_lr)
-        for number, (steps, lr) in enumerate(cycles, start=1):
-            rng = np.random.default_rng(recipe.seed + number)
-            _train_scenes(clip, tokenizer, directory, replace(recipe, scene_steps=steps, scene_lr=lr), rng, log)
+        first = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-small")
+        if start is None and (checkpoint is None or not checkpoint.exists()):
+            _train_small(clip, tokenizer, portraits, recipe, first, log)
+        _train_full(clip, tokenizer, portraits, clip_scenes(directory, recipe.scenes, 2), recipe, checkpoint, log)
     return clip.eval(), torch.from_numpy(tokenizer.ids)
 
 
-def _train_portraits(
-    clip: CLIP, tokenizer: CompactTokenizer, directory: Path, recipe: ClipRecipe, rng: np.random.Generator, log: _Log
+def _train_small(
+    clip: CLIP, tokenizer: CompactTokenizer, pool: PicturePool, recipe: ClipRecipe, checkpoint: Path | None, log: Log
 ) -> None:
-    images, categories = portrait_pool(directory, recipe.portraits, 1, 64)
-    full_table = clip.visual.positional_embedding.data
-    clip.visual.positional_embedding.data = position_table(64 // PATCH_SIZE)
-    step = _Stepper(clip, recipe.portrait_lr, recipe.weight_decay, recipe.portrait_steps, "portraits", log)
-    for _ in range(recipe.portrait_steps):
-        rows = np.sort(rng.choice(len(images), recipe.portrait_batch, replace=False))  # sorted: they lie on disk
-        named, occurrences = np.unique(categories[rows], return_inverse=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            image_features = F.normalize(clip.visual(_normalised(images[rows], rng)).float(), dim=-1)
-            text_features = _text_features(clip, tokenizer, [_caption([c], rng) for c in named])
-        labels, scale = torch.from_numpy(occurrences), clip.logit_scale.exp()
-        step(contrastive_loss(image_features, text_features, labels, torch.arange(len(named)), scale))
-    clip.visual.positional_embedding.data = full_table
+    schedule = Schedule(recipe.small_lr, recipe.small_steps)
+    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip, portraits at 64 px", checkpoint, log)
+    while not stepper.done:
+        rng = np.random.default_rng([recipe.seed, 1, stepper.step])
+        images, shown = _drawn(pool, recipe.small_batch, rng)
+        with autocast(images.device):
+            image_features = _image_features(clip, images, PORTRAIT_SIDES[0])
+            stepper(_naming_loss(clip, tokenizer, image_features, shown, rng))
 
 
-def _train_scenes(
-    clip: CLIP, tokenizer: CompactTokenizer, directory: Path, recipe: ClipRecipe, rng: np.random.Generator, log: _Log
+def _train_full(
+    clip: CLIP,
+    tokenizer: CompactTokenizer,
+    portraits: PicturePool,
+    scenes: PicturePool,
+    recipe: ClipRecipe,
+    checkpoint: Path | None,
+    log: Log,
 ) -> None:
-    pool = scene_pool(directory, recipe.scenes, 2)
-    step = _Stepper(clip, recipe.scene_lr, recipe.weight_decay, recipe.scene_steps, "scenes", log)
-    for _ in range(recipe.scene_steps):
-        rows = np.sort(rng.choice(len(pool.categories), recipe.scene_batch, replace=False))
-        categories, covers = pool.categories[rows], pool.covers[rows].astype(np.float32) / 255
-        images = pool.clip_images[rows]
-        if rng.random() < 0.5:
-            images, covers = images[:, :, ::-1], covers[..., ::-1]
-        wanted = (categories >= 0) & IS_BASE[categories] & (covers.sum((2, 3)) > 0.3)
-        scene, slot = np.nonzero(wanted)
-        named = np.unique(categories[wanted])
-        captions = [_caption([c for c in rng.permutation(row) if c >= 0], rng) for row in categories]
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = patch_tokens(clip, _normalised(np.ascontiguousarray(images), None))  # (B, L, D)
-            projected = clip.visual.ln_post(tokens) @ clip.visual.proj  # (B, L, E)
-            image_features = F.normalize(projected[:, 0].float(), dim=-1)
-            caption_features = _text_features(clip, tokenizer, captions)
-            phrase_features = _text_features(clip, tokenizer, [_caption([c], rng) for c in named])
-        weights = torch.from_numpy(np.ascontiguousarray(covers[scene, slot])).flatten(1)  # (R, patches)
-        pooled = torch.einsum("rp,rpe->re", weights, projected[torch.from_numpy(scene), 1:].float())
-        region_features = F.normalize(pooled, dim=-1)
-        scale = clip.logit_scale.exp()
-        same = torch.arange(len(rows))
-        image_loss = contrastive_loss(image_features, caption_features, same, same, scale)
-        targets = torch.from_numpy(np.searchsorted(named, categories[wanted]))
-        region_loss = F.cross_entropy(scale * region_features @ phrase_features.T, targets)
-        step(
-            image_loss + recipe.region_loss_weight * region_loss, f"(image {image_loss:.3f}, region {region_loss:.3f})"
-        )
+    schedule = Schedule(recipe.lr, recipe.steps)
+    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip", checkpoint, log)
+    while not stepper.done:
+        rng = np.random.default_rng([recipe.seed, 2, stepper.step])
+        of_portraits, of_scenes = _drawn(portraits, recipe.portrait_batch, rng), _drawn(scenes, recipe.scene_batch, rng)
+        with autocast(of_scenes[0].device):
+            from_portraits = _image_features(clip, of_portraits[0], int(rng.choice(PORTRAIT_SIDES)))
+            from_scenes = _image_features(clip, of_scenes[0], CLIP_IMAGE_SIZE)
+            shown = torch.cat([of_scenes[1], of_portraits[1]])
+            naming = _naming_loss(clip, tokenizer, torch.cat([from_scenes, from_portraits]), shown, rng)
+            listing = _listing_loss(clip, tokenizer, from_scenes, of_scenes[1], rng)
+        stepper(naming + listing, f"(one named {naming:.3f}, all listed {listing:.3f})")
 
 
-def patch_tokens(clip: CLIP, images: torch.Tensor) -> torch.Tensor:
-    """CLIP's tokens before `ln_post`, class token first: (B, L, D)."""
-    return clip.visual.transformer(clip.visual._embeds(images))
+def _drawn(pool: PicturePool, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, S, S) normalised, half of them mirrored, and what they show (count, categories) bool."""
+    rows = np.sort(rng.choice(len(pool.images), count, replace=False))  # sorted: they lie on disk
+    images = torch.from_numpy(pool.images[rows]).permute(0, 3, 1, 2).float() / 255
+    images = torch.where(torch.from_numpy(rng.random(count) < 0.5)[:, None, None, None], images.flip(3), images)
+    shown = np.zeros((count, len(CATEGORIES) + 1), bool)  # the last column takes what is none, -1
+    shown[np.arange(count)[:, None], pool.categories[rows]] = True
+    return (images - MEAN) / STD, torch.from_numpy(shown[:, :-1])
 
 
-def contrastive_loss(
-    images: torch.Tensor,
-    texts: torch.Tensor,
-    image_labels: torch.Tensor,
-    text_labels: torch.Tensor,
-    scale: torch.Tensor,
-) -> torch.Tensor:
-    """CLIP's symmetric loss with every pair of equal labels positive: features (n, E) and (m, E), unit rows."""
+def _image_features(clip: CLIP, images: Tensor, side: int) -> Tensor:
+    """(B, E) unit features of the images at `side` pixels."""
+    if images.shape[-1] != side:
+        images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    own = clip.visual.positional_embedding.data
+    clip.visual.positional_embedding.data = position_table(side // PATCH_SIZE)
+    try:
+        return F.normalize(clip.visual(images).float(), dim=-1)
+    finally:
+        clip.visual.positional_embedding.data = own
+
+
+def _naming_loss(
+    clip: CLIP, tokenizer: CompactTokenizer, images: Tensor, shown: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Each picture's caption names one toy that it shows. Pictures that show what a caption names are its positives.
+
+    Args:
+        images: (B, E) unit features.
+        shown: (B, categories) bool.
+    """
+    named = np.unique([rng.choice(np.flatnonzero(row)) for row in shown.numpy()])  # (M,)
+    texts = _text_features(clip, tokenizer, [_caption(category, rng) for category in named])
+    return contrastive_loss(images, texts, shown[:, named], clip.logit_scale.exp())
+
+
+def _listing_loss(
+    clip: CLIP, tokenizer: CompactTokenizer, images: Tensor, shown: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Each picture's caption lists what it shows, in any order."""
+    texts = _text_features(clip, tokenizer, [_list(rng.permutation(np.flatnonzero(row))) for row in shown.numpy()])
+    same = (shown[:, None] == shown[None]).all(-1)  # pictures of the same one toy have the same caption
+    return contrastive_loss(images, texts, same, clip.logit_scale.exp())
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, positive: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss with any number of positives: each competes with the negatives alone, not with the others.
+
+    Args:
+        images: (n, E) unit features.
+        texts: (m, E) unit features.
+        positive: (n, m) bool: the text describes the picture. One or more in each row and column.
+    """
     logits = scale * images @ texts.T  # (n, m)
-    positive = (image_labels[:, None] == text_labels[None, :]).float()
-    rows = -(F.log_softmax(logits, 1) * positive).sum(1) / positive.sum(1)
-    columns = -(F.log_softmax(logits, 0) * positive).sum(0) / positive.sum(0)
-    return (rows.mean() + columns.mean()) / 2
+    negative = logits.masked_fill(positive, torch.finfo(logits.dtype).min)
+    rows = F.softplus(negative.logsumexp(1, keepdim=True) - logits)  # -log of p / (p + all negatives)
+    columns = F.softplus(negative.logsumexp(0, keepdim=True) - logits)
+    mask = positive.float()
+    return ((rows * mask).sum(1) / mask.sum(1)).mean() / 2 + ((columns * mask).sum(0) / mask.sum(0)).mean() / 2
 
 
-class _Stepper:
-    """AdamW with warm-up and cosine decay, gradient clipping, and a line of progress every hundred steps."""
-
-    def __init__(self, clip: CLIP, lr: float, weight_decay: float, steps: int, name: str, log: _Log) -> None:
-        decayed = [p for p in clip.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in clip.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, lr, steps, pct_start=0.05, cycle_momentum=False, final_div_factor=100
-        )
-        self._clip, self._name, self._log, self._count, self._start = clip, name, log, 0, time.perf_counter()
-
-    def __call__(self, loss: torch.Tensor, detail: str = "") -> None:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self._clip.parameters(), 1.0)
-        self._optimizer.step()
-        self._schedule.step()
-        with torch.no_grad():
-            self._clip.logit_scale.clamp_(0, float(np.log(100)))
-        self._count += 1
-        if self._count % 100 == 0:
-            seconds = time.perf_counter() - self._start
-            self._log(f"{self._name} {self._count} loss {loss.item():.3f} {detail} {seconds:.0f} s")
-
-
-def _text_features(clip: CLIP, tokenizer: CompactTokenizer, texts: list[str]) -> torch.Tensor:
+def _text_features(clip: CLIP, tokenizer: CompactTokenizer, texts: list[str]) -> Tensor:
     return F.normalize(encode_tokens(clip, tokenizer(texts)).float(), dim=-1)
 
 
-def _caption(categories: Sequence[int], rng: np.random.Generator) -> str:
-    """One toy in one of CLIP's 81 templates; several toys as a list of up to six."""
-    phrases = [PHRASES[c] for c in categories[:6]]
-    if len(phrases) == 1:
-        return TEMPLATES[rng.integers(len(TEMPLATES))].format(phrases[0])
-    return " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if phrases else "an empty picture"
+def _caption(category: int, rng: np.random.Generator) -> str:
+    """One toy in one of CLIP's 81 templates, half of the time with its article mended: "a photo of an orange toy."."""
+    text = TEMPLATES[rng.integers(len(TEMPLATES))].format(PHRASES[category])
+    return _with_articles(text) if rng.random() < 0.5 else text
 
 
-def _normalised(images: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
-    """(B, S, S, 3) uint8 -> normalised (B, 3, S, S); mirrored half of the time when `rng` is given."""
-    batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    if rng is not None:
-        batch = torch.where(torch.from_numpy(rng.random(len(batch)) < 0.5)[:, None, None, None], batch.flip(3), batch)
-    return (batch - MEAN) / STD
+def _with_articles(text: str) -> str:
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+
+
+def _list(categories: Sequence[int] | np.ndarray) -> str:
+    """Up to five toys: more do not fit into the text tower."""
+    phrases = [f"{article(PHRASES[c])} {PHRASES[c]}" for c in categories[:5]]
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]

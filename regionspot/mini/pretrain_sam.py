@@ -6,28 +6,27 @@ Focal and dice loss at 20 : 1 and a squared error on the predicted IoU. Mask tok
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from regionspot.mini.architecture import SAM_IMAGE_SIZE, build_mini_sam
-from regionspot.mini.pools import ScenePool, scene_pool
+from regionspot.mini.pools import ScenePool, sam_scenes
+from regionspot.mini.shipped import load_mini_sam
+from regionspot.mini.stepper import Log, Schedule, Stepper, autocast
 from regionspot.modeling.sam import Sam, normalise
 
 
 @dataclass(frozen=True)
 class SamRecipe:
-    scenes: int = 40_000
-    steps: int = 3000
+    scenes: int = 8_000
+    steps: int = 1000
     batch: int = 16
     prompts: int = 4
-    lr: float = 8e-4
+    lr: float = 4e-4
     weight_decay: float = 0.05
     mask_prompt_share: float = 0.15
     seed: int = 0
@@ -49,33 +48,30 @@ class PromptBatch:
     is_point: bool
 
 
-def train(directory: Path, recipe: SamRecipe, log: Callable[[str], None] = print) -> Sam:
-    """Train on the pool of scenes under `directory`."""
+def train(
+    directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, start: Path | None = None, log: Log = print
+) -> Sam:
+    """Train on the pool of scenes under `directory`.
+
+    Args:
+        checkpoint: goes on from it if it is there.
+        start: a directory with the weights to begin with; None begins with random ones.
+    """
     torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
     sam = build_mini_sam()
-    pool = scene_pool(directory, recipe.scenes, 2)
-    optimizer = torch.optim.AdamW(sam.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.lr, recipe.steps, pct_start=0.05, cycle_momentum=False, final_div_factor=100
-    )
-    start = time.perf_counter()
-    for step in range(1, recipe.steps + 1):
+    if start is not None:
+        load_mini_sam(sam, start)
+    pool = sam_scenes(directory, recipe.scenes, 2)
+    stepper = Stepper(sam, Schedule(recipe.lr, recipe.steps), recipe.weight_decay, "sam", checkpoint, log)
+    while not stepper.done:
+        rng = np.random.default_rng([recipe.seed, stepper.step])
         images, sizes, prompts = _sample_batch(pool, recipe, rng)
         with_mask = rng.random() < recipe.mask_prompt_share
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(images.device):
             embeddings = sam.image_encoder(normalise(sam, images, sizes))  # (B, C, h, w)
             logits, iou_predictions = predict_masks(sam, embeddings.float(), prompts, with_mask)
         loss, iou = mask_loss(logits.float(), iou_predictions.float(), prompts.targets.flatten(0, 1))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            kind = "point" if prompts.is_point else "box"
-            seconds = time.perf_counter() - start
-            log(f"sam {step} loss {loss.item():.3f} ({kind} IoU token 0 {iou[:, 0].mean():.3f}) {seconds:.0f} s")
+        stepper(loss, f"({'point' if prompts.is_point else 'box'} IoU token 0 {iou[:, 0].mean():.3f})")
     return sam.eval()
 
 
@@ -124,15 +120,15 @@ def mask_loss(
 def _sample_batch(
     pool: ScenePool, recipe: SamRecipe, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, PromptBatch]:
-    rows = np.sort(rng.choice(len(pool.categories), recipe.batch, replace=False))
-    images = torch.from_numpy(pool.sam_images[rows]).permute(0, 3, 1, 2).float()
-    sizes = torch.from_numpy(pool.sam_sizes[rows].astype(np.int64))
+    rows = np.sort(rng.choice(len(pool.toys), recipe.batch, replace=False))  # sorted: they lie on disk
+    images = torch.from_numpy(pool.images[rows]).permute(0, 3, 1, 2).float()
+    sizes = torch.from_numpy(pool.sizes[rows].astype(np.int64))
     is_point = bool(rng.random() < 0.4)
     points = np.zeros((recipe.batch, recipe.prompts, 2, 2), np.float32)
     targets = np.zeros((recipe.batch, recipe.prompts, *pool.masks.shape[-2:]), np.float32)
     for b, row in enumerate(rows):
-        slots = np.flatnonzero(pool.categories[row] >= 0)
-        for n, slot in enumerate(rng.choice(slots, recipe.prompts, replace=len(slots) < recipe.prompts)):
+        toys = int(pool.toys[row])
+        for n, slot in enumerate(rng.choice(toys, recipe.prompts, replace=toys < recipe.prompts)):
             mask = pool.masks[row, slot]
             targets[b, n] = mask >= 128
             points[b, n] = _point_prompt(mask, rng) if is_point else _box_prompt(pool.boxes[row, slot], rng)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from regionspot.mini.world import CATEGORIES, COLOURS, Scene, Toy
 
+LIGHT_DEVIATION = 0.17  # of the logarithm of each channel
 MIN_VISIBLE_FRACTION = 0.35  # of a toy's own area inside the picture; what shows less of itself is not annotated
 
 
@@ -28,6 +29,7 @@ def render_scene(scene: Scene) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]
         patch = canvas[rows, columns]
         patch += alpha[..., None] * (colour - patch)
         owner[rows, columns][alpha > 0.5] = index
+    canvas *= _light(rng)
     canvas += rng.normal(0, 3.0, canvas.shape[:2]).astype(np.float32)[..., None]
     visible = []
     for index, toy in enumerate(scene.toys):
@@ -44,6 +46,15 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     blend = _smooth_noise(rng, cells, width, height)[..., None]  # (H, W, 1)
     grain = _smooth_noise(rng, 48, width, height)[..., None] * rng.uniform(5, 30)
     return (tones[0] + (tones[1] - tones[0]) * blend + grain).astype(np.float32)
+
+
+def _light(rng: np.random.Generator) -> np.ndarray:
+    """The colour and strength of the scene's light, (3,) float32: what a toy looks like depends on both, as in photos.
+
+    The colour alone of white paper in warm light and of cream paper in daylight is the same; what lies around tells.
+    """
+    colour = np.exp(np.clip(rng.normal(0, LIGHT_DEVIATION, 3), -2 * LIGHT_DEVIATION, 2 * LIGHT_DEVIATION))
+    return (colour / colour.mean() * rng.uniform(0.7, 1.1)).astype(np.float32)
 
 
 def _smooth_noise(rng: np.random.Generator, cells: int, width: int, height: int) -> np.ndarray:
@@ -98,16 +109,20 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         folded = np.abs((angle + wedge) % (2 * wedge) - wedge)
         radius = np.hypot(u, v)
         return 0.77 * (radius * np.cos(wedge - folded) - 0.80 * (1 - 0.45 * folded / wedge) * 1.02)
+    if shape == "ring":
+        return np.abs(np.hypot(u, v) - 0.68) - 0.27
     return np.minimum(np.maximum(abs(u) - 0.95, abs(v) - 0.42), np.maximum(abs(u) - 0.42, abs(v) - 0.95))  # cross
 
 
 def _pattern_distance(pattern: str, toy: Toy, u: np.ndarray, v: np.ndarray, outline: np.ndarray) -> np.ndarray:
     """Signed distance, in radii, to the part of the toy that has the detail's colour."""
     if pattern == "border":
-        return -0.24 - outline
+        return (-0.1 if toy.shape == "ring" else -0.24) - outline
     if pattern == "bottom":
         return 0.12 - v
     cos, sin = np.cos(toy.pattern_angle), np.sin(toy.pattern_angle)
+    if pattern == "cross":  # two bars through the middle
+        return np.minimum(abs(u * cos + v * sin), abs(v * cos - u * sin)) - 0.17
     along = (u * cos + v * sin) / 0.52 + toy.pattern_phase[0]
     if pattern == "stripes":
         return (abs(along % 1 - 0.5) - 0.19) * 0.52

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regionspot.mini.architecture import build_mini_clip, build_mini_sam, position_table
 from regionspot.modeling.checkpoint import load_tensors, save_tensors
-from regionspot.modeling.clip import ClipBackbone
+from regionspot.modeling.clip import OPENAI_VOCABULARY_SIZE, ClipBackbone
 from regionspot.modeling.sam import SamBackbone
 from regionspot.modeling.weights import load_strictly
 
@@ -44,22 +44,36 @@ def load_mini_backbones(directory: Path = WEIGHTS_DIR) -> tuple[SamBackbone, Cli
         ArtifactError: a file is missing or damaged.
     """
     sam, clip = build_mini_sam(), build_mini_clip()
-    for name, module in (("sam", sam), ("clip", clip)):
-        path = directory / f"{name}.safetensors"
-        tensors, _ = load_tensors(path, FORMAT)
-        load_strictly(module, _expanded(tensors, module), path)
+    load_mini_sam(sam, directory)
+    load_mini_clip(clip, directory)
     return SamBackbone(sam), ClipBackbone(clip, position_table=position_table)
+
+
+def load_mini_sam(sam: nn.Module, directory: Path = WEIGHTS_DIR) -> None:
+    """Read `sam.safetensors`. Raises ArtifactError."""
+    path = directory / "sam.safetensors"
+    tensors, _ = load_tensors(path, FORMAT)
+    load_strictly(sam, _expanded(tensors, sam, None), path)
+
+
+def load_mini_clip(clip: nn.Module, directory: Path = WEIGHTS_DIR, token_ids: Tensor | None = None) -> None:
+    """Read `clip.safetensors`; `token_ids` as in `save_clip`, None for a model of all tokens. Raises ArtifactError."""
+    path = directory / "clip.safetensors"
+    tensors, _ = load_tensors(path, FORMAT)
+    load_strictly(clip, _expanded(tensors, clip, token_ids), path)
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
-def _expanded(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def _expanded(tensors: dict[str, Tensor], module: nn.Module, token_ids: Tensor | None) -> dict[str, Tensor]:
     """The file's tensors in single precision, with the rows of unknown words zero."""
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     if TOKEN_IDS in state:
-        rows = torch.zeros_like(module.get_parameter(TOKEN_EMBEDDING))
-        rows[state.pop(TOKEN_IDS).long()] = state[TOKEN_EMBEDDING]
-        state[TOKEN_EMBEDDING] = rows
+        own = module.get_parameter(TOKEN_EMBEDDING)
+        known = state.pop(TOKEN_IDS).long()
+        rows = torch.zeros(OPENAI_VOCABULARY_SIZE, own.shape[1])
+        rows[known] = state[TOKEN_EMBEDDING]
+        state[TOKEN_EMBEDDING] = rows if token_ids is None else rows[token_ids.long()]
     return state

@@ -25,7 +25,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_metrics_are_of_the_head_and_the_ways_beside_it(demo: Path) -> None:
     metrics = json.loads((demo / "metrics.json").read_text())
-    for method in ("head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token"):
+    for method in ("head", "shipped_head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token"):
         assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "AP_base", "AP_novel"} <= set(metrics[method])
         assert 0 <= metrics[method]["top1"] <= 100 and {"top1_base", "top1_novel"} <= set(metrics[method])
         assert metrics[method]["protocol"]["proposals"] == "ground-truth boxes"
@@ -36,7 +36,7 @@ def test_metrics_are_of_the_head_and_the_ways_beside_it(demo: Path) -> None:
 def test_crops_are_at_the_setting_that_it_names(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = json.loads((demo / "metrics.json").read_text())
     setting = metrics["clip_crops_setting"]
-    assert setting in {clip_crops(each).description for each in crop_settings(128, 16)}
+    assert setting in {clip_crops(each).description for each in crop_settings(192, 16)}
     assert metrics["clip_crops"]["protocol"]["method"] == setting
     assert main(["demo", "--out", str(demo), *SMALL]) == 0
     printed = capsys.readouterr().out

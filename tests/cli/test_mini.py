@@ -19,20 +19,13 @@ def test_both_towers_train_and_load(tmp_path: Path) -> None:
     pool, weights = str(tmp_path / "pool"), tmp_path / "weights"
     common = ["--out", str(weights), "--pool", pool, "--threads", "1", "--set", "scenes=12"]
     sam = ["steps=2", "batch=2", "mask_prompt_share=1.0"]
-    clip = [
-        "portraits=8",
-        "portrait_steps=2",
-        "portrait_batch=4",
-        "scene_steps=2",
-        "second_scene_steps=2",
-        "scene_batch=4",
-    ]
+    clip = ["portraits=8", "small_steps=2", "small_batch=4", "steps=2", "portrait_batch=4", "scene_batch=4"]
     for tower, changes in (("sam", sam), ("clip", clip)):
         sets = [word for change in changes for word in ("--set", change)]
         assert main(["mini", "pretrain", tower, *common, *sets]) == 0
     trained_sam, trained_clip = load_mini_backbones(weights)
     shipped_sam, _ = load_mini_backbones()
-    assert trained_sam.token_dim == shipped_sam.token_dim and trained_clip.num_tokens == 65
+    assert trained_sam.token_dim == shipped_sam.token_dim and trained_clip.num_tokens == 145
     assert not any(parameter.requires_grad for parameter in trained_clip.parameters())
 
 

@@ -19,7 +19,7 @@ from regionspot.evaluation.baselines import CropSetting, PoolingSetting, crop_em
 from regionspot.evaluation.batches import BatchEncoder, load_image
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.evaluator import evaluate, evaluate_methods
-from regionspot.evaluation.methods import METHODS
+from regionspot.evaluation.methods import METHODS, head_of
 from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.masks import decode_rle, encode_rle
 from regionspot.modeling.pipelines import pipeline_from_model
@@ -181,6 +181,19 @@ def test_constant_token_tells_no_regions_apart(
     detections = evaluate(model, dataset, vocabulary, proposals, "constant_token", batch_size=2, progress=False)[1]
     scores = scores_of(detections, 5, 4)
     np.testing.assert_allclose(scores, np.broadcast_to(scores[:1], scores.shape), atol=1e-5)
+
+
+def test_another_models_head_scores_the_same_encoded_images(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals
+) -> None:
+    other = create_model("regionspot_mini")
+    beside = RegionSpot(model.sam, model.clip, other.head)
+    methods = {"head": METHODS["head"], "other": head_of(beside, "another head")}
+    together = evaluate_methods(model, dataset, vocabulary, proposals, methods, progress=False)
+    alone = evaluate(beside, dataset, vocabulary, proposals, progress=False)[1]
+    np.testing.assert_allclose(scores_of(together["other"][1], 5, 4), scores_of(alone, 5, 4), atol=1e-6)
+    assert abs(scores_of(together["head"][1], 5, 4) - scores_of(alone, 5, 4)).max() > 1e-3
+    assert together["other"][0]["protocol"]["method"] == "another head"
 
 
 def test_masks_are_shared_and_judged(

@@ -38,7 +38,7 @@ def dataset(tmp_path: Path) -> CocoDataset:
 def test_groups_are_counted_by_their_regions(dataset: CocoDataset) -> None:
     annotations = ground_truth_proposals(dataset).annotations
     assert annotations is not None
-    assert top1_accuracy(dataset, annotations, {1: np.array([True, False, True, False])}) == {
+    assert top1_accuracy(dataset, annotations, {1: np.array([True, False, True, False])}, {"ab": {1, 2}}) == {
         "top1": 50,
         "top1s": 100,  # the first
         "top1m": 50,  # the second and third
@@ -48,6 +48,7 @@ def test_groups_are_counted_by_their_regions(dataset: CocoDataset) -> None:
         "top1f": 50,
         "top1_base": pytest.approx(200 / 3),
         "top1_novel": 0,
+        "top1_ab": pytest.approx(200 / 3),
     }
 
 

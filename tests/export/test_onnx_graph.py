@@ -138,8 +138,8 @@ def test_axes_of_one_size(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_pat
     spec = replace(specs["clip_image_encoder"], ranges={"batch": fixed})
     export_onnx(mini, spec, tmp_path / "one.onnx")
     model = onnx.load(tmp_path / "one.onnx")
-    assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [1, 128, 128, 3]
-    assert [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim] == [1, 65, 192]
+    assert [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == [1, 192, 192, 3]
+    assert [axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim] == [1, 145, 192]
     assert not {"Shape", "Expand"} & {node.op_type for node in model.graph.node}
 
 

@@ -9,46 +9,58 @@ import pytest
 
 from regionspot.mini.render import MIN_VISIBLE_FRACTION, render_scene
 from regionspot.mini.world import (
+    BASE_WEIGHTS,
+    CAPTION_WORDS,
     CATEGORIES,
-    COLOURS,
-    NUM_NOVEL,
     SHAPES,
     TAIL_WEIGHTS,
     UNIFORM_WEIGHTS,
     Scene,
     Toy,
+    sample_crowd,
     sample_portrait,
     sample_scene,
 )
 
 
-def test_categories_are_patterns_times_ordered_colour_pairs() -> None:
-    assert len(CATEGORIES) == len(COLOURS) + 4 * len(COLOURS) * (len(COLOURS) - 1) == 370
-    assert len({category.name for category in CATEGORIES}) == 370
-    assert [category.id for category in CATEGORIES] == list(range(1, 371))
+def test_categories_are_patterns_and_ordered_colour_pairs() -> None:
+    assert len({category.name for category in CATEGORIES}) == len(CATEGORIES) == 410
+    assert [category.id for category in CATEGORIES] == list(range(1, 411))
+    assert all(category.base != category.detail for category in CATEGORIES)
+    assert Counter(category.novelty for category in CATEGORIES) == {None: 300, "pair": 60, "word": 50}
 
 
-def test_novel_categories_are_patterned_and_never_drawn_for_training() -> None:
-    novel = [category for category in CATEGORIES if category.novel]
-    assert len(novel) == NUM_NOVEL
-    assert all(category.detail is not None for category in novel)
-    assert {category.tail_weight for category in novel} == {0.0}
+def test_names_have_the_right_article() -> None:
+    names = " ".join(category.name for category in CATEGORIES)
+    assert "with an orange border" in names and "with a red border" in names
+    assert "a orange" not in names and "an red" not in names
+
+
+def test_novel_categories_are_never_drawn_for_training() -> None:
     rng = np.random.default_rng(0)
-    drawn = {toy.category for _ in range(300) for toy in sample_scene(rng, TAIL_WEIGHTS).toys}
-    assert not any(CATEGORIES[index].novel for index in drawn)
+    for weights in (BASE_WEIGHTS, TAIL_WEIGHTS):
+        assert all((weight == 0) == category.novel for weight, category in zip(weights, CATEGORIES, strict=True))
+        drawn = {toy.category for _ in range(300) for toy in sample_scene(rng, weights).toys}
+        assert not any(CATEGORIES[index].novel for index in drawn)
 
 
-def test_every_part_of_a_novel_phrase_stands_in_base_phrases_too() -> None:
+def test_novelty_is_a_new_pair_of_known_words_or_a_new_word() -> None:
     base = [category for category in CATEGORIES if not category.novel]
+    known = {word for category in base for word in category.name.split()}
+    assert known.isdisjoint(CAPTION_WORDS)
     for category in CATEGORIES:
-        if category.novel:
+        words = set(category.name.split())
+        if category.novelty == "pair":
             assert any(b.base == category.base and b.pattern == category.pattern for b in base)
             assert any(b.detail == category.detail and b.pattern == category.pattern for b in base)
+        if category.novelty == "word":
+            assert words & set(CAPTION_WORDS)
+        assert category.novelty == "word" or words <= known
 
 
 def test_the_training_world_has_a_long_tail() -> None:
     weights = Counter(category.tail_weight for category in CATEGORIES if not category.novel)
-    assert len(weights) == 3 and min(weights.values()) >= 98
+    assert len(weights) == 3 and min(weights.values()) == 100
     assert max(weights) / min(weights) > 40
 
 
@@ -95,6 +107,25 @@ def test_a_half_hidden_toy_is_annotated_by_what_shows() -> None:
 def test_a_portrait_has_one_toy() -> None:
     scene = sample_portrait(np.random.default_rng(0), UNIFORM_WEIGHTS, 64)
     assert len(scene.toys) == 1 and (scene.width, scene.height) == (64, 64)
+
+
+def test_a_toy_shows_through_a_ring() -> None:
+    inside = Toy(0, "disc", (64.0, 64.0), 20.0, 0.0, 0.0, (0.0, 0.0))
+    ring = Toy(1, "ring", (64.0, 64.0), 50.0, 0.0, 0.0, (0.0, 0.0))
+    _, [(first, shown), (second, around)] = render_scene(Scene(128, 128, (inside, ring), texture_seed=1))
+    assert (first, second) == (0, 1)
+    rows, columns = np.nonzero(around)
+    assert not around[64, 64] and shown[64, 64]
+    assert rows.min() < np.nonzero(shown)[0].min() and columns.max() > np.nonzero(shown)[1].max()
+
+
+def test_a_crowd_has_many_small_toys_that_are_nearly_all_visible() -> None:
+    for seed in range(5):
+        scene = sample_crowd(np.random.default_rng(seed), UNIFORM_WEIGHTS)
+        assert 20 <= len(scene.toys) <= 100
+        _, visible = render_scene(scene)
+        assert len(visible) > 0.9 * len(scene.toys)
+        assert max(toy.radius for toy in scene.toys) < 0.08 * min(scene.width, scene.height)
 
 
 def test_some_toys_lie_inside_others() -> None:

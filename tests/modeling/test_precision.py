@@ -310,7 +310,7 @@ class TestPipelines:
         for ask in (
             lambda: predictor.predict(world.pictures[0], boxes=world.boxes[0], vocabulary=words),
             lambda: predictor.predict(world.pictures[0], masks=mask, vocabulary=words),
-            lambda: pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8)),
+            lambda: pipeline.encode_clip(np.zeros((1, 192, 192, 3), np.uint8)),
         ):
             with pytest.raises(InputError, match="converted after this pipeline was made of it in fp32: make another"):
                 ask()

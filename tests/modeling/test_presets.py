@@ -118,6 +118,6 @@ def test_random_mini_runs_end_to_end() -> None:
     images = torch.zeros(1, 3, model.sam.image_size, model.sam.image_size, dtype=torch.uint8)
     embeddings = model.sam.encode_image(images, torch.tensor([[200, 256]]))
     tokens = model.sam.mask_tokens(embeddings, torch.tensor([[[[5.0, 5.0], [90.0, 80.0]]]]), torch.tensor([[[2, 3]]]))
-    patch_tokens = model.clip.encode_image(images[..., ::2, ::2])
-    assert (model.sam.token_dim, model.clip.num_tokens, model.clip.width, model.clip.embed_dim) == (128, 65, 192, 128)
+    patch_tokens = model.clip.encode_image(images[..., :192, :192])
+    assert (model.sam.token_dim, model.clip.num_tokens, model.clip.width, model.clip.embed_dim) == (128, 145, 192, 128)
     assert model.classify(tokens.tokens[:, :, 0], patch_tokens, torch.eye(128)[:3]).shape == (1, 1, 3)

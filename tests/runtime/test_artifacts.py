@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.mini.architecture import CLIP_IMAGE_SIZE
 from regionspot.runtime.artifacts import (
     MANIFEST,
     TOKENIZER,
@@ -102,8 +103,8 @@ def test_entries_are_put_in_replaced_and_taken_out(mini_artifacts: Path) -> None
 def test_a_model_out_of_artefacts(mini_artifacts: Path) -> None:
     with open_pipeline(mini_artifacts) as pipeline:
         assert (pipeline.name, pipeline.runtime, pipeline.precision) == ("regionspot_mini", "onnxruntime", "fp32")
-        encoded = pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8))
-        assert encoded.shape == (1, 65, 192) and np.isfinite(encoded).all()
+        encoded = pipeline.encode_clip(np.zeros((1, CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE, 3), np.uint8))
+        assert encoded.shape == (1, pipeline.info.num_patch_tokens, 192) and np.isfinite(encoded).all()
         assert pipeline.fingerprint("region_head") == entry_of(mini_artifacts)[1].sha256
 
 

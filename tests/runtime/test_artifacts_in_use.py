@@ -259,7 +259,8 @@ class TestTraining:
         """The one to train on need not be one of its."""
         config = replace(make_config(runtime="openvino", artifacts=str(artifacts)), device="cpu:0")
         extractor = Setup.from_config(config, (model.sam, model.clip)).extractor
-        assert extractor.pipeline.encode_clip(np.zeros((1, 128, 128, 3), np.uint8)).shape == (1, 65, 192)
+        image = np.zeros((1, model.clip.image_size, model.clip.image_size, 3), np.uint8)
+        assert extractor.pipeline.encode_clip(image).shape == (1, model.clip.num_tokens, 192)
 
 
 class TestCommands:

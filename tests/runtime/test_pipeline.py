@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from regionspot.errors import InputError
+from regionspot.mini.architecture import CLIP_IMAGE_SIZE
 from regionspot.modeling.clip import tokenize
 from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model
 from regionspot.modeling.presets import create_model
@@ -57,7 +58,7 @@ def sample(model: RegionSpot) -> Sample:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
     sizes = np.array([[256, 200], [100, 256], [256, 256]], np.int32)
-    clip_images = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    clip_images = rng.integers(0, 256, (3, CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE, 3), dtype=np.uint8)
     corners = rng.uniform(0, 90, (3, 5, 1, 2))
     points = np.concatenate([corners, corners + rng.uniform(5, 90, (3, 5, 1, 2))], axis=2).astype(np.float32)
     labels = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (3, 5, 1))
@@ -174,7 +175,7 @@ class TestNothing:
         encoded = pipeline.encode_image(sample.images[:0], sample.input_sizes[:0])
         assert len(encoded) == 0
         assert pipeline.mask_tokens(encoded, sample.points[:0], sample.labels[:0])[0].shape == (0, 5, 1, 128)
-        assert pipeline.encode_clip(sample.clip_images[:0]).shape == (0, 65, 192)
+        assert pipeline.encode_clip(sample.clip_images[:0]).shape == (0, pipeline.info.num_patch_tokens, 192)
 
 
 class TestRefusals:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.mini.world import CATEGORIES
 from regionspot.runtime.artifacts import Manifest, open_pipeline
 from regionspot.serving.backends.recognizer import read_vocabulary
 from regionspot.serving.contract import MODEL, Limits
@@ -50,7 +51,7 @@ def test_registered_words_are_those_of_the_encoder(repository: Path, encoder: Vo
     assert found.names == expected.names and np.array_equal(found.embeddings, expected.embeddings)
     parameters = parameters_of(read_config(repository / MODEL / "configs" / "cpu.pbtxt"))
     vocabularies = json.loads(parameters["vocabularies"])
-    assert vocabularies["pets"] == ["cat", "dog"] and len(vocabularies["mini"]) == 370
+    assert vocabularies["pets"] == ["cat", "dog"] and len(vocabularies["mini"]) == len(CATEGORIES)
     assert Limits.from_json(json.loads(parameters["limits"])) == Limits()
 
 

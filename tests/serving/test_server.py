@@ -88,7 +88,7 @@ class TestAnswers:
         )
         assert found.class_names == PETS and found.masks is None
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-        assert each_client.recognize(picture, [[5, 5, 90, 90]], "mini", top_k=370).top_scores.shape == (1, 370)
+        assert each_client.recognize(picture, [[5, 5, 90, 90]], "mini", top_k=410).top_scores.shape == (1, 410)
 
     @pytest.mark.parametrize("count", [0, 1, 300])
     def test_any_number_of_regions(

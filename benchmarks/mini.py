@@ -1,0 +1,261 @@
+"""What RegionSpot's head adds to SAM and CLIP, measured in the mini world: `python -m regionspot.benchmarks.mini`.
+
+The head is trained anew for each seed, and once more, with the first seed, on a box embedding in place of SAM's mask
+token. Every baseline takes the setting that is best on training pictures. The figures are of pictures on which nothing
+was chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regionspot.benchmarks.conditions import conditions
+from regionspot.cli.outputs import json_bytes, write_output
+from regionspot.config import TrainConfig, load_config
+from regionspot.data.coco_json import CocoDataset
+from regionspot.data.dataset import TrainingSet
+from regionspot.data.extraction import FeatureExtractor
+from regionspot.data.feature_cache import Features
+from regionspot.data.json_reading import Id
+from regionspot.evaluation.evaluator import Metrics, evaluate_methods
+from regionspot.evaluation.methods import HEAD, METHODS, Method
+from regionspot.evaluation.proposals import ground_truth_proposals
+from regionspot.evaluation.tuning import first_with_objects, tuned_methods
+from regionspot.mini.dataset import build_dataset
+from regionspot.mini.shipped import load_mini_backbones
+from regionspot.mini.world import CATEGORIES
+from regionspot.modeling.checkpoint import load_head
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.modeling.sam import MaskTokens, SamBackbone
+from regionspot.structures import FloatArray, Prompts, Vocabulary
+from regionspot.training.loop import train
+from regionspot.training.setup import Setup
+from regionspot.vocabulary import VocabularyEncoder
+
+CONFIG = "mini.yaml"
+OF_CLIP = ("clip_crops", "roi_pooling", "mask_pooling")
+"""What no seed of the head's training changes."""
+
+BOX_EMBEDDING = "box_embedding"
+BATCH_SIZE = 16
+NUM_TO_TUNE_ON = 200  # training pictures on which the baselines' settings are chosen
+
+
+class BoxEmbedding(SamBackbone):
+    """SAM with sines and cosines of the box's corners in place of its mask token: where, and nothing of what is there.
+
+    The wavelengths of each coordinate run from the picture's side down to 1/64 of it.
+    """
+
+    def encode_image(self, images: Tensor, input_sizes: Tensor) -> Tensor:
+        """Zeros (B, C, h, w): nothing of the picture is read."""
+        return torch.zeros(len(images), self.token_dim, *self.embedding_size, device=images.device)
+
+    def mask_tokens(
+        self,
+        image_embeddings: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool = False,
+        mask_inputs: Tensor | None = None,
+        predict_iou: bool = True,
+    ) -> MaskTokens:
+        """Tokens (B, N, 1, C) of boxes, which are points (B, N, 2, 2); all IoUs are 1."""
+        if multimask or mask_inputs is not None or points.shape[2] != 2:
+            raise ValueError("a box embedding knows boxes alone")
+        tokens = box_embeddings(points.float() / self.image_size, self.token_dim)[:, :, None]
+        return MaskTokens(tokens.to(image_embeddings.dtype), tokens.new_ones(*tokens.shape[:3]))
+
+
+def box_embeddings(corners: Tensor, token_dim: int) -> Tensor:
+    """(..., 2, 2) corners, in sides of the picture, to (..., token_dim)."""
+    frequencies = 2 * math.pi * torch.logspace(0, 6, token_dim // 8, base=2.0, device=corners.device)  # (F,)
+    angles = (corners.flatten(-2)[..., None] * frequencies).flatten(-2)  # (..., 4F)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    long_tail = arguments.long_tail
+    train_json, val_json, crowds_json = build_dataset(
+        arguments.out / "data",
+        arguments.train,
+        arguments.val,
+        num_crowds=arguments.crowds,
+        long_tail=long_tail,
+    )
+    backbones = load_mini_backbones()
+    vocabularies = VocabularyEncoder(backbones[1])
+    training = CocoDataset.load(train_json)
+    splits = {"val": CocoDataset.load(val_json), "crowds": CocoDataset.load(crowds_json)}
+    words = {name: vocabularies.encode(dataset.class_names) for name, dataset in splits.items()}
+    best: dict[str, Method] | None = None
+    runs: dict[str, dict[str, list[Metrics]]] = {name: {} for name in splits}
+    for number, seed in enumerate(arguments.seeds):
+        head = RegionSpot(*backbones, load_head(_trained(arguments, train_json, seed)), "regionspot_mini")
+        if best is None:
+            to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)
+            best = tuned_methods(head, to_tune_on, vocabularies.encode(training.class_names), batch_size=BATCH_SIZE)
+        methods = {name: method for name, method in best.items() if number == 0 or name not in OF_CLIP}
+        for name, dataset in splits.items():
+            for method, metrics in _measured(head, dataset, words[name], methods).items():
+                runs[name].setdefault(method, []).append(metrics)
+    box = BoxEmbedding(backbones[0].sam)
+    box_head = load_head(_trained(arguments, train_json, arguments.seeds[0], box))
+    by_box = RegionSpot(box, backbones[1], box_head, "regionspot_mini")
+    for name, dataset in splits.items():
+        runs[name] |= {
+            method: [metrics]
+            for method, metrics in _measured(by_box, dataset, words[name], {BOX_EMBEDDING: HEAD}).items()
+        }
+    assert best is not None
+    summaries = {name: _summary(of_split) for name, of_split in runs.items()}
+    report = {
+        "benchmark": "mini",
+        "splits": summaries,
+        "conditions": conditions(
+            train_images=len(training.images),
+            train_regions=training.num_annotations,
+            long_tail=long_tail,
+            seeds=arguments.seeds,
+            steps=_config(arguments, train_json, 0).steps,
+            settings_chosen_on=f"the first {NUM_TO_TUNE_ON} training pictures",
+        ),
+    }
+    write_output(arguments.json, json_bytes(report))
+    for name, of_split in summaries.items():
+        print(f"\n{name}\n{format_summary(of_split)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m regionspot.benchmarks.mini", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/mini-claim"), help="pictures, features and heads")
+    parser.add_argument("--train", type=int, default=40_000, metavar="N", help="training pictures (%(default)s)")
+    parser.add_argument("--val", type=int, default=1000, metavar="N", help="held-out pictures (%(default)s)")
+    parser.add_argument("--crowds", type=int, default=100, metavar="N", help="held-out crowds (%(default)s)")
+    parser.add_argument("--long-tail", action="store_true", help="train on a long tail of categories")
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="LIST", help="of the training (0,1,2)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each training (default: those of mini.yaml)")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="the report")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _config(arguments: argparse.Namespace, train_json: Path, seed: int, suffix: str = "") -> TrainConfig:
+    shipped = load_config(CONFIG)
+    return replace(
+        shipped,
+        name=f"seed{seed}{suffix}",
+        output_dir=str(arguments.out),
+        seed=seed,
+        steps=arguments.steps or shipped.steps,
+        datasets=(replace(shipped.datasets[0], annotations=str(train_json)),),
+        features=replace(shipped.features, cache_dir=str(arguments.out / f"features{suffix}")),
+    )
+
+
+def _trained(arguments: argparse.Namespace, train_json: Path, seed: int, box: BoxEmbedding | None = None) -> Path:
+    """The head of a run, which goes on where an earlier one stopped."""
+    sam, clip = load_mini_backbones()
+    config = _config(arguments, train_json, seed)
+    if box is None:
+        return train(config, resume="auto", backbones=(sam, clip)).head_path
+    other = _config(arguments, train_json, seed, f"-{BOX_EMBEDDING}")
+    _fill_box_features(Setup.from_config(config, (sam, clip)), Setup.from_config(other, (box, clip)))
+    return train(other, resume="auto", backbones=(box, clip)).head_path
+
+
+def _fill_box_features(of_masks: Setup, of_boxes: Setup) -> None:
+    """Puts box embeddings beside CLIP's maps, which are those that are cached beside mask tokens."""
+    (source,), (target,), extractor = of_masks.caches, of_boxes.caches, of_boxes.extractor
+    training_set, dtype = target.training_set, np.dtype(target.shape.dtype)
+    maps_of = source.open()
+    for shard in target.missing_shards()[0]:
+        images = target.shard_images(shard)
+        tokens = [_box_tokens(extractor, training_set, int(image)) for image in images]  # (n, 1, C) each
+        _, maps = maps_of.gather(images)
+        assert maps is not None
+        target.write_shard(shard, Features(np.concatenate(tokens).astype(dtype), maps.numpy().astype(dtype)))
+
+
+def _box_tokens(extractor: FeatureExtractor, training_set: TrainingSet, image: int) -> FloatArray:
+    boxes = training_set.boxes[training_set.offsets[image] : training_set.offsets[image + 1]]
+    prompts = Prompts.from_boxes(boxes)
+    points = extractor.sam_transform.apply_points(prompts.points, *training_set.sizes[image].tolist())
+    info = extractor.pipeline.info
+    tokens = box_embeddings(torch.from_numpy(points).float() / info.sam_image_size, info.token_dim)  # (n, C)
+    return tokens[:, None].numpy()
+
+
+def _measured(
+    model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, methods: Mapping[str, Method]
+) -> dict[str, Metrics]:
+    ids = {category.name: category.id for category in CATEGORIES}
+    groups: dict[str, set[Id]] = {
+        f"novel_{kind}s": {ids[c.name] for c in CATEGORIES if c.novelty == kind} for kind in ("pair", "word")
+    }
+    proposals = ground_truth_proposals(dataset)
+    results = evaluate_methods(model, dataset, vocabulary, proposals, methods, batch_size=BATCH_SIZE, groups=groups)
+    return {name: metrics for name, (metrics, _) in results.items()}
+
+
+def _summary(runs: Mapping[str, Sequence[Metrics]]) -> dict[str, Any]:
+    """For each method the mean of its figures over the seeds, their standard deviation, and the protocol."""
+    order = [*METHODS, BOX_EMBEDDING]
+    return {
+        method: {
+            "mean": _over_seeds(runs[method], statistics.mean),
+            "deviation": _over_seeds(runs[method], statistics.stdev) if len(runs[method]) > 1 else None,
+            "seeds": len(runs[method]),
+            "protocol": runs[method][0]["protocol"],
+        }
+        for method in sorted(runs, key=order.index)
+    }
+
+
+def _over_seeds(runs: Sequence[Metrics], reduce: Any) -> dict[str, Any]:
+    flat = [
+        {key: value for key, value in run.items() if not isinstance(value, dict)}
+        | {f"one_label_{key}": value for key, value in run["one_label"].items()}
+        for run in runs
+    ]
+    return {key: None if flat[0][key] is None else round(reduce([run[key] for run in flat]), 2) for key in flat[0]}
+
+
+COLUMNS = (
+    "top1", "top1_base", "top1_novel", "top1_novel_pairs", "top1_novel_words", "top1s", "top1m", "top1l",
+    "AP", "AP_base", "AP_novel", "one_label_AP", "one_label_AP_base", "one_label_AP_novel",
+)  # fmt: skip
+
+
+def format_summary(of_split: Mapping[str, Any]) -> str:
+    """A row of figures for each method, as a table in Markdown."""
+    lines = [f"| method | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for method, entry in of_split.items():
+        cells = [_cell(entry["mean"].get(name), (entry["deviation"] or {}).get(name)) for name in COLUMNS]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(mean: float | None, deviation: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
