@@ -229,7 +229,7 @@ class Manifest:
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}. Export again, or use the release that made it.") from error
         kept = {name: content[name] for name in ("tokenizer", "source", "git_commit", "tolerances")}
-        lists = {name: tuple(content[name]) for name in ("templates", "end_to_end")}
+        lists: dict[str, Any] = {name: tuple(content[name]) for name in ("templates", "end_to_end")}
         return cls(directory, model, preprocessing, graphs=graphs, **lists, **kept)
 
     def save(self) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,8 @@ SAM_GRAPHS = (*SAM_IMAGE_GRAPHS, "sam_token_decoder_prompts")
 MASK_PROMPT_GRAPH = "sam_mask_prompt"
 MASK_PROMPT_CHUNK = 8
 """So many prompts that are masks are decoded together: each has an image of its own, of 27 MB beside full-size SAM."""
+
+Arrays = TypeVar("Arrays", bound=tuple[FloatArray, ...])
 
 _EXPORT = "export it again with regionspot-export"
 
@@ -253,7 +255,7 @@ class RegionPipeline:
                 prompts where nothing takes them.
         """
         if mask_inputs is not None:
-            return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=False)[1:]
+            return self._with_masks(self.mask_tokens, encoded, points, labels, multimask, mask_inputs)
         found = self._decode("sam_token_decoder_prompts", slice(1, None), encoded, points, labels, multimask)
         tokens, iou_predictions = found
         return tokens, iou_predictions
@@ -273,7 +275,7 @@ class RegionPipeline:
             tokens (B, N, T, C); predicted IoU (B, N, T).
         """
         if mask_inputs is not None:
-            return self._decode_masks_as_prompts(encoded, points, labels, multimask, mask_inputs, draw=True)
+            return self._with_masks(self.low_res_masks, encoded, points, labels, multimask, mask_inputs)
         found = self._decode("sam_mask_decoder", slice(None), encoded, points, labels, multimask)
         low_res_masks, tokens, iou_predictions = found
         return low_res_masks, tokens, iou_predictions
@@ -442,20 +444,20 @@ class RegionPipeline:
                 f"exported with different --batch; {_EXPORT}, all graphs with the same"
             )
 
-    def _decode_masks_as_prompts(
+    def _with_masks(
         self,
+        decode: Callable[[EncodedImages, FloatArray, IntArray, bool], Arrays],
         encoded: EncodedImages,
         points: FloatArray,
         labels: IntArray,
         multimask: bool,
         mask_inputs: FloatArray,
-        draw: bool,
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+    ) -> Arrays:
+        """What `decode`, a method of this class, says of prompts with masks."""
         self.check_mask_prompts()
         self.check_encoded(encoded)
         _check_images(encoded, points=points, labels=labels, mask_inputs=mask_inputs)
         _check_lengths("prompts in labels", labels.shape[1], points=points.shape[1], mask_inputs=mask_inputs.shape[1])
-        decode = self.low_res_masks if draw else self.mask_tokens
         if not labels.shape[1]:
             return decode(encoded, points, labels, multimask)
         parts = []
@@ -465,12 +467,12 @@ class RegionPipeline:
             chunks = []
             for prompts in _split_ranges(labels.shape[1], step):
                 own = self._images_of_masks(part, mask_inputs[images, prompts])
-                asked_points, asked_labels = points[images, prompts], labels[images, prompts]
-                shape = asked_labels.shape[:2]  # (b, n)
-                asked = (array.reshape(-1, 1, *array.shape[2:]) for array in (asked_points, asked_labels))
-                chunks.append([array.reshape(*shape, *array.shape[2:]) for array in decode(own, *asked, multimask)])
+                asked_points, asked_labels = points[images, prompts], labels[images, prompts]  # (b, n, ...)
+                found = decode(own, _one_by_one(asked_points), _one_by_one(asked_labels), multimask)  # (b * n, 1, ...)
+                chunks.append([array.reshape(*asked_labels.shape[:2], *array.shape[2:]) for array in found])
             parts.append([np.concatenate(arrays, axis=1) for arrays in zip(*chunks, strict=True)])
-        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        results = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return cast(Arrays, results)
 
     def _images_of_masks(self, part: _Part, mask_inputs: FloatArray) -> EncodedImages:
         """A mask changes the image that its prompt sees: b images with n masks each become b * n images."""
@@ -496,6 +498,11 @@ def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
     from regionspot.modeling.pipelines import pipeline_from_model
 
     return pipeline_from_model(model)
+
+
+def _one_by_one(prompts: Array) -> Array:
+    """(b, n, ...) to (b * n, 1, ...)."""
+    return prompts.reshape(-1, 1, *prompts.shape[2:])
 
 
 def _check_images(encoded: EncodedImages, **arrays: Array) -> None:
