@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.cli.outputs import json_bytes, write_output
@@ -36,7 +36,9 @@ from regionspot.mini.shipped import load_mini_backbones
 from regionspot.mini.world import CATEGORIES
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.modeling.sam import MaskTokens, SamBackbone
+from regionspot.modeling.sam import SamBackbone
+from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
+from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 from regionspot.structures import FloatArray, Prompts, Vocabulary
 from regionspot.training.loop import train
 from regionspot.training.setup import Setup
@@ -51,34 +53,48 @@ BATCH_SIZE = 16
 NUM_TO_TUNE_ON = 200  # training pictures on which the baselines' settings are chosen
 
 
-class BoxEmbedding(SamBackbone):
-    """SAM with sines and cosines of the box's corners in place of its mask token: where, and nothing of what is there.
+class BoxTokenDecoder(nn.Module):
+    """In place of SAM's `TokenDecoder`: a prompt's token says where its box is, and nothing of what is there."""
 
-    The wavelengths of each coordinate run from the picture's side down to 1/64 of it.
-    """
+    def __init__(self, decoder: TokenDecoder, token_dim: int) -> None:
+        super().__init__()
+        self.image_size, self.embedding_size, self.token_dim = decoder.image_size, decoder.embedding_size, token_dim
+
+    def image_part(self, image_embeddings: Tensor) -> ImageContext:
+        """Zeros of the shapes that SAM's has."""
+        batch, channels, height, width = image_embeddings.shape
+        zeros = image_embeddings.new_zeros
+        return ImageContext(
+            zeros(batch, NUM_PROJECTIONS, channels // 2, height * width), zeros(batch, NUM_STATISTICS, height * width)
+        )
+
+    def prompt_part(
+        self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor, predict_iou: bool = True
+    ) -> MaskTokens:
+        """Tokens (B, N, 1, C) of boxes, which are points (B, N, 2, 2); all IoUs are 1."""
+        if len(token_ids) != 1 or points.shape[2] != 2:
+            raise ValueError("a box embedding knows single boxes alone")
+        tokens = box_embeddings(points.float() / self.image_size, self.token_dim)[:, :, None]
+        return MaskTokens(tokens, tokens.new_ones(*tokens.shape[:3]))
+
+
+class BoxEmbedding(SamBackbone):
+    """SAM with sines and cosines of the box's corners in place of its mask token."""
+
+    def __init__(self, sam: SamBackbone) -> None:
+        super().__init__(sam.sam)
+        self.token_decoder = BoxTokenDecoder(sam.token_decoder, sam.token_dim)  # type: ignore[assignment]
 
     def encode_image(self, images: Tensor, input_sizes: Tensor) -> Tensor:
         """Zeros (B, C, h, w): nothing of the picture is read."""
         return torch.zeros(len(images), self.token_dim, *self.embedding_size, device=images.device)
 
-    def mask_tokens(
-        self,
-        image_embeddings: Tensor,
-        points: Tensor,
-        labels: Tensor,
-        multimask: bool = False,
-        mask_inputs: Tensor | None = None,
-        predict_iou: bool = True,
-    ) -> MaskTokens:
-        """Tokens (B, N, 1, C) of boxes, which are points (B, N, 2, 2); all IoUs are 1."""
-        if multimask or mask_inputs is not None or points.shape[2] != 2:
-            raise ValueError("a box embedding knows boxes alone")
-        tokens = box_embeddings(points.float() / self.image_size, self.token_dim)[:, :, None]
-        return MaskTokens(tokens.to(image_embeddings.dtype), tokens.new_ones(*tokens.shape[:3]))
-
 
 def box_embeddings(corners: Tensor, token_dim: int) -> Tensor:
-    """(..., 2, 2) corners, in sides of the picture, to (..., token_dim)."""
+    """(..., 2, 2) corners, in sides of the picture, to (..., token_dim).
+
+    The wavelengths of each coordinate run from the picture's side down to 1/64 of it.
+    """
     frequencies = 2 * math.pi * torch.logspace(0, 6, token_dim // 8, base=2.0, device=corners.device)  # (F,)
     angles = (corners.flatten(-2)[..., None] * frequencies).flatten(-2)  # (..., 4F)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -110,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, dataset in splits.items():
             for method, metrics in _measured(head, dataset, words[name], methods).items():
                 runs[name].setdefault(method, []).append(metrics)
-    box = BoxEmbedding(backbones[0].sam)
+    box = BoxEmbedding(backbones[0])
     box_head = load_head(_trained(arguments, train_json, arguments.seeds[0], box))
     by_box = RegionSpot(box, backbones[1], box_head, "regionspot_mini")
     for name, dataset in splits.items():

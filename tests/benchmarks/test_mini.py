@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from regionspot.benchmarks.mini import BOX_EMBEDDING, BoxEmbedding, main
+from regionspot.benchmarks.mini import BOX_EMBEDDING, BoxEmbedding, box_embeddings, main
 from regionspot.evaluation.methods import METHODS
 from regionspot.mini.shipped import load_mini_backbones
+from regionspot.modeling.pipelines import pipeline_from_backbones
 
 
 def test_figures_of_every_method_and_their_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,15 +33,18 @@ def test_figures_of_every_method_and_their_spread(tmp_path: Path, capsys: pytest
     assert f"| {BOX_EMBEDDING} |" in capsys.readouterr().out
 
 
-def test_a_box_embedding_tells_boxes_apart_and_reads_no_picture() -> None:
-    sam, _ = load_mini_backbones()
-    box = BoxEmbedding(sam.sam)
-    pictures = torch.randint(0, 255, (2, 3, 256, 256), dtype=torch.uint8)
-    embeddings = box.encode_image(pictures, torch.full((2, 2), 256))
-    corners = torch.tensor([[[0.0, 0.0], [100.0, 50.0]], [[0.0, 0.0], [100.0, 51.0]]])  # (N, 2, 2)
-    found = box.mask_tokens(embeddings, corners.expand(2, -1, -1, -1), torch.tensor([2, 3]).expand(2, 2, 2))
-    assert found.tokens.shape == (2, 2, 1, sam.token_dim)
-    assert torch.equal(found.tokens[0], found.tokens[1])
-    assert (found.tokens[0, 0] - found.tokens[0, 1]).abs().max() > 0.1
-    with pytest.raises(ValueError, match="boxes alone"):
-        box.mask_tokens(embeddings, corners.expand(2, -1, -1, -1), torch.tensor([2, 3]).expand(2, 2, 2), multimask=True)
+def test_a_pipeline_of_box_embeddings_says_where_boxes_are_and_reads_no_picture() -> None:
+    sam, clip = load_mini_backbones()
+    pipeline = pipeline_from_backbones(BoxEmbedding(sam), clip)
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 256, 256, 3), dtype=np.uint8)
+    encoded = pipeline.encode_image(pictures, np.full((2, 2), 256))
+    corners = np.array([[[0.0, 0.0], [100.0, 50.0]], [[0.0, 0.0], [100.0, 51.0]]], np.float32)  # (N, 2, 2)
+    points, labels = np.stack([corners, corners]), np.tile(np.array([2, 3], np.int32), (2, 2, 1))
+    tokens, ious = pipeline.mask_tokens(encoded, points, labels)
+    assert tokens.shape == (2, 2, 1, sam.token_dim) and (ious == 1).all()
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    expected = box_embeddings(torch.from_numpy(corners) / 256, sam.token_dim)
+    np.testing.assert_allclose(tokens[0, :, 0], expected.numpy(), atol=1e-6)
+    assert abs(tokens[0, 0] - tokens[0, 1]).max() > 0.1
+    with pytest.raises(ValueError, match="single boxes alone"):
+        pipeline.mask_tokens(encoded, points, labels, multimask=True)

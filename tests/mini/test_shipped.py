@@ -88,9 +88,9 @@ def test_the_shipped_head_recognises_regions_and_needs_its_mask_tokens(held_out:
         progress=False,
     )
     figures = {method: metrics for method, (metrics, _) in results.items()}
-    for group in ("AP_base", "AP_novel"):
-        assert figures["head"][group] >= 60
-        assert figures["constant_token"][group] <= 0.4 * figures["head"][group]
+    for group, least in (("top1_base", 63), ("top1_novel", 39), ("AP_base", 68), ("AP_novel", 58)):
+        assert figures["head"][group] >= least
+        assert figures["constant_token"][group] <= 0.3 * figures["head"][group]
 
 
 def test_masks_of_box_prompts_cover_the_toys(held_out: CocoDataset) -> None:
