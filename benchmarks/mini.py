@@ -27,8 +27,9 @@ from regionspot.data.dataset import TrainingSet
 from regionspot.data.extraction import FeatureExtractor
 from regionspot.data.feature_cache import Features
 from regionspot.data.json_reading import Id
+from regionspot.evaluation.baselines import CropSetting
 from regionspot.evaluation.evaluator import Metrics, evaluate_methods
-from regionspot.evaluation.methods import HEAD, METHODS, Method
+from regionspot.evaluation.methods import HEAD, METHODS, Method, clip_crops
 from regionspot.evaluation.proposals import ground_truth_proposals
 from regionspot.evaluation.tuning import first_with_objects, tuned_methods
 from regionspot.mini.dataset import build_dataset
@@ -51,6 +52,12 @@ OF_CLIP = ("clip_crops", "roi_pooling", "mask_pooling")
 BOX_EMBEDDING = "box_embedding"
 BATCH_SIZE = 16
 NUM_TO_TUNE_ON = 200  # training pictures on which the baselines' settings are chosen
+
+CROPS_BESIDE = tuple(
+    clip_crops(CropSetting(scale, "squeezed", size, "masked"))
+    for scale, size in ((1.3, 96), (1.6, 96), (2.0, 96), (2.0, 144), (2.5, 144))
+)
+"""Measured on the validation split itself, to show how much the choice on training pictures costs the crops there."""
 
 
 class BoxTokenDecoder(nn.Module):
@@ -134,11 +141,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             method: [metrics]
             for method, metrics in _measured(by_box, dataset, words[name], {BOX_EMBEDDING: HEAD}).items()
         }
+    beside = _measured(head, splits["val"], words["val"], {each.description: each for each in CROPS_BESIDE})
     assert best is not None
     summaries = {name: _summary(of_split) for name, of_split in runs.items()}
-    report = {
+    report: dict[str, Any] = {
         "benchmark": "mini",
         "splits": summaries,
+        "crops_at_other_settings_on_val": {
+            name: _over_seeds([metrics], statistics.mean) for name, metrics in beside.items()
+        },
         "conditions": conditions(
             train_images=len(training.images),
             train_regions=training.num_annotations,
@@ -149,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     }
     write_output(arguments.json, json_bytes(report))
+    for name, figures in report["crops_at_other_settings_on_val"].items():
+        print(f"{name}: top-1 {figures['top1']}")
     for name, of_split in summaries.items():
         print(f"\n{name}\n{format_summary(of_split)}")
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from regionspot.benchmarks.mini import BOX_EMBEDDING, BoxEmbedding, box_embeddings, main
+from regionspot.benchmarks.mini import BOX_EMBEDDING, CROPS_BESIDE, BoxEmbedding, box_embeddings, main
 from regionspot.evaluation.methods import METHODS
 from regionspot.mini.shipped import load_mini_backbones
 from regionspot.modeling.pipelines import pipeline_from_backbones
@@ -29,6 +29,7 @@ def test_figures_of_every_method_and_their_spread(tmp_path: Path, capsys: pytest
             assert {"top1_base", "top1_novel_pairs", "top1_novel_words", "AP", "one_label_AP"} <= set(entry["mean"])
         assert methods["clip_crops"]["protocol"]["tuned_on"]["images"] <= 12
         assert methods["head"]["protocol"]["proposals"] == "ground-truth boxes"
+    assert len(report["crops_at_other_settings_on_val"]) == len(CROPS_BESIDE)
     assert {"train_images": 12, "seeds": [3, 4], "steps": 2}.items() <= report["conditions"].items()
     assert f"| {BOX_EMBEDDING} |" in capsys.readouterr().out
 
