@@ -140,7 +140,7 @@ def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = run.stdout.splitlines()
     assert lines[-1] == "0 set()"
-    assert sum("tensorrt/fp16/" in line for line in lines) == 7 and "21 artefacts, about" in run.stdout
+    assert sum("tensorrt/fp16/" in line for line in lines) == 8 and "24 artefacts, about" in run.stdout
     assert not out.exists()
 
 
@@ -190,4 +190,4 @@ def test_a_missing_library_is_named_with_its_extra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr == "error: openvino artefacts need openvino: pip install 'regionspot[openvino]'\n"
+    assert run.stderr == "error: openvino artefacts need openvino: pip install 'regionspot[export,openvino]'\n"
