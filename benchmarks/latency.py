@@ -26,7 +26,7 @@ GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder", WHOLE, WHOL
 NEEDED = {WHOLE: PIPELINE_GRAPHS, WHOLE_WITH_MASKS: (*PIPELINE_GRAPHS, "sam_mask_decoder")}
 """What the whole path is made of."""
 
-SINGLE_IN_INT8 = ("sam_token_decoder_image", "region_head")
+SINGLE_IN_INT8 = ("sam_token_decoder_image", "sam_mask_prompt", "region_head")
 """Graphs whose int8 version is in single precision, see `regionspot.export.quantization`."""
 
 INCLUDES = (

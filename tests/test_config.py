@@ -95,7 +95,7 @@ def test_overrides(override: str, key: str, value: object) -> None:
         ("optimizer.milestones=3", "optimizer.milestones must be a list, got 3"),
         ("optimizer.milestones=[a]", "optimizer.milestones.0 must be a whole number"),
         ("optimizer=3", "optimizer must hold keys and values"),
-        ("steps.x=1", r"steps is a plain value \(5200\): it has no keys"),
+        ("steps.x=1", r"steps is a plain value \(8000\): it has no keys"),
         ("features.dtype=float64", "features.dtype must be one of float32, float16, got 'float64'"),
         ("batch_size=0", "batch_size must be 1 or more, got 0"),
         ("model.dropout=1", r"model.dropout must be in \[0, 1\), got 1.0"),

@@ -342,7 +342,7 @@ def test_features_are_those_of_each_image_by_itself(
             expected = sam.mask_tokens(embedding, points, torch.from_numpy(prompts.labels)[None], multimask).tokens[0]
             torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
             if maps is not None:
-                pixels = torch.from_numpy(ClipTransform(128).apply_image(image)).permute(2, 0, 1)[None]
+                pixels = torch.from_numpy(ClipTransform(192).apply_image(image)).permute(2, 0, 1)[None]
                 torch.testing.assert_close(maps, clip.encode_image(pixels), rtol=1e-4, atol=1e-4)
     assert (maps is not None) == with_clip
 

@@ -11,7 +11,7 @@ import pytest
 from regionspot.data.coco_json import CocoDataset
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import Manifest, open_pipeline
+from regionspot.runtime.artifacts import TOKENIZER, Manifest, open_pipeline
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.serving.client import RegionClient
 from regionspot.serving.repository import RepositoryOptions, make_repository
@@ -83,6 +83,7 @@ def engines(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFa
     engines, and serve to see what is made of their names."""
     directory = tmp_path_factory.mktemp("engines")
     manifest = replace(Manifest.load(mini_artifacts_with_masks), directory=directory)
+    write_atomically(directory / TOKENIZER, (mini_artifacts_with_masks / TOKENIZER).read_bytes())
     for entry in manifest.graphs:
         name = f"tensorrt/fp32/{entry.name}.plan"
         write_atomically(directory / name, b"not an engine: " + entry.name.encode())

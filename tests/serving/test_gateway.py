@@ -116,7 +116,7 @@ def test_boxes_are_named_as_the_client_names_them(
 
 
 def test_points_with_labels_and_a_registered_vocabulary(gateway: httpx.Client, server: Any, picture: Path) -> None:
-    points, labels = [[[100, 100], [10, 10]], [[180, 60], [300, 200]]], [[1, 0], [1, 0]]
+    points, labels = [[[100, 100], [10, 10]], [[180, 60], [200, 200]]], [[1, 0], [1, 0]]
     response = ask(gateway, picture.read_bytes(), points=points, point_labels=labels, vocabulary="mini", masks=True)
     with RegionClient(server.ports.grpc_url) as client:
         expected = client.recognize(picture, None, "mini", points=points, point_labels=labels, return_masks=True)

@@ -65,7 +65,7 @@ def test_every_graph_survives_text_and_lint(target: str, specs: dict[str, GraphS
 
 def test_only_graphs_with_images_in_front_are_batched(specs: dict[str, GraphSpec]) -> None:
     batched = {name for name, spec in specs.items() if can_batch(spec)}
-    assert batched == {"sam_image_encoder", "clip_image_encoder", "sam_token_decoder_image"}
+    assert batched == {"sam_image_encoder", "clip_image_encoder", "sam_token_decoder_image", "sam_mask_prompt"}
     assert graph_config(specs["region_head"], "tensorrt", "x").max_batch_size == 0
     assert graph_config(specs["sam_image_encoder"], "tensorrt", "x").HasField("dynamic_batching")
     assert not graph_config(specs["sam_image_encoder"], "cpu", "x").HasField("dynamic_batching")
