@@ -11,7 +11,6 @@ import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.cli.outputs import json_bytes, write_output
-from regionspot.config import TrainConfig, load_config
+from regionspot.config import TrainConfig
 from regionspot.data.coco_json import CocoDataset
 from regionspot.data.dataset import TrainingSet
 from regionspot.data.extraction import FeatureExtractor
@@ -33,9 +32,11 @@ from regionspot.evaluation.methods import HEAD, METHODS, Method, clip_crops
 from regionspot.evaluation.proposals import ground_truth_proposals
 from regionspot.evaluation.tuning import first_with_objects, tuned_methods
 from regionspot.mini.dataset import build_dataset
+from regionspot.mini.recipe import head_recipe
 from regionspot.mini.shipped import load_mini_backbones
 from regionspot.mini.world import CATEGORIES
 from regionspot.modeling.checkpoint import load_head
+from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
@@ -45,7 +46,8 @@ from regionspot.training.loop import train
 from regionspot.training.setup import Setup
 from regionspot.vocabulary import VocabularyEncoder
 
-CONFIG = "mini.yaml"
+Backbones = tuple[SamBackbone, ClipBackbone]
+
 OF_CLIP = ("clip_crops", "roi_pooling", "mask_pooling")
 """What no seed of the head's training changes."""
 
@@ -122,27 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = CocoDataset.load(train_json)
     splits = {"val": CocoDataset.load(val_json), "crowds": CocoDataset.load(crowds_json)}
     words = {name: vocabularies.encode(dataset.class_names) for name, dataset in splits.items()}
-    best: dict[str, Method] | None = None
+    heads = [_trained(_recipe(arguments, train_json, seed), backbones) for seed in arguments.seeds]
+    to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)
+    best = tuned_methods(heads[0], to_tune_on, vocabularies.encode(training.class_names), batch_size=BATCH_SIZE)
+    of_head = {name: method for name, method in best.items() if name not in OF_CLIP}
+    by_box = _trained_on_boxes(arguments, train_json, backbones)
     runs: dict[str, dict[str, list[Metrics]]] = {name: {} for name in splits}
-    for number, seed in enumerate(arguments.seeds):
-        head = RegionSpot(*backbones, load_head(_trained(arguments, train_json, seed)), "regionspot_mini")
-        if best is None:
-            to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)
-            best = tuned_methods(head, to_tune_on, vocabularies.encode(training.class_names), batch_size=BATCH_SIZE)
-        methods = {name: method for name, method in best.items() if number == 0 or name not in OF_CLIP}
-        for name, dataset in splits.items():
-            for method, metrics in _measured(head, dataset, words[name], methods).items():
-                runs[name].setdefault(method, []).append(metrics)
-    box = BoxEmbedding(backbones[0])
-    box_head = load_head(_trained(arguments, train_json, arguments.seeds[0], box))
-    by_box = RegionSpot(box, backbones[1], box_head, "regionspot_mini")
     for name, dataset in splits.items():
-        runs[name] |= {
-            method: [metrics]
-            for method, metrics in _measured(by_box, dataset, words[name], {BOX_EMBEDDING: HEAD}).items()
-        }
-    beside = _measured(head, splits["val"], words["val"], {each.description: each for each in CROPS_BESIDE})
-    assert best is not None
+        measured = [(heads[0], best), *((head, of_head) for head in heads[1:]), (by_box, {BOX_EMBEDDING: HEAD})]
+        for model, methods in measured:
+            for method, metrics in _measured(model, dataset, words[name], methods).items():
+                runs[name].setdefault(method, []).append(metrics)
+    beside = _measured(heads[0], splits["val"], words["val"], {each.description: each for each in CROPS_BESIDE})
     summaries = {name: _summary(of_split) for name, of_split in runs.items()}
     report: dict[str, Any] = {
         "benchmark": "mini",
@@ -155,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train_regions=training.num_annotations,
             long_tail=long_tail,
             seeds=arguments.seeds,
-            steps=_config(arguments, train_json, 0).steps,
+            steps=_recipe(arguments, train_json, 0).steps,
             settings_chosen_on=f"the first {NUM_TO_TUNE_ON} training pictures",
         ),
     }
@@ -184,28 +177,23 @@ def _seeds(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _config(arguments: argparse.Namespace, train_json: Path, seed: int, suffix: str = "") -> TrainConfig:
-    shipped = load_config(CONFIG)
-    return replace(
-        shipped,
-        name=f"seed{seed}{suffix}",
-        output_dir=str(arguments.out),
-        seed=seed,
-        steps=arguments.steps or shipped.steps,
-        datasets=(replace(shipped.datasets[0], annotations=str(train_json)),),
-        features=replace(shipped.features, cache_dir=str(arguments.out / f"features{suffix}")),
-    )
+def _recipe(arguments: argparse.Namespace, train_json: Path, seed: int, suffix: str = "") -> TrainConfig:
+    return head_recipe(train_json, arguments.out, f"seed{seed}{suffix}", seed, arguments.steps, f"features{suffix}")
 
 
-def _trained(arguments: argparse.Namespace, train_json: Path, seed: int, box: BoxEmbedding | None = None) -> Path:
-    """The head of a run, which goes on where an earlier one stopped."""
-    sam, clip = load_mini_backbones()
-    config = _config(arguments, train_json, seed)
-    if box is None:
-        return train(config, resume="auto", backbones=(sam, clip)).head_path
-    other = _config(arguments, train_json, seed, f"-{BOX_EMBEDDING}")
-    _fill_box_features(Setup.from_config(config, (sam, clip)), Setup.from_config(other, (box, clip)))
-    return train(other, resume="auto", backbones=(box, clip)).head_path
+def _trained_on_boxes(arguments: argparse.Namespace, train_json: Path, backbones: Backbones) -> RegionSpot:
+    sam, clip = backbones
+    box, seed = BoxEmbedding(sam), arguments.seeds[0]
+    of_masks = _recipe(arguments, train_json, seed)
+    of_boxes = _recipe(arguments, train_json, seed, f"-{BOX_EMBEDDING}")
+    _fill_box_features(Setup.from_config(of_masks, backbones), Setup.from_config(of_boxes, (box, clip)))
+    return _trained(of_boxes, (box, clip))
+
+
+def _trained(recipe: TrainConfig, backbones: Backbones) -> RegionSpot:
+    """The model of a run, which goes on where an earlier one stopped."""
+    head = load_head(train(recipe, resume="auto", backbones=backbones).head_path)
+    return RegionSpot(*backbones, head, "regionspot_mini")
 
 
 def _fill_box_features(of_masks: Setup, of_boxes: Setup) -> None:
@@ -233,9 +221,8 @@ def _box_tokens(extractor: FeatureExtractor, training_set: TrainingSet, image: i
 def _measured(
     model: RegionSpot, dataset: CocoDataset, vocabulary: Vocabulary, methods: Mapping[str, Method]
 ) -> dict[str, Metrics]:
-    ids = {category.name: category.id for category in CATEGORIES}
     groups: dict[str, set[Id]] = {
-        f"novel_{kind}s": {ids[c.name] for c in CATEGORIES if c.novelty == kind} for kind in ("pair", "word")
+        f"novel_{kind}s": {c.id for c in CATEGORIES if c.novelty == kind} for kind in ("pair", "word")
     }
     proposals = ground_truth_proposals(dataset)
     results = evaluate_methods(model, dataset, vocabulary, proposals, methods, batch_size=BATCH_SIZE, groups=groups)

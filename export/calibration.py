@@ -82,6 +82,8 @@ class GraphInputs:
 
     def _real(self, spec: GraphSpec, indices: Sequence[int]) -> Feeds:
         sources = self._sources(indices, spec.ranges)
+        if "mask_inputs" in spec.input_names:
+            sources["mask_inputs"] = self._mask_prompts(indices, sources["labels"].shape[1])
         return {
             tensor.name: self._produced(tensor, indices, sources) if tensor.name in _PRODUCERS else sources[tensor.name]
             for tensor in spec.inputs
@@ -130,11 +132,21 @@ class GraphInputs:
             "boxes": points.reshape(*points.shape[:2], 4),
             "valid": labels[:, :, 0] != PADDING,
         }
-        if "prompts" in ranges:
-            sources["mask_inputs"] = _mask_prompts(pictures, sam, points.shape[1], self.model.sam.mask_size)
         if "words" in ranges:
             sources["text_embeddings"] = self._text_embeddings(ranges["words"])
         return sources
+
+    def _mask_prompts(self, indices: Sequence[int], count: int) -> FloatArray:
+        """Mask logits (B, N, 1, 4h, 4w) that are inside in each picture's first boxes; of padding nothing is."""
+        assert self.pictures is not None
+        transform, size = SamTransform(self.model.sam.image_size), self.model.sam.mask_size
+        masks = np.zeros((len(indices), count, 1, *size), np.float32)
+        for row, picture in enumerate(self.pictures.pictures[index] for index in indices):
+            drawn = np.zeros((min(count, len(picture.boxes)), *picture.image.shape[:2]), bool)
+            for mask, (x0, y0, x1, y1) in zip(drawn, np.round(picture.boxes[:count]).astype(int), strict=True):
+                mask[y0:y1, x0:x1] = True
+            masks[row, : len(drawn)] = transform.apply_masks(drawn, size)
+        return masks
 
     def _text_embeddings(self, limits: Range) -> FloatArray:
         """(V, E) unit rows of the pictures' words, each in one phrase."""
@@ -198,19 +210,6 @@ def _box_prompts(pictures: Sequence[Picture], transform: SamTransform, limits: R
         points[row, : len(corners)] = transform.apply_points(corners, *picture.image.shape[:2])
         labels[row, : len(corners)] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
     return points, labels
-
-
-def _mask_prompts(
-    pictures: Sequence[Picture], transform: SamTransform, count: int, size: tuple[int, int]
-) -> FloatArray:
-    """Mask logits (B, N, 1, 4h, 4w) that are inside in each picture's first boxes; of padding nothing is."""
-    masks = np.zeros((len(pictures), count, 1, *size), np.float32)
-    for row, picture in enumerate(pictures):
-        drawn = np.zeros((min(count, len(picture.boxes)), *picture.image.shape[:2]), bool)
-        for mask, (x0, y0, x1, y1) in zip(drawn, np.round(picture.boxes[:count]).astype(int), strict=True):
-            mask[y0:y1, x0:x1] = True
-        masks[row, : len(drawn)] = transform.apply_masks(drawn, size)
-    return masks
 
 
 def _random_texts(shape: tuple[int, ...], vocab_size: int, rng: np.random.Generator) -> Array:

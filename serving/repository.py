@@ -115,9 +115,7 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     graphs = {entry.name for entry in entries} if options.run_graphs == GRAPHS_INSIDE else set()
     kernels = [kernel for name, kernel in native_entries(manifest).items() if name in graphs]
     with locked(out, wait=True):
-        manifest.text_input()  # proves that the file is whole
-        out.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(manifest.directory / TOKENIZER, out / TOKENIZER)
+        write_atomically(out / TOKENIZER, manifest.read_tokenizer())
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):
             _place(manifest, entry, there, out)

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 SHIPPED_HEAD = "shipped_head"
 METHODS = ("head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token")
-CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
 COLUMNS = ("top1", "top1_base", "top1_novel", "AP", "AP_base", "AP_novel")
 NUM_OVERLAYS = 6
 NUM_TO_TUNE_ON = 100  # training pictures on which the baselines' settings are chosen
@@ -56,15 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = train(config, resume="auto")
     _headline(3, "Measure it on the held-out pictures, beside CLIP alone at its best")
     from regionspot.data.coco_json import CocoDataset
-    from regionspot.modeling.devices import resolve_device
+    from regionspot.modeling.checkpoint import load_head
     from regionspot.modeling.presets import create_model
+    from regionspot.modeling.regionspot import RegionSpot
     from regionspot.vocabulary import VocabularyEncoder
 
     training, dataset = CocoDataset.load(train_json), CocoDataset.load(val_json)
-    device = resolve_device(config.device)
-    model, shipped = (
-        create_model("regionspot_mini", head_weights=weights).to(device) for weights in (result.head_path, None)
-    )
+    shipped = create_model("regionspot_mini", device=config.device)
+    model = RegionSpot(shipped.sam, shipped.clip, load_head(result.head_path).to(shipped.device), shipped.name)
     vocabularies = VocabularyEncoder(model.clip)
     vocabulary = vocabularies.encode(dataset.class_names)
     metrics = _evaluate(model, shipped, training, vocabularies.encode(training.class_names), dataset, vocabulary)
@@ -88,19 +86,12 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     Raises:
         InputError: that directory holds a demo of other arguments.
     """
-    from regionspot.config import differences_on_resume, load_config, load_config_of_run
+    from regionspot.config import differences_on_resume, load_config_of_run
     from regionspot.errors import InputError
+    from regionspot.mini.recipe import head_recipe
 
-    shipped, out = load_config(CONFIG), arguments.out
-    config = replace(
-        shipped,
-        name="train",
-        output_dir=str(out),
-        seed=arguments.seed,
-        steps=arguments.steps,
-        datasets=(replace(shipped.datasets[0], annotations=str(out / "data" / "train.json")),),
-        features=replace(shipped.features, cache_dir=str(out / "features")),
-    )
+    out = arguments.out
+    config = head_recipe(out / "data" / "train.json", out, "train", arguments.seed, arguments.steps)
     earlier = out / "train" / "config.yaml"
     if earlier.is_file() and (changed := differences_on_resume(load_config_of_run(earlier), config)):
         raise InputError(

@@ -181,7 +181,7 @@ def _openvino() -> str:
 
 def _tensorrt() -> Finding | str:
     tensorrt = import_module("tensorrt")
-    if not _has_nvidia_gpu():
+    if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
         detail = f"{tensorrt.__version__}, but there is no NVIDIA GPU: it can neither build nor run engines here"
         return Finding("tensorrt", "WARN", detail, "use a machine with an NVIDIA GPU, or tensorrt_rtx to build")
     tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
@@ -191,7 +191,7 @@ def _tensorrt() -> Finding | str:
 def _tensorrt_rtx() -> Finding | str:
     trt: Any = import_module("tensorrt_rtx_bindings")
     trt.Builder(trt.Logger(trt.Logger.ERROR))
-    if not _has_nvidia_gpu():
+    if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
         detail = f"{trt.__version__}: builds engines ahead of time, but there is no NVIDIA GPU to run them"
         return Finding("tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU")
     return str(trt.__version__)
@@ -201,10 +201,6 @@ def _tritonclient() -> str:
     import_module("tritonclient.grpc")
     import_module("tritonclient.http")
     return metadata.version("tritonclient")
-
-
-def _has_nvidia_gpu() -> bool:
-    return bool(import_module("torch").cuda.is_available())
 
 
 PROBES: dict[str, Probe] = {

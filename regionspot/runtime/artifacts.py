@@ -306,11 +306,19 @@ class Manifest:
         return self._inside(entry.file)
 
     def text_input(self) -> TextInput:
-        """The tokenizer, proven to be the one that was exported, and the templates.
+        """The tokenizer and the templates.
+
+        Raises:
+            ArtifactError: as `read_tokenizer`.
+            InputError: a package that it needs is not installed.
+        """
+        return TextInput(ClipTokenizer(self.read_tokenizer().decode()), self.templates)
+
+    def read_tokenizer(self) -> bytes:
+        """The content of `tokenizer.json`, proven to be what was exported.
 
         Raises:
             ArtifactError: the file is missing or was changed.
-            InputError: a package that it needs is not installed.
         """
         path = self.directory / TOKENIZER
         try:
@@ -324,7 +332,7 @@ class Manifest:
                 f"{path} is not the file that was exported: its SHA-256 differs from the manifest's. Copy it or export "
                 "it again."
             )
-        return TextInput(ClipTokenizer(content.decode()), self.templates)
+        return content
 
     def _inside(self, name: str) -> Path:
         parts = PurePosixPath(name)

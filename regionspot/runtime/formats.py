@@ -150,6 +150,11 @@ def register(*rows: Runtime | Format) -> None:
         rows_of_kind[row.name] = row
 
 
+def has_nvidia_gpu() -> bool:
+    """Tells whether a driver of an NVIDIA GPU is loaded, without PyTorch."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
+
+
 def _best_device_of_onnxruntime() -> str:
     from regionspot.runtime.ort_runner import best_device
 

@@ -18,7 +18,7 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root
 from regionspot.runtime.engine_file import file_sha256
-from regionspot.runtime.formats import OpenOptions
+from regionspot.runtime.formats import OpenOptions, has_nvidia_gpu
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
@@ -185,8 +185,7 @@ def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OrtRunner:
 
 def best_device() -> str:
     """ "cuda" where this ONNX Runtime can use an NVIDIA GPU and there is one, else "cpu"."""
-    has_gpu = any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg"))
-    return "cuda" if has_gpu and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    return "cuda" if has_nvidia_gpu() and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
 
 
 def profile_options(spec: GraphSpec) -> dict[str, str]:

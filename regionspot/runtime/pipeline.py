@@ -218,9 +218,13 @@ class RegionPipeline:
             padded_sizes = _pad_to(sizes[images], 0, rows)
             padded_images = _pad_to(sam_images[images], 0, rows)
             (embeddings,) = self._run("sam_image_encoder", padded_images, padded_sizes, keep=True)
-            context = self._run("sam_token_decoder_image", embeddings, keep=True)
-            parts.append(_Part(len(sam_images[images]), rows, padded_sizes, (embeddings, *context)))
+            parts.append(self._part(len(sam_images[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
+
+    def _part(self, count: int, embeddings: Any, padded_sizes: IntArray) -> _Part:
+        """`count` images of known embeddings, padding behind them, with what their prompts share."""
+        context = self._run("sam_token_decoder_image", embeddings, keep=True)
+        return _Part(count, len(padded_sizes), padded_sizes, (embeddings, *context))
 
     def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
         """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see `regionspot.transforms.ClipTransform`."""
@@ -485,9 +489,8 @@ class RegionPipeline:
         sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
         parts = []
         for images, rows in self._batches("sam_token_decoder_image", len(changed)):
-            embeddings = _pad_to(changed[images], 0, rows)
-            context = self._run("sam_token_decoder_image", embeddings, keep=True)
-            parts.append(_Part(len(changed[images]), rows, _pad_to(sizes[images], 0, rows), (embeddings, *context)))
+            embeddings, padded_sizes = _pad_to(changed[images], 0, rows), _pad_to(sizes[images], 0, rows)
+            parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
 

@@ -49,12 +49,10 @@ class ClipTokenizer:
         try:
             self._tokenizer: Any = Tokenizer.from_str(content)
         except Exception as error:  # its errors have no class of their own
-            raise ArtifactError(f"the tokenizer's file is damaged ({error}): make the repository again") from error
+            raise ArtifactError(f"the tokenizer's file is damaged ({error}): export again") from error
         self._start, self._end = (self._tokenizer.token_to_id(token) for token in (START, END))
         if self._start is None or self._end is None:
-            raise ArtifactError(
-                f"the tokenizer's file is of another tokenizer, without {START}: make the repository again"
-            )
+            raise ArtifactError(f"the tokenizer's file is of another tokenizer, without {START}: export again")
 
     def __call__(self, texts: Sequence[str], context_length: int) -> IntArray:
         """(n, context_length) int32, zero after the end token; a text that is too long is cut before its end token.
