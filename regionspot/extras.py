@@ -24,9 +24,18 @@ EXTRAS = {
 """Module -> extra in pyproject.toml."""
 
 
-def install_hint(error: ImportError) -> str | None:
-    """Says how to install what an import did not find; None if that is no library of an extra."""
+WITH_TORCH = ("train", "eval", "export")
+"""Extras that are named for a command and include "torch"."""
+
+
+def install_hint(error: ImportError, command: str = "") -> str | None:
+    """Says how to install what an import did not find; None if that is no library of an extra.
+
+    Args:
+        command: that was run, if one was: what it needs besides PyTorch is named at once.
+    """
     module = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
         return None
-    return f"this needs {module}, which is not installed: pip install 'regionspot[{EXTRAS[module]}]'"
+    extra = command if EXTRAS[module] == "torch" and command in WITH_TORCH else EXTRAS[module]
+    return f"this needs {module}, which is not installed: pip install 'regionspot[{extra}]'"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.extras import EXTRAS, install_hint
+from regionspot.extras import EXTRAS, WITH_TORCH, install_hint
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,7 +33,14 @@ def test_only_libraries_of_extras_get_a_hint() -> None:
         "this needs torch, which is not installed: pip install 'regionspot[torch]'"
     )
     assert install_hint(ModuleNotFoundError(name="regionspot.nothing")) is None
+    assert str(install_hint(ModuleNotFoundError(name="torch"), "export")).endswith("'regionspot[export]'")
+    assert str(install_hint(ModuleNotFoundError(name="openvino"), "export")).endswith("'regionspot[openvino]'")
     assert install_hint(ImportError(name="torch")) is None  # installed, but broken: its own words say why
+
+
+@pytest.mark.parametrize("extra", WITH_TORCH)
+def test_extras_of_commands_include_torch(extra: str) -> None:
+    assert any(re.match(r"regionspot\[torch\b", line) for line in PROJECT["optional-dependencies"][extra])
 
 
 def test_without_pytorch_its_users_are_told_what_to_install() -> None:

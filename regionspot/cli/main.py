@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
     except RegionSpotError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        if (hint := install_hint(error)) is None:
+        if (hint := install_hint(error, name)) is None:
             raise
         return _fail(hint)
     except MemoryError:
