@@ -1,8 +1,8 @@
 """What RegionSpot's head adds to SAM and CLIP, measured in the mini world: `python -m regionspot.benchmarks.mini`.
 
-The head is trained anew for each seed, and once more, with the first seed, on a box embedding in place of SAM's mask
-token. Every baseline takes the setting that is best on training pictures. The figures are of pictures on which nothing
-was chosen.
+The head is trained anew for each seed. Without `--long-tail` it is trained once more, with the first seed, on a box
+embedding in place of SAM's mask token. Every baseline takes the setting that is best on training pictures. The figures
+are of pictures on which nothing was chosen.
 """
 
 from __future__ import annotations
@@ -128,10 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)
     best = tuned_methods(heads[0], to_tune_on, vocabularies.encode(training.class_names), batch_size=BATCH_SIZE)
     of_head = {name: method for name, method in best.items() if name not in OF_CLIP}
-    by_box = _trained_on_boxes(arguments, train_json, backbones)
+    measured = [(heads[0], best), *((head, of_head) for head in heads[1:])]
+    if not long_tail:
+        measured.append((_trained_on_boxes(arguments, train_json, backbones), {BOX_EMBEDDING: HEAD}))
     runs: dict[str, dict[str, list[Metrics]]] = {name: {} for name in splits}
     for name, dataset in splits.items():
-        measured = [(heads[0], best), *((head, of_head) for head in heads[1:]), (by_box, {BOX_EMBEDDING: HEAD})]
         for model, methods in measured:
             for method, metrics in _measured(model, dataset, words[name], methods).items():
                 runs[name].setdefault(method, []).append(metrics)
@@ -254,6 +255,7 @@ def _over_seeds(runs: Sequence[Metrics], reduce: Any) -> dict[str, Any]:
 
 COLUMNS = (
     "top1", "top1_base", "top1_novel", "top1_novel_pairs", "top1_novel_words", "top1s", "top1m", "top1l",
+    "top1r", "top1c", "top1f",
     "AP", "AP_base", "AP_novel", "one_label_AP", "one_label_AP_base", "one_label_AP_novel",
 )  # fmt: skip
 

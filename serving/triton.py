@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -142,11 +143,12 @@ class Connection:
                 time.sleep(attempts.delay_after(self._translated(error)))
 
     def _ask(self, ask: Callable[[Any, float], ResultT], timeout_s: float, left_s: float) -> ResultT:
+        if self.address.protocol == "grpc":
+            return _without_signals(lambda: ask(self._open(timeout_s), left_s))
         try:
             return ask(self._open(timeout_s), left_s)
         except BaseException:
-            if self.address.protocol == "http":
-                self.close()  # the next call must not read what is left of this one's answer
+            self.close()  # the next call must not read what is left of this one's answer
             raise
 
     def config(self, model: str = MODEL, timeout_s: float | None = None) -> dict[str, str]:
@@ -176,12 +178,16 @@ class Connection:
         """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes back. Over gRPC."""
         with_time = {"client_timeout": self.timeout_s, "headers": self._admin}
         client = self._open(self.timeout_s)
-        try:
+
+        def reloaded() -> None:
             client.unload_model(model, **with_time)
             deadline = time.monotonic() + self.timeout_s
             while client.is_model_ready(model, client_timeout=self.timeout_s) and time.monotonic() < deadline:
                 time.sleep(0.05)
             client.load_model(model, **with_time)
+
+        try:
+            _without_signals(reloaded)
         except Exception as error:
             if is_interrupt(error):
                 raise
@@ -437,6 +443,26 @@ def pipeline_from_triton(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Regi
         raise ArtifactError(
             f"{url} serves no regionspot model that this release knows: no parameter {error}"
         ) from error
+
+
+def _without_signals(call: Callable[[], ResultT]) -> ResultT:
+    """`call()`, in a thread in which no signal handler runs.
+
+    gRPC reports what a handler raises while it serializes or deserializes a message as an error of its own. An
+    interrupted call goes on in its thread until its time-out; its answer is dropped.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    answer: Future[ResultT] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer.result()
 
 
 def _library(address: Address, for_asyncio: bool = False) -> ModuleType:

@@ -6,16 +6,18 @@ import asyncio
 import io
 import json
 import pickle
+import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -31,7 +33,7 @@ from regionspot.serving.server import ServerRecord
 from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.vocabulary import VocabularyEncoder
-from tests.runtime.sharing import share
+from tests.runtime.sharing import TimeIsOver, is_right, questions, share
 from tests.serving.conftest import ROOT
 
 WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border", "blue toy with yellow dots")
@@ -357,6 +359,27 @@ def url_of(server: ServerRecord, protocol: str) -> str:
     return server.ports.grpc_url if protocol == "grpc" else server.ports.http_url
 
 
+def interrupt_reading(patch: pytest.MonkeyPatch, protocol: str) -> None:
+    """SIGALRM comes while the library makes a message of the bytes of an answer."""
+    deserialize, http_result = grpc._common.deserialize, tritonclient.http._client.InferResult
+
+    def deserialize_grpc(content: bytes, deserializer: Callable[[bytes], Any]) -> Any:
+        def interrupted(content: bytes) -> Any:
+            signal.raise_signal(signal.SIGALRM)
+            return deserializer(content)
+
+        return deserialize(content, interrupted)
+
+    def read_http(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGALRM)
+        return http_result(*arguments)
+
+    if protocol == "grpc":
+        patch.setattr(grpc._common, "deserialize", deserialize_grpc)
+    else:
+        patch.setattr(tritonclient.http._client, "InferResult", read_http)
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 class TestGraphByGraph:
     """What `--runtime triton` runs, under threads and interrupts; see tests/runtime/test_sharing.py."""
@@ -375,6 +398,27 @@ class TestGraphByGraph:
         for name in ("SIGALRM", "SIGINT"):
             assert row[name]["raised"] > 0, row
             assert row[name]["wrong"] == row[name]["other_errors"] == row[name]["wrong_afterwards"] == 0, row
+
+    def test_what_a_handler_raises_while_an_answer_is_read_comes_out(
+        self, server: ServerRecord, protocol: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """gRPC takes what a deserializer raises for an error of its own, so none may be interrupted."""
+
+        def over(*_: object) -> None:
+            raise TimeIsOver
+
+        with pipeline_from_triton(url_of(server, protocol)) as pipeline:
+            runner = pipeline.runner("sam_image_encoder")
+            feeds = questions(runner.spec)[0]
+            wanted = runner.infer(feeds)
+            before = signal.signal(signal.SIGALRM, over)
+            try:
+                with monkeypatch.context() as patch, pytest.raises(TimeIsOver):
+                    interrupt_reading(patch, protocol)
+                    runner.infer(feeds)
+            finally:
+                signal.signal(signal.SIGALRM, before)
+            assert is_right(runner.infer(feeds), wanted)
 
     def test_a_pipeline_is_pickled_by_its_address(self, server: ServerRecord, protocol: str) -> None:
         with pipeline_from_triton(url_of(server, protocol)) as pipeline, pickle.loads(pickle.dumps(pipeline)) as copy:
