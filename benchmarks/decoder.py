@@ -31,7 +31,7 @@ from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.openvino_ir import convert
 from regionspot.files import write_atomically
 from regionspot.modeling.graphs import model_info
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 
 SEED = 0
 

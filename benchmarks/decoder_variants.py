@@ -25,7 +25,7 @@ from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.formats import FORMATS, NATIVE, RUNTIMES, open_graph
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK
 from regionspot.runtime.runner import Array
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT

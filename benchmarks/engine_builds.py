@@ -69,7 +69,7 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
     from regionspot.export.precision import write_half
     from regionspot.modeling.graphs import model_info
     from regionspot.modeling.presets import create_model
-    from regionspot.runtime.graph_spec import graph_specs
+    from regionspot.runtime.graphs import graph_specs
 
     chosen = choose_precisions(precisions)
     model = create_model(model_name, random_weights=SEED)

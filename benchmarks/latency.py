@@ -20,14 +20,14 @@ from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rate
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
 from regionspot.child_process import exit_reason
-from regionspot.runtime.artifacts import PIPELINE_GRAPHS
+from regionspot.runtime.graphs import GRAPHS, required_graphs, served_graphs
+from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH
 
-GRAPHS = (*PIPELINE_GRAPHS, "sam_mask_decoder", "clip_text_encoder", WHOLE, WHOLE_WITH_MASKS)
-NEEDED = {WHOLE: PIPELINE_GRAPHS, WHOLE_WITH_MASKS: (*PIPELINE_GRAPHS, "sam_mask_decoder")}
-"""What the whole path is made of."""
+MEASURED = (*(name for name in served_graphs() if name != MASK_PROMPT_GRAPH), WHOLE, WHOLE_WITH_MASKS)
+"""What can be measured: graphs, and the whole path."""
 
-SINGLE_IN_INT8 = ("sam_token_decoder_image", "sam_mask_prompt", "region_head")
-"""Graphs whose int8 version is in single precision, see `regionspot.export.quantization`."""
+NEEDED = {WHOLE: required_graphs(), WHOLE_WITH_MASKS: (*required_graphs(), "sam_mask_decoder")}
+"""The graphs that the whole path runs."""
 
 INCLUDES = (
     "a graph: one run from arrays to arrays, copies to and from a GPU included where a runtime makes them; decoder "
@@ -117,8 +117,9 @@ def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     graphs = [row["graph"]]
     if row["graph"] in NEEDED:
         decoder = DECODERS[row["graph"]]
-        graphs = [decoder if graph == "sam_token_decoder_prompts" else graph for graph in PIPELINE_GRAPHS]
-    single = [*(SINGLE_IN_INT8 if row["precision"] == "int8" else ()), *(DECODERS.values() if row["native"] else ())]
+        graphs = [decoder if graph == "sam_token_decoder_prompts" else graph for graph in required_graphs()]
+    single = [name for name, graph in GRAPHS.items() if row["precision"] == "int8" and not graph.quantized]
+    single += DECODERS.values() if row["native"] else ()
     if row["runtime"].startswith("torch"):  # see `regionspot.modeling.precision`
         single += ["sam_token_decoder_image", *DECODERS.values()]
     return [(graph, "fp32" if graph in single else row["precision"]) for graph in graphs]

@@ -37,8 +37,9 @@ from regionspot.benchmarks.synthetic import random_boxes, random_words, read_pic
 from regionspot.child_process import exit_reason
 from regionspot.errors import InputError
 from regionspot.provenance import version_of
-from regionspot.runtime.artifacts import PIPELINE_GRAPHS, Manifest
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, NATIVE
+from regionspot.runtime.graphs import required_graphs
 from regionspot.transforms import read_image
 
 OURS = "ours"
@@ -170,7 +171,7 @@ def _check_artifacts(setup: Setup, manifest: Manifest, ways: Sequence[str], name
     if manifest.model.name != name:
         raise InputError(f"the artefacts in {setup.artifacts} are of {manifest.model.name}, not of {name}. {remedy}")
     for entry in manifest.graphs:
-        used = _way(entry.format, entry.precision) in ways and entry.name in (*PIPELINE_GRAPHS, MASK_GRAPH)
+        used = _way(entry.format, entry.precision) in ways and entry.name in (*required_graphs(), MASK_GRAPH)
         if used and entry.weights != fingerprint(entry.name):
             raise InputError(
                 f"{entry.title} of {setup.artifacts} was made from other weights than {setup.weights}, so that its "
@@ -233,5 +234,5 @@ def _what_is_missing(way: str, draw: bool, manifest: Manifest | None) -> str | N
     if manifest is None or way in (*PEERS, TORCH):
         return None
     found = {entry.name for entry in manifest.graphs if entry.usable and _way(entry.format, entry.precision) == way}
-    wanted = [name for name in (*PIPELINE_GRAPHS, *([MASK_GRAPH] if draw else [])) if name not in found]
+    wanted = [name for name in (*required_graphs(), *([MASK_GRAPH] if draw else [])) if name not in found]
     return f"not measured: {', '.join(wanted)} was not exported for it, or failed its check" if wanted else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from regionspot.benchmarks.peer_variants import RESEARCH
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import PIPELINE_GRAPHS
+from regionspot.runtime.graphs import required_graphs
 
 try:
     import matplotlib
@@ -46,7 +46,7 @@ STYLE: Any = {
     "grid.color": FAINT,
     "legend.frameon": False,
 }
-STAGE_ORDER = (*PIPELINE_GRAPHS, "other")
+STAGE_ORDER = (*required_graphs(), "other")
 
 
 def plots_of(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from regionspot.benchmarks.flops import count_flops
 from regionspot.benchmarks.timing import cuda_clock, repeat, wall_clock
 from regionspot.export.plan import sizing_model
 from regionspot.modeling.graphs import graph_module, model_sizes
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 
 GEMM_SIDE = 2048
 COPY_BYTES = 1 << 28

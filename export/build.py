@@ -30,10 +30,11 @@ from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
 from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest, native_entries
-from regionspot.runtime.artifacts import PIPELINE_GRAPHS as PIPELINE_GRAPHS
 from regionspot.runtime.engine_file import file_sha256
-from regionspot.runtime.formats import FORMATS, load_function
+from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import required_graphs
+from regionspot.runtime.registers import load_object
 from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.tokenizer import tokenizer_json
 from regionspot.runtime.tolerance import TOLERANCES
@@ -169,7 +170,7 @@ class _Build:
             old.unlink(missing_ok=True)
         if step.source is not None and not (self.settings.out / step.source.file).is_file():
             raise ArtifactError(f"{step.source.title}, which it is made from, was not made")
-        load_function(FORMATS[step.format].maker)(self._making(step))
+        load_object(FORMATS[step.format].maker)(self._making(step))
 
     def _making(self, step: Step) -> Making:
         return Making(
@@ -195,7 +196,7 @@ class _Build:
             source = self.manifest.get(*step.source.key)
             content["source"] = sorted(source.files.items()) if source else None
         if (settings := FORMATS[step.format].settings) is not None:
-            content |= load_function(settings)(self._making(step))
+            content |= load_object(settings)(self._making(step))
         if step.precision == "int8":
             content["calibration"] = self.inputs.calibration_fingerprint()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -241,7 +242,7 @@ class _Build:
 
 def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: str) -> str | None:
     """Changes with any file of a pipeline, those beside the one to open included; None where one is missing."""
-    used = [manifest.get(name, artefact_format, precision) for name in PIPELINE_GRAPHS]
+    used = [manifest.get(name, artefact_format, precision) for name in required_graphs()]
     if not all(entry and entry.file for entry in used):
         return None
     used.append(manifest.get("clip_text_encoder", artefact_format, precision))

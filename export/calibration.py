@@ -14,7 +14,8 @@ from regionspot.export.pictures import Picture, Pictures
 from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.pipelines import ANY_SIZE
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.graphs import graph_specs, required_graphs
 from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING, POINT_LABELS, FloatArray, IntArray, Prompts
@@ -24,15 +25,6 @@ Feeds = dict[str, Array]
 
 PROMPT = "a photo of a {}."
 TOKEN_IDS = {1: (0,), 2: (0, 2), 3: (1, 2, 3), 4: (0, 1, 2, 3)}  # how many mask tokens are wanted -> which
-
-_PRODUCERS = {
-    "image_embeddings": "sam_image_encoder",
-    "image_projections": "sam_token_decoder_image",
-    "image_statistics": "sam_token_decoder_image",
-    "patch_tokens": "clip_image_encoder",
-    "mask_tokens": "sam_token_decoder_prompts",
-}
-_ENCODERS = ("sam_image_encoder", "clip_image_encoder")
 
 
 class GraphInputs:
@@ -46,6 +38,9 @@ class GraphInputs:
     def __init__(self, model: RegionSpot, pictures: Pictures | None = None) -> None:
         self.model, self.pictures = model, pictures
         self.specs = graph_specs(model_info(model))
+        self._producers = {
+            tensor.name: name for name in required_graphs() for tensor in self.specs[name].outputs
+        }  # of an input that another graph computes
         self._encoded: dict[tuple[str, int], Feeds] = {}
 
     def seeded(self, spec: GraphSpec, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Feeds:
@@ -73,7 +68,7 @@ class GraphInputs:
         """
         if self.pictures is None or not self.pictures.pictures:
             raise InputError("real inputs need pictures: name a data set, or a folder of them")
-        if spec.name == "clip_text_encoder":
+        if "tokens" in spec.input_names:
             return [{"tokens": self._tokens(spec.ranges)}]
         batch = spec.ranges["batch"].min
         available = len(self.pictures.pictures[:count])
@@ -85,17 +80,19 @@ class GraphInputs:
         if "mask_inputs" in spec.input_names:
             sources["mask_inputs"] = self._mask_prompts(indices, sources["labels"].shape[1])
         return {
-            tensor.name: self._produced(tensor, indices, sources) if tensor.name in _PRODUCERS else sources[tensor.name]
+            tensor.name: self._produced(tensor, indices, sources)
+            if tensor.name in self._producers
+            else sources[tensor.name]
             for tensor in spec.inputs
         }
 
     def _produced(self, tensor: TensorSpec, indices: Sequence[int], sources: Feeds) -> Array:
         """An input that another graph computes of pictures; `sources` holds what no graph computes of them."""
-        graph = _PRODUCERS[tensor.name]
-        if graph in _ENCODERS:
+        graph = self._producers[tensor.name]
+        if not self._producers.keys() & set(self.specs[graph].input_names):  # an encoder: of each image by itself
             return np.concatenate([self._encode(graph, index)[tensor.name] for index in indices])
         feeds = {
-            one.name: self._produced(one, indices, sources) if one.name in _PRODUCERS else sources[one.name]
+            one.name: self._produced(one, indices, sources) if one.name in self._producers else sources[one.name]
             for one in self.specs[graph].inputs
         }
         produced = self._run(graph, feeds)[tensor.name]

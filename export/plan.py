@@ -15,15 +15,14 @@ from regionspot.errors import InputError
 from regionspot.export.report import aligned
 from regionspot.files import in_units
 from regionspot.modeling.checkpoint import load_head
+from regionspot.modeling.graphs import module_class
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.formats import FORMATS, MODEL, ONNX
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
-
-OPTIONAL_GRAPHS = ("region_recognizer",)
-"""Made only when they are asked for by name: it repeats what the others hold."""
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
@@ -79,13 +78,13 @@ def choose_graphs(specs: Mapping[str, GraphSpec], names: str | None) -> tuple[Gr
     """The graphs that `--graphs` names, in the order of `specs`.
 
     Args:
-        names: with commas between, or "all"; None stands for all that are not optional.
+        names: with commas between, or "all"; None stands for all but combined ones.
 
     Raises:
         InputError: an unknown name.
     """
     if names is None:
-        return tuple(spec for spec in specs.values() if spec.name not in OPTIONAL_GRAPHS)
+        return tuple(spec for spec in specs.values() if graph_named(spec.name).role is not Role.COMBINED)
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in asked if name != "all" and name not in specs]:
         raise InputError(f"there is no graph {', '.join(unknown)}: choose of {', '.join(specs)}, or all")
@@ -137,7 +136,7 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     resident = _parameter_bytes([model.sam.sam, model.clip.clip, model.head])
     found = []
     for step in steps:
-        weights = _parameter_bytes(_parts(model, step.spec.name))
+        weights = _parameter_bytes(module_class(step.spec.name).weights(model))
         at_work = _LIBRARIES_BYTES + FORMATS[step.format].weight_copies * weights + activation_bytes(step.spec, model)
         found.append(Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work)))
     return found
@@ -151,55 +150,7 @@ def activation_bytes(spec: GraphSpec, model: RegionSpot) -> float:
     """
     sizes = {axis: limits.opt for axis, limits in spec.ranges.items()}
     held = sum(math.prod(tensor.resolved(sizes)) for tensor in (*spec.inputs, *spec.outputs))
-    return 4.0 * (held + 2 * sum(_probabilities(part, sizes, model) for part in _ATTENTION[spec.name]))
-
-
-_ATTENTION = {
-    "sam_image_encoder": ("sam",),
-    "clip_image_encoder": ("clip",),
-    "sam_token_decoder_image": (),
-    "sam_token_decoder_prompts": ("decoder",),
-    "sam_mask_decoder": ("decoder", "masks"),
-    "sam_mask_prompt": (),
-    "region_head": (),
-    "clip_text_encoder": (),
-    "region_recognizer": ("sam", "clip", "decoder"),
-}
-
-
-def _probabilities(part: str, sizes: Mapping[str, int], model: RegionSpot) -> int:
-    """Elements of a part's largest activation."""
-    height, width = model.sam.embedding_size
-    cells, prompts = height * width, sizes["batch"] * sizes.get("prompts", sizes.get("regions", 0))
-    decoder = model.sam.sam.mask_decoder
-    if part == "sam":
-        return sizes["batch"] * model.sam.sam.image_encoder.blocks[0].attn.num_heads * cells**2
-    if part == "clip":
-        return (
-            sizes["batch"] * model.clip.clip.visual.transformer.resblocks[0].attn.num_heads * model.clip.num_tokens**2
-        )
-    if part == "masks":
-        return prompts * cells * (model.sam.token_dim + 16 * model.sam.token_dim // 8)
-    tokens = 1 + decoder.num_mask_tokens + sizes.get("points", 2)
-    return 2 * prompts * decoder.transformer.num_heads * tokens * cells  # both layers
-
-
-def _parts(model: RegionSpot, name: str) -> list[nn.Module]:
-    """The modules whose weights a graph holds."""
-    sam, clip = model.sam.sam, model.clip.clip
-    text = [module for child, module in clip.named_children() if child != "visual"]
-    parts: dict[str, list[nn.Module]] = {
-        "sam_image_encoder": [sam.image_encoder],
-        "clip_image_encoder": [clip.visual],
-        "sam_token_decoder_image": [layer.cross_attn_token_to_image for layer in sam.mask_decoder.transformer.layers],
-        "sam_token_decoder_prompts": [sam.mask_decoder],
-        "sam_mask_decoder": [sam.mask_decoder],
-        "sam_mask_prompt": [sam.prompt_encoder.mask_downscaling],
-        "region_head": [model.head],
-        "clip_text_encoder": text,
-        "region_recognizer": [sam.image_encoder, sam.mask_decoder, clip.visual, model.head],
-    }
-    return parts[name]
+    return 4.0 * (held + 2 * module_class(spec.name).activation_elements(model, sizes))
 
 
 def _parameter_bytes(modules: Iterable[nn.Module]) -> int:

@@ -29,7 +29,6 @@ from regionspot.export.lock import LOCK, locked
 from regionspot.files import write_atomically
 from regionspot.runtime.artifacts import (
     MANIFEST,
-    PIPELINE_GRAPHS,
     TOKENIZER,
     GraphEntry,
     Manifest,
@@ -38,15 +37,12 @@ from regionspot.runtime.artifacts import (
     open_pipeline,
 )
 from regionspot.runtime.formats import RUNTIMES
+from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.serving.contract import MODEL, TARGETS, Limits
 from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
 from regionspot.structures import Vocabulary, check_class_names
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
-OPTIONAL_GRAPHS = ("sam_mask_decoder", "sam_mask_prompt", "clip_text_encoder")
-"""Where masks, masks as prompts, and free words are wanted."""
-
-GRAPHS = (*PIPELINE_GRAPHS, *OPTIONAL_GRAPHS)
 CPU_RUNTIMES = ("openvino", "onnxruntime")
 """The faster one first."""
 
@@ -125,7 +121,7 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
         served.save()
         for there in moved:
             _write_graph(out, there, options.target)
-        for name in set(GRAPHS) - {entry.name for entry in entries}:  # of an earlier export
+        for name in set(served_graphs()) - {entry.name for entry in entries}:  # of an earlier export
             (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
         kind = runtime, artefact_format, precision
         _write_pipeline(out, manifest, kind, options, words, [entry.name for entry in entries])
@@ -196,9 +192,9 @@ def _runtime(manifest: Manifest, options: RepositoryOptions) -> str:
 def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[GraphEntry]:
     """The usable graphs that are served. Raises ArtifactError where one that must be there is not."""
     found = []
-    for name in GRAPHS:
+    for name in served_graphs():
         entry = manifest.get(name, artefact_format, precision)
-        if entry is None and name in OPTIONAL_GRAPHS:
+        if entry is None and name not in required_graphs():
             continue
         entry = manifest.find(name, artefact_format, precision)
         if not entry.usable:

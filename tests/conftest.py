@@ -29,9 +29,9 @@ def cache_of_the_run(run_directory: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mini_artifacts(run_directory: Path) -> Path:
     """regionspot_mini as ONNX in single precision, all that recognising boxes takes, verified. Copy it to change it."""
-    from regionspot.export.build import PIPELINE_GRAPHS
+    from regionspot.runtime.graphs import required_graphs
 
-    return _exported(run_directory / "mini_artifacts", [*PIPELINE_GRAPHS, "clip_text_encoder"])
+    return _exported(run_directory / "mini_artifacts", [*required_graphs(), "clip_text_encoder"])
 
 
 @pytest.fixture(scope="session")

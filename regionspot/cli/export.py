@@ -99,7 +99,8 @@ def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
     """Raises InputError for options that name nothing that there is."""
     from regionspot.export.plan import choose_graphs, choose_precisions, make_plan
     from regionspot.modeling.graphs import model_sizes
-    from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
+    from regionspot.runtime.graph_spec import Range
+    from regionspot.runtime.graphs import Ranges, graph_specs
 
     given = {name: Range.parse(text) for name in SIZES if (text := getattr(arguments, name))}
     specs = graph_specs(model_sizes(model), Ranges(**given))

@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_threads(arguments)
     _check_json(arguments)
-    from regionspot.export.build import PIPELINE_GRAPHS, recognizer_spec
+    from regionspot.export.build import recognizer_spec
     from regionspot.export.inputs import ParityInputs
     from regionspot.export.report import format_comparison
     from regionspot.export.sides import ParityOperand, compare_graph, compare_pipelines, shared_specs
+    from regionspot.runtime.graphs import required_graphs
 
     a, b = ParityOperand.parse(arguments.a), ParityOperand.parse(arguments.b)
     specs = shared_specs(a, b)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows[spec.name] = compare_graph(a, b, spec, inputs, arguments.threads)
         inputs.forget(spec)
     whole = None
-    if set(PIPELINE_GRAPHS) <= set(specs):
+    if set(required_graphs()) <= set(specs):
         with_text = "clip_text_encoder" in specs
         recognizer = recognizer_spec(inputs.specs["region_recognizer"], specs["region_head"])
         whole = compare_pipelines(a, b, recognizer, with_text, inputs, arguments.threads)

@@ -18,16 +18,15 @@ from regionspot.modeling.head import RegionHead
 from regionspot.modeling.precision import DTYPES, precision_of, working_dtypes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
-from regionspot.runtime.graph_spec import Range, Ranges, graph_specs
-from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH, SAM_GRAPHS, RegionPipeline
+from regionspot.runtime.graph_spec import Range
+from regionspot.runtime.graphs import Ranges, graph_named, graph_specs
+from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.text_encoder import TextInput
 from regionspot.runtime.torch_runner import TorchRunner, evaluating
 from regionspot.structures import IntArray
 
 ANY_SIZE = Range(1, 1, 1 << 30)
 """Of an axis that PyTorch sets no bounds to."""
-
-WITH_HEAD = ("region_head", "region_recognizer")
 
 
 def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
@@ -50,7 +49,7 @@ def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "r
     model = RegionSpot(sam, clip, no_head.to(dtype), name)
 
     def module(graph: str) -> nn.Module:
-        if graph in WITH_HEAD:
+        if "head" in graph_named(graph).weights:
             raise InputError(f"{graph} needs a head, and there are only SAM and CLIP here: train one, or load one")
         return graph_module(model, graph)
 
@@ -98,18 +97,18 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
     machine to machine. Weights are hashed when first asked for, each part of the model once, and again after they
     changed.
     """
-    hashed: dict[str, tuple[tuple[tuple[int, int], ...], str]] = {}
+    hashed: dict[tuple[str, ...], tuple[tuple[tuple[int, int], ...], str]] = {}
 
-    def of_part(part: str) -> str:
-        tensors = tensors_of(part)
+    def of_parts(parts: tuple[str, ...]) -> str:
+        tensors = tensors_of(parts)
         state = _state(*tensors.values())
-        kept = hashed.get(part)
+        kept = hashed.get(parts)
         if kept is None or kept[0] != state:
-            fingerprint = model.clip.fingerprint() if part == "text" else weights_fingerprint(**tensors)
-            hashed[part] = kept = (state, fingerprint)
+            fingerprint = model.clip.fingerprint() if parts == ("text",) else weights_fingerprint(**tensors)
+            hashed[parts] = kept = (state, fingerprint)
         return kept[1]
 
-    def tensors_of(part: str) -> dict[str, nn.Module | torch.Tensor]:
+    def tensors_of(parts: tuple[str, ...]) -> dict[str, nn.Module | torch.Tensor]:
         clip = model.clip
         by_part: dict[str, dict[str, nn.Module | torch.Tensor]] = {
             "sam": {"sam": model.sam.sam},
@@ -117,11 +116,9 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
             "head": {"head": model.head, "logit_scale": clip.clip.logit_scale},
             "text": {"text": clip.clip},
         }
-        return by_part[part] if part in by_part else by_part["sam"] | by_part["clip"] | by_part["head"]
+        return {name: tensor for part in parts for name, tensor in by_part[part].items()}
 
-    parts = {"clip_image_encoder": "clip", "clip_text_encoder": "text", "region_head": "head"}
-    parts |= dict.fromkeys((*SAM_GRAPHS, "sam_mask_decoder", MASK_PROMPT_GRAPH), "sam")
-    return lambda graph: of_part(parts.get(graph, "model"))
+    return lambda graph: of_parts(graph_named(graph).weights)
 
 
 def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:

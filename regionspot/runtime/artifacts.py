@@ -19,7 +19,8 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import FORMATS, NATIVE, ONNX, RUNTIMES, export_option, open_graph, runtime_named
-from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec
+from regionspot.runtime.graphs import graph_specs, required_graphs
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.text_encoder import TextInput
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = "regionspot-artifacts-2"
 TOKENIZER = "tokenizer.json"
-
-PIPELINE_GRAPHS = (
-    "sam_image_encoder",
-    "clip_image_encoder",
-    "sam_token_decoder_image",
-    "sam_token_decoder_prompts",
-    "region_head",
-)
-"""What recognising a picture takes."""
 
 
 @dataclass(frozen=True)
@@ -419,7 +411,7 @@ def open_pipeline(
     Args:
         artifacts: the directory.
         runtime: a name in `formats.RUNTIMES`.
-        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all of PIPELINE_GRAPHS.
+        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all required graphs.
         threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
         device: see `open_graph`.
         allow_failed: open graphs that failed their parity check too.
@@ -466,7 +458,8 @@ def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
 
 
 def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) -> tuple[str, str]:
-    """The format and the precision that a runtime takes from a directory: the first that has all of PIPELINE_GRAPHS.
+    """The format and the precision that a runtime takes from a directory: the first that has all
+    required graphs.
 
     Where none has, it is the one with the most of them, and where all failed, what failed: opening it says why.
     Errors as `open_pipeline`.
@@ -479,9 +472,8 @@ def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) ->
     kinds = [kind for kind in product(opens, wanted) if kind in made_kinds]
     if kinds:
         usable = [(entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable]
-        return max(
-            kinds, key=lambda kind: sum((name, *kind) in usable for name in PIPELINE_GRAPHS)
-        )  # the first of them
+        required = required_graphs()
+        return max(kinds, key=lambda kind: sum((name, *kind) in usable for name in required))  # the first of the best
     made = [f"{one} {', '.join(manifest.precisions(one))}" for one in FORMATS if manifest.precisions(one)]
     raise ArtifactError(
         f"{manifest.directory} holds nothing for {runtime}{f' in {precision}' if precision else ''}; it holds "

@@ -8,24 +8,21 @@ the files. A package outside of regionspot adds its rows by an entry point of th
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from regionspot.errors import InputError
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.registers import Plugins, Register, load_object
 from regionspot.runtime.tolerance import HALF, INT8, PRECISIONS, RUNTIME_FP32, TENSORRT_FP32, Tolerance
 
 if TYPE_CHECKING:
     from regionspot.runtime.runner import Runner
 
 ONNX, NATIVE = "onnx", "native"
-ENTRY_POINTS = "regionspot.formats"
 
 MODEL = "model"
 """What a format is made from, if not from ONNX: the PyTorch model."""
@@ -137,17 +134,18 @@ class Format:
         return {"fp32": self.fp32_tolerance, "fp16": HALF, "bf16": HALF, "int8": INT8}[precision]
 
 
-RUNTIMES: dict[str, Runtime] = {}
-FORMATS: dict[str, Format] = {}
-
-
 def register(*rows: Runtime | Format) -> None:
     """Adds rows to the registers. Raises InputError for a name that is taken."""
     for row in rows:
-        rows_of_kind: dict[str, Any] = RUNTIMES if isinstance(row, Runtime) else FORMATS
-        if row.name in rows_of_kind:
-            raise InputError(f"there is a {type(row).__name__.lower()} {row.name!r} already")
-        rows_of_kind[row.name] = row
+        if isinstance(row, Runtime):
+            RUNTIMES.add(row)
+        else:
+            FORMATS.add(row)
+
+
+_PLUGINS = Plugins("regionspot.formats", register)
+RUNTIMES: Register[Runtime] = Register("runtime", _PLUGINS)
+FORMATS: Register[Format] = Register("format", _PLUGINS)
 
 
 def has_nvidia_gpu() -> bool:
@@ -254,25 +252,6 @@ register(
 )
 
 
-def _register_entry_points() -> None:
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            rows: Iterable[Runtime | Format] = point.load()
-            register(*rows)
-        except Exception as error:  # a broken plug-in must not take regionspot down
-            warnings.warn(f"the plug-in {point.name} ({point.value}) cannot be used: {error}", stacklevel=2)
-
-
-_register_entry_points()
-
-
-def load_function(name: str) -> Callable[..., Any]:
-    """Imports "module:function"."""
-    module, _, attribute = name.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), attribute)
-    return function
-
-
 def model_runtimes() -> tuple[str, ...]:
     """Returns the names of the runtimes that run whole models from artefacts."""
     return tuple(name for name, runtime in RUNTIMES.items() if runtime.whole_models)
@@ -322,5 +301,5 @@ def open_graph(
         able = ", ".join(name for name, other in RUNTIMES.items() if other.cuda_graphs)
         raise InputError(f"cuda_graph is an option of {able}, not of {runtime}: leave it out")
     options = OpenOptions(runtime, precision, row.resolve_device(device), threads, cuda_graph)
-    runner: Runner = load_function(row.opener)(path, spec, options)
+    runner: Runner = load_object(row.opener)(path, spec, options)
     return runner

@@ -1,13 +1,12 @@
-"""The contract: every graph's name, its tensors, and how large their dynamic axes may be.
+"""What describes a graph and a model: tensors, ranges of dynamic axes, sizes. `regionspot.runtime.graphs` lists them.
 
-ONNX names, TensorRT profiles, Triton's configuration, the parity check and the benchmarks all read this one table.
 Free of PyTorch, so that a server can import it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from regionspot.errors import InputError
@@ -62,10 +61,6 @@ class TensorSpec:
     def resolved(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with the dynamic axes' sizes put in."""
         return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
-
-
-INPUT_SIZES = TensorSpec("input_sizes", "int32", ("batch", 2))
-"""Height and width of the part of each image that is not padding."""
 
 
 @dataclass(frozen=True)
@@ -138,102 +133,3 @@ class ModelInfo:
     def mask_size(self) -> tuple[int, int]:
         """(4h, 4w) of the low-resolution masks."""
         return 4 * self.embedding_size[0], 4 * self.embedding_size[1]
-
-
-@dataclass(frozen=True)
-class Ranges:
-    """Sizes of the dynamic axes: images, regions of an image, prompts, points of each, mask tokens, words, texts.
-
-    The head must see all regions of an image at once. Prompts do not see each other: callers send them in chunks, and a
-    small range bounds what TensorRT sets aside, which is quadratic in the points.
-    """
-
-    batch: Range = field(default_factory=lambda: Range(1, 1, 8))
-    regions: Range = field(default_factory=lambda: Range(1, 32, 300))
-    prompts: Range = field(default_factory=lambda: Range(1, 32, 64))
-    points: Range = field(default_factory=lambda: Range(1, 2, 16))
-    tokens: Range = field(default_factory=lambda: Range(1, 1, NUM_MASK_TOKENS))
-    words: Range = field(default_factory=lambda: Range(1, 80, 2048))
-    texts: Range = field(default_factory=lambda: Range(1, 80, 256))
-
-
-def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, GraphSpec]:
-    """All graphs of a model, by name, in the order in which data flows through them."""
-    ranges = ranges or Ranges()
-    sam, clip, (h, w) = info.sam_image_size, info.clip_image_size, info.embedding_size
-    c, half, cells = info.token_dim, info.token_dim // 2, h * w
-
-    images = TensorSpec("images", "uint8", ("batch", sam, sam, 3))
-    clip_images = TensorSpec("clip_images", "uint8", ("batch", clip, clip, 3))
-    image_embeddings = TensorSpec("image_embeddings", "float32", ("batch", c, h, w))
-    projections = TensorSpec("image_projections", "float32", ("batch", NUM_PROJECTIONS, half, cells))
-    statistics = TensorSpec("image_statistics", "float32", ("batch", NUM_STATISTICS, cells))
-    points = TensorSpec("points", "float32", ("batch", "prompts", "points", 2))
-    labels = TensorSpec("labels", "int32", ("batch", "prompts", "points"))
-    token_ids = TensorSpec("token_ids", "int32", ("tokens",))
-    mask_tokens = TensorSpec("mask_tokens", "float32", ("batch", "prompts", "tokens", c))
-    iou_predictions = TensorSpec("iou_predictions", "float32", ("batch", "prompts", "tokens"))
-    low_res_masks = TensorSpec("low_res_masks", "float32", ("batch", "prompts", "tokens", *info.mask_size))
-    mask_inputs = TensorSpec("mask_inputs", "float32", ("batch", "prompts", 1, *info.mask_size))
-    prompted = TensorSpec("prompted_embeddings", "float32", ("batch", "prompts", c, h, w))
-    region_tokens = TensorSpec("mask_tokens", "float32", ("batch", "regions", c))
-    patch_tokens = TensorSpec("patch_tokens", "float32", ("batch", info.num_patch_tokens, info.clip_width))
-    valid = TensorSpec("valid", "bool", ("batch", "regions"))
-    text_embeddings = TensorSpec("text_embeddings", "float32", ("words", info.embed_dim))
-    logits = TensorSpec("logits", "float32", ("batch", "regions", "words"))
-    boxes = TensorSpec("boxes", "float32", ("batch", "regions", 4))
-    scores = TensorSpec("scores", "float32", ("batch", "regions", "words"))
-    tokens = TensorSpec("tokens", "int32", ("texts", "text_length"))
-    embeddings = TensorSpec("embeddings", "float32", ("texts", info.embed_dim))
-
-    length = Range(min(2, info.context_length), min(16, info.context_length), info.context_length)
-    sizes = {**{name: getattr(ranges, name) for name in ranges.__dataclass_fields__}, "text_length": length}
-
-    def spec(name: str, description: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> GraphSpec:
-        used = {axis for tensor in inputs for axis in tensor.shape if isinstance(axis, str)}
-        return GraphSpec(
-            name, description, tuple(inputs), tuple(outputs), {axis: sizes[axis] for axis in sizes if axis in used}
-        )
-
-    every = [
-        spec("sam_image_encoder", "SAM's image encoder, for each image", [images, INPUT_SIZES], [image_embeddings]),
-        spec("clip_image_encoder", "CLIP's feature map, for each image", [clip_images], [patch_tokens]),
-        spec(
-            "sam_token_decoder_image",
-            "the token decoder's image part, for each image",
-            [image_embeddings],
-            [projections, statistics],
-        ),
-        spec(
-            "sam_token_decoder_prompts",
-            "the token decoder's prompt part, for each set of prompts",
-            [projections, statistics, points, labels, token_ids],
-            [mask_tokens, iou_predictions],
-        ),
-        spec(
-            "sam_mask_decoder",
-            "the prompt part with masks, for each set of prompts whose masks are wanted",
-            [image_embeddings, projections, statistics, points, labels, token_ids],
-            [low_res_masks, mask_tokens, iou_predictions],
-        ),
-        spec(
-            "sam_mask_prompt",
-            "the image embedding as each mask prompt changes it, for each set of prompts that are masks",
-            [image_embeddings, mask_inputs],
-            [prompted],
-        ),
-        spec(
-            "region_head",
-            "RegionSpot's head and the cosines, for each set of regions and vocabulary",
-            [region_tokens, patch_tokens, valid, text_embeddings],
-            [logits],
-        ),
-        spec("clip_text_encoder", "CLIP's text embeddings, for each new vocabulary", [tokens], [embeddings]),
-        spec(
-            "region_recognizer",
-            "everything in one: both images, boxes and words to scores",
-            [images, INPUT_SIZES, clip_images, boxes, valid, text_embeddings],
-            [scores],
-        ),
-    ]
-    return {one.name: one for one in every}

@@ -15,7 +15,8 @@ import numpy as np
 from regionspot import _native
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.formats import FORMATS, NATIVE, OpenOptions
-from regionspot.runtime.graph_spec import INPUT_SIZES, NUM_MASK_TOKENS, GraphSpec
+from regionspot.runtime.graph_spec import NUM_MASK_TOKENS, GraphSpec
+from regionspot.runtime.graphs import INPUT_SIZES
 from regionspot.runtime.runner import Array, Tensors, check_feeds
 from regionspot.structures import PADDING, FloatArray
 from regionspot.threads import default_threads

@@ -17,7 +17,8 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.mapped_files import forget_pages
 from regionspot.runtime.formats import OpenOptions
-from regionspot.runtime.graph_spec import INPUT_SIZES, GraphSpec, TensorSpec
+from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.graphs import INPUT_SIZES
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads

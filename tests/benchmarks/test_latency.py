@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from regionspot.benchmarks.latency import GRAPHS, cost_of, parts_of, roofline
+from regionspot.benchmarks.latency import MEASURED, cost_of, parts_of, roofline
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates
 from regionspot.cli.main import main
 
@@ -48,7 +48,7 @@ class TestCosts:
         rates = Rates({"fp32": 1e11, "int8": 4e11}, copy=1e10)
         whole, *parts = (
             roofline(row_of(graph), full_size, rates, WORDS)
-            for graph in ("whole path", *GRAPHS[:3], "sam_token_decoder_prompts", "region_head")
+            for graph in ("whole path", *MEASURED[:3], "sam_token_decoder_prompts", "region_head")
         )
         for figure in ("gflop", "mbytes", "least_ms"):
             assert whole[figure] == pytest.approx(sum(part[figure] for part in parts))

@@ -13,7 +13,8 @@ from regionspot.export.pictures import load_pictures
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.graph_spec import GraphSpec, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import graph_specs
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from regionspot.errors import InputError
 from regionspot.export import build
-from regionspot.export.build import PIPELINE_GRAPHS, Settings
+from regionspot.export.build import Settings
 from regionspot.export.inputs import ParityInputs
 from regionspot.export.lock import locked
 from regionspot.export.manifest import preprocessing_of
@@ -20,13 +20,14 @@ from regionspot.modeling.graphs import model_info
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import required_graphs
 
 
 @pytest.fixture
 def manifest(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path: Path) -> Manifest:
     """Of a whole pipeline of IRs, whose files are nowhere."""
     graphs = []
-    for name in PIPELINE_GRAPHS:
+    for name in required_graphs():
         files = {f"{name}.xml": "a" * 64, f"{name}.bin": "b" * 64}
         graphs.append(GraphEntry(specs[name], "openvino", "fp32", f"{name}.xml", files, passed=True))
     return Manifest(tmp_path, model_info(mini), preprocessing_of(mini), "", (), graphs=tuple(graphs))

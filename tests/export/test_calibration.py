@@ -11,16 +11,16 @@ import torch
 from regionspot.errors import InputError
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.pictures import Pictures
-from regionspot.modeling.graphs import GRAPH_MODULES
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range
+from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.runner import check_feeds
 from regionspot.structures import PADDING
 
 SIZES = {"batch": 2, "regions": 4, "prompts": 4, "points": 3, "tokens": 2, "words": 6, "texts": 5, "text_length": 7}
 
 
-@pytest.mark.parametrize("graph", GRAPH_MODULES)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_seeded(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: str) -> None:
     spec = specs[graph]
     sizes = {axis: SIZES[axis] for axis in spec.ranges}
@@ -35,7 +35,7 @@ def test_seeded(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: s
         assert best[tensor.name].shape == tensor.resolved({axis: size.opt for axis, size in spec.ranges.items()})
 
 
-@pytest.mark.parametrize("graph", GRAPH_MODULES)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_real(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: str) -> None:
     assert graph_inputs.pictures is not None
     feeds = graph_inputs.real(specs[graph], 3)

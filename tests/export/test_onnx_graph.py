@@ -20,9 +20,10 @@ from regionspot.export import onnx_graph
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.onnx_graph import export_onnx, save, trace, tracing_sizes
 from regionspot.export.onnx_passes import simplify
-from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
+from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.tolerance import RUNTIME_FP32, measure
 from regionspot.runtime.torch_runner import TorchRunner
@@ -45,7 +46,7 @@ def op_types(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-@pytest.mark.parametrize("graph", GRAPH_MODULES)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_equal_to_the_model(
     mini: RegionSpot,
     specs: dict[str, GraphSpec],
@@ -67,7 +68,7 @@ def test_equal_to_the_model(
                 assert not RUNTIME_FP32.breaches(measure(expected[name], array)), (name, array.shape)
 
 
-@pytest.mark.parametrize("graph", GRAPH_MODULES)
+@pytest.mark.parametrize("graph", GRAPHS)
 def test_the_file(mini: RegionSpot, specs: dict[str, GraphSpec], exported: Callable[[str], Path], graph: str) -> None:
     content = exported(graph).read_bytes()
     model = onnx.load_from_string(content)
@@ -88,7 +89,7 @@ def test_the_file(mini: RegionSpot, specs: dict[str, GraphSpec], exported: Calla
     assert not list(exported(graph).parent.glob(".*"))
 
 
-@pytest.mark.parametrize("graph", [name for name in GRAPH_MODULES if name != "region_recognizer"])
+@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "region_recognizer"])
 def test_weights_are_there_once(mini: RegionSpot, exported: Callable[[str], Path], graph: str) -> None:
     tensors = onnx.load(exported(graph)).graph.initializer
     contents = Counter((tuple(tensor.dims), tensor.data_type, tensor.raw_data) for tensor in tensors)

@@ -21,7 +21,8 @@ from regionspot.export.plan import (
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import Manifest
-from regionspot.runtime.graph_spec import GraphSpec, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import graph_specs
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ from onnxscript import ir
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.precision import HALF_OPS, SINGLE_OPS, WITHOUT_KERNEL, to_half, write_half
-from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
+from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.runner import Runner
@@ -162,7 +163,7 @@ def test_what_cannot_be_converted() -> None:
 
 
 @pytest.mark.parametrize("precision", HALF_TYPE)
-@pytest.mark.parametrize("graph", [name for name in GRAPH_MODULES if name != "region_recognizer"])
+@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "region_recognizer"])
 def test_graphs(
     mini: RegionSpot,
     specs: dict[str, GraphSpec],

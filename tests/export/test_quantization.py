@@ -13,14 +13,14 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from regionspot.benchmarks.latency import SINGLE_IN_INT8
 from regionspot.errors import InputError
 from regionspot.export import int8_search, quantization
 from regionspot.export.calibration import GraphInputs
 from regionspot.export.quantization import LayerReport, quantize
-from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
+from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import EXACT_INT8, OrtRunner
 from regionspot.runtime.tolerance import INT8, measure
@@ -203,7 +203,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("graph", [name for name in GRAPH_MODULES if name != "region_recognizer"])
+@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "region_recognizer"])
 def test_graphs(
     mini: RegionSpot,
     specs: dict[str, GraphSpec],
@@ -229,7 +229,9 @@ def test_graphs(
 
 
 def test_the_roofline_knows_what_has_no_int8() -> None:
-    assert set(SINGLE_IN_INT8) == {graph for graph, layers in LAYERS.items() if layers == 0}
+    assert {name for name, graph in GRAPHS.items() if not graph.quantized} == {
+        graph for graph, layers in LAYERS.items() if layers == 0
+    }
 
 
 def int8_kernels_of_onnxruntime(path: Path, optimised: Path) -> int:

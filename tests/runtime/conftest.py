@@ -14,7 +14,7 @@ from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import Manifest
-from regionspot.runtime.graph_spec import Ranges, graph_specs
+from regionspot.runtime.graphs import Ranges, graph_specs
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.pipeline import RegionPipeline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,12 +17,13 @@ from regionspot.runtime.formats import (
     MODEL,
     RUNTIMES,
     Runtime,
-    load_function,
     open_graph,
     register,
     runtime_named,
 )
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.registers import load_object
+from tests.plugins import install_entry_points, install_page, run_command
 from tests.test_imports import FENCES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def test_rows_refer_to_each_other() -> None:
 def test_functions_that_rows_name_exist() -> None:
     names = [runtime.opener for runtime in RUNTIMES.values()]
     names += [name for row in FORMATS.values() for name in (row.maker, row.settings) if name]
-    assert all(callable(load_function(name)) for name in names)
+    assert all(callable(load_object(name)) for name in names)
 
 
 def test_every_extra_that_a_row_names_is_one_of_the_package() -> None:
@@ -95,27 +95,11 @@ class TestPlugIn:
 
     @pytest.fixture
     def installed(self, tmp_path: Path) -> dict[str, str]:
-        page = (ROOT / "docs/how-to/add-a-runtime.md").read_text(encoding="utf-8")
-        blocks = dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE))
-        (tmp_path / "toy.py").write_text(blocks["toy.py"])
-        ((group, points),) = tomllib.loads(blocks["pyproject.toml"])["project"]["entry-points"].items()
-        entries = "".join(f"{name} = {value}\n" for name, value in points.items())
-        return self._environment(tmp_path, f"[{group}]\n{entries}")
-
-    def _environment(self, folder: Path, entry_points: str) -> dict[str, str]:
-        info = folder / "toy-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(entry_points)
-        return os.environ | {"PYTHONPATH": str(folder)}
-
-    def _run(self, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "regionspot.cli.main", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        return install_page("how-to/add-a-runtime.md", tmp_path)
 
     def test_its_artefacts_are_made_verified_and_opened(self, installed: dict[str, str], tmp_path: Path) -> None:
         out = tmp_path / "artifacts"
-        made = self._run(installed, "export", "--out", str(out), "--toy", "--graphs", GRAPH, "--parity-images", "1")
+        made = run_command(installed, "export", "--out", str(out), "--toy", "--graphs", GRAPH, "--parity-images", "1")
         assert made.returncode == 0, made.stdout + made.stderr
         graphs = json.loads((out / "manifest.json").read_text())["graphs"]
         entry = next(entry for entry in graphs if entry["format"] == "toy")
@@ -130,11 +114,11 @@ class TestPlugIn:
         assert opened.stdout.strip() == "ToyRunner", opened.stderr
 
     def test_its_options_are_those_of_the_commands(self, installed: dict[str, str]) -> None:
-        assert "files for the toy runtime" in self._run(installed, "export", "--help").stdout
-        assert "tensorrt-rtx,toy,triton" in self._run(installed, "predict", "--help").stdout
+        assert "files for the toy runtime" in run_command(installed, "export", "--help").stdout
+        assert "tensorrt-rtx,toy,triton" in run_command(installed, "predict", "--help").stdout
 
     def test_one_that_cannot_be_loaded_is_a_warning(self, tmp_path: Path) -> None:
-        environment = self._environment(tmp_path, "[regionspot.formats]\ntoy = toy_that_is_not_there:ROWS\n")
-        ran = self._run(environment, "export", "--help")
+        environment = install_entry_points("[regionspot.formats]\ntoy = toy_that_is_not_there:ROWS\n", tmp_path)
+        ran = run_command(environment, "export", "--help")
         assert ran.returncode == 0
         assert "the plug-in toy (toy_that_is_not_there:ROWS) cannot be used: No module named" in ran.stderr

@@ -13,7 +13,7 @@ import pytest
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime import openvino_attention
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.openvino_attention import GridAttention, use_own_attention
 from regionspot.runtime.openvino_operation import NativeOperations
 from regionspot.runtime.openvino_runner import OpenVinoRunner

@@ -16,7 +16,7 @@ from regionspot import _native
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime import openvino_linear
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
 from regionspot.runtime.openvino_operation import NativeOperations
 from regionspot.runtime.openvino_runner import OpenVinoRunner

@@ -12,7 +12,7 @@ import pytest
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime import openvino_attention, openvino_linear
-from regionspot.runtime.graph_spec import graph_specs
+from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.openvino_attention import use_own_attention
 from regionspot.runtime.openvino_linear import NativeLinear, use_own_linear_layers
 from regionspot.runtime.openvino_operation import NativeOperations

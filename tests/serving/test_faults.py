@@ -19,11 +19,12 @@ import pytest
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.lock import locked
+from regionspot.runtime.graphs import served_graphs
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
-from regionspot.serving.repository import GRAPHS, RepositoryOptions, make_repository
+from regionspot.serving.repository import RepositoryOptions, make_repository
 from regionspot.serving.server import (
     HANG_S,
     METRICS_PORT,
@@ -132,7 +133,7 @@ def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
 def test_down_leaves_nothing(repository: Path, home: Path) -> None:
     with serving(repository, home) as running:
         pids = [server_pid(running), *(pid for _, pid in _stubs_of(server_pid(running)))]
-        assert len(shared_memory(running)) == len(pids) - 1 == len(GRAPHS) + 1
+        assert len(shared_memory(running)) == len(pids) - 1 == len(served_graphs()) + 1
         assert running.pid in [one.pid for one in ServerRecord.read_all(home)]
     assert shared_memory(running) == [] and not running.alive
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -12,7 +12,8 @@ from regionspot.errors import ArtifactError
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime.artifacts import spec_from_json
-from regionspot.runtime.graph_spec import GraphSpec, Range, Ranges, graph_specs
+from regionspot.runtime.graph_spec import GraphSpec, Range
+from regionspot.runtime.graphs import Ranges, graph_specs
 from regionspot.serving.contract import CODES, INPUTS, MODEL, OUTPUTS, RETRYABLE, TARGETS
 from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.model_config import (

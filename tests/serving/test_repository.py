@@ -13,11 +13,11 @@ import pytest
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mini.world import CATEGORIES
 from regionspot.runtime.artifacts import Manifest, open_pipeline
+from regionspot.runtime.graphs import served_graphs
 from regionspot.serving.backends.recognizer import read_vocabulary
 from regionspot.serving.contract import MODEL, Limits
 from regionspot.serving.model_config import parameters_of, read_config
 from regionspot.serving.repository import (
-    GRAPHS,
     RepositoryOptions,
     make_repository,
     models_of,
@@ -30,15 +30,15 @@ from regionspot.vocabulary import VocabularyEncoder
 
 def test_layout(repository: Path) -> None:
     assert targets_of(repository) == ["cpu"] and models_of(repository, "cpu")[0] == MODEL
-    assert set(models_of(repository, "cpu")) == {MODEL, *GRAPHS}
-    for name in GRAPHS:
+    assert set(models_of(repository, "cpu")) == {MODEL, *served_graphs()}
+    for name in served_graphs():
         assert (repository / name / "1" / f"{name}.onnx").is_file() and (repository / name / "1" / "model.py").is_file()
     assert not list(repository.glob("*/config.pbtxt"))  # a configuration for each target instead
 
 
 def test_it_is_itself_a_directory_of_artefacts(repository: Path) -> None:
     manifest = Manifest.load(repository)
-    assert {entry.name for entry in manifest.graphs} == set(GRAPHS)
+    assert {entry.name for entry in manifest.graphs} == set(served_graphs())
     for entry in manifest.graphs:
         manifest.verify(entry)
     with open_pipeline(repository, "onnxruntime") as pipeline:

@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError, ArtifactError: a target, graph, size or picture that there is not.
     """
-    from regionspot.benchmarks.latency import GRAPHS, Setup, measure
+    from regionspot.benchmarks.latency import MEASURED, Setup, measure
     from regionspot.benchmarks.latency_worker import Request
 
-    graphs = list(GRAPHS) if arguments.graphs == "all" else [name.strip() for name in arguments.graphs.split(",")]
-    if unknown := [name for name in graphs if name not in GRAPHS]:
-        raise InputError(f"--graphs: there is no {', '.join(unknown)}; choose of {', '.join(GRAPHS)}")
+    graphs = list(MEASURED) if arguments.graphs == "all" else [name.strip() for name in arguments.graphs.split(",")]
+    if unknown := [name for name in graphs if name not in MEASURED]:
+        raise InputError(f"--graphs: there is no {', '.join(unknown)}; choose of {', '.join(MEASURED)}")
     if arguments.seconds < 0 or min(arguments.repetitions, arguments.words) < 1:
         raise InputError("--seconds must not be negative, --repetitions and --words must be 1 or more")
     chosen = chosen_targets(arguments)
