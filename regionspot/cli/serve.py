@@ -164,7 +164,7 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from regionspot.export.lock import locked
+    from regionspot.locks import locked
     from regionspot.serving.environment import default_home, find_installation
     from regionspot.serving.repository import check_repository
     from regionspot.serving.server import (

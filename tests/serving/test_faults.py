@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.lock import locked
+from regionspot.locks import locked
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
