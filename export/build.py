@@ -18,13 +18,13 @@ from typing import Any
 
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
 from regionspot.export.inputs import ParityInputs
-from regionspot.export.lock import locked
 from regionspot.export.making import EngineOptions, Making
 from regionspot.export.manifest import preprocessing_of, versions
 from regionspot.export.parity import ParityResult, unavailable_reason, verify_graph, verify_pipeline
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
 from regionspot.files import write_atomically
+from regionspot.locks import locked
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
@@ -76,7 +76,8 @@ def export(
         InputError: the directory holds artefacts of another model, or another process is exporting into it.
         ArtifactError: its manifest cannot be written.
     """
-    with locked(settings.out):
+    busy = f"another process is exporting into {settings.out}: wait for it to end, or name another directory with --out"
+    with locked(settings.out, busy):
         build = _Build(model, inputs, settings, say, len(steps))
         entries: list[GraphEntry] = []
         for spec, of_graph in groupby(steps, key=lambda step: step.spec):

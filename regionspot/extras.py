@@ -13,6 +13,7 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "onnx",
     "openvino": "openvino",
+    "psutil": "serving",
     "tritonclient": "serving",
     "prometheus_client": "web",
     "python_multipart": "web",

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import regionspot
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.lock import locked
 from regionspot.files import cache_root, expand_home
+from regionspot.locks import locked
 from regionspot.serving.repository import PACKAGE_VARIABLE
 
 CONTAINER = Path("/opt/tritonserver")
@@ -81,7 +81,7 @@ def find_installation(home: str | Path | None = None, say: Callable[[str], None]
             "PyPI has a Triton server for Linux on x86-64 alone: elsewhere run NVIDIA's container (serving/deploy)"
         )
     home = Path(os.path.abspath(home if home is not None else default_home()))  # links and variables need it whole
-    with locked(home, wait=True):
+    with locked(home):
         environment = _prepared(home, say)
         package = _copied_package(home)
     python = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.lock import LOCK, locked
 from regionspot.files import write_atomically
+from regionspot.locks import LOCK_FILE, locked
 from regionspot.runtime.artifacts import (
     MANIFEST,
     TOKENIZER,
@@ -110,7 +110,7 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
     moved = [_moved(entry, served) for entry in entries]
     graphs = {entry.name for entry in entries} if options.run_graphs == GRAPHS_INSIDE else set()
     kernels = [kernel for name, kernel in native_entries(manifest).items() if name in graphs]
-    with locked(out, wait=True):
+    with locked(out):
         write_atomically(out / TOKENIZER, manifest.read_tokenizer())
         served.save()  # so that a repository that was left half made is known for one
         for entry, there in zip(entries, moved, strict=True):
@@ -206,7 +206,7 @@ def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[G
 def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
     """The repository's own: new, or that of a target made before."""
     if not (out / MANIFEST).is_file():
-        if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+        if out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir()):
             raise InputError(f"{out} is not empty, and no model repository: choose another --out")
         return replace(manifest, directory=out, graphs=(), end_to_end=())
     served = Manifest.load(out)

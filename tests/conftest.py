@@ -45,9 +45,9 @@ def mini_artifacts_with_masks(mini_artifacts: Path, run_directory: Path) -> Path
 def _exported(directory: Path, graphs: list[str], beside: Path | None = None) -> Path:
     """Made by whichever process comes first; the others wait."""
     from regionspot.cli.main import main
-    from regionspot.export.lock import locked
+    from regionspot.locks import locked
 
-    with locked(directory.with_suffix(".lock"), wait=True):  # beside it: the export locks the directory itself
+    with locked(directory.with_suffix(".lock")):  # beside it: the export locks the directory itself
         if not directory.with_suffix(".made").exists():
             if beside is not None:
                 shutil.copytree(beside, directory)

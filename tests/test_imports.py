@@ -21,7 +21,7 @@ LAYERS = (
     {"errors", "extras", "_native", "_version"},
     {"files", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
     | {"fonts", "label_places"},
-    {"masks", "config"},
+    {"masks", "config", "locks"},
     {"structures"},
     {"transforms", "synonyms", "vocabulary_files"},
     {"runtime"},
@@ -60,6 +60,8 @@ FENCES = {
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
     "tensorrt_rtx_bindings": ("export/trt_engine.py", "regionspot/runtime/trt_runner.py"),
+    "psutil": ("serving/processes.py",),
+    "filelock": ("regionspot/locks.py", "regionspot/data/feature_cache.py"),
     "tritonclient": ("serving/triton.py", "serving/model_config.py"),
 }
 

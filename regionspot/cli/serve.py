@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from regionspot.errors import InputError
 
 if TYPE_CHECKING:
-    from regionspot.serving.server import ServerRecord, TritonServer
+    from regionspot.serving.records import ServerRecord
+    from regionspot.serving.server import TritonServer
 
 STDOUT = Path("-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -164,17 +165,13 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from regionspot.export.lock import locked
+    from regionspot.locks import locked
     from regionspot.serving.environment import default_home, find_installation
+    from regionspot.serving.ports import Ports
+    from regionspot.serving.processes import start_ticks
+    from regionspot.serving.records import ServerRecord, start_detached
     from regionspot.serving.repository import check_repository
-    from regionspot.serving.server import (
-        Ports,
-        ServerRecord,
-        TritonServer,
-        choose_target,
-        start_detached,
-        started_at,
-    )
+    from regionspot.serving.server import TritonServer, choose_target
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
@@ -188,7 +185,7 @@ def _up(arguments: argparse.Namespace) -> int:
         return 0
     log = None if arguments.log == STDOUT else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
     running = ServerRecord(
-        os.getpid(), started_at(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
+        os.getpid(), start_ticks(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
     )
     server = TritonServer(installation, arguments.repository, ports, log, target)
     check_repository(server.repository, target, server.models)
@@ -206,7 +203,7 @@ def _absolute(path: Path) -> Path:
 
 def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
     """Until a signal comes."""
-    from regionspot.serving.server import Supervisor
+    from regionspot.serving.supervisor import Supervisor
 
     for number in STOP_SIGNALS:
         signal.signal(number, _interrupt)
@@ -252,7 +249,7 @@ def _say(text: str) -> None:
 
 def _down(arguments: argparse.Namespace) -> int:
     from regionspot.serving.environment import default_home
-    from regionspot.serving.server import ServerRecord, stop_running
+    from regionspot.serving.records import ServerRecord, stop_server
 
     home = _absolute(arguments.home or default_home())
     found = [one for one in ServerRecord.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
@@ -261,7 +258,7 @@ def _down(arguments: argparse.Namespace) -> int:
         print(f"no server{where} is running that `regionspot-serve up` started")
         return 0
     for running in found:
-        stop_running(running)
+        stop_server(running)
         print(f"stopped {running.repository}, gRPC port {running.ports.grpc}")
     return 0
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +11,9 @@ from regionspot.errors import InputError
 from regionspot.export import build
 from regionspot.export.build import Settings
 from regionspot.export.inputs import ParityInputs
-from regionspot.export.lock import locked
 from regionspot.export.manifest import preprocessing_of
 from regionspot.export.plan import Step
+from regionspot.locks import locked
 from regionspot.modeling.graphs import model_info
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import MANIFEST, GraphEntry, Manifest
@@ -85,14 +83,11 @@ def test_a_manifest_that_is_unusable_is_begun_anew(mini: RegionSpot, tmp_path: P
     assert Manifest.load(tmp_path).graphs == ()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="without locks")
-def test_one_export_at_a_time(tmp_path: Path) -> None:
+def test_a_second_export_into_a_directory_is_refused(mini: RegionSpot, tmp_path: Path) -> None:
     out = tmp_path / "new" / "artifacts"
-    code = f"from pathlib import Path; from regionspot.export.lock import locked\nwith locked(Path({str(out)!r})): pass"
+    inputs = ParityInputs(mini, parity_images=1)
     with locked(out):
-        with pytest.raises(InputError, match=f"another process is exporting into {out}: wait"), locked(out):
-            pytest.fail("two at a time")
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert run.returncode != 0 and "another process is exporting" in run.stderr
-    with locked(out):  # let go of
-        pass
+        with pytest.raises(InputError, match=f"another process is exporting into {out}: wait"):
+            build.export(mini, [], inputs, Settings(out))
+        assert not (out / MANIFEST).exists()
+    assert build.export(mini, [], inputs, Settings(out)).entries == ()

@@ -14,8 +14,8 @@ from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import TOKENIZER, Manifest, open_pipeline
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.serving.client import RegionClient
+from regionspot.serving.records import ServerRecord, running_server
 from regionspot.serving.repository import RepositoryOptions, make_repository
-from regionspot.serving.server import ServerRecord, serving
 from regionspot.vocabulary import VocabularyEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +36,8 @@ def home() -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path, home: Path) -> Iterator[ServerRecord]:
-    with serving(repository, home) as running:
-        yield running
+    with running_server(repository, home) as record:
+        yield record
 
 
 @pytest.fixture

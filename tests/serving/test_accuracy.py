@@ -11,7 +11,7 @@ from regionspot.cli.main import main
 from regionspot.data.coco_json import CocoDataset
 from regionspot.evaluation.average_precision import evaluate_detections
 from regionspot.serving.client import RegionClient
-from regionspot.serving.server import ServerRecord
+from regionspot.serving.records import ServerRecord
 
 MAX_DIFFERENCE = 0.1
 

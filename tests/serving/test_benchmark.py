@@ -12,7 +12,7 @@ import pytest
 from regionspot.benchmarks.serving import main
 from regionspot.data.coco_json import CocoDataset
 from regionspot.serving.client import RegionClient
-from regionspot.serving.server import ServerRecord
+from regionspot.serving.records import ServerRecord
 
 
 def test_parity_and_latency(

@@ -25,8 +25,11 @@ import yaml
 
 import regionspot
 from regionspot.cli import serve
-from regionspot.serving import canary, server
+from regionspot.serving import canary
 from regionspot.serving.contract import MODEL, TARGETS, Limits
+from regionspot.serving.ports import METRICS_PORT, Ports
+from regionspot.serving.server import EXIT_TIMEOUT_S, READY_TIMEOUT_S
+from regionspot.serving.supervisor import CANARY_TIMEOUT_S, HANG_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "serving" / "deploy"
@@ -263,7 +266,8 @@ def _pins(path: Path) -> dict[str, str]:
 
 _IMPORTS = {
     "container": (
-        "import ftfy, tokenizers, xxhash, regionspot.cli.main, regionspot.serving.server, regionspot.serving.canary;"
+        "import ftfy, tokenizers, xxhash, regionspot.cli.main, regionspot.serving.canary;"
+        "import regionspot.serving.records, regionspot.serving.supervisor;"
         "import regionspot.serving.backends.pipeline_model, regionspot.serving.backends.graph_model"
     ),
     "gateway": "import uvicorn, python_multipart, regionspot.cli.main, regionspot.serving.gateway",
@@ -316,7 +320,7 @@ def commands(
 def test_commands_are_ones_that_we_have(
     stages: dict[str, dict[str, list[str]]], compose: Document, rendered: dict[str, list[Document]]
 ) -> None:
-    ports = server.Ports()
+    ports = Ports()
     seen = set()
     for where, words in commands(stages, compose, rendered):
         assert f'\n{words[0]} = "regionspot.cli.main:' in (ROOT / "pyproject.toml").read_text(), where
@@ -325,7 +329,7 @@ def test_commands_are_ones_that_we_have(
         assert arguments.host == "0.0.0.0", where
         if arguments.command == "up":
             assert (arguments.http_port, arguments.grpc_port, arguments.metrics_port) == (8000, 8001, 8002), where
-            assert (ports.http, ports.grpc, server.METRICS_PORT) == (8000, 8001, 8002)
+            assert (ports.http, ports.grpc, METRICS_PORT) == (8000, 8001, 8002)
             assert (arguments.repository, str(arguments.home), arguments.detach) == (MODELS, HOME, False), where
             assert arguments.target in (None, *TARGETS), where
         else:
@@ -353,7 +357,7 @@ def test_probes_are_commands_and_routes_that_we_have(
     for words in found:
         assert words[:3] == CANARY
         assert canary.main(words[3:]) == 0  # exits where there is no such option
-    assert asked == [(f"127.0.0.1:{server.Ports().grpc}", 10)] * len(found)
+    assert asked == [(f"127.0.0.1:{Ports().grpc}", 10)] * len(found)
     routes = import_module("regionspot.serving.gateway.records").ROUTES
     http = [" ".join(setting(stages["gateway"], "HEALTHCHECK"))]
     http += [" ".join(compose["services"][name]["healthcheck"]["test"]) for name in ("gateway", "gateway-cpu")]
@@ -414,8 +418,8 @@ def test_compose_servers_have_what_they_need(compose: Document) -> None:
         assert volumes.keys() == {MODELS, HOME}
         assert volumes[MODELS]["read_only"] is True
         assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
-        assert seconds(service["stop_grace_period"]) >= server.EXIT_TIMEOUT_S + 10
-        assert seconds(service["healthcheck"]["start_period"]) >= server.READY_TIMEOUT_S
+        assert seconds(service["stop_grace_period"]) >= EXIT_TIMEOUT_S + 10
+        assert seconds(service["healthcheck"]["start_period"]) >= READY_TIMEOUT_S
         assert seconds(service["healthcheck"]["timeout"]) > 10
     devices = compose["services"]["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
@@ -571,10 +575,10 @@ def test_gpus_are_asked_for_where_there_are_any(rendered: dict[str, list[Documen
 def test_probes_wait_as_long_as_the_server_may_take(rendered: dict[str, list[Document]]) -> None:
     triton = container(rendered["gpu"], "triton")
     startup, readiness, liveness = (triton[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= server.READY_TIMEOUT_S
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= READY_TIMEOUT_S
     assert startup["timeoutSeconds"] == readiness["timeoutSeconds"] > 10
     assert liveness["httpGet"] == {"path": "/v2/health/live", "port": "http"}
-    assert liveness["periodSeconds"] * liveness["failureThreshold"] > server.HANG_S + server.CANARY_TIMEOUT_S
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] > HANG_S + CANARY_TIMEOUT_S
     deadline = one(rendered["gpu"], "Deployment", "triton")["spec"]["progressDeadlineSeconds"]
     assert deadline > startup["periodSeconds"] * startup["failureThreshold"]
     gateway = container(rendered["gpu"], "gateway")
@@ -584,7 +588,7 @@ def test_probes_wait_as_long_as_the_server_may_take(rendered: dict[str, list[Doc
 
 def test_requests_in_flight_finish(rendered: dict[str, list[Document]]) -> None:
     arguments = serve.build_parser().parse_args(["web", *container(rendered["gpu"], "gateway")["args"]])
-    needs = {"triton": server.EXIT_TIMEOUT_S + 10, "gateway": arguments.timeout + 5}
+    needs = {"triton": EXIT_TIMEOUT_S + 10, "gateway": arguments.timeout + 5}
     for part, least in needs.items():
         pause = container(rendered["gpu"], part)["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert pause >= 10
@@ -624,7 +628,7 @@ def test_gateways_see_the_servers_themselves(rendered: dict[str, list[Document]]
     service = one(rendered["gpu"], "Service", "triton")
     assert service["spec"]["clusterIP"] == "None"
     arguments = serve.build_parser().parse_args(["web", *container(rendered["gpu"], "gateway")["args"]])
-    assert arguments.url == f"{service['metadata']['name']}:{server.Ports().grpc}"
+    assert arguments.url == f"{service['metadata']['name']}:{Ports().grpc}"
     token = next(v for v in pod(rendered["gpu"], "gateway")["volumes"] if v["name"] == "token")["secret"]
     assert (token["secretName"], token["items"]) == ("token", [{"key": "token", "path": "token"}])
     mounts = {mount["name"]: mount["mountPath"] for mount in container(rendered["gpu"], "gateway")["volumeMounts"]}
@@ -659,10 +663,10 @@ def test_network_policies_let_through_what_is_needed_and_no_more(rendered: dict[
 def test_ports_are_those_of_the_server(
     stages: dict[str, dict[str, list[str]]], rendered: dict[str, list[Document]]
 ) -> None:
-    ports = server.Ports()
-    assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {server.METRICS_PORT}"]
+    ports = Ports()
+    assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {METRICS_PORT}"]
     named = {port["name"]: port["containerPort"] for port in container(rendered["gpu"], "triton")["ports"]}
-    assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": server.METRICS_PORT}
+    assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": METRICS_PORT}
     assert stages["gateway"]["EXPOSE"] == ["8080"]
     assert container(rendered["gpu"], "gateway")["ports"] == [{"name": "http", "containerPort": 8080}]
 

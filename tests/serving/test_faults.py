@@ -18,26 +18,18 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.lock import locked
+from regionspot.locks import locked
 from regionspot.runtime.graphs import served_graphs
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
+from regionspot.serving.ports import METRICS_PORT, Ports
+from regionspot.serving.processes import SHARED_MEMORY, remove_orphaned_shared_memory, running_stubs
+from regionspot.serving.records import ServerRecord, running_server, start_detached
 from regionspot.serving.repository import RepositoryOptions, make_repository
-from regionspot.serving.server import (
-    HANG_S,
-    METRICS_PORT,
-    SHARED_MEMORY,
-    Ports,
-    ServerRecord,
-    TritonServer,
-    _CanaryThread,
-    _stubs_of,
-    remove_stale_memory,
-    serving,
-    start_detached,
-)
+from regionspot.serving.server import TritonServer
+from regionspot.serving.supervisor import HANG_S, MAX_RESTARTS, RESTART_WINDOW_S, CanaryThread, Supervisor
 from regionspot.serving.triton import Connection, pipeline_from_triton
 
 BOX = [[5, 5, 90, 90]]
@@ -45,7 +37,7 @@ BOX = [[5, 5, 90, 90]]
 
 @pytest.fixture(scope="module")
 def victim(repository: Path, home: Path) -> Iterator[ServerRecord]:
-    with serving(repository, home) as running:
+    with running_server(repository, home) as running:
         yield running
 
 
@@ -102,7 +94,7 @@ def test_killed_under_load(victim: ServerRecord, picture: Path, fault: str) -> N
     before = server_pid(victim)
     with Questions(victim, picture) as questions:
         questions.wait_for_more()
-        stubs = dict(_stubs_of(before))
+        stubs = dict(running_stubs(before))
         os.kill(stubs[MODEL] if fault == "stub" else before, signal.SIGKILL)
         killed = time.monotonic()
         time.sleep(0.5)
@@ -112,15 +104,15 @@ def test_killed_under_load(victim: ServerRecord, picture: Path, fault: str) -> N
     assert max(moment for moment, _ in questions.answers) > killed
     after = server_pid(victim)
     assert (after == before) == (fault == "stub")
-    assert MODEL in dict(_stubs_of(after)) and dict(_stubs_of(after)) != stubs
+    assert MODEL in dict(running_stubs(after)) and dict(running_stubs(after)) != stubs
 
 
 def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
     pid = server_pid(victim)
-    dead = dict(_stubs_of(pid))["region_head"]
+    dead = dict(running_stubs(pid))["region_head"]
     os.kill(dead, signal.SIGKILL)
     deadline = time.monotonic() + 30
-    while dict(_stubs_of(pid)).get("region_head") in (None, dead):
+    while dict(running_stubs(pid)).get("region_head") in (None, dead):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     with pipeline_from_triton(victim.ports.grpc_url) as pipeline:
@@ -131,8 +123,8 @@ def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
 
 
 def test_down_leaves_nothing(repository: Path, home: Path) -> None:
-    with serving(repository, home) as running:
-        pids = [server_pid(running), *(pid for _, pid in _stubs_of(server_pid(running)))]
+    with running_server(repository, home) as running:
+        pids = [server_pid(running), *(pid for _, pid in running_stubs(server_pid(running)))]
         assert len(shared_memory(running)) == len(pids) - 1 == len(served_graphs()) + 1
         assert running.pid in [one.pid for one in ServerRecord.read_all(home)]
     assert shared_memory(running) == [] and not running.alive
@@ -141,7 +133,7 @@ def test_down_leaves_nothing(repository: Path, home: Path) -> None:
 
 
 def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, home: Path) -> None:
-    with serving(repository, home) as running:
+    with running_server(repository, home) as running:
         pid = server_pid(running)
         os.kill(running.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
@@ -151,7 +143,7 @@ def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, ho
         assert running.pid not in [one.pid for one in ServerRecord.read_all(home)]
     (SHARED_MEMORY / f"regionspot_{running.pid}_left").touch()
     (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").touch()
-    remove_stale_memory()  # as every start does
+    remove_orphaned_shared_memory()  # as every start does
     assert shared_memory(running) == []
     (SHARED_MEMORY / f"regionspot_{os.getpid()}_mine").unlink()
 
@@ -182,14 +174,25 @@ def test_a_port_whose_server_is_starting(home: Path, repository: Path) -> None:
 
 def test_a_server_that_answers_nobody_is_noticed(repository: Path, home: Path, tmp_path: Path) -> None:
     silent = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log")
-    watch = _CanaryThread(silent)
-    watch._look_for_progress()
+    watch = CanaryThread(silent)
+    watch._check_progress()
     since = watch._waiting_since
     assert since is not None and not watch.hangs()
-    watch._look_for_progress()
+    watch._check_progress()
     assert watch._waiting_since == since  # nothing was answered in between
     watch._waiting_since -= HANG_S
     assert watch.hangs()
+
+
+def test_the_supervisor_gives_up_a_server_that_keeps_failing(repository: Path, home: Path, tmp_path: Path) -> None:
+    server = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log")
+    supervisor = Supervisor(server)
+    for _ in range(MAX_RESTARTS):
+        supervisor._count_restart()
+    with pytest.raises(ServingError, match=f"giving up: the server failed {MAX_RESTARTS + 1} times in a row"):
+        supervisor._count_restart()
+    supervisor._restart_times = [moment - RESTART_WINDOW_S for moment in supervisor._restart_times]
+    supervisor._count_restart()  # earlier failures are forgotten
 
 
 def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def test_a_server_that_cannot_start_says_why(repository: Path, home: Path, tmp_p
 
     broken = Path(shutil.copytree(repository, tmp_path / "broken"))
     (broken / "regionspot" / "1" / "vocabularies" / "cpu" / "mini.npz").write_bytes(b"damaged")
-    with pytest.raises(ServingError, match="is no vocabulary"), serving(broken, home):
+    with pytest.raises(ServingError, match="is no vocabulary"), running_server(broken, home):
         pass
     assert [one for one in ServerRecord.read_all(home) if one.repository == str(broken)] == []
 
@@ -232,7 +235,7 @@ def test_graphs_as_models_of_their_own(
     """What a GPU's public model does, on a CPU: every graph is called inside the server, several pictures at once."""
     repository = tmp_path / "repository"
     make_repository(mini_artifacts_with_masks, repository, RepositoryOptions(graphs="triton"))
-    with serving(repository, home) as running, RegionClient(running.ports.grpc_url) as client:
+    with running_server(repository, home) as running, RegionClient(running.ports.grpc_url) as client:
         found = [client.recognize(picture, boxes, "mini", return_masks=True) for _ in range(2)]
         words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
         with Connection(running.ports.grpc_url) as connection:

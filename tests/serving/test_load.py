@@ -24,7 +24,7 @@ from regionspot.cli.benchmark import load
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
 from regionspot.serving.contract import ServingError, error_of
-from regionspot.serving.server import ServerRecord
+from regionspot.serving.records import ServerRecord
 
 
 def measured(*options: str) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from PIL import Image
 from regionspot.errors import ArtifactError
 from regionspot.serving.client import RegionClient
 from regionspot.serving.plain_paths import PlainPaths
-from regionspot.serving.server import Ports, ServerRecord, serving
+from regionspot.serving.ports import Ports
+from regionspot.serving.records import ServerRecord, running_server
 
 
 @pytest.mark.parametrize("name", ["two words", "repoü", "a;b", "$(id)", "a'b", 'a"b', "a&b", "a\nb"])
@@ -50,7 +51,7 @@ def test_a_repository_with_a_space(
     there = shutil.copytree(repository, tmp_path / "my répo; x")
     image = np.asarray(Image.open(picture))
     asked: dict[str, Any] = {"boxes": [[5, 5, 90, 90]], "vocabulary": ("cat", "plain green toy")}
-    with serving(there, home) as running, RegionClient(running.ports.grpc_url) as client:
+    with running_server(there, home) as running, RegionClient(running.ports.grpc_url) as client:
         found = client.recognize(image, **asked)
         links = [path for path in Path(tempfile.gettempdir()).glob("regionspot-*/path0") if path.samefile(there)]
         assert len(links) == 1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from regionspot.cli.main import main
 from regionspot.data.coco_json import CocoDataset
-from regionspot.serving.server import ServerRecord
+from regionspot.serving.records import ServerRecord
 
 BOXES = ["--box", "5,5,90,90", "--point", "60,70"]
 

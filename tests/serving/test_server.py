@@ -29,7 +29,7 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.predictor import RegionPredictor
 from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteImage
 from regionspot.serving.contract import MODEL, RequestError, ServingError
-from regionspot.serving.server import ServerRecord
+from regionspot.serving.records import ServerRecord
 from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.vocabulary import VocabularyEncoder
