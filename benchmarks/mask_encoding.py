@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,12 @@ from regionspot.benchmarks.timing import median, repeat
 from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError
 from regionspot.files import write_atomically
+from regionspot.logs import log_to
 from regionspot.masks import encode_mask_logits
 from regionspot.threads import default_threads
 from regionspot.transforms import SamTransform
+
+logger = logging.getLogger(__name__)
 
 FRAME, LOW_RES = 1024, 256
 WAYS = ("segment_anything", "regionspot")
@@ -46,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@log_to("stderr")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.way:
@@ -155,7 +160,7 @@ def encode_by_segment_anything(size: tuple[int, int], threads: int) -> Encode:
 
 
 def _run(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    print(f"measuring {way}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {way}")
     height, width = arguments.size
     options = ["--masks", arguments.masks, "--size", height, width, "--threads", arguments.threads, "--way", way]
     command = [sys.executable, "-m", "regionspot.benchmarks.mask_encoding", *map(str, options)]

@@ -31,6 +31,7 @@ from regionspot.evaluation.evaluator import Metrics, evaluate_methods
 from regionspot.evaluation.methods import HEAD, METHODS, Method, clip_crops
 from regionspot.evaluation.proposals import ground_truth_proposals
 from regionspot.evaluation.tuning import first_with_objects, tuned_methods
+from regionspot.logs import log_to
 from regionspot.mini.dataset import build_dataset
 from regionspot.mini.recipe import head_recipe
 from regionspot.mini.shipped import load_mini_backbones
@@ -109,6 +110,7 @@ def box_embeddings(corners: Tensor, token_dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+@log_to("stdout")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     long_tail = arguments.long_tail

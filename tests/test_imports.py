@@ -19,7 +19,7 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
     {"errors", "extras", "_native", "_version"},
-    {"files", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
+    {"files", "logs", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
     | {"fonts", "label_places"},
     {"masks", "config"},
     {"structures"},
