@@ -43,6 +43,7 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 from regionspot.structures import FloatArray, Prompts, Vocabulary
+from regionspot.tables import markdown_table
 from regionspot.training.loop import train
 from regionspot.training.setup import Setup
 from regionspot.vocabulary import VocabularyEncoder
@@ -264,11 +265,11 @@ COLUMNS = (
 
 def format_summary(of_split: Mapping[str, Any]) -> str:
     """A row of figures for each method, as a table in Markdown."""
-    lines = [f"| method | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     for method, entry in of_split.items():
-        cells = [_cell(entry["mean"].get(name), (entry["deviation"] or {}).get(name)) for name in COLUMNS]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        deviation = entry["deviation"] or {}
+        rows.append([method, *(_cell(entry["mean"].get(name), deviation.get(name)) for name in COLUMNS)])
+    return markdown_table(["method", *COLUMNS], rows)
 
 
 def _cell(mean: float | None, deviation: float | None) -> str:

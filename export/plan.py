@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from regionspot.errors import InputError
-from regionspot.export.report import aligned
 from regionspot.files import in_units
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.head import RegionHead
@@ -21,6 +20,7 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.formats import FORMATS, MODEL, ONNX
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.tolerance import PRECISIONS
+from regionspot.tables import text_table
 
 OPTIONAL_GRAPHS = ("region_recognizer",)
 """Made only when they are asked for by name: it repeats what the others hold."""
@@ -225,4 +225,4 @@ def format_plan(estimates: Sequence[Estimate]) -> str:
     total = in_units(sum(one.file_bytes for one in estimates))
     most = in_units(max((one.memory_bytes for one in estimates), default=0))
     summary = f"{len(estimates)} artefacts, about {total} in all; memory at most about {most}"
-    return "\n".join([*aligned(header, rows), "", summary])
+    return f"{text_table(header, rows)}\n\n{summary}"

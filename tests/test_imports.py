@@ -19,8 +19,8 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
     {"errors", "extras", "_native", "_version"},
-    {"files", "logs", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
-    | {"fonts", "label_places"},
+    {"files", "logs", "progress", "tables", "child_process", "provenance", "threads", "mapped_files"}
+    | {"arrays", "jpeg_end", "fonts", "label_places"},
     {"masks", "config"},
     {"structures"},
     {"transforms", "synonyms", "vocabulary_files"},
