@@ -46,6 +46,8 @@ FENCES = {
     "pycocotools": ("benchmarks/mask_encoding.py", "benchmarks/research_pipeline.py"),
     "lvis": (),
     "transformers": ("benchmarks/detectors.py",),
+    "matplotlib": ("benchmarks/plots.py",),
+    "jinja2": ("benchmarks/page.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnxruntime": ("regionspot/runtime/ort_runner.py", "export/quantization.py"),
