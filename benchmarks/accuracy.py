@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +23,8 @@ from regionspot.evaluation.proposals import Proposals
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.vocabulary import VocabularyEncoder
+
+logger = logging.getLogger(__name__)
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP_base", "AP_novel")
 MOST_MOVED = 20
@@ -75,7 +77,7 @@ def measure(setup: Setup) -> dict[str, Any]:
 
 
 def _evaluated(setup: Setup, target: Target) -> tuple[Metrics, Detections]:
-    print(f"measuring {target.name}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {target.name}")
     with setup.open_target(target) as model:
         vocabulary = VocabularyEncoder(model.text_encoder).encode(setup.dataset.class_names)
         began = time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,8 +31,11 @@ from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.openvino_ir import convert
 from regionspot.files import write_atomically
+from regionspot.logs import log_to
 from regionspot.modeling.graphs import model_info
 from regionspot.runtime.graphs import graph_specs
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 
@@ -50,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@log_to("stderr")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
@@ -103,7 +108,7 @@ def _prepare(request: Request, folder: Path) -> None:
     info = model_info(model)
     specs = graph_specs(info)
     for graph in GRAPHS:
-        print(f"exporting {graph}", file=sys.stderr, flush=True)
+        logger.info(f"exporting {graph}")
         export_onnx(model, specs[graph], folder / f"{graph}.onnx")
         convert(folder / f"{graph}.onnx", folder / f"{graph}.xml", "fp32")
     write_decoder_weights(model.sam, folder / f"{GRAPHS[1]}.npz")
@@ -116,7 +121,7 @@ def _prepare(request: Request, folder: Path) -> None:
 
 def _run(variant: str, folder: Path, request: Request) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each number of boxes with what the variant's process measured."""
-    print(f"measuring {variant}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {variant}")
     command = [sys.executable, "-m", "regionspot.benchmarks.decoder_variants", variant, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(request.threads)}
     child = subprocess.run(command, capture_output=True, env=environment)

@@ -6,6 +6,7 @@ Each runtime and precision runs in a process of its own, one after another (`lat
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from regionspot.benchmarks.targets import Target
 from regionspot.child_process import exit_reason
 from regionspot.runtime.graphs import GRAPHS, required_graphs, served_graphs
 from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH
+
+logger = logging.getLogger(__name__)
 
 MEASURED = (*(name for name in served_graphs() if name != MASK_PROMPT_GRAPH), WHOLE, WHOLE_WITH_MASKS)
 """What can be measured: graphs, and the whole path."""
@@ -140,7 +143,7 @@ def cost_of(graph: str, row: Mapping[str, Any], words: int, precision: str, cost
 
 def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of one process."""
-    print(f"measuring {target.name}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {target.name}")
     graphs = [graph for graph in request.graphs if target.has(NEEDED.get(graph, (graph,)))]
     asked = replace(request, runtime=target.runtime, precision=target.precision, graphs=graphs)
     path = folder / f"{target.name}.json"
@@ -150,5 +153,5 @@ def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[s
     yield from map(json.loads, child.stdout.decode().splitlines())
     if child.returncode:
         note = f"not measured: it {exit_reason(child)}"
-        print(f"{target.name}: {note}", file=sys.stderr, flush=True)
+        logger.info(f"{target.name}: {note}")
         yield {"graph": None, "runtime": target.runtime, "precision": target.precision, "note": note}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteIma
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.triton import Address, Connection
 from regionspot.structures import FloatArray
+
+logger = logging.getLogger(__name__)
 
 FRACTIONS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 """Of the closed loop's best: what the open loop offers unless told otherwise."""
@@ -86,8 +89,8 @@ class Plan:
             )
 
 
-def measure(plan: Plan, data: str | Path | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """The report; `data` as in `pictures_of`. `say` is told each row.
+def measure(plan: Plan, data: str | Path | None) -> dict[str, Any]:
+    """The report; `data` as in `pictures_of`. Each row is logged.
 
     Raises:
         InputError: pictures, a vocabulary or a number of regions that cannot be used.
@@ -102,7 +105,7 @@ def measure(plan: Plan, data: str | Path | None, say: Callable[[str], None]) -> 
     most = max(len(picture.regions(count)) for count in plan.regions for picture in pictures)
     if most > info.limits.max_regions:
         raise InputError(f"--regions: {plan.url} takes {info.limits.max_regions} of a picture, not {most}")
-    load = _Load(plan, pictures, vocabulary, say)
+    load = _Load(plan, pictures, vocabulary)
     asyncio.run(load.sweep())
     rows = load.rows
     report = {
@@ -121,8 +124,8 @@ def measure(plan: Plan, data: str | Path | None, say: Callable[[str], None]) -> 
 class _Load:
     """Takes a plan's steps, one after another; `rows` and `checks` are their figures and those of `perf_analyzer`."""
 
-    def __init__(self, plan: Plan, pictures: Sequence[Picture], vocabulary: str, say: Callable[[str], None]) -> None:
-        self.plan, self.pictures, self.vocabulary, self.say = plan, pictures, vocabulary, say
+    def __init__(self, plan: Plan, pictures: Sequence[Picture], vocabulary: str) -> None:
+        self.plan, self.pictures, self.vocabulary = plan, pictures, vocabulary
         self.rng = np.random.default_rng(plan.seed)
         self.connection = Connection(plan.url, FIRST_ANSWER_S)
         self.rows: list[dict[str, Any]] = []
@@ -181,7 +184,7 @@ class _Load:
         row |= {"regions": self.regions, "client_cores": round(cpu / elapsed, 3)}
         row["server"] = work_between(before, self._statistics())
         self.rows.append(row)
-        self.say(line_of(row))
+        logger.info(line_of(row))
         return row
 
     def _cross_check(self, binary: str, ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +201,7 @@ class _Load:
         work = ours["server"].get(MODEL, {})
         compared = {f"ours_{name}": ours[name] for name in COMPARED}
         compared |= {f"ours_server_{name}": work.get(name) for name in ("queue_ms", "compute_infer_ms")}
-        self.say(f"perf_analyzer: {found.get('error') or 'p50 {p50_ms} ms, p99 {p99_ms} ms of {n}'.format(**found)}")
+        logger.info(f"perf_analyzer: {found.get('error') or 'p50 {p50_ms} ms, p99 {p99_ms} ms of {n}'.format(**found)}")
         return {"regions": self.regions, **found, **compared}
 
     def _statistics(self) -> Statistics:

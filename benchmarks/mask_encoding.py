@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,13 @@ from regionspot.benchmarks.timing import median, repeat
 from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError
 from regionspot.files import write_atomically
+from regionspot.logs import log_to
 from regionspot.masks import encode_mask_logits
+from regionspot.tables import text_table
 from regionspot.threads import default_threads
 from regionspot.transforms import SamTransform
+
+logger = logging.getLogger(__name__)
 
 FRAME, LOW_RES = 1024, 256
 WAYS = ("segment_anything", "regionspot")
@@ -46,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@log_to("stderr")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.way:
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     found = {way: _run(way, arguments) for way in WAYS}
     report = compare(found, arguments)
-    print("\n".join(format_report(report)))
+    print(format_report(report))
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
     return 0 if all(row["different"] == 0 for row in report["rows"]) else 1
@@ -79,16 +85,16 @@ def compare(found: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespac
     return {"benchmark": "mask_encoding", "rows": rows, "conditions": conditions(**what, statistic="median")}
 
 
-def format_report(report: Mapping[str, Any]) -> list[str]:
-    lines = [f"{'logits':<8}{'theirs s':>10}{'ours s':>9}{'faster':>9}{'theirs MiB':>12}{'ours MiB':>10}{'differ':>8}"]
+def format_report(report: Mapping[str, Any]) -> str:
+    """Returns a table for a terminal."""
+    header = ("logits", "theirs s", "ours s", "faster", "theirs MiB", "ours MiB", "differ")
+    rows = []
     for row in report["rows"]:
-        memory = [row[f"{way}_peak_mb"] for way in WAYS]
-        theirs, ours = ("–" if peak is None else f"{peak:.0f}" for peak in memory)
-        lines.append(
-            f"{row['logits']:<8}{row['segment_anything_s']:>10.3f}{row['regionspot_s']:>9.3f}{row['speedup']:>8.1f}x"
-            f"{theirs:>12}{ours:>10}{row['different']:>8}"
-        )
-    return lines
+        seconds = [f"{row[f'{way}_s']:.3f}" for way in WAYS]
+        peaks = [row[f"{way}_peak_mb"] for way in WAYS]
+        memory = ["–" if peak is None else f"{peak:.0f}" for peak in peaks]
+        rows.append((row["logits"], *seconds, f"{row['speedup']:.1f}x", *memory, str(row["different"])))
+    return text_table(header, rows, right=range(1, len(header)))
 
 
 def blobs(count: int) -> Logits:
@@ -155,7 +161,7 @@ def encode_by_segment_anything(size: tuple[int, int], threads: int) -> Encode:
 
 
 def _run(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    print(f"measuring {way}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {way}")
     height, width = arguments.size
     options = ["--masks", arguments.masks, "--size", height, width, "--threads", arguments.threads, "--way", way]
     command = [sys.executable, "-m", "regionspot.benchmarks.mask_encoding", *map(str, options)]

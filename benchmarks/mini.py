@@ -31,6 +31,7 @@ from regionspot.evaluation.evaluator import Metrics, evaluate_methods
 from regionspot.evaluation.methods import HEAD, METHODS, Method, clip_crops
 from regionspot.evaluation.proposals import ground_truth_proposals
 from regionspot.evaluation.tuning import first_with_objects, tuned_methods
+from regionspot.logs import log_to
 from regionspot.mini.dataset import build_dataset
 from regionspot.mini.recipe import head_recipe
 from regionspot.mini.shipped import load_mini_backbones
@@ -42,6 +43,7 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 from regionspot.structures import FloatArray, Prompts, Vocabulary
+from regionspot.tables import markdown_table
 from regionspot.training.loop import train
 from regionspot.training.setup import Setup
 from regionspot.vocabulary import VocabularyEncoder
@@ -109,6 +111,7 @@ def box_embeddings(corners: Tensor, token_dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+@log_to("stdout")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     long_tail = arguments.long_tail
@@ -265,11 +268,11 @@ COLUMNS = (
 
 def format_summary(of_split: Mapping[str, Any]) -> str:
     """A row of figures for each method, as a table in Markdown."""
-    lines = [f"| method | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    rows = []
     for method, entry in of_split.items():
-        cells = [_cell(entry["mean"].get(name), (entry["deviation"] or {}).get(name)) for name in COLUMNS]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        deviation = entry["deviation"] or {}
+        rows.append([method, *(_cell(entry["mean"].get(name), deviation.get(name)) for name in COLUMNS)])
+    return markdown_table(["method", *COLUMNS], rows)
 
 
 def _cell(mean: float | None, deviation: float | None) -> str:

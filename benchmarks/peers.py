@@ -7,6 +7,7 @@ picture, boxes and words' embeddings go to all of them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -41,6 +42,8 @@ from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, NATIVE
 from regionspot.runtime.graphs import required_graphs
 from regionspot.transforms import read_image
+
+logger = logging.getLogger(__name__)
 
 OURS = "ours"
 MASK_GRAPH = "sam_mask_decoder"
@@ -143,7 +146,7 @@ def artefact_ways(manifest: Manifest | None) -> list[str]:
         return []
     on_cpu = [name for name, row in FORMATS.items() if row.runs_on_cpu]
     if others := {entry.format for entry in manifest.graphs} - {*on_cpu, NATIVE}:
-        print(f"left out: {', '.join(sorted(others))}, which works on a GPU", file=sys.stderr, flush=True)
+        logger.info(f"left out: {', '.join(sorted(others))}, which works on a GPU")
     return [_way(one, precision) for one in on_cpu for precision in manifest.precisions(one)]
 
 
@@ -205,9 +208,9 @@ def _measured(way: str, draw: bool, setup: Setup, folder: Path, manifest: Manife
     """Run one way; a child that fails is a note, not an error."""
     counts: list[int | None] = [None] if way in DETECTORS else list(setup.regions)
     if reason := _what_is_missing(way, draw, manifest):
-        print(f"{_title(way, draw)}: {reason}", file=sys.stderr, flush=True)
+        logger.info(f"{_title(way, draw)}: {reason}")
         return VariantResult(way, draw, counts, [{"note": reason}])
-    print(f"measuring {_title(way, draw)}", file=sys.stderr, flush=True)
+    logger.info(f"measuring {_title(way, draw)}")
     command = [sys.executable, "-m", "regionspot.benchmarks.peer_variants", variant_name(way, draw), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"}
     child = subprocess.run(command, capture_output=True, env=environment)

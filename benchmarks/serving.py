@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import open_pipeline
 from regionspot.serving.client import AsyncRegionClient, RegionClient, ServerInfo
 from regionspot.structures import RegionPredictions, Vocabulary
+from regionspot.tables import text_table
 from regionspot.vocabulary import VocabularyEncoder
 
 MAX_DIFFERENCE = 1e-4
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report: dict[str, Any] = {"parity": compare(arguments, predictor, vocabulary, samples)}
         report["latency"] = measure(arguments, predictor, vocabulary, samples)
     report["conditions"] = _conditions(info, samples, arguments.requests)
-    print("\n".join(format_report(report)))
+    print(format_report(report))
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
     same = all(
@@ -169,22 +170,30 @@ async def _load(
         return seconds, time.perf_counter() - began
 
 
-def format_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """Tables for a terminal."""
-    yield f"{'answers by':<18}{'pictures':>9}{'regions':>9}{'classes':>10}{'scores differ by':>18}"
-    for name, row in report["parity"].items():
+def format_report(report: Mapping[str, Any]) -> str:
+    """Returns two tables for a terminal."""
+    return f"{_parity_table(report['parity'])}\n\n{_latency_table(report['latency'])}"
+
+
+def _parity_table(parity: Mapping[str, Mapping[str, Any]]) -> str:
+    header = ("answers by", "pictures", "regions", "classes", "scores differ by")
+    rows = []
+    for name, row in parity.items():
         classes = "the same" if row["same_classes"] else "DIFFERENT"
-        yield f"{name:<18}{row['pictures']:>9}{row['regions']:>9}{classes:>10}{row['max_score_difference']:>18.1e}"
-    yield ""
-    yield f"{'where':<12}{'picture':<9}{'at once':>8}{'p50 ms':>9}{'p99 ms':>9}{'per second':>12}{'overhead ms':>13}"
-    alone = {row["picture"]: row["p50_ms"] for row in report["latency"] if row["where"] == "in process"}
-    for row in report["latency"]:
+        rows.append((name, str(row["pictures"]), str(row["regions"]), classes, f"{row['max_score_difference']:.1e}"))
+    return text_table(header, rows, right=range(1, len(header)))
+
+
+def _latency_table(latency: Sequence[Mapping[str, Any]]) -> str:
+    header = ("where", "picture", "at once", "p50 ms", "p99 ms", "per second", "overhead ms")
+    alone = {row["picture"]: row["p50_ms"] for row in latency if row["where"] == "in process"}
+    rows = []
+    for row in latency:
+        figures = [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms", "per_second")]
         shown = row["where"] == "Triton" and row["concurrency"] == 1
         overhead = f"{row['p50_ms'] - alone[row['picture']]:.1f}" if shown else ""
-        yield (
-            f"{row['where']:<12}{row['picture']:<9}{row['concurrency']:>8}{row['p50_ms']:>9.1f}{row['p99_ms']:>9.1f}"
-            f"{row['per_second']:>12.1f}{overhead:>13}"
-        )
+        rows.append((row["where"], row["picture"], str(row["concurrency"]), *figures, overhead))
+    return text_table(header, rows, right=range(2, len(header)))
 
 
 def _samples(dataset: CocoDataset) -> list[Sample]:

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from regionspot.benchmarks.kinds import KINDS, reports_in, table_of
+from regionspot.tables import markdown_table, text_table
 
 Conditions = Mapping[str, Any]
 
 
 def text(report: Mapping[str, Any]) -> str:
     """Every table, for a terminal."""
-    return "\n\n".join("\n".join(_text_table(one)) for one in reports_in(report))
+    return "\n\n".join(f"{KINDS[one['benchmark']].title}\n{text_table(*_cells(one))}" for one in reports_in(report))
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -35,30 +36,17 @@ def conditions_of(report: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _text_table(report: Mapping[str, Any]) -> Iterator[str]:
-    columns, rows = table_of(report)
-    cells = [[column.heading for column in columns], *rows]
-    widths = [max(map(len, texts)) for texts in zip(*cells, strict=True)]
-    yield KINDS[report["benchmark"]].title
-    for row in cells:
-        padded = [
-            f"{one:>{width}}" if column.form else f"{one:<{width}}"
-            for one, width, column in zip(row, widths, columns, strict=True)
-        ]
-        yield "  ".join(padded).rstrip()
-
-
 def _markdown_section(report: Mapping[str, Any]) -> Iterator[str]:
     kind = KINDS[report["benchmark"]]
-    columns, rows = table_of(report)
     yield from (f"## {kind.title}", "", kind.explanation, "")
-    yield _markdown_row([column.heading for column in columns])
-    yield _markdown_row(["---:" if column.form else "---" for column in columns])
-    yield from map(_markdown_row, rows)
+    yield markdown_table(*_cells(report))
     yield ""
     yield from (f"- {name}: {value}" for name, value in conditions_of(report).items())
     yield ""
 
 
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def _cells(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]], set[int]]:
+    """Returns the header, the rows, and which columns are numbers, aligned to the right."""
+    columns, rows = table_of(report)
+    numbers = {index for index, column in enumerate(columns) if column.form}
+    return [column.heading for column in columns], rows, numbers

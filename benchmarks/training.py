@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +20,8 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.training.loop import prepare_batches
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 WARM_UP = 2
 CACHED, ANEW, UNCACHED = "steps, features cached", "steps, CLIP's maps anew", "steps, nothing cached"
@@ -95,13 +97,13 @@ def _config(request: Request, cache: Path, runtime: str = "torch", precision: st
 
 def _extraction(setup: Setup, runtime: str) -> dict[str, Any]:
     features, (training_set,) = setup.config.features, setup.sets
-    _say(f"extraction by {runtime}")
+    logger.info(f"measuring extraction by {runtime}")
     with setup.extractor.pipeline:
         _extract(setup.extractor, training_set, range(min(2, len(training_set))))  # opens the graphs
         memory = PeakMemory()
         memory.start()
         began = time.perf_counter()
-        fill_caches(setup.caches, setup.extractor, features.batch_size, features.workers, say=lambda _: None)
+        fill_caches(setup.caches, setup.extractor, features.batch_size, features.workers)
         seconds = time.perf_counter() - began
     row = {"what": "extraction", "runtime": runtime, "batch": features.batch_size, "peak_mb": memory.peak_mb()}
     return row | _rates(len(training_set), training_set.num_regions, seconds)
@@ -109,11 +111,11 @@ def _extraction(setup: Setup, runtime: str) -> dict[str, Any]:
 
 def _steps(what: str, config: TrainConfig, request: Request, uncached: bool = False) -> Iterator[dict[str, Any]]:
     """Steps of the trainer; `uncached` extracts the features of each step's pictures again before it."""
-    _say(what)
+    logger.info(f"measuring {what}")
     setup = Setup.from_config(config, request.backbones)
     (training_set,) = setup.sets
     schedule = BatchSchedule([len(training_set)], [1], config.batch_size, config.seed)
-    with prepare_batches(setup, lambda _: None) as batches:
+    with prepare_batches(setup) as batches:
         trainer = Trainer(setup, batches)
         memory, images, regions, began = PeakMemory(), 0, 0, 0.0
         memory.start()
@@ -139,7 +141,3 @@ def _extract(extractor: FeatureExtractor, training_set: TrainingSet, indices: It
 
 def _rates(images: int, regions: int, seconds: float) -> dict[str, Any]:
     return {"n": images, "images_per_s": images / seconds, "regions_per_s": regions / seconds, "seconds": seconds}
-
-
-def _say(what: str) -> None:
-    print(f"measuring {what}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +40,7 @@ from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.tokenizer import tokenizer_json
 from regionspot.runtime.tolerance import TOLERANCES
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,11 @@ class Settings:
     timeout_s: float = TIMEOUT_S
 
 
-def export(
-    model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, settings: Settings, say: Say = print
-) -> Report:
-    """Make what `steps` say, sources first, as `make_plan` gives them.
+def export(model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, settings: Settings) -> Report:
+    """Make what `steps` say, sources first, as `make_plan` gives them. Logs each step and its outcome.
 
     Args:
         inputs: what to compare on, and to calibrate int8 with.
-        say: takes lines of progress.
 
     Raises:
         InputError: the directory holds artefacts of another model, or another process is exporting into it.
@@ -78,7 +76,7 @@ def export(
     """
     busy = f"another process is exporting into {settings.out}: wait for it to end, or name another directory with --out"
     with locked(settings.out, busy):
-        build = _Build(model, inputs, settings, say, len(steps))
+        build = _Build(model, inputs, settings, len(steps))
         entries: list[GraphEntry] = []
         for spec, of_graph in groupby(steps, key=lambda step: step.spec):
             entries += build.graph(spec, list(of_graph))
@@ -90,12 +88,10 @@ def export(
 class _Build:
     """The state of one export: the manifest as it grows."""
 
-    def __init__(
-        self, model: RegionSpot, inputs: ParityInputs, settings: Settings, say: Say = print, total: int = 0
-    ) -> None:
-        self.model, self.inputs, self.settings, self.say = model, inputs, settings, say
+    def __init__(self, model: RegionSpot, inputs: ParityInputs, settings: Settings, total: int = 0) -> None:
+        self.model, self.inputs, self.settings = model, inputs, settings
         self.weights_of = graph_fingerprints(model)
-        self.manifest, self.total, self.done = _open_manifest(model, self.weights_of, settings, say), total, 0
+        self.manifest, self.total, self.done = _open_manifest(model, self.weights_of, settings), total, 0
 
     def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
         """Make and verify every artefact of one graph. The reference is computed once, where it is needed."""
@@ -106,7 +102,7 @@ class _Build:
             entry = self._step(step, weights)
             self.manifest = self.manifest.with_entry(entry)
             self.manifest.save()
-            self.say(f"[{self.done}/{self.total}] {step.title}: {in_words(entry)}")
+            logger.info(f"[{self.done}/{self.total}] {step.title}: {in_words(entry)}")
             entries.append(entry)
         self.inputs.forget(spec)
         return entries
@@ -120,7 +116,7 @@ class _Build:
         self.manifest.save()  # nothing half-made is listed
         entry = GraphEntry(step.spec, step.format, step.precision, weights=weights, recipe=recipe, versions=made_with)
         entry = replace(entry, tolerance=FORMATS[step.format].tolerance(step.precision).name)
-        self.say(f"[{self.done}/{self.total}] {step.title}: making")
+        logger.info(f"[{self.done}/{self.total}] {step.title}: making")
         began = time.monotonic()
         try:
             self._make(step)
@@ -214,7 +210,7 @@ class _Build:
         kept = next((row for row in self.manifest.end_to_end if row["of"] == of), None)
         if kept is not None and kept["passed"] and self.settings.resume:
             return kept
-        self.say(f"end to end, {artefact_format} {precision}: running")
+        logger.info(f"end to end, {artefact_format} {precision}: running")
         text = self.manifest.get("clip_text_encoder", artefact_format, precision)
         head = self.manifest.find("region_head", artefact_format, precision)
         recognizer = recognizer_spec(self.inputs.specs["region_recognizer"], head.spec)
@@ -282,7 +278,7 @@ def with_parity(entry: GraphEntry, parity: ParityResult) -> GraphEntry:
     )
 
 
-def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings: Settings, say: Say) -> Manifest:
+def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings: Settings) -> Manifest:
     """What is in the directory already of this model, or an empty one.
 
     Graphs of other weights are left out: two versions of a model must not stand in one directory. A manifest that this
@@ -294,7 +290,7 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
         try:
             manifest = Manifest.load(settings.out)
         except ArtifactError as error:
-            say(f"{settings.out / MANIFEST} is not usable, so an empty one takes its place: {error}")
+            logger.info(f"{settings.out / MANIFEST} is not usable, so an empty one takes its place: {error}")
         if manifest.model.name != info.name:
             raise InputError(
                 f"{settings.out} holds artefacts of {manifest.model.name}, and this model is {info.name}: name another "
@@ -302,7 +298,7 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
             )
         for entry in manifest.graphs:
             if entry.weights != weights_of(entry.name):
-                say(f"{entry.title} is of other weights and is dropped from the manifest")
+                logger.info(f"{entry.title} is of other weights and is dropped from the manifest")
                 manifest = manifest.without(entry.key)
     return replace(
         manifest,

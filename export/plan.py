@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from regionspot.errors import InputError
-from regionspot.export.report import aligned
 from regionspot.files import in_units
 from regionspot.modeling.checkpoint import load_head
 from regionspot.modeling.graphs import module_class
@@ -23,6 +22,7 @@ from regionspot.runtime.formats import FORMATS, MODEL, ONNX
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
+from regionspot.tables import text_table
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
@@ -176,4 +176,4 @@ def format_plan(estimates: Sequence[Estimate]) -> str:
     total = in_units(sum(one.file_bytes for one in estimates))
     most = in_units(max((one.memory_bytes for one in estimates), default=0))
     summary = f"{len(estimates)} artefacts, about {total} in all; memory at most about {most}"
-    return "\n".join([*aligned(header, rows), "", summary])
+    return f"{text_table(header, rows)}\n\n{summary}"

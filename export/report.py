@@ -9,6 +9,7 @@ from typing import Any
 from regionspot.export.parity import EndToEndResult, ParityResult
 from regionspot.files import in_units
 from regionspot.runtime.artifacts import GraphEntry
+from regionspot.tables import text_table
 
 VERDICTS = {True: "passed", False: "FAILED", None: "not run"}
 
@@ -42,10 +43,10 @@ def in_words(entry: GraphEntry) -> str:
 def format_report(report: Report) -> str:
     """Aligned tables of all graphs and of the whole pipelines, and why what failed did."""
     header = ("graph", "format", "precision", "size", "build s", "max|Δ|", "cosine", "SQNR dB", "verdict")
-    lines = aligned(header, [_row(entry) for entry in report.entries])
+    lines = [text_table(header, [_row(entry) for entry in report.entries])]
     if report.end_to_end:
         columns = ("end to end", "precision", "images", "regions", "top-1 agreement", "score difference", "verdict")
-        lines += ["", *aligned(columns, [_pipeline_row(row) for row in report.end_to_end])]
+        lines += ["", text_table(columns, [_pipeline_row(row) for row in report.end_to_end])]
     failed = [f"{entry.title}: {entry.reason}" for entry in report.entries if entry.passed is False]
     failed += [
         f"end to end ({row['format']}, {row['precision']}): {row['reason']}"
@@ -66,11 +67,11 @@ def format_comparison(graphs: Mapping[str, ParityResult], whole: EndToEndResult 
         worst = parity.worst
         figures = _figures(*((worst.max_abs_diff, worst.cosine, worst.sqnr_db) if worst else (None, None, None)))
         rows.append((name, *figures, parity.tolerance.name, VERDICTS[parity.passed]))
-    lines = aligned(header, rows)
+    lines = [text_table(header, rows)]
     reasons = {name: parity.reason for name, parity in graphs.items() if parity.reason}
     if whole is not None:
         columns = ("end to end", "images", "regions", "top-1 agreement", "score difference", "verdict")
-        lines += ["", *aligned(columns, [("A to B", *_pipeline_cells(whole.to_json()))])]
+        lines += ["", text_table(columns, [("A to B", *_pipeline_cells(whole.to_json()))])]
         reasons |= {"end to end": whole.reason} if whole.reason else {}
     lines += ["", *(f"{name}: {reason}" for name, reason in reasons.items())] if reasons else []
     return "\n".join(lines)
@@ -100,10 +101,3 @@ def _pipeline_cells(row: Mapping[str, Any]) -> Sequence[str]:
         "–" if difference is None else f"{difference:.2e}",
         VERDICTS[row["passed"]],
     )
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose columns are as wide as they must be; without blanks at the end."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return [line.rstrip() for line in lines]

@@ -19,6 +19,7 @@ EXTRAS = {
     "python_multipart": "web",
     "starlette": "web",
     "uvicorn": "web",
+    "jinja2": "benchmark",
     "matplotlib": "benchmark",
     "transformers": "peers",
 }

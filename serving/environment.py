@@ -7,6 +7,7 @@ package is copied beside it, once for each state of the code.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import cache_root, expand_home
 from regionspot.locks import locked
 from regionspot.serving.repository import PACKAGE_VARIABLE
+
+logger = logging.getLogger(__name__)
 
 CONTAINER = Path("/opt/tritonserver")
 REQUIREMENTS = Path(__file__).with_name("requirements-server.txt")
@@ -63,12 +66,13 @@ def default_home() -> Path:
     return expand_home(named, "REGIONSPOT_SERVER_HOME") if named else cache_root() / "server"
 
 
-def find_installation(home: str | Path | None = None, say: Callable[[str], None] = print) -> Installation:
+def find_installation(home: str | Path | None = None) -> Installation:
     """The container's server where this runs in one, else one from PyPI, installed when first asked for.
+
+    Logs the installation, which takes minutes.
 
     Args:
         home: where it is kept; None stands for `default_home()`.
-        say: told what takes long.
 
     Raises:
         InputError: this system has no such server.
@@ -82,7 +86,7 @@ def find_installation(home: str | Path | None = None, say: Callable[[str], None]
         )
     home = Path(os.path.abspath(home if home is not None else default_home()))  # links and variables need it whole
     with locked(home):
-        environment = _prepared(home, say)
+        environment = _prepared(home)
         package = _copied_package(home)
     python = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     libraries = [str(python / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
@@ -97,7 +101,7 @@ def find_installation(home: str | Path | None = None, say: Callable[[str], None]
     )
 
 
-def _prepared(home: Path, say: Callable[[str], None]) -> Path:
+def _prepared(home: Path) -> Path:
     """The environment of these requirements and of this Python, made if there is none."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     digest = hashlib.sha256(REQUIREMENTS.read_bytes() + version.encode()).hexdigest()[:12]
@@ -105,7 +109,7 @@ def _prepared(home: Path, say: Callable[[str], None]) -> Path:
     if (environment / _READY).is_file():
         return environment
     shutil.rmtree(environment, ignore_errors=True)
-    say(f"Installing the Triton server into {environment}: once, about 600 MB on disk.")
+    logger.info(f"Installing the Triton server into {environment}: once, about 600 MB on disk.")
     venv.create(environment, with_pip=True)
     command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*command, "--no-deps", "-r", str(REQUIREMENTS)], capture_output=True, text=True)

@@ -19,8 +19,8 @@ MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, install
 # An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
 LAYERS = (
     {"errors", "extras", "_native", "_version"},
-    {"files", "progress", "child_process", "provenance", "threads", "mapped_files", "arrays", "jpeg_end"}
-    | {"fonts", "label_places"},
+    {"files", "logs", "progress", "tables", "child_process", "provenance", "threads", "mapped_files"}
+    | {"arrays", "jpeg_end", "fonts", "label_places"},
     {"masks", "config", "locks"},
     {"structures"},
     {"transforms", "synonyms", "vocabulary_files"},
@@ -46,6 +46,8 @@ FENCES = {
     "pycocotools": ("benchmarks/mask_encoding.py", "benchmarks/research_pipeline.py"),
     "lvis": (),
     "transformers": ("benchmarks/detectors.py",),
+    "matplotlib": ("benchmarks/plots.py",),
+    "jinja2": ("benchmarks/page.py",),
     "onnx": ("export/",),
     "onnxscript": ("export/",),
     "onnxruntime": ("regionspot/runtime/ort_runner.py", "export/quantization.py"),

@@ -11,6 +11,7 @@ from regionspot.cli.models import add_model_options, add_runtime_options, check_
 from regionspot.cli.outputs import check_outputs, is_stdout, json_bytes, model_files, table_stream, write_output
 from regionspot.cli.regions import add_clean_names_option
 from regionspot.errors import InputError, plain_text, shown
+from regionspot.tables import text_table
 
 if TYPE_CHECKING:
     from regionspot.data.coco_json import CocoDataset
@@ -252,17 +253,9 @@ def _method_line(name: str, protocol: Mapping[str, Any]) -> str:
 
 
 def _rows(heading: str, columns: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A blank line, a heading with the columns' names, and a row for each method."""
-    width = max(map(len, (heading, *figures)))
-    table = ["", f"{heading:<{width}}" + "".join(f"{name:>{_width(name)}}" for name in columns)]
-    for method, of_method in figures.items():
-        cells = (f"{number(of_method[name]):>{_width(name)}}" for name in columns)
-        table.append(f"{method:<{width}}" + "".join(cells))
-    return table
-
-
-def _width(column: str) -> int:
-    return max(7, len(column) + 2)
+    """A blank line, and a table with a row for each method."""
+    rows = [[method, *(number(of_method[name]) for name in columns)] for method, of_method in figures.items()]
+    return ["", text_table([heading, *columns], rows, right=range(1, len(columns) + 1))]
 
 
 def _remarks(protocol: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +121,7 @@ def _export(arguments: argparse.Namespace) -> int:
     inputs = ParityInputs(model, arguments.calibration, arguments.parity_images)
     print(f"comparing on {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs")
     settings = Settings(arguments.out, arguments.resume, _source(arguments), engine, arguments.threads)
-    report = export(model, _plan(arguments, model), inputs, settings, partial(print, flush=True))
+    report = export(model, _plan(arguments, model), inputs, settings)
     print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")
     return 0 if report.passed else EXIT_BREACH
 

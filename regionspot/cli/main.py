@@ -20,6 +20,7 @@ from regionspot.cli.streams import KeptStreams
 from regionspot.errors import RegionSpotError
 from regionspot.extras import install_hint
 from regionspot.files import private_folder
+from regionspot.logs import log_to
 
 COMMANDS = {
     "predict": ("regionspot.cli.predict", "recognise regions of a picture"),
@@ -35,6 +36,9 @@ COMMANDS = {
     "demo": ("regionspot.cli.demo", "train on the mini world, evaluate, recognise regions"),
     "doctor": ("regionspot.cli.doctor", "what works on this machine, and how to mend what does not"),
 }
+
+LOGGING_TO_STDOUT = ("train", "export", "serve", "mini", "demo")
+"""Commands whose output is read by people; the results of others may be read by programs, so they log to stderr."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -61,7 +65,8 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         return _fail(unknown_name("command", name, COMMANDS))
     try:
-        return int(import_module(COMMANDS[name][0]).main(rest))
+        with log_to("stdout" if name in LOGGING_TO_STDOUT else "stderr"):
+            return int(import_module(COMMANDS[name][0]).main(rest))
     except RegionSpotError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.outputs import check_outputs, is_stdout, table_stream, write_output
 from regionspot.errors import InputError, plain_text
+from regionspot.tables import text_table
 
 if TYPE_CHECKING:
     from regionspot.structures import RegionPredictions
@@ -101,14 +102,13 @@ def check_output_options(arguments: argparse.Namespace, inputs: Mapping[str, Any
 
 
 def region_table(predictions: RegionPredictions, title: str) -> str:
-    rows = [("#", "box", "class", "score", "then")]
+    rows = []
     for index, region in enumerate(predictions.to_json("")["regions"]):
         box = ",".join(f"{value:.0f}" for value in region["box"])
         then = ", ".join(f"{name} {score:.2f}" for name, score in region["top"][1:3])
         rows.append((str(index), box, region["class"], f"{region['score']:.2f}", then))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"{title}, {len(predictions.class_names)} words", *lines])
+    table = text_table(("#", "box", "class", "score", "then"), rows)
+    return f"{title}, {len(predictions.class_names)} words\n{table}"
 
 
 def deliver(

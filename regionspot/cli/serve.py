@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import os
 import shlex
 import signal
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
+from regionspot.logs import JsonFormatter, log_to
 
 if TYPE_CHECKING:
     from regionspot.serving.records import ServerRecord
@@ -176,7 +177,7 @@ def _up(arguments: argparse.Namespace) -> int:
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host).resolved()
-    installation = find_installation(home, say=lambda text: print(text, flush=True))
+    installation = find_installation(home)
     if arguments.detach:
         began = time.perf_counter()
         found = start_detached(arguments.repository, home, ports, target, arguments.log)
@@ -215,7 +216,8 @@ def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
         ready = replace(running, ready=True)
         ready.write(home)
         print(_where(ready, time.perf_counter() - began), flush=True)
-        Supervisor(server, say=_say).run()
+        with log_to("stdout", JsonFormatter()):
+            Supervisor(server, say=logging.getLogger("regionspot.serving.supervisor").info).run()
     except KeyboardInterrupt:
         pass
     finally:
@@ -241,10 +243,6 @@ def _where(running: ServerRecord, seconds: float) -> str:
             f"  log      {running.log}",
         ]
     )
-
-
-def _say(text: str) -> None:
-    print(json.dumps({"time": round(time.time(), 3), "event": "supervisor", "message": text}), flush=True)
 
 
 def _down(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import time
 import warnings
@@ -27,6 +28,8 @@ from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.structures import PADDING, BoolArray, Prompts
 from regionspot.structures import IntArray as LabelArray
 from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, model_inputs, read_image
+
+logger = logging.getLogger(__name__)
 
 WAIT_S = 0.2  # between looks at shards that other processes are making
 
@@ -157,19 +160,17 @@ def fill_caches(
     extractor: FeatureExtractor,
     batch_size: int = 8,
     workers: int = 4,
-    say: Callable[[str], None] = print,
     *,
     max_skipped: float | None = None,
     verify: bool = False,
 ) -> None:
-    """Makes the shards that are missing or damaged; those that are whole are kept.
+    """Makes the shards that are missing or damaged; those that are whole are kept. Logs size estimates first.
 
     Several processes may fill the same caches: each makes the shards that no other one is making.
 
     Args:
         batch_size: images that go through the encoders at once.
         workers: threads that read images.
-        say: takes the size estimates, before anything is computed.
         max_skipped: None stops at an image that cannot be used, and tries those again that an earlier call skipped. A
             fraction skips such images (see `FeatureCache.skipped`), until more than that of a data set are skipped.
         verify: read and verify all shards that are there, not only those that were touched.
@@ -183,7 +184,7 @@ def fill_caches(
     for one in work:
         for complaint in one.complaints:
             warnings.warn(f"{complaint}; it is made again", stacklevel=2)
-        say(describe_cache(one.cache, one.missing))
+        logger.info(describe_cache(one.cache, one.missing))
     check_space(caches, [one.missing for one in work])
     for one in work:
         if one.missing:

@@ -242,7 +242,8 @@ class FeatureCache:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtifactError(f"cannot make {self.directory}: {why_not_written(error)}") from error
-        lock = filelock.FileLock(self.directory / f".{self._digests[shard]}.lock")
+        path = self.directory / f".{self._digests[shard]}.lock"
+        lock = filelock.FileLock(path, preserve_lock_file=True)  # no fallback to marker files
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -254,7 +255,7 @@ class FeatureCache:
         try:
             yield True
             with contextlib.suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         finally:
             lock.release()
 

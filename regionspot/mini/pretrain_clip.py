@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from regionspot.mini.architecture import CLIP_IMAGE_SIZE, CONTEXT_LENGTH, PATCH_SIZE, build_mini_clip, position_table
 from regionspot.mini.pools import PicturePool, clip_portraits, clip_scenes
 from regionspot.mini.shipped import load_mini_clip
-from regionspot.mini.stepper import Log, Schedule, Stepper, autocast
+from regionspot.mini.stepper import Schedule, Stepper, autocast
 from regionspot.mini.world import CATEGORIES, article
 from regionspot.modeling.clip import CLIP, IMAGE_MEAN, IMAGE_STD, TEMPLATES, encode_tokens, tokenize
 
@@ -68,7 +68,7 @@ class CompactTokenizer:
 
 
 def train(
-    directory: Path, recipe: ClipRecipe, checkpoint: Path | None = None, start: Path | None = None, log: Log = print
+    directory: Path, recipe: ClipRecipe, checkpoint: Path | None = None, start: Path | None = None
 ) -> tuple[CLIP, torch.Tensor]:
     """Train on pools under `directory`.
 
@@ -89,16 +89,16 @@ def train(
     with sdpa_kernel(SDPBackend.MATH):
         first = None if checkpoint is None else checkpoint.with_stem(f"{checkpoint.stem}-small")
         if start is None and (checkpoint is None or not checkpoint.exists()):
-            _train_small(clip, tokenizer, portraits, recipe, first, log)
-        _train_full(clip, tokenizer, portraits, clip_scenes(directory, recipe.scenes, 2), recipe, checkpoint, log)
+            _train_small(clip, tokenizer, portraits, recipe, first)
+        _train_full(clip, tokenizer, portraits, clip_scenes(directory, recipe.scenes, 2), recipe, checkpoint)
     return clip.eval(), torch.from_numpy(tokenizer.ids)
 
 
 def _train_small(
-    clip: CLIP, tokenizer: CompactTokenizer, pool: PicturePool, recipe: ClipRecipe, checkpoint: Path | None, log: Log
+    clip: CLIP, tokenizer: CompactTokenizer, pool: PicturePool, recipe: ClipRecipe, checkpoint: Path | None
 ) -> None:
     schedule = Schedule(recipe.small_lr, recipe.small_steps)
-    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip, portraits at 64 px", checkpoint, log)
+    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip, portraits at 64 px", checkpoint)
     while not stepper.done:
         rng = np.random.default_rng([recipe.seed, 1, stepper.step])
         images, shown = _drawn(pool, recipe.small_batch, rng)
@@ -114,10 +114,9 @@ def _train_full(
     scenes: PicturePool,
     recipe: ClipRecipe,
     checkpoint: Path | None,
-    log: Log,
 ) -> None:
     schedule = Schedule(recipe.lr, recipe.steps)
-    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip", checkpoint, log)
+    stepper = Stepper(clip, schedule, recipe.weight_decay, "clip", checkpoint)
     while not stepper.done:
         rng = np.random.default_rng([recipe.seed, 2, stepper.step])
         of_portraits, of_scenes = _drawn(portraits, recipe.portrait_batch, rng), _drawn(scenes, recipe.scene_batch, rng)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from regionspot.mini.architecture import SAM_IMAGE_SIZE, build_mini_sam
 from regionspot.mini.pools import ScenePool, sam_scenes
 from regionspot.mini.shipped import load_mini_sam
-from regionspot.mini.stepper import Log, Schedule, Stepper, autocast
+from regionspot.mini.stepper import Schedule, Stepper, autocast
 from regionspot.modeling.sam import Sam, normalise
 
 
@@ -48,9 +48,7 @@ class PromptBatch:
     is_point: bool
 
 
-def train(
-    directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, start: Path | None = None, log: Log = print
-) -> Sam:
+def train(directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, start: Path | None = None) -> Sam:
     """Train on the pool of scenes under `directory`.
 
     Args:
@@ -62,7 +60,7 @@ def train(
     if start is not None:
         load_mini_sam(sam, start)
     pool = sam_scenes(directory, recipe.scenes, 2)
-    stepper = Stepper(sam, Schedule(recipe.lr, recipe.steps), recipe.weight_decay, "sam", checkpoint, log)
+    stepper = Stepper(sam, Schedule(recipe.lr, recipe.steps), recipe.weight_decay, "sam", checkpoint)
     while not stepper.done:
         rng = np.random.default_rng([recipe.seed, stepper.step])
         images, sizes, prompts = _sample_batch(pool, recipe, rng)

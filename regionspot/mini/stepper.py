@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regionspot.errors import InputError
 
-Log = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class Stepper:
         weight_decay: float,
         name: str,
         checkpoint: Path | None = None,
-        log: Log = print,
         every: int = 200,
     ) -> None:
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -63,7 +62,7 @@ class Stepper:
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.98), fused=True)
-        self._module, self._schedule, self._name, self._log = module, schedule, name, log
+        self._module, self._schedule, self._name = module, schedule, name
         self._checkpoint, self._every, self.step = checkpoint, every, 0
         self._restore()
         self._began, self._start = time.perf_counter(), self.step
@@ -84,7 +83,7 @@ class Stepper:
         if self.step % 100 == 0:
             pace = (time.perf_counter() - self._began) / (self.step - self._start)
             to_go = f"{pace:.2f} s a step, {pace * (self._schedule.steps - self.step) / 60:.0f} min to go"
-            self._log(f"{self._name} {self.step}/{self._schedule.steps}  loss {loss.item():.3f}  {detail}  {to_go}")
+            logger.info(f"{self._name} {self.step}/{self._schedule.steps}  loss {loss.item():.3f}  {detail}  {to_go}")
         if self._checkpoint is not None and (self.done or self.step % self._every == 0):
             state = {"name": self._name, "step": self.step, "module": self._module.state_dict()}
             aside = self._checkpoint.with_suffix(".tmp")
@@ -101,7 +100,7 @@ class Stepper:
         except (RuntimeError, ValueError) as error:
             raise InputError(f"{self._checkpoint} is of another architecture: delete it to begin anew") from error
         self.step = int(state["step"])
-        self._log(f"{self._name} goes on behind step {self.step} of {self._checkpoint}")
+        logger.info(f"{self._name} goes on behind step {self.step} of {self._checkpoint}")
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:

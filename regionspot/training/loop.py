@@ -7,6 +7,7 @@ state there is: a run that is killed and resumed ends with the same weights, on 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 import warnings
@@ -35,6 +36,8 @@ from regionspot.training.resume import Checkpoint, RunDirectory, versions
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import StepReport, Trainer
 from regionspot.transforms import ClipTransform
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,15 @@ def train(
     *,
     resume: str | Path | None = None,
     backbones: tuple[SamBackbone, ClipBackbone] | None = None,
-    say: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train a head, from annotation files to `<output_dir>/<name>/head.safetensors`.
+
+    Logs the plan, the size of the features and the head's path.
 
     Args:
         on_step: called after each step.
         resume: "auto", a checkpoint's path, or None for a new run (see `RunDirectory.starting_point`).
         backbones: the frozen towers; by default those of `config.model`.
-        say: takes lines for people.
 
     Raises:
         InputError: something in the configuration or the data cannot be used, or the loss is no number any more.
@@ -84,12 +87,12 @@ def train(
     setup = Setup.from_config(config, backbones)
     _check_inputs(checkpoint, setup)
     plan = setup.describe()
-    say(plan)
+    logger.info(plan)
     began = time.monotonic()
     _ = setup.vocabularies  # names that mean the same are an error before features are computed, which takes long
     run.begin(plan)
     used_gpus = [setup.device] if setup.device.type == "cuda" else []
-    with prepare_batches(setup, say) as batches, torch.random.fork_rng(devices=used_gpus):
+    with prepare_batches(setup) as batches, torch.random.fork_rng(devices=used_gpus):
         _check_skipped(checkpoint, setup, run)
         trainer = Trainer(setup, batches, checkpoint)
         feature_seconds = time.monotonic() - began
@@ -97,7 +100,7 @@ def train(
         train_seconds, loss = _run_steps(trainer, run, checkpoint, on_step, manifest)
     head_path = run.path / "head.safetensors"
     save_head(trainer.finished_head(), head_path, _head_metadata(setup))
-    say(f"wrote {head_path}")
+    logger.info(f"wrote {head_path}")
     return TrainResult(
         head_path,
         run.path,
@@ -111,7 +114,7 @@ def train(
 
 
 @contextlib.contextmanager
-def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchSource]:
+def prepare_batches(setup: Setup) -> Iterator[BatchSource]:
     """Fills the feature caches and yields the source of batches."""
     config, features = setup.config, setup.config.features
     fill_caches(
@@ -119,7 +122,6 @@ def prepare_batches(setup: Setup, say: Callable[[str], None]) -> Iterator[BatchS
         setup.extractor,
         features.batch_size,
         features.workers,
-        say,
         max_skipped=features.max_skipped if features.on_error == "skip" else None,
         verify=features.verify,
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import logging
 import traceback
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from regionspot.errors import InputError
+from regionspot.logs import JsonFormatter, install_handler
 from regionspot.runtime.runner import Array
 from regionspot.serving.contract import ServingError, as_text, error_of
+
+logger = logging.getLogger(__name__)
+install_handler("stderr", JsonFormatter())  # Triton alone imports this module, in a process of its own
 
 INTERNAL_MESSAGE = "the server failed; its log says why"
 
@@ -46,6 +48,5 @@ def refusal_of(error: BaseException, request: Any) -> Any:
 
 
 def log(event: str, **fields: Any) -> None:
-    """A line of JSON in the server's log."""
-    record = {"time": round(time.time(), 3), "event": event, **{k: v for k, v in fields.items() if v is not None}}
-    print(json.dumps(record, ensure_ascii=False), file=sys.stderr, flush=True)
+    """Writes a line of JSON to the server's log."""
+    logger.info(event, extra={"fields": {"event": event, **fields}})

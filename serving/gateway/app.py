@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from regionspot.logs import JsonFormatter, log_to
 from regionspot.serving.client import Answer, AsyncRegionClient
 from regionspot.serving.contract import Limits
 from regionspot.serving.gateway.admission import AdmissionQueue
@@ -101,7 +102,8 @@ class Gateway:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        yield
+        with log_to("stderr", JsonFormatter()):
+            yield
         await self._upstream.close()
 
     async def page(self, request: Request) -> Response:

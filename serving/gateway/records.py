@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.datastructures import Headers
 
 from regionspot.serving.gateway.admission import AdmissionQueue
+
+logger = logging.getLogger(__name__)
 
 ROUTES = ("/", "/v1/recognize", "/v1/info", "/healthz", "/readyz", "/metrics")
 MAX_LOGGED_PATH = 200
@@ -62,9 +63,8 @@ class Record:
         return self.path if self.path in ROUTES else "/static" if self.path.startswith("/static/") else "other"
 
     def log(self) -> None:
-        """A line on stderr."""
-        line = {
-            "time": round(time.time(), 3),
+        """Logs the request; `JsonFormatter` writes the fields."""
+        fields = {
             "request_id": self.request_id,
             "method": self.method,
             "path": self.path[:MAX_LOGGED_PATH],
@@ -75,8 +75,7 @@ class Record:
             "image_bytes": self.image_bytes,
             "detail": self.detail,
         }
-        known = {name: value for name, value in line.items() if value is not None}
-        print(json.dumps(known), file=sys.stderr, flush=True)
+        logger.info(f"{self.method} {self.path[:MAX_LOGGED_PATH]}: {self.status}", extra={"fields": fields})
 
 
 class Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,24 @@ class TestCommand:
         assert main(["benchmark", "report", str(files[0]), str(tmp_path / "accuracy.json"), *options]) == 0
         assert [one["benchmark"] for one in load_report(outputs[0])["reports"]] == ["latency", "accuracy"]
         assert outputs[1].read_text().startswith("<!doctype html>") and "## Accuracy" in outputs[2].read_text()
+
+    @pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
+    def test_only_a_page_needs_libraries_of_the_extra(
+        self,
+        library: str,
+        files: tuple[Path, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setitem(sys.modules, library, None)
+        for name in ("page", "plots"):
+            monkeypatch.delitem(sys.modules, f"regionspot.benchmarks.{name}")
+        command = ["benchmark", "report", str(files[0])]
+        assert main(command) == 0
+        assert main([*command, "--html", str(tmp_path / "page.html")]) == 2
+        output = capsys.readouterr()
+        assert "pip install 'regionspot[benchmark]'" in output.err and output.out.count("Latency") == 1
 
     def test_two_of_one_kind(self, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["benchmark", "report", *map(str, files)]) == 2

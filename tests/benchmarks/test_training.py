@@ -28,7 +28,9 @@ def test_rows(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert row["images_per_s"] == pytest.approx(row["n"] / row["seconds"])
         assert row["regions_per_s"] > row["images_per_s"] > 0
     assert report["rows"][-1]["speedup"] == 1
-    assert "steps, nothing cached" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "steps, nothing cached" in output.out and "measuring" not in output.out
+    assert "measuring extraction by torch fp32\n" in output.err
 
 
 @pytest.mark.parametrize("option", ["--count", "--batch-size", "--steps"])

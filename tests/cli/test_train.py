@@ -75,8 +75,10 @@ def test_dry_run_shows_the_plan_and_touches_nothing(config: Path, capsys: pytest
 @pytest.mark.usefixtures("random_towers")
 def test_train_refuse_and_resume(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(config)]) == 0
-    assert (config.parent / "runs" / "short" / "head.safetensors").is_file()
-    assert "short: 4/4 steps" in capsys.readouterr().out
+    head = config.parent / "runs" / "short" / "head.safetensors"
+    shown = capsys.readouterr().out
+    assert head.is_file() and "data set blocks: 3 images" in shown and "short: 4/4 steps" in shown
+    assert shown.endswith(f"wrote {head}\n")
     assert main(["train", "--config", str(config)]) == 2
     assert capsys.readouterr().err.startswith("error: the run ")
     assert main(["train", "--config", str(config), "--resume", "auto", "logging.every=1"]) == 0

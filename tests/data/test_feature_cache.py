@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -316,7 +317,7 @@ def extractor_of(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> Featur
 def filled(root: Path, training_set: TrainingSet, extractor: FeatureExtractor, **options: Any) -> FeatureCache:
     """A cache of two images a shard."""
     cache = make_cache(root / "cache", training_set, extractor, images_per_shard=2)
-    fill_caches([cache], extractor, say=lambda _: None, **options)
+    fill_caches([cache], extractor, **options)
     return cache
 
 
@@ -526,14 +527,17 @@ def test_a_shard_is_held_by_one_process_at_a_time_and_let_go_of(tmp_path: Path) 
 
 
 def test_the_estimate_comes_before_the_work(
-    tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    backbones: tuple[SamBackbone, ClipBackbone],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    said: list[str] = []
+    caplog.set_level(logging.INFO, "regionspot")
     extractor = extractor_of(*backbones)
     cache = make_cache(tmp_path, make_set(tmp_path / "pictures"), extractor, 2)
-    monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"already at work; said {said}"))
+    monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"at work; logged {caplog.messages}"))
     with pytest.raises(pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"):
-        fill_caches([cache], extractor, say=said.append)
+        fill_caches([cache], extractor)
 
 
 def test_a_file_system_that_fails_is_no_fault_of_the_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def manifest(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path: Path) -> M
 
 @pytest.fixture
 def a_build(mini: RegionSpot, tmp_path: Path) -> build._Build:
-    return build._Build(mini, ParityInputs(mini, parity_images=1), Settings(tmp_path), lambda _: None, 0)
+    return build._Build(mini, ParityInputs(mini, parity_images=1), Settings(tmp_path))
 
 
 def test_a_verdict_on_a_pipeline_is_of_all_its_files(manifest: Manifest) -> None:
@@ -72,12 +73,14 @@ def test_a_recipe_has_all_files_of_its_source(
 
 
 @pytest.mark.parametrize("text", ["{", '{"format": "regionspot-artifacts-0"}'])
-def test_a_manifest_that_is_unusable_is_begun_anew(mini: RegionSpot, tmp_path: Path, text: str) -> None:
+def test_a_manifest_that_is_unusable_is_begun_anew(
+    mini: RegionSpot, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "regionspot")
     (tmp_path / MANIFEST).write_text(text)
-    said: list[str] = []
-    found = build._open_manifest(mini, lambda _: "", Settings(tmp_path), said.append)
+    found = build._open_manifest(mini, lambda _: "", Settings(tmp_path))
     assert found.graphs == () and found.model.name == mini.name
-    (line,) = said
+    (line,) = caplog.messages
     assert f"{tmp_path / MANIFEST} is not usable" in line and "\n" not in line
     found.save()
     assert Manifest.load(tmp_path).graphs == ()

@@ -167,7 +167,7 @@ class TestFeatures:
         for index, source in enumerate((pipeline_from_model(model), pipeline)):
             extractor = FeatureExtractor(source, multimask=multimask)
             cache = make_cache(tmp_path / str(index), training_set, extractor, images_per_shard=1)
-            fill_caches([cache], extractor, say=lambda _: None)
+            fill_caches([cache], extractor)
             features.append(cache.load().gather(np.arange(2)))
         for expected, found in zip(*features, strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -228,7 +228,7 @@ class TestTraining:
         assert setups[0].caches[0].key != setups[1].caches[0].key
         assert f"features by onnxruntime from {artifacts}" in setups[1].describe()
         assert "features by" not in setups[0].describe()
-        fill_caches(setups[1].caches, setups[1].extractor, say=lambda _: None)
+        fill_caches(setups[1].caches, setups[1].extractor)
 
     def test_artefacts_of_another_model(
         self, make_config: Callable[..., TrainConfig], artifacts: Path, model: RegionSpot

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from regionspot.benchmarks import loops, perf_analyzer
-from regionspot.benchmarks.load import FRACTIONS
+from regionspot.benchmarks.load import FRACTIONS, line_of
 from regionspot.benchmarks.loops import Ask, closed_loop, open_loop, poisson_arrivals, row_of
 from regionspot.benchmarks.questions import Picture, never_seen, pictures_of
 from regionspot.benchmarks.server_statistics import work_between
@@ -153,7 +154,8 @@ def test_work_of_a_server() -> None:
     assert (anew["a"]["requests"], anew["a"]["queue_ms"], anew["c"]["requests"]) == (2, 2.0, 1)
 
 
-def test_a_sweep_over_the_real_server(server: ServerRecord, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_over_the_real_server(server: ServerRecord, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "regionspot.benchmarks")
     url = server.ports.grpc_url
     report = measured("--url", url, "--seconds", "0.4", "--concurrency", "1,2", "--warm-up", "1")
     assert report["benchmark"] == "load"
@@ -174,7 +176,7 @@ def test_a_sweep_over_the_real_server(server: ServerRecord, capsys: pytest.Captu
         assert row["n"] == max(round(fraction * best * 0.4), 1) and row["saturated"] in (None, True, False)
         assert row["achieved_per_s"] <= row["offered_per_s"] + 0.01
     assert report["saturation_per_s"] == max(row["achieved_per_s"] for row in report["rows"])
-    assert len(capsys.readouterr().err.splitlines()) == len(report["rows"])
+    assert caplog.messages == [line_of(row) for row in report["rows"]]
 
 
 def test_known_pictures_with_masks(server: ServerRecord, dataset: CocoDataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import random
 import signal
@@ -33,7 +34,7 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.structures import Prompts
 from regionspot.training import setup as training_setup
-from regionspot.training.loop import TrainResult, prepare_batches, train
+from regionspot.training.loop import prepare_batches, train
 from regionspot.training.resume import read_checkpoint
 from regionspot.training.setup import Setup
 from regionspot.training.trainer import StepReport, Trainer
@@ -44,16 +45,12 @@ Backbones = tuple[SamBackbone, ClipBackbone]
 SCRIPT = Path(__file__).with_name("train_and_die.py")
 
 
-def quietly(config: TrainConfig, backbones: Backbones, **options: Any) -> TrainResult:
-    return train(config, backbones=backbones, say=lambda _: None, **options)
-
-
 def test_a_run_leaves_head_log_configuration_and_the_newest_checkpoints(
     make_config: MakeConfig, backbones: Backbones
 ) -> None:
     config = make_config(steps=7)
     reports: list[StepReport] = []
-    result = quietly(config, backbones, on_step=reports.append)
+    result = train(config, backbones=backbones, on_step=reports.append)
 
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6, 7]
     assert (result.steps, result.images, result.train_seconds > 0) == (7, 10, True)
@@ -76,7 +73,7 @@ def test_a_run_leaves_head_log_configuration_and_the_newest_checkpoints(
 def test_the_loss_falls_and_equals_the_model_run_by_hand(make_config: MakeConfig, backbones: Backbones) -> None:
     config = make_config(steps=60, batch_size=10, model={"dropout": 0.0}, optimizer={"learning_rate": 3e-3})
     reports: list[StepReport] = []
-    result = quietly(config, backbones, on_step=reports.append)
+    result = train(config, backbones=backbones, on_step=reports.append)
     assert float(reports[-1].loss) < 0.3 * float(reports[0].loss)
 
     setup = Setup.from_config(config, backbones)  # raw pictures through the finished head: the folded weights
@@ -116,7 +113,7 @@ def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
     make_config: MakeConfig, backbones: Backbones
 ) -> None:
     before = [{k: v.clone() for k, v in tower.state_dict().items()} for tower in backbones]
-    result = quietly(make_config(), backbones)
+    result = train(make_config(), backbones=backbones)
     for tower, old in zip(backbones, before, strict=True):
         assert all(torch.equal(v, old[k]) for k, v in tower.state_dict().items())
         assert all(p.grad is None and not p.requires_grad for p in tower.parameters())
@@ -131,7 +128,7 @@ def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
 def test_a_step_equals_the_recipe_written_out(make_config: MakeConfig, backbones: Backbones, reduction: str) -> None:
     config = make_config(standardize_inputs=False, model={"dropout": 0.0}, loss_reduction=reduction)
     setup = Setup.from_config(config, backbones)
-    with prepare_batches(setup, lambda _: None) as batches:
+    with prepare_batches(setup) as batches:
         trainer = Trainer(setup, batches)
         head = setup.build_head()
         report = trainer.step(0)
@@ -167,12 +164,12 @@ def test_several_data_sets_have_their_own_vocabulary_and_turn(
     sets = [{"name": "one", "annotations": str(data), "ratio": 2}, {"name": "two", "annotations": str(path)}]
     config = make_config(datasets=sets, steps=6)
     setup = Setup.from_config(config, backbones)
-    with prepare_batches(setup, lambda _: None) as batches:
+    with prepare_batches(setup) as batches:
         trainer = Trainer(setup, batches)
         order = [batches.batch(step).dataset for step in range(6)]
     assert [len(text) for text in trainer.text_embeddings] == [3, 4]
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 0, 1]
-    assert np.isfinite(quietly(config, backbones).loss)
+    assert np.isfinite(train(config, backbones=backbones).loss)
 
 
 @pytest.mark.parametrize("multimask", [False, True])
@@ -180,11 +177,11 @@ def test_augmentation_reads_the_pictures_and_keeps_the_cached_tokens(
     make_config: MakeConfig, backbones: Backbones, multimask: bool
 ) -> None:
     changes = {"augmentation": {}, "features": {"multimask": multimask, "max_memory_gib": 0.0}, "steps": 3}
-    result = quietly(make_config(**changes), backbones)
+    result = train(make_config(**changes), backbones=backbones)
     assert np.isfinite(result.loss)
     setup = Setup.from_config(make_config(**changes), backbones)
     assert setup.caches[0].shape.patch_tokens is None
-    with prepare_batches(setup, lambda _: None) as batches:
+    with prepare_batches(setup) as batches:
         again, later, once_more = batches.batch(0), batches.batch(1), batches.batch(0)
     assert torch.equal(again.patch_tokens, once_more.patch_tokens)
     assert not torch.equal(again.patch_tokens, later.patch_tokens)
@@ -192,8 +189,8 @@ def test_augmentation_reads_the_pictures_and_keeps_the_cached_tokens(
 
 
 def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfig, backbones: Backbones) -> None:
-    plain = load_head(quietly(make_config(name="plain"), backbones).head_path)
-    averaged = load_head(quietly(make_config(name="ema", optimizer={"ema_decay": 0.9}), backbones).head_path)
+    plain = load_head(train(make_config(name="plain"), backbones=backbones).head_path)
+    averaged = load_head(train(make_config(name="ema", optimizer={"ema_decay": 0.9}), backbones=backbones).head_path)
     assert not torch.equal(plain.projector.weight, averaged.projector.weight)
 
 
@@ -201,7 +198,7 @@ def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfi
 def test_a_head_knows_which_mask_tokens_it_was_trained_on(
     make_config: MakeConfig, backbones: Backbones, multimask: bool
 ) -> None:
-    path = quietly(make_config(steps=2, features={"multimask": multimask}), backbones).head_path
+    path = train(make_config(steps=2, features={"multimask": multimask}), backbones=backbones).head_path
     assert load_head(path).multimask == read_head_metadata(path)["multimask"] == multimask
     other = {
         "standardize_inputs": False,
@@ -222,7 +219,7 @@ def test_pytorch_extracts_in_half_precision_on_request(make_config: MakeConfig, 
     assert {p.dtype for tower in backbones for p in tower.parameters()} == {torch.float32}  # the caller's are untouched
     maps = []
     for setup in (single, half):
-        with prepare_batches(setup, lambda _: None) as batches:
+        with prepare_batches(setup) as batches:
             maps.append(batches.batch(0).patch_tokens.flatten(1))
     assert not torch.equal(*maps)
     assert F.cosine_similarity(maps[0], maps[1]).min() > 0.99
@@ -231,14 +228,14 @@ def test_pytorch_extracts_in_half_precision_on_request(make_config: MakeConfig, 
 def test_a_batch_takes_at_most_so_many_regions_of_an_image(make_config: MakeConfig, backbones: Backbones) -> None:
     for augmentation in (None, {"keep_cropped_regions": True}):
         setup = Setup.from_config(make_config(max_regions_per_image=2, augmentation=augmentation), backbones)
-        with prepare_batches(setup, lambda _: None) as batches:
+        with prepare_batches(setup) as batches:
             counts = torch.cat([batches.batch(step).valid.sum(1) for step in range(5)])
         assert setup.sets[0].counts.max() > 2 and counts.max() == 2
-    assert np.isfinite(quietly(make_config(max_regions_per_image=1, steps=2), backbones).loss)
+    assert np.isfinite(train(make_config(max_regions_per_image=1, steps=2), backbones=backbones).loss)
 
 
 def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backbones) -> None:
-    first = quietly(make_config(name="one"), backbones).head_path
+    first = train(make_config(name="one"), backbones=backbones).head_path
     changes = {"name": "two", "standardize_inputs": False, "model": {"initial_head": str(first), "dropout": 0.0}}
     setup = Setup.from_config(make_config(**changes), backbones)
     assert torch.equal(setup.build_head().projector.weight, load_head(first).projector.weight)
@@ -250,7 +247,7 @@ def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backb
 
 
 def test_bf16_on_the_cpu_and_fp16_refused(make_config: MakeConfig, backbones: Backbones) -> None:
-    assert np.isfinite(quietly(make_config(amp="bf16", steps=2), backbones).loss)
+    assert np.isfinite(train(make_config(amp="bf16", steps=2), backbones=backbones).loss)
     with pytest.raises(InputError, match="amp=fp16 needs a GPU"):
         Setup.from_config(make_config(name="other", amp="fp16"), backbones)
 
@@ -271,7 +268,7 @@ def test_categories_that_share_a_name_are_one_class(make_config: MakeConfig, bac
     setup = Setup.from_config(config, backbones)
     assert [vocabulary.names for vocabulary in setup.vocabularies] == [("red square", "blue square")]
     assert "1 names stand for several categories each, and are one class each: 'red square'" in setup.describe()
-    assert np.isfinite(quietly(config, backbones).loss)
+    assert np.isfinite(train(config, backbones=backbones).loss)
 
 
 def test_names_that_mean_the_same_stop_a_run_before_anything_is_computed(
@@ -281,11 +278,11 @@ def test_names_that_mean_the_same_stop_a_run_before_anything_is_computed(
     sets = {"name": "twins", "annotations": renamed(data, "red square", "red  square", "blue square")}
     features = {"cache_dir": str(tmp_path / "cache")}
     with pytest.raises(InputError, match=r"data set twins: .*'red square'.*'red  square'.*same_meaning=warn"):
-        quietly(make_config(datasets=[sets], features=features), backbones)
+        train(make_config(datasets=[sets], features=features), backbones=backbones)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
     allowed = make_config(datasets=[{**sets, "same_meaning": "warn"}], features=features, steps=2)
     with pytest.warns(UserWarning, match="look the same to this text encoder"):
-        quietly(allowed, backbones)
+        train(allowed, backbones=backbones)
 
 
 def test_classes_marked_novel_are_left_out_on_request(
@@ -313,23 +310,28 @@ def test_an_attempt_that_cannot_begin_leaves_nothing_and_does_not_block_the_corr
     too_large = make_config(model={"initial_head": str(tmp_path / "none")}, standardize_inputs=False)
     for config in (missing, too_large):
         with pytest.raises((InputError, ArtifactError)):
-            quietly(config, backbones)
+            train(config, backbones=backbones)
         assert not (tmp_path / "runs").exists()
-    assert np.isfinite(quietly(make_config(steps=2), backbones).loss)
+    assert np.isfinite(train(make_config(steps=2), backbones=backbones).loss)
 
 
 def test_space_for_all_caches_is_looked_at_before_any_is_filled(
-    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    backbones: Backbones,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sets = [{"name": name, "annotations": str(data)} for name in ("one", "two")]
     setup = Setup.from_config(make_config(datasets=sets, features={"cache_dir": str(tmp_path / "cache")}), backbones)
     one, both = (sum(c.num_bytes() for c in caches) for caches in (setup.caches[:1], setup.caches))
     free = feature_cache.FREE_SPACE_MARGIN + (one + both) // 2  # enough for each, not for both
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    said: list[str] = []
-    with pytest.raises(InputError, match="the features of one and two need"), prepare_batches(setup, said.append):
+    caplog.set_level(logging.INFO, "regionspot")
+    with pytest.raises(InputError, match="the features of one and two need"), prepare_batches(setup):
         pass
-    assert len(said) == 2 and not (tmp_path / "cache").exists()
+    assert len(caplog.messages) == 2 and not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="the features of one and two need"):
         setup.describe_caches()
 
@@ -346,7 +348,7 @@ def test_random_numbers_of_other_devices_are_left_alone(
 
     monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
     before = torch.get_rng_state()
-    quietly(make_config(steps=2), backbones)
+    train(make_config(steps=2), backbones=backbones)
     assert asked and all(options == {"devices": []} for options in asked)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -354,7 +356,7 @@ def test_random_numbers_of_other_devices_are_left_alone(
 def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig, backbones: Backbones) -> None:
     config = make_config(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, steps=20)
     with pytest.raises(InputError, match=r"the loss is nan at step \d+: lower optimizer.learning_rate"):
-        quietly(config, backbones)
+        train(config, backbones=backbones)
 
 
 @pytest.mark.parametrize("broken", ["loss", "weight", "average"])
@@ -381,7 +383,7 @@ def test_what_is_not_finite_is_never_saved_over_good_checkpoints(
     monkeypatch.setattr(Trainer, "step", step)
     what = "the loss is nan" if broken == "loss" else "the state has infinite or NaN values"
     with pytest.raises(InputError, match=rf"{what}.* at step 6: lower .*newest good checkpoint is .*step_00000004$"):
-        quietly(config, backbones)
+        train(config, backbones=backbones)
     checkpoints = Path(config.output_dir) / config.name / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step_00000004"]
     tensors = read_checkpoint(checkpoints / "step_00000004").tensors
@@ -391,12 +393,12 @@ def test_what_is_not_finite_is_never_saved_over_good_checkpoints(
 def test_a_run_is_not_overwritten_and_resume_needs_the_same_configuration(
     make_config: MakeConfig, backbones: Backbones
 ) -> None:
-    quietly(make_config(), backbones)
+    train(make_config(), backbones=backbones)
     with pytest.raises(InputError, match="--resume auto, choose another name"):
-        quietly(make_config(), backbones)
+        train(make_config(), backbones=backbones)
     with pytest.raises(InputError, match=r"optimizer.weight_decay \(0.0001, now 0.1\)"):
-        quietly(make_config(optimizer={"weight_decay": 0.1}), backbones, resume="auto")
-    finished = quietly(make_config(logging={"every": 1}), backbones, resume="auto")
+        train(make_config(optimizer={"weight_decay": 0.1}), backbones=backbones, resume="auto")
+    finished = train(make_config(logging={"every": 1}), backbones=backbones, resume="auto")
     assert np.isnan(finished.loss)  # no step was left
 
 
@@ -404,23 +406,25 @@ def test_a_run_of_more_steps_goes_on_as_if_it_had_been_asked_for_them_at_once(
     make_config: MakeConfig, backbones: Backbones
 ) -> None:
     changes: dict[str, Any] = {"optimizer": {"schedule": "multistep", "milestones": [5], "ema_decay": 0.9}}
-    whole = load_head(quietly(make_config(name="whole", steps=8, **changes), backbones).head_path).state_dict()
-    quietly(make_config(name="longer", steps=4, **changes), backbones)
-    longer = quietly(make_config(name="longer", steps=8, **changes), backbones, resume="auto")
+    whole = load_head(train(make_config(name="whole", steps=8, **changes), backbones=backbones).head_path).state_dict()
+    train(make_config(name="longer", steps=4, **changes), backbones=backbones)
+    longer = train(make_config(name="longer", steps=8, **changes), backbones=backbones, resume="auto")
     assert longer.steps == 8
     assert all(torch.equal(tensor, whole[name]) for name, tensor in load_head(longer.head_path).state_dict().items())
     with pytest.raises(InputError, match=r"steps \(8, now 4; steps may only grow\)"):
-        quietly(make_config(name="longer", steps=4, **changes), backbones, resume="auto")
-    quietly(make_config(name="cosine"), backbones)
+        train(make_config(name="longer", steps=4, **changes), backbones=backbones, resume="auto")
+    train(make_config(name="cosine"), backbones=backbones)
     with pytest.raises(InputError, match=r"steps \(6, now 9; the cosine schedule spreads over all steps"):
-        quietly(make_config(name="cosine", steps=9), backbones, resume="auto")
+        train(make_config(name="cosine", steps=9), backbones=backbones, resume="auto")
 
 
-def test_the_run_directory_tells_the_plan(make_config: MakeConfig, backbones: Backbones) -> None:
-    said: list[str] = []
-    result = train(make_config(steps=2), backbones=backbones, say=said.append)
+def test_the_run_directory_tells_the_plan(
+    make_config: MakeConfig, backbones: Backbones, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "regionspot")
+    result = train(make_config(steps=2), backbones=backbones)
     plan = (result.run_directory / "plan.txt").read_text()
-    assert plan.strip() == said[0] and "data set squares: 10 images" in plan and "nothing left out" in plan
+    assert plan.strip() == caplog.messages[0] and "data set squares: 10 images" in plan and "nothing left out" in plan
     assert not (result.run_directory / "skipped.json").exists()
 
 
@@ -443,7 +447,7 @@ def test_pictures_that_cannot_be_used_are_left_out_listed_and_stay_out_on_resume
     sets = [with_broken_pictures(data, tmp_path / "pictures", 0, 3)]
     skip: dict[str, Any] = {"features": {"on_error": "skip", "max_skipped": 0.2, "cache_dir": str(tmp_path / "cache")}}
     changes: dict[str, Any] = {"datasets": sets, "steps": 4, "augmentation": augmentation, **skip}
-    whole = quietly(make_config(name="whole", **changes), backbones)
+    whole = train(make_config(name="whole", **changes), backbones=backbones)
     assert whole.images == 8
     listed = json.loads((whole.run_directory / "skipped.json").read_text())
     assert list(listed["broken"]) == ["0.png", "3.png"] and "3.png" in listed["broken"]["3.png"]
@@ -454,12 +458,13 @@ def test_pictures_that_cannot_be_used_are_left_out_listed_and_stay_out_on_resume
 
     config = make_config(name="resumed", checkpoints={"every": 1}, **changes)
     with pytest.raises(KeyboardInterrupt):
-        quietly(config, backbones, on_step=stop)
-    resumed = quietly(config, backbones, resume="auto")
+        train(config, backbones=backbones, on_step=stop)
+    resumed = train(config, backbones=backbones, resume="auto")
     heads = [load_head(result.head_path).state_dict() for result in (whole, resumed)]
     assert all(torch.equal(tensor, heads[1][name]) for name, tensor in heads[0].items())
     with pytest.raises(InputError, match=r"more than 1 of the 10 images of broken cannot be used"):
-        quietly(make_config(name="few", **{**changes, "features": {**skip["features"], "max_skipped": 0.1}}), backbones)
+        few = {**changes, "features": {**skip["features"], "max_skipped": 0.1}}
+        train(make_config(name="few", **few), backbones=backbones)
 
 
 def test_resume_notices_that_other_pictures_are_skipped(
@@ -469,57 +474,57 @@ def test_resume_notices_that_other_pictures_are_skipped(
     sets = [with_broken_pictures(data, tmp_path / "pictures", 3)]
     features = {"on_error": "skip", "max_skipped": 0.2}
     config = make_config(datasets=sets, steps=4, features=features)
-    quietly(config, backbones)
+    train(config, backbones=backbones)
     for manifest in (tmp_path / "runs" / "run" / "checkpoints").glob("*/manifest.json"):
         content = json.loads(manifest.read_text())
         assert list(content["skipped"]["broken"]) == ["3.png"]
         manifest.write_text(json.dumps({**content, "skipped": {}}))
     with pytest.raises(InputError, match=r"other images of the data set broken are skipped than .*\(3.png\)"):
-        quietly(config, backbones, resume="auto")
+        train(config, backbones=backbones, resume="auto")
 
 
 def test_resume_notices_other_data(make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path) -> None:
-    quietly(make_config(), backbones)
+    train(make_config(), backbones=backbones)
     content = json.loads(data.read_text())
     content["annotations"][0]["bbox"][2] = 20
     changed = data.with_name("changed.json")
     changed.write_text(json.dumps(content))
     config = make_config(datasets=[{"name": "squares", "annotations": str(changed)}])
     with pytest.raises(InputError, match="the data set squares changed since"):
-        quietly(config, backbones, resume="auto")
+        train(config, backbones=backbones, resume="auto")
 
 
 @pytest.mark.parametrize("augmentation", [None, {}])
 def test_resume_notices_another_clip_wherever_its_weights_are(
     make_config: MakeConfig, backbones: Backbones, augmentation: dict[str, Any] | None
 ) -> None:
-    quietly(make_config(steps=2, augmentation=augmentation), backbones)
+    train(make_config(steps=2, augmentation=augmentation), backbones=backbones)
     moved = make_config(steps=2, augmentation=augmentation, model={"clip_weights": "new.pt", "sam_weights": "new.pth"})
-    quietly(moved, backbones, resume="auto")  # the same weights in other files
+    train(moved, backbones=backbones, resume="auto")  # the same weights in other files
     other = copy.deepcopy(backbones[1])
     with torch.no_grad():
         other.clip.visual.conv1.weight[0, 0, 0, 0] += 1
     with pytest.raises(InputError, match=r"^CLIP's image tower changed since"):
-        quietly(moved, (backbones[0], other), resume="auto")
+        train(moved, backbones=(backbones[0], other), resume="auto")
     sam = copy.deepcopy(backbones[0])
     with torch.no_grad():
         sam.sam.image_encoder.pos_embed += 1
     with pytest.raises(InputError, match=r"^SAM's weights changed since"):  # and not the data
-        quietly(moved, (sam, backbones[1]), resume="auto")
+        train(moved, backbones=(sam, backbones[1]), resume="auto")
 
 
 def test_resume_notices_other_classes_though_features_stay(
     make_config: MakeConfig, backbones: Backbones, data: Path
 ) -> None:
     config = make_config(steps=2)
-    quietly(config, backbones)
+    train(config, backbones=backbones)
     content = json.loads(data.read_text())
     content["annotations"][0]["category_id"] ^= 1  # 10 and 11 are classes
     changed = data.with_name("relabelled.json")
     changed.write_text(json.dumps(content))
     relabelled = make_config(steps=2, datasets=[{"name": "squares", "annotations": str(changed)}])
     with pytest.raises(InputError, match="the data set squares changed since"):
-        quietly(relabelled, backbones, resume="auto")
+        train(relabelled, backbones=backbones, resume="auto")
     caches = [Setup.from_config(c, backbones).caches[0] for c in (config, relabelled)]
     assert caches[0].shard_path(0) == caches[1].shard_path(0)
 
@@ -527,36 +532,36 @@ def test_resume_notices_other_classes_though_features_stay(
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_resume_blames_the_key_that_was_changed(make_config: MakeConfig, backbones: Backbones, precision: str) -> None:
     """Not the data, which is what it was."""
-    quietly(make_config(steps=2), backbones)
+    train(make_config(steps=2), backbones=backbones)
     with pytest.raises(InputError, match=rf"another configuration: features.precision \(None, now '{precision}'\)"):
-        quietly(make_config(steps=2, features={"precision": precision}), backbones, resume="auto")
+        train(make_config(steps=2, features={"precision": precision}), backbones=backbones, resume="auto")
     graphs = {"runtime": "openvino", "artifacts": "artifacts"}
     with pytest.raises(InputError, match=r"features.runtime \('torch', now 'openvino'\)"):
-        quietly(make_config(steps=2, features=graphs), backbones, resume="auto")
+        train(make_config(steps=2, features=graphs), backbones=backbones, resume="auto")
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began_or_not_at_all(
     make_config: MakeConfig, backbones: Backbones, tmp_path: Path
 ) -> None:
     """Its configuration has none of the newer keys: then it summed over regions."""
-    quietly(make_config(steps=2), backbones)
+    train(make_config(steps=2), backbones=backbones)
     run = tmp_path / "runs" / "run"
     text = (run / "config.yaml").read_text().replace("loss_reduction: per_image\n", "")
     (run / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=r"loss_reduction \('per_region', now 'per_image'\)"):
-        quietly(make_config(steps=2), backbones, resume="auto")
+        train(make_config(steps=2), backbones=backbones, resume="auto")
 
 
 def test_of_an_earlier_version_it_is_said_what_cannot_be_compared(
     make_config: MakeConfig, backbones: Backbones, tmp_path: Path
 ) -> None:
-    quietly(make_config(steps=2), backbones)
+    train(make_config(steps=2), backbones=backbones)
     for manifest in (tmp_path / "runs" / "run" / "checkpoints").glob("*/manifest.json"):
         content = json.loads(manifest.read_text())
         del content["inputs"]["features"]
         manifest.write_text(json.dumps(content))
     with pytest.warns(UserWarning, match="that SAM's weights are the same is not checked"):
-        quietly(make_config(steps=2), backbones, resume="auto")
+        train(make_config(steps=2), backbones=backbones, resume="auto")
 
 
 def test_the_towers_are_hashed_once_in_a_run(
@@ -570,25 +575,26 @@ def test_the_towers_are_hashed_once_in_a_run(
         return real(**parts)
 
     monkeypatch.setattr(training_setup, "weights_fingerprint", fingerprint)
-    quietly(make_config(steps=2), backbones)
+    train(make_config(steps=2), backbones=backbones)
     assert len(hashed) == 1
 
 
 def test_one_corrected_annotation_costs_one_shard(
-    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     features = {"cache_dir": str(tmp_path / "cache"), "images_per_shard": 2}
-    quietly(make_config(steps=2, features=features), backbones)
+    train(make_config(steps=2, features=features), backbones=backbones)
     before = set((tmp_path / "cache").glob("*/*.safetensors"))
     content = json.loads(data.read_text())
     content["annotations"][0]["bbox"][2] = 20
     corrected = data.with_name("corrected.json")
     corrected.write_text(json.dumps(content))
     sets = [{"name": "squares", "annotations": str(corrected)}]
-    said: list[str] = []
-    train(make_config(name="two", steps=2, features=features, datasets=sets), backbones=backbones, say=said.append)
+    caplog.set_level(logging.INFO, "regionspot")
+    train(make_config(name="two", steps=2, features=features, datasets=sets), backbones=backbones)
     assert len(set((tmp_path / "cache").glob("*/*.safetensors")) - before) == 1
-    assert "1 to make" in said[1] and "1 more files are of earlier states of this data set" in said[1]
+    estimate = caplog.messages[1]
+    assert "1 to make" in estimate and "1 more files are of earlier states of this data set" in estimate
 
 
 def test_an_image_of_another_size_than_annotated_is_named(
@@ -600,7 +606,7 @@ def test_an_image_of_another_size_than_annotated_is_named(
     path.write_text(json.dumps(content))
     config = make_config(datasets=[{"name": "turned", "annotations": str(path)}])
     with pytest.raises(InputError, match=r"2.png is 128 x 96 pixels .* annotations are for 96 x 128"):
-        quietly(config, backbones)
+        train(config, backbones=backbones)
 
 
 # --- killed and resumed ---
@@ -659,4 +665,4 @@ def test_a_picture_that_is_broken_stops_extraction_with_its_name(
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:-30])
     config = make_config(datasets=[{"name": "broken", "annotations": str(data), "images": str(folder)}])
     with pytest.raises(InputError, match=r"3\.png"):
-        quietly(config, backbones)
+        train(config, backbones=backbones)

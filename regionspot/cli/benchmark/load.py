@@ -5,7 +5,6 @@ it, and more, in a Poisson process, with each latency counted from when its requ
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from regionspot.errors import InputError
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         timeout_s=arguments.timeout,
         perf_analyzer=arguments.perf_analyzer,
     )
-    return measure(plan, arguments.data, lambda line: print(line, file=sys.stderr, flush=True))
+    return measure(plan, arguments.data)
 
 
 def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
