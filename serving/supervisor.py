@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from regionspot.errors import RegionSpotError
 from regionspot.serving import canary
@@ -13,6 +14,8 @@ from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.server import POLL_S, TritonServer
 from regionspot.serving.triton import Connection
+
+logger = logging.getLogger(__name__)
 
 CANARY_PERIOD_S = 10.0
 CANARY_TIMEOUT_S = 30.0
@@ -26,15 +29,10 @@ RESTART_WINDOW_S = 300.0
 
 
 class Supervisor:
-    """Watches a server that was started, and repairs it.
+    """Watches a server that was started, and repairs it. Logs a sentence for each event."""
 
-    Args:
-        say: Called with a sentence for each event.
-    """
-
-    def __init__(self, server: TritonServer, say: Callable[[str], None] = print) -> None:
+    def __init__(self, server: TritonServer) -> None:
         self.server = server
-        self._say = say
         self._restart_times: list[float] = []
         self._canary = CanaryThread(server)
 
@@ -65,7 +63,7 @@ class Supervisor:
     def _reload(self, models: Sequence[str], reason: str) -> None:
         self._count_restart()
         for model in models:
-            self._say(f"reloading {model}: {reason}")
+            logger.info(f"reloading {model}: {reason}")
             try:
                 self.server.reload(model)
             except ServingError as error:
@@ -73,18 +71,18 @@ class Supervisor:
                     self._restart(f"{model} cannot be reloaded ({error})")
                 return
         self._canary.reset()
-        self._say(f"reloaded {', '.join(models)}")
+        logger.info(f"reloaded {', '.join(models)}")
 
     def _restart(self, reason: str) -> None:
-        self._say(f"{reason}\nrestarting it")
+        logger.info(f"{reason}\nrestarting it")
         self.server.stop()
         self._count_restart()
         self.server.start()
         try:
             self.server.wait_ready()
-            self._say("the server was restarted")
+            logger.info("the server was restarted")
         except ServingError as error:
-            self._say(str(error))  # the next check tries again
+            logger.info(str(error))  # the next check tries again
         self._canary.reset()
 
     def _count_restart(self) -> None:

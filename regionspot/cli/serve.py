@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shlex
 import signal
@@ -217,7 +216,7 @@ def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
         ready.write(home)
         print(_where(ready, time.perf_counter() - began), flush=True)
         with log_to("stdout", JsonFormatter()):
-            Supervisor(server, say=logging.getLogger("regionspot.serving.supervisor").info).run()
+            Supervisor(server).run()
     except KeyboardInterrupt:
         pass
     finally:
