@@ -20,8 +20,10 @@ from regionspot.benchmarks.loops import MAX_IN_FLIGHT, Ask, Tally, closed_loop, 
 from regionspot.benchmarks.questions import Picture, mean_regions, never_seen, pictures_of
 from regionspot.benchmarks.server_statistics import Statistics, work_between
 from regionspot.errors import InputError
-from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteImage, ServerInfo
+from regionspot.serving.client import AsyncRegionClient, RegionClient, make_question
 from regionspot.serving.contract import MODEL, ServingError
+from regionspot.serving.conversation import ServerInfo
+from regionspot.serving.messages import RemoteImage
 from regionspot.serving.triton import Address, Connection
 from regionspot.structures import FloatArray
 
@@ -151,9 +153,8 @@ class _Load:
         async def ask() -> bool:
             index = next(numbers) % len(self.pictures)
             image = self.known[index] if self.known else never_seen(self.pictures[index].encoded)
-            regions = {"boxes": self.boxes[index]}
-            answer = await client.ask(image, self.vocabulary, regions, return_masks=self.plan.masks)
-            return bool(answer.cached)
+            question = make_question(image, self.boxes[index], self.vocabulary, return_masks=self.plan.masks)
+            return (await client.ask(question)).cached
 
         await ask()
         return ask

@@ -32,7 +32,8 @@ from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import open_pipeline
-from regionspot.serving.client import AsyncRegionClient, RegionClient, ServerInfo
+from regionspot.serving.client import AsyncRegionClient, RegionClient
+from regionspot.serving.conversation import ServerInfo
 from regionspot.structures import RegionPredictions, Vocabulary
 from regionspot.tables import text_table
 from regionspot.vocabulary import VocabularyEncoder

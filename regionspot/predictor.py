@@ -15,7 +15,16 @@ from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
-from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary, as_class_names
+from regionspot.structures import (
+    BOX_TOP_LEFT,
+    FloatArray,
+    Prompts,
+    RegionPredictions,
+    Rle,
+    Vocabulary,
+    as_class_names,
+    as_prompts,
+)
 from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
@@ -153,6 +162,7 @@ class RegionPredictor:
         points: npt.ArrayLike | None = None,
         point_labels: npt.ArrayLike | None = None,
         masks: npt.ArrayLike | None = None,
+        prompts: Prompts | Sequence[Prompts] | None = None,
         top_k: int = 5,
         multimask: bool = False,
         return_masks: bool = True,
@@ -172,6 +182,9 @@ class RegionPredictor:
             points: (N, 2), or (N, P, 2) for P points on each region.
             point_labels: (N,) or (N, P), 1 for foreground (the default), 0 for background.
             masks: (N, H, W) bool, at the image's size.
+            prompts: instead of boxes, points and masks: the regions as `Prompts`, or several of them in a list, since
+                the regions of one have the same number of points. Those that `Prompts.validated` has checked for an
+                image of this size are not checked again.
             top_k: number of best classes to return.
             multimask: classify all three of SAM's masks of each prompt (whole, part, subpart): each prompt has three
                 results in a row. The same mask token of all prompts is classified together. Without it, a head that was
@@ -180,8 +193,8 @@ class RegionPredictor:
             mask_chunk: number of prompts whose masks are decoded at once; bounds memory and changes no result.
 
         Returns:
-            Regions in the order boxes, points, masks. The box of a point is the box of its mask if masks are returned,
-            otherwise the point itself.
+            Regions in the order boxes, points, masks, or in that of `prompts`. The box of a point is the box of its
+            mask if masks are returned, otherwise the point itself.
 
         Raises:
             InputError: no image given or set, an image that another model encoded, no prompt, an invalid prompt (see
@@ -190,16 +203,16 @@ class RegionPredictor:
             ArtifactError: the model's output is NaN.
         """
         top_k, mask_chunk = checked_count(top_k, "top_k"), checked_count(mask_chunk, "mask_chunk")
-        given = _prompts(boxes, points, point_labels, masks)
+        given = _given_prompts(prompts, boxes, points, point_labels, masks)
         encoded = self._encoded(self._image_of_this_thread() if image is None else image)
-        prompts = [part.validated(encoded.height, encoded.width) for part in given]
-        self.pipeline.check_num_regions(sum(map(len, prompts)))
-        if any(len(part) and part.mask_inputs is not None for part in prompts):
+        valid = [part.validated(encoded.height, encoded.width) for part in given]
+        self.pipeline.check_num_regions(sum(map(len, valid)))
+        if any(len(part) and part.mask_inputs is not None for part in valid):
             self.pipeline.check_mask_prompts()
         words = self._encode_vocabulary(vocabulary)
         readings = multimask or self.pipeline.info.multimask
         parts = [self._no_regions(readings)]
-        for kind in prompts:
+        for kind in valid:
             step = mask_chunk if return_masks else max(len(kind), 1)
             chunks = [kind[start : start + step] for start in range(0, len(kind), step)]
             parts += [self._decode(encoded, chunk, readings, return_masks) for chunk in chunks]
@@ -311,22 +324,22 @@ def _repeat(rows: npt.NDArray[Scalar], times: int) -> npt.NDArray[Scalar]:
     return np.repeat(rows, times, axis=0)
 
 
-def _prompts(
+def _given_prompts(
+    prompts: Prompts | Sequence[Prompts] | None,
     boxes: npt.ArrayLike | None,
     points: npt.ArrayLike | None,
     point_labels: npt.ArrayLike | None,
     masks: npt.ArrayLike | None,
-) -> list[Prompts]:
-    """One Prompts for each kind that was given."""
-    if boxes is None and points is None and masks is None:
-        raise InputError("no region was asked for: give boxes, points or masks (an empty list is fine)")
-    if point_labels is not None and points is None:
-        raise InputError("point_labels were given without points: give both, or neither")
-    prompts = []
-    if boxes is not None:
-        prompts.append(Prompts.from_boxes(boxes))
-    if points is not None:
-        prompts.append(Prompts.from_points(points, point_labels))
-    if masks is not None:
-        prompts.append(Prompts.from_masks(masks))
-    return prompts
+) -> tuple[Prompts, ...]:
+    """The regions of a call, whichever way they are given."""
+    if prompts is None:
+        return as_prompts(boxes, points, point_labels, masks)
+    arrays = (boxes, points, point_labels, masks)
+    if any(array is not None for array in arrays):
+        raise InputError("regions were given as prompts and as arrays: give prompts, or boxes, points and masks")
+    parts = [prompts] if isinstance(prompts, Prompts) else prompts
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, Prompts) for part in parts):
+        raise InputError(
+            "prompts must be Prompts or a list of them: build them with from_boxes, from_points, from_masks"
+        )
+    return tuple(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Prompts:
             corner of a box, -1 padding (its coordinates mean nothing).
         mask_inputs: (N, H, W) at the original image's size, a mask for each region as SAM's dense prompt, or None.
 
+    `validated_for` is the height and width of the image that `validated` has checked them against, None before that.
+
     Lists and arrays of other types are converted.
 
     Raises:
@@ -49,6 +51,7 @@ class Prompts:
     points: FloatArray
     labels: IntArray
     mask_inputs: BoolArray | None = None
+    validated_for: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         _set(self, points=as_numbers(self.points, "points"), labels=as_whole_numbers(self.labels, "point labels"))
@@ -178,10 +181,14 @@ class Prompts:
     def validated(self, height: int, width: int) -> Prompts:
         """These prompts checked against an image of height x width pixels; a box partly outside is clipped to it.
 
+        Prompts that were validated for an image of this size are returned as they are.
+
         Raises:
             InputError: NaN or infinite coordinates, an inverted or empty box, a box wholly outside the image, a click
                 outside it, a mask of another size; the message names the region's index and its value.
         """
+        if self.validated_for == (height, width):
+            return self
         size = np.array([width, height], np.float32)
         image = f"the image is {width} x {height} pixels (width x height); prompts are in its pixels, origin top left"
         finite = np.isfinite(self.points).all(-1) | (self.labels == PADDING)  # (N, P)
@@ -203,7 +210,9 @@ class Prompts:
                 f"{width} x {height}: give them at the image's own size"
             )
         inside = np.where(np.isfinite(self.points), np.clip(self.points, 0, size), 0)  # padding may hold anything
-        return Prompts(inside.astype(np.float32), self.labels, masks)
+        valid = Prompts(inside.astype(np.float32), self.labels, masks)
+        _set(valid, validated_for=(height, width))
+        return valid
 
     def _corner(self, label: int) -> FloatArray:
         """(N, 2): each region's point with that label, or its first point where it has none."""
@@ -220,6 +229,37 @@ class Prompts:
         value = ", ".join(f"{_shortest(number):.9g}" for number in points.ravel())
         more = f" ({len(indices) - 1} more like it)" if len(indices) > 1 else ""
         raise InputError(f"{'box' if is_box else 'point'} {first} [{value}] {reason}{more}")
+
+
+def as_prompts(
+    boxes: npt.ArrayLike | None = None,
+    points: npt.ArrayLike | None = None,
+    point_labels: npt.ArrayLike | None = None,
+    masks: npt.ArrayLike | None = None,
+) -> tuple[Prompts, ...]:
+    """The regions that a caller gives as arrays: one `Prompts` for each kind that is not None, in this order.
+
+    Args:
+        boxes: (N, 4), see `Prompts.from_boxes`.
+        points: (N, 2) or (N, K, 2), see `Prompts.from_points`.
+        point_labels: (N,) or (N, K), the labels of `points`.
+        masks: (N, H, W), see `Prompts.from_masks`.
+
+    Raises:
+        InputError: all are None, labels without points, or what the functions above refuse.
+    """
+    if boxes is None and points is None and masks is None:
+        raise InputError("no region was asked for: give boxes or points (an empty list is fine)")
+    if point_labels is not None and points is None:
+        raise InputError("point_labels were given without points: give both, or neither")
+    prompts = []
+    if boxes is not None:
+        prompts.append(Prompts.from_boxes(boxes))
+    if points is not None:
+        prompts.append(Prompts.from_points(points, point_labels))
+    if masks is not None:
+        prompts.append(Prompts.from_masks(masks))
+    return tuple(prompts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,11 @@ import numpy as np
 from PIL import Image
 
 from regionspot.errors import RegionSpotError
-from regionspot.serving.client import Answer, RegionClient, ServerInfo
+from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import ServingError
+from regionspot.serving.conversation import ServerInfo
+from regionspot.serving.messages import Answer, Question
+from regionspot.structures import Prompts
 
 SIDE = 64
 BOX = (8.0, 8.0, 56.0, 56.0)
@@ -35,9 +38,10 @@ def picture() -> bytes:
     return encoded.getvalue()
 
 
-def vocabulary_of(info: ServerInfo) -> str | tuple[str, ...]:
-    """What to ask a server with: registered words need no text encoder."""
-    return next(iter(info.vocabularies), None) or WORDS
+def question_for(info: ServerInfo, return_masks: bool = False) -> Question:
+    """What to ask a server: registered words need no text encoder."""
+    vocabulary = next(iter(info.vocabularies), None) or WORDS
+    return Question(picture(), vocabulary, (Prompts.from_boxes([BOX]),), top_k=1, return_masks=return_masks)
 
 
 def check(client: RegionClient, timeout_s: float, return_masks: bool = False) -> None:
@@ -46,9 +50,7 @@ def check(client: RegionClient, timeout_s: float, return_masks: bool = False) ->
     Raises:
         ServingError: no answer, or a wrong one.
     """
-    regions = {"boxes": [BOX]}
-    vocabulary = vocabulary_of(client.info())
-    judge(client.ask(picture(), vocabulary, regions, top_k=1, return_masks=return_masks, timeout_s=timeout_s))
+    judge(client.ask(question_for(client.info(), return_masks), timeout_s=timeout_s))
 
 
 def judge(answer: Answer) -> None:

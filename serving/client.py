@@ -8,81 +8,22 @@ print(found.class_names[found.class_ids[0]], found.scores[0])
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from regionspot.errors import InputError
-from regionspot.runtime.runner import Array
-from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, Limits, RequestError, ServingError, base64_hint, to_utf8
+from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, ServingError, base64_hint
+from regionspot.serving.conversation import ConfigRequest, Conversation, Request, ResultT, ServerInfo, Steps
+from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
-from regionspot.structures import FloatArray, RegionPredictions, Rle, Vocabulary
+from regionspot.structures import RegionPredictions, Vocabulary, as_prompts
 from regionspot.transforms import ImageSource, UInt8Array, read_image
 
 _SENT_AS_IT_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG and PNG; WebP is RIFF....WEBP
-
-
-@dataclass(frozen=True)
-class RemoteImage:
-    """An image that a server has cached. Pass it instead of the image, which then need not be sent or encoded again.
-
-    Args:
-        handle: the server's identifier of it.
-        height: of the upright image, in pixels.
-        width: of the upright image, in pixels.
-        encoded: the image file's bytes, sent again if the server no longer has it; None if they are not available.
-    """
-
-    handle: str
-    height: int
-    width: int
-    encoded: bytes | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A server's response. `cached`: the image was cached, so both image encoders were skipped."""
-
-    predictions: RegionPredictions
-    image: RemoteImage
-    cached: bool
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """Describes the model that a server runs.
-
-    Args:
-        model: its name.
-        runtime: name of the runtime.
-        precision: name of the precision.
-        vocabularies: name -> class names of each registered vocabulary.
-        limits: of one request.
-    """
-
-    model: str
-    runtime: str
-    precision: str
-    vocabularies: Mapping[str, tuple[str, ...]]
-    limits: Limits
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> ServerInfo:
-        """From the parameters of the public model's configuration."""
-        values = {name: json.loads(text) for name, text in parameters.items()}
-        return cls(
-            model=values["model_info"]["name"],
-            runtime=values["runtime"],
-            precision=values["precision"],
-            vocabularies={name: tuple(words) for name, words in values["vocabularies"].items()},
-            limits=Limits.from_json(values["limits"]),
-        )
 
 
 class RegionClient:
@@ -99,7 +40,7 @@ class RegionClient:
 
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
         self._connection = Connection(url, timeout_s, retry)
-        self._info: ServerInfo | None = None
+        self._conversation = Conversation()
 
     def recognize(
         self,
@@ -130,41 +71,24 @@ class RegionClient:
             ServingError: the server failed, did not respond in time, or cannot be reached.
             InputError: a file that does not exist, arrays of other shapes.
         """
-        regions = {"boxes": boxes, "points": points, "point_labels": point_labels}
-        return self.ask(
-            image, vocabulary, regions, top_k=top_k, return_masks=return_masks, timeout_s=timeout_s
-        ).predictions
+        question = make_question(
+            image,
+            boxes,
+            vocabulary,
+            points=points,
+            point_labels=point_labels,
+            top_k=top_k,
+            return_masks=return_masks,
+        )
+        return self.ask(question, timeout_s=timeout_s).predictions
 
-    def ask(
-        self,
-        image: ImageSource | RemoteImage,
-        vocabulary: str | Sequence[str] | Vocabulary,
-        regions: Mapping[str, npt.ArrayLike | None],
-        *,
-        top_k: int = DEFAULT_TOP_K,
-        return_masks: bool = False,
-        request_id: str = "",
-        timeout_s: float | None = None,
-    ) -> Answer:
-        """As `recognize`, with what else the server says; `regions` holds `boxes`, `points` and `point_labels`."""
-        call = Call(image, vocabulary, regions, top_k, return_masks)
-        try:
-            outputs = self._connection.infer(MODEL, call.inputs(), request_id, timeout_s)
-        except RequestError as error:
-            if not call.may_send_picture(error):
-                raise
-            outputs = self._connection.infer(MODEL, call.inputs(with_picture=True), request_id, timeout_s)
-        if not isinstance(vocabulary, str):
-            return call.answer(outputs)
-        known = self.info().vocabularies.get(vocabulary)
-        if not call.agrees(outputs, known):  # other words were registered since this client asked
-            known = self.info(refresh=True).vocabularies.get(vocabulary)
-        return call.answer(outputs, known)
+    def ask(self, question: Question, *, request_id: str = "", timeout_s: float | None = None) -> Answer:
+        """As `recognize`, with what else the server says, and with a name for the request in the server's log."""
+        return self._hold(self._conversation.ask(question, request_id, timeout_s))
 
     def encode(self, image: ImageSource, timeout_s: float | None = None) -> RemoteImage:
-        """Have the server read and encode a picture now, for questions later."""
-        vocabulary = next(iter(self.info().vocabularies), None) or ("a",)
-        return self.ask(image, vocabulary, {"boxes": np.zeros((0, 4))}, timeout_s=timeout_s).image
+        """Has the server read and encode an image now, for questions later."""
+        return self._hold(self._conversation.encode(encoded_picture(image), timeout_s))
 
     def info(self, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """What the server runs; asked once, or again with `refresh`.
@@ -172,9 +96,22 @@ class RegionClient:
         Raises:
             ServingError: it cannot be reached.
         """
-        if self._info is None or refresh:
-            self._info = ServerInfo.from_parameters(self._connection.config(timeout_s=timeout_s))
-        return self._info
+        return self._hold(self._conversation.info(refresh, timeout_s))
+
+    def _hold(self, steps: Steps[ResultT]) -> ResultT:
+        """Sends the requests of a conversation; its result."""
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    answer = _send(self._connection, request)
+                except ServingError as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(answer)
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
 
     def close(self) -> None:
         self._connection.close()
@@ -193,7 +130,7 @@ class AsyncRegionClient:
 
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
         self._connection = AsyncConnection(url, timeout_s, retry)
-        self._info: ServerInfo | None = None
+        self._conversation = Conversation()
 
     async def recognize(
         self,
@@ -208,46 +145,43 @@ class AsyncRegionClient:
         timeout_s: float | None = None,
     ) -> RegionPredictions:
         """See `RegionClient.recognize`."""
-        regions = {"boxes": boxes, "points": points, "point_labels": point_labels}
-        answer = await self.ask(image, vocabulary, regions, top_k=top_k, return_masks=return_masks, timeout_s=timeout_s)
-        return answer.predictions
+        question = make_question(
+            image,
+            boxes,
+            vocabulary,
+            points=points,
+            point_labels=point_labels,
+            top_k=top_k,
+            return_masks=return_masks,
+        )
+        return (await self.ask(question, timeout_s=timeout_s)).predictions
 
-    async def ask(
-        self,
-        image: ImageSource | RemoteImage,
-        vocabulary: str | Sequence[str] | Vocabulary,
-        regions: Mapping[str, npt.ArrayLike | None],
-        *,
-        top_k: int = DEFAULT_TOP_K,
-        return_masks: bool = False,
-        request_id: str = "",
-        timeout_s: float | None = None,
-    ) -> Answer:
+    async def ask(self, question: Question, *, request_id: str = "", timeout_s: float | None = None) -> Answer:
         """See `RegionClient.ask`."""
-        call = Call(image, vocabulary, regions, top_k, return_masks)
-        try:
-            outputs = await self._connection.infer(MODEL, call.inputs(), request_id, timeout_s)
-        except RequestError as error:
-            if not call.may_send_picture(error):
-                raise
-            outputs = await self._connection.infer(MODEL, call.inputs(with_picture=True), request_id, timeout_s)
-        if not isinstance(vocabulary, str):
-            return call.answer(outputs)
-        known = (await self.info()).vocabularies.get(vocabulary)
-        if not call.agrees(outputs, known):
-            known = (await self.info(refresh=True)).vocabularies.get(vocabulary)
-        return call.answer(outputs, known)
+        return await self._hold(self._conversation.ask(question, request_id, timeout_s))
 
     async def encode(self, image: ImageSource, timeout_s: float | None = None) -> RemoteImage:
         """See `RegionClient.encode`."""
-        vocabulary = next(iter((await self.info()).vocabularies), None) or ("a",)
-        return (await self.ask(image, vocabulary, {"boxes": np.zeros((0, 4))}, timeout_s=timeout_s)).image
+        return await self._hold(self._conversation.encode(encoded_picture(image), timeout_s))
 
-    async def info(self, refresh: bool = False) -> ServerInfo:
+    async def info(self, refresh: bool = False, timeout_s: float | None = None) -> ServerInfo:
         """See `RegionClient.info`."""
-        if self._info is None or refresh:
-            self._info = ServerInfo.from_parameters(await self._connection.config())
-        return self._info
+        return await self._hold(self._conversation.info(refresh, timeout_s))
+
+    async def _hold(self, steps: Steps[ResultT]) -> ResultT:
+        """See `RegionClient._hold`."""
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    answer = await _send(self._connection, request)
+                except ServingError as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(answer)
+        except StopIteration as end:
+            result: ResultT = end.value
+            return result
 
     async def close(self) -> None:
         await self._connection.close()
@@ -261,84 +195,30 @@ class AsyncRegionClient:
         await self.close()
 
 
-class Call:
-    """One question in the tensors of `regionspot.serving.contract`, and its answer out of them.
+def make_question(
+    image: ImageSource | RemoteImage,
+    boxes: npt.ArrayLike | None = None,
+    vocabulary: str | Sequence[str] | Vocabulary = (),
+    *,
+    points: npt.ArrayLike | None = None,
+    point_labels: npt.ArrayLike | None = None,
+    top_k: int = DEFAULT_TOP_K,
+    return_masks: bool = False,
+) -> Question:
+    """The question that `RegionClient.recognize` asks; the same arguments.
 
     Raises:
         InputError: what can be told without the server.
     """
-
-    def __init__(
-        self,
-        image: ImageSource | RemoteImage,
-        vocabulary: str | Sequence[str] | Vocabulary,
-        regions: Mapping[str, npt.ArrayLike | None],
-        top_k: int,
-        return_masks: bool,
-    ) -> None:
-        self._remote = image if isinstance(image, RemoteImage) else None
-        self._encoded = image.encoded if isinstance(image, RemoteImage) else encoded_picture(image)
-        self._return_masks = return_masks
-        self._words: tuple[str, ...] | None = None
-        self._inputs: dict[str, Array] = {
-            "top_k": np.array([[top_k]], np.int32),
-            "return_masks": np.array([[return_masks]]),
-        }
-        if isinstance(vocabulary, str):
-            self._inputs["vocabulary"] = _bytes([to_utf8(vocabulary, "the vocabulary's name")])
-        else:
-            self._words = vocabulary.names if isinstance(vocabulary, Vocabulary) else tuple(vocabulary)
-            self._inputs["words"] = _bytes([to_utf8(word, f"word {i}") for i, word in enumerate(self._words)])
-        for name, values in regions.items():
-            if values is not None:
-                self._inputs[name] = _regions(name, values)[None]
-
-    def inputs(self, with_picture: bool = False) -> dict[str, Array]:
-        """The request's tensors: with the handle of a picture that the server knows, else with its bytes."""
-        if self._remote is not None and not with_picture:
-            return self._inputs | {"image_handle": _bytes([to_utf8(self._remote.handle, "the picture's handle")])}
-        assert self._encoded is not None
-        return self._inputs | {"image": _bytes([self._encoded])}
-
-    def may_send_picture(self, error: RequestError) -> bool:
-        """Whether the server has forgotten a picture whose bytes are at hand."""
-        return error.code == "IMAGE_UNKNOWN" and self._remote is not None and self._encoded is not None
-
-    def agrees(self, outputs: Mapping[str, Array], names: Sequence[str] | None) -> bool:
-        """Whether these are the words of the vocabulary that the server answered from, as far as its answer shows."""
-        if names is None:
-            return False
-        pairs = zip(outputs["top_class_ids"].flat, outputs["top_class_names"].flat, strict=True)
-        return all(index < len(names) and names[index] == name.decode() for index, name in pairs)
-
-    def answer(self, outputs: Mapping[str, Array], names: Sequence[str] | None = None) -> Answer:
-        """The outputs of one picture. `names`: of a registered vocabulary.
-
-        Raises:
-            ServingError: INTERNAL; the server names other classes than its own description does.
-        """
-        names = self._words if self._words is not None else names
-        if names is None or not self.agrees(outputs, names):
-            raise ServingError("INTERNAL", "the server's answer and its description name different classes: ask again")
-        found = {name: array[0] for name, array in outputs.items()}
-        height, width = (int(side) for side in found["image_size"])
-        masks = None
-        if self._return_masks:
-            masks = tuple(Rle(size=[height, width], counts=counts.decode("ascii")) for counts in found["masks"])
-        predictions = RegionPredictions(
-            image_height=height,
-            image_width=width,
-            boxes=found["boxes"].reshape(-1, 4),
-            class_names=tuple(names),
-            scores=found["scores"],
-            class_ids=found["class_ids"],
-            top_class_ids=found["top_class_ids"],
-            top_scores=found["top_scores"],
-            masks=masks,
-            iou_predictions=found["iou_predictions"],
-        )
-        image = RemoteImage(found["image_handle"][0].decode("ascii"), height, width, self._encoded)
-        return Answer(predictions, image, bool(found["cached"][0]))
+    if isinstance(vocabulary, Vocabulary):
+        vocabulary = vocabulary.names
+    return Question(
+        image if isinstance(image, RemoteImage) else encoded_picture(image),
+        vocabulary if isinstance(vocabulary, str) else tuple(vocabulary),
+        as_prompts(boxes, points, point_labels),
+        top_k,
+        return_masks,
+    )
 
 
 def encoded_picture(image: ImageSource) -> bytes:
@@ -374,36 +254,8 @@ def _read(source: ImageSource, named: ImageSource) -> UInt8Array:
         raise InputError(f"{error}{name}{hint}") from error
 
 
-def _regions(name: str, values: npt.ArrayLike) -> Array:
-    """Boxes (N, 4), points (N, K, 2) or labels (N, K)."""
-    try:
-        array: FloatArray = np.asarray(values, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a rectangular array of numbers: {error}") from error
-    if name == "boxes":
-        array = array.reshape(0, 4) if array.size == 0 else array
-        good = array.ndim == 2 and array.shape[1] == 4
-    elif name == "points":
-        array = array.reshape(0, 1, 2) if array.size == 0 else array[:, None] if array.ndim == 2 else array
-        good = array.ndim == 3 and array.shape[2] == 2
-    else:
-        array = array.reshape(0, 1) if array.size == 0 else array[:, None] if array.ndim == 1 else array
-        good = array.ndim == 2
-        if good and not np.isin(array, (0, 1)).all():
-            raise InputError(f"point labels must be 1 (foreground) or 0 (background), got {np.unique(array).tolist()}")
-        return _checked(name, array, good).astype(np.int32)
-    return _checked(name, array, good)
-
-
-def _checked(name: str, array: Array, good: bool) -> Array:
-    forms = {"boxes": "(N, 4)", "points": "(N, 2) or (N, K, 2)", "point_labels": "(N,) or (N, K)"}
-    if not good:
-        raise InputError(f"{name} must have shape {forms[name]}, got {array.shape}")
-    return array
-
-
-def _bytes(values: Sequence[bytes]) -> npt.NDArray[Any]:
-    """(1, n) of Triton's BYTES."""
-    array = np.empty((1, len(values)), np.object_)
-    array[0, :] = values
-    return array
+def _send(connection: Connection | AsyncConnection, request: Request) -> Any:
+    """The answer to a request; of an AsyncConnection, something to await for it."""
+    if isinstance(request, ConfigRequest):
+        return connection.config(timeout_s=request.timeout_s)
+    return connection.infer(MODEL, request.tensors, request.request_id, request.timeout_s)

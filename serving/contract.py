@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from regionspot.errors import InputError, RegionSpotError
+import numpy as np
+
+from regionspot.errors import InputError, RegionSpotError, shown
+from regionspot.runtime.runner import Array
 
 MODEL = "regionspot"
 """The public model's name in Triton: encoded pictures in, names of regions out."""
@@ -120,18 +125,69 @@ def from_text(text: str) -> ServingError | None:
     return error_of(found[1], found[2]) if found else None
 
 
+@contextmanager
+def coded(code: str = "REQUEST_INVALID") -> Iterator[None]:
+    """Gives an InputError of the block a code; one that has a code keeps it."""
+    try:
+        yield
+    except ServingError:
+        raise
+    except InputError as error:
+        raise RequestError(code, str(error)) from error
+
+
+def check_tensors(tensors: Mapping[str, Array], table: Sequence[Field], complete: bool = False) -> int:
+    """Checks the tensors of a message against INPUTS or OUTPUTS.
+
+    Args:
+        complete: refuse a message that lacks a tensor of the table.
+
+    Returns:
+        The number of images B that they are about, 0 without any tensor.
+
+    Raises:
+        InputError: a tensor is unknown, missing, of another type or shape, or not about as many images as the others.
+    """
+    known = {field.name: field for field in table}
+    for name, array in tensors.items():
+        if name not in known:
+            raise InputError(f"there is no tensor {shown(name)}: send {', '.join(known)}")
+        _check_tensor(array, known[name])
+    missing = [name for name in known if name not in tensors]
+    if complete and missing:
+        raise InputError(f"tensors are missing: {', '.join(missing)}")
+    batches = {name: len(array) for name, array in tensors.items()}
+    if len(set(batches.values())) > 1:
+        raise InputError(f"all tensors need the same number of images, got {batches}")
+    return max(batches.values(), default=0)
+
+
+def _check_tensor(array: Array, field: Field) -> None:
+    dtype = np.dtype(object if field.dtype == "bytes" else field.dtype)
+    if array.dtype != dtype:
+        raise InputError(f"{field.name} must be of type {field.dtype}, not {array.dtype}")
+    sized = array.ndim == len(field.dims) + 1 and all(
+        dim in (-1, size) for dim, size in zip(field.dims, array.shape[1:], strict=True)
+    )
+    if not sized:
+        dims = ", ".join("?" if dim == -1 else str(dim) for dim in field.dims)
+        raise InputError(f"{field.name} must have shape (B, {dims}), got {array.shape}")
+    if field.dtype == "bytes" and not all(isinstance(item, bytes) for item in array.flat):
+        raise InputError(f"{field.name} must hold bytes and nothing else")
+
+
 def to_utf8(text: object, what: str) -> bytes:
-    """A name or a word as it crosses the wire.
+    """Encodes a name or a word for the wire.
 
     Raises:
         InputError: it is no text, or holds half of a surrogate pair, which JSON's escapes and file names can carry.
     """
     if not isinstance(text, str):
-        raise InputError(f"{what} must be text, not {type(text).__name__}: {text!r}")
+        raise InputError(f"{what} must be text, not {type(text).__name__}: {shown(text)}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} {text!r} is no Unicode text: it holds half of a surrogate pair") from error
+        raise InputError(f"{what} {shown(text)} is no Unicode text: it holds half of a surrogate pair") from error
 
 
 def base64_hint(content: bytes) -> str:

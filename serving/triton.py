@@ -11,7 +11,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +94,42 @@ class Address:
         return cls(protocol, f"{name}:{port}")
 
 
-class Connection:
+class _Connector:
+    """What connections of both kinds share: where the server is, how long to try, and Triton's calls.
+
+    A call takes a client and the seconds left; over asyncio it gives something to await.
+    """
+
+    def __init__(self, url: str, timeout_s: float, retry: bool, for_asyncio: bool) -> None:
+        self.address = Address.parse(url)
+        self.timeout_s = timeout_s
+        self._retry = retry
+        self._library = _library(self.address, for_asyncio)
+
+    def _attempts(self, timeout_s: float | None) -> Attempts:
+        return Attempts(self.timeout_s if timeout_s is None else timeout_s, self._retry)
+
+    def _inference(self, model: str, inputs: Mapping[str, Array], request_id: str) -> Callable[[Any, float], Any]:
+        def ask(client: Any, left_s: float) -> Any:
+            tensors = _inputs(self._library, inputs)
+            return client.infer(model, tensors, request_id=request_id, **self._limit(left_s))
+
+        return ask
+
+    def _model_config(self, model: str) -> Callable[[Any, float], Any]:
+        options = {} if self.address.protocol == "http" else {"as_json": True}
+        return lambda client, left_s: client.get_model_config(model, **options, **self._limit(left_s))
+
+    def _parameters(self, content: Mapping[str, Any]) -> dict[str, str]:
+        """Of a model's configuration."""
+        config = content if self.address.protocol == "http" else content["config"]
+        return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+    def _limit(self, left_s: float) -> dict[str, float]:
+        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
+
+
+class Connection(_Connector):
     """To one server, kept open. Safe to share between threads; over HTTP each has a connection of its own.
 
     Args:
@@ -106,8 +141,7 @@ class Connection:
     def __init__(
         self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True, admin_key: str | None = None
     ) -> None:
-        self.address, self.timeout_s, self._retry = Address.parse(url), timeout_s, retry
-        self._library = _library(self.address)
+        super().__init__(url, timeout_s, retry, for_asyncio=False)
         self._open_client: Any = SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
         self._lock = threading.Lock()
         self._admin = {} if admin_key is None else {ADMIN_HEADER: admin_key}
@@ -122,21 +156,14 @@ class Connection:
         Raises:
             ServingError: what `regionspot.serving.contract.CODES` lists.
         """
-        result = self.call(
-            lambda client, left: client.infer(
-                model, _inputs(self._library, inputs), request_id=request_id, **self._limit(left)
-            ),
-            timeout_s,
-        )
-        return _outputs(result, self.address)
+        return _outputs(self.call(self._inference(model, inputs, request_id), timeout_s), self.address)
 
     def call(self, ask: Callable[[Any, float], ResultT], timeout_s: float | None = None) -> ResultT:
         """`ask(client, seconds left)` with retries; errors as in `infer`."""
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        attempts = Attempts(timeout_s, self._retry)
+        attempts = self._attempts(timeout_s)
         while True:
             try:
-                return self._ask(ask, timeout_s, attempts.left_s)
+                return self._ask(ask, attempts.timeout_s, attempts.left_s)
             except Exception as error:
                 if is_interrupt(error):
                     raise
@@ -157,8 +184,7 @@ class Connection:
         Raises:
             ServingError: UNAVAILABLE where no such model is ready.
         """
-        content = self.call(lambda client, left: _config(client, model, self.address, self._limit(left)), timeout_s)
-        return {name: value["string_value"] for name, value in content.get("parameters", {}).items()}
+        return self._parameters(self.call(self._model_config(model), timeout_s))
 
     def statistics(self, model: str = MODEL) -> dict[str, Any]:
         """Triton's own: how many requests of a model succeeded and failed, and what their stages took."""
@@ -219,52 +245,38 @@ class Connection:
                 opened.timeout_s = timeout_s
             return opened.client
 
-    def _limit(self, left_s: float) -> dict[str, float]:
-        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
-
     def _translated(self, error: Exception) -> ServingError:
         return translated(error, self.address)
 
 
-class AsyncConnection:
+class AsyncConnection(_Connector):
     """As `Connection`, for asyncio. A task that is cancelled cancels its request."""
 
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
-        self.address, self.timeout_s, self._retry = Address.parse(url), timeout_s, retry
-        self._library = _library(self.address, for_asyncio=True)
+        super().__init__(url, timeout_s, retry, for_asyncio=True)
         self._client: Any = None
 
     async def infer(
         self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
     ) -> dict[str, Array]:
         """See `Connection.infer`."""
-        attempts = Attempts(self.timeout_s if timeout_s is None else timeout_s, self._retry)
-        sent = _inputs(self._library, inputs)
-        while True:
-            try:
-                asked = self._open().infer(model, sent, request_id=request_id, **self._limit(attempts.left_s))
-                return _outputs(await asyncio.wait_for(asked, attempts.left_s), self.address)
-            except Exception as error:
-                await asyncio.sleep(await self._delay_after(error, attempts))
+        return _outputs(await self.call(self._inference(model, inputs, request_id), timeout_s), self.address)
 
-    async def config(self, model: str = MODEL) -> dict[str, str]:
+    async def config(self, model: str = MODEL, timeout_s: float | None = None) -> dict[str, str]:
         """See `Connection.config`."""
-        attempts = Attempts(self.timeout_s, self._retry)
+        return self._parameters(await self.call(self._model_config(model), timeout_s))
+
+    async def call(self, ask: Callable[[Any, float], Awaitable[ResultT]], timeout_s: float | None = None) -> ResultT:
+        """See `Connection.call`."""
+        attempts = self._attempts(timeout_s)
         while True:
             try:
-                client, grpc = self._open(), self.address.protocol == "grpc"
-                asked = client.get_model_config(model, **({"as_json": True} if grpc else {}))
-                content = await asyncio.wait_for(asked, attempts.left_s)
-                found = content["config"] if grpc else content
-                return {name: value["string_value"] for name, value in found.get("parameters", {}).items()}
+                return await asyncio.wait_for(ask(self._open(), attempts.left_s), attempts.left_s)
             except Exception as error:
-                await asyncio.sleep(await self._delay_after(error, attempts))
-
-    async def _delay_after(self, error: Exception, attempts: Attempts) -> float:
-        """Seconds to wait before the next attempt. Raises what is not to be tried again."""
-        if is_interrupt(error):
-            raise error
-        return attempts.delay_after(await asyncio.to_thread(translated, error, self.address))  # it may ask the port
+                if is_interrupt(error):
+                    raise
+                failure = await asyncio.to_thread(translated, error, self.address)  # it may ask the port
+                await asyncio.sleep(attempts.delay_after(failure))
 
     async def close(self) -> None:
         if self._client is not None:
@@ -277,9 +289,6 @@ class AsyncConnection:
             self._client = self._library.InferenceServerClient(self.address.host, **options)
         return self._client
 
-    def _limit(self, left_s: float) -> dict[str, float]:
-        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
-
 
 class Attempts:
     """How often and how long one call is tried: with growing, random pauses, until its time is over.
@@ -290,7 +299,8 @@ class Attempts:
     def __init__(self, timeout_s: float, retry: bool = True) -> None:
         if not timeout_s > 0:
             raise InputError(f"a time-out must be more than 0 seconds, not {timeout_s}")
-        self._timeout_s, self._deadline = timeout_s, time.monotonic() + timeout_s
+        self.timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
         self._delays, self._retry, self._deaths = _delays(), retry, 0
 
     @property
@@ -465,7 +475,7 @@ def _without_signals(call: Callable[[], ResultT]) -> ResultT:
     return answer.result()
 
 
-def _library(address: Address, for_asyncio: bool = False) -> ModuleType:
+def _library(address: Address, for_asyncio: bool) -> ModuleType:
     if address.protocol == "grpc":
         return tritonclient.grpc.aio if for_asyncio else tritonclient.grpc
     try:
@@ -488,12 +498,6 @@ def _outputs(result: Any, address: Address) -> dict[str, Array]:
     tensors = response["outputs"] if address.protocol == "http" else response.outputs
     names = [tensor["name"] if address.protocol == "http" else tensor.name for tensor in tensors]
     return {name: result.as_numpy(name) for name in names}
-
-
-def _config(client: Any, model: str, address: Address, limit: Mapping[str, float]) -> dict[str, Any]:
-    if address.protocol == "http":
-        return dict(client.get_model_config(model))
-    return dict(client.get_model_config(model, as_json=True, **limit)["config"])
 
 
 def _delays() -> Iterator[float]:

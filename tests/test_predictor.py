@@ -21,7 +21,7 @@ from regionspot.masks import decode_rle, mask_to_box
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
-from regionspot.structures import FloatArray, RegionPredictions, Vocabulary
+from regionspot.structures import FloatArray, Prompts, RegionPredictions, Vocabulary
 
 WORDS = ("red toy", "dog", "blue cup", "tree", "car", "house")
 BOXES = np.array([[10, 5, 90, 60], [30, 20, 150, 95], [100, 40, 140, 80]], np.float32)
@@ -244,10 +244,42 @@ class TestPrompts:
         by_prompt = found.top_scores.reshape(3, 3, 6)  # prompt, reading, class
         np.testing.assert_allclose(shuffled.top_scores.reshape(3, 3, 6), by_prompt[::-1], atol=1e-5)
 
+    @pytest.mark.parametrize("validated", [False, True])
+    def test_prompts_are_answered_as_the_arrays_they_are_made_of(
+        self, predictor: RegionPredictor, validated: bool
+    ) -> None:
+        points = [[[20, 20], [40, 40], [150, 90]]]
+        labels = [[1, 1, 0]]
+        parts = [Prompts.from_boxes(BOXES), Prompts.from_points(points, labels)]
+        if validated:
+            parts = [part.validated(HEIGHT, WIDTH) for part in parts]
+        found = predictor.predict(prompts=parts, vocabulary=WORDS)
+        expected = predictor.predict(boxes=BOXES, points=points, point_labels=labels, vocabulary=WORDS)
+        np.testing.assert_array_equal(found.top_scores, expected.top_scores)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+        assert found.masks == expected.masks
+        alone = predictor.predict(prompts=parts[0], vocabulary=WORDS)
+        np.testing.assert_array_equal(alone.scores, predictor.predict(boxes=BOXES, vocabulary=WORDS).scores)
+
+    def test_prompts_are_answered_in_the_order_given(self, predictor: RegionPredictor) -> None:
+        parts = [Prompts.from_points([[80, 50]]), Prompts.empty(), Prompts.from_boxes(BOXES[:1])]
+        found = predictor.predict(prompts=parts, vocabulary=WORDS, return_masks=False)
+        np.testing.assert_array_equal(found.boxes, [[80, 50, 80, 50], BOXES[0]])
+        assert len(predictor.predict(prompts=[], vocabulary=WORDS)) == 0
+
+    def test_prompts_validated_for_another_image_are_checked_again(self, predictor: RegionPredictor) -> None:
+        elsewhere = Prompts.from_boxes([[200, 0, 300, 9]]).validated(1000, 1000)
+        with pytest.raises(InputError, match="image is 160 x 100 pixels"):
+            predictor.predict(prompts=elsewhere, vocabulary=WORDS)
+
     @pytest.mark.parametrize(
         ("question", "message"),
         [
             ({}, "no region was asked for"),
+            ({"prompts": Prompts.from_boxes(BOXES), "boxes": BOXES}, "given as prompts and as arrays"),
+            ({"prompts": Prompts.empty(), "point_labels": [1]}, "given as prompts and as arrays"),
+            ({"prompts": BOXES}, "prompts must be Prompts or a list of them"),
+            ({"prompts": Prompts.from_boxes([[10, 5, 9, 60]])}, r"box 0 \[10, 5, 9, 60\] is inverted"),
             ({"point_labels": [1], "boxes": BOXES}, "point_labels were given without points"),
             ({"boxes": [[10, 5, 9, 60]]}, r"box 0 \[10, 5, 9, 60\] is inverted"),
             ({"boxes": [[0, 0, 9, float("nan")]]}, r"box 0 \[0, 0, 9, nan\]"),

@@ -14,7 +14,7 @@ import torch
 
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle, encode_rle
-from regionspot.structures import Prompts, RegionPredictions, Vocabulary, as_class_names, check_class_names
+from regionspot.structures import Prompts, RegionPredictions, Vocabulary, as_class_names, as_prompts, check_class_names
 
 HEIGHT, WIDTH = 40, 60
 ROW_MASK = np.zeros((HEIGHT, WIDTH), bool)
@@ -152,7 +152,31 @@ class TestBuilding:
             build()
 
 
+class TestAsPrompts:
+    def test_one_for_each_kind_in_order(self) -> None:
+        parts = as_prompts(boxes=[[1, 2, 3, 4]], points=[[5, 6]], point_labels=[0], masks=[ROW_MASK])
+        assert [part.labels.tolist() for part in parts] == [[[2, 3]], [[0, -1]], [[2, 3]]]
+        assert parts[2].mask_inputs is not None and parts[0].mask_inputs is None
+
+    def test_none_at_all_may_be_asked_for(self) -> None:
+        assert [len(part) for part in as_prompts(boxes=[], points=[])] == [0, 0]
+
+    def test_refuses(self) -> None:
+        with pytest.raises(InputError, match="no region was asked for: give boxes or points"):
+            as_prompts()
+        with pytest.raises(InputError, match="point_labels were given without points"):
+            as_prompts(boxes=[], point_labels=[1])
+
+
 class TestValidated:
+    def test_is_done_once_for_an_image_of_a_size(self) -> None:
+        prompts = Prompts.from_boxes([[-5, -6, 30, 20]])
+        valid = prompts.validated(HEIGHT, WIDTH)
+        assert prompts.validated_for is None and valid.validated_for == (HEIGHT, WIDTH)
+        assert valid.validated(HEIGHT, WIDTH) is valid
+        np.testing.assert_array_equal(valid.validated(15, 20).boxes, [[0, 0, 20, 15]])
+        assert valid[:1].validated_for is None  # a part is checked as any other
+
     def test_clips_a_box_that_is_partly_outside(self) -> None:
         prompts = Prompts.from_boxes([[-5, -6, 30, 20], [10, 10, 1000, 1000], [0, 0, WIDTH, HEIGHT]])
         expected = [[0, 0, 30, 20], [10, 10, WIDTH, HEIGHT], [0, 0, WIDTH, HEIGHT]]

@@ -24,7 +24,8 @@ from regionspot.errors import InputError, RegionSpotError, plain_text
 from regionspot.files import list_files
 
 if TYPE_CHECKING:
-    from regionspot.serving.client import Answer, AsyncRegionClient
+    from regionspot.serving.client import AsyncRegionClient
+    from regionspot.serving.messages import Answer
 
 EXAMPLE = 'regionspot-query photo.jpg --box 10,20,200,300 --vocabulary "cat,dog,coffee cup" --url localhost:8001'
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -86,14 +87,14 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
     picture = encoded_picture(arguments.image)
     with RegionClient(arguments.url, arguments.timeout) as client:
         info = client.info(timeout_s=min(arguments.timeout, FIRST_ANSWER_S))
-        answer = client.ask(
+        found = client.recognize(
             picture,
+            arguments.boxes or None,
             _vocabulary(arguments.vocabulary, info.vocabularies),
-            {"boxes": arguments.boxes or None, "points": arguments.points or None},
+            points=arguments.points or None,
             top_k=arguments.top_k,
             return_masks=not arguments.no_masks,
         )
-    found = answer.predictions
     title = f"{found.image_width} x {found.image_height} pixels, {info.model} by {info.runtime} at {arguments.url}"
     image = read_image(picture) if arguments.out else None  # not the file again: it may be a pipe
     deliver(image, found, arguments, title)
@@ -162,9 +163,17 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
 async def _answer(
     client: AsyncRegionClient, arguments: argparse.Namespace, task: _Task, words: str | Sequence[str]
 ) -> Answer:
-    regions = {"boxes": task.boxes, "points": arguments.points or None}
-    masks = arguments.json is not None and not arguments.no_masks
-    return await client.ask(task.path, words, regions, top_k=arguments.top_k, return_masks=masks)
+    from regionspot.serving.client import make_question
+
+    question = make_question(
+        task.path,
+        task.boxes,
+        words,
+        points=arguments.points or None,
+        top_k=arguments.top_k,
+        return_masks=arguments.json is not None and not arguments.no_masks,
+    )
+    return await client.ask(question)
 
 
 def _tasks_of_annotations(arguments: argparse.Namespace) -> list[_Task]:

@@ -10,7 +10,7 @@ from regionspot.errors import InputError
 from regionspot.runtime.artifacts import Manifest, open_runner
 from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.runner import Runner
-from regionspot.serving.backends.requests import answer_of, array_of, refusal_of
+from regionspot.serving.backends.requests import answer_of, arrays_of, refusal_of
 from regionspot.serving.contract import RequestError
 
 
@@ -33,8 +33,7 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             runner = self._opened()
-            feeds = {name: array_of(request, name) for name in runner.spec.input_names}
-            return answer_of(runner.infer({name: value for name, value in feeds.items() if value is not None}), request)
+            return answer_of(runner.infer(arrays_of(request, runner.spec.input_names)), request)
         except InputError as error:
             outside = str(self._folder) in str(error)  # a runtime's own words name files
             message = "the graph does not take these sizes: its configuration's parameter spec has their ranges"

@@ -13,11 +13,11 @@ import triton_python_backend_utils as pb_utils
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import GraphEntry, Manifest, open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
-from regionspot.runtime.runner import Array
 from regionspot.serving.backends.bls import BlsRunner
-from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState, read_vocabulary
-from regionspot.serving.backends.requests import answer_of, array_of, log, refusal_of
-from regionspot.serving.contract import INPUTS, MAX_BATCH, Limits, RequestError
+from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState, read_vocabulary
+from regionspot.serving.backends.requests import answer_of, arrays_of, log, refusal_of
+from regionspot.serving.contract import INPUTS, MAX_BATCH, Limits
+from regionspot.serving.messages import Question
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 COUNTERS = {
@@ -69,13 +69,14 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         counts = Counts()
         try:
-            questions = questions_of({field.name: array_of(request, field.name) for field in INPUTS})
+            questions = Question.from_tensors(arrays_of(request, [field.name for field in INPUTS]))
             recognizer = self._spare.pop()
             try:
-                answers = [recognizer.answer(question, counts, request.is_cancelled) for question in questions]
+                found = [recognizer.answer(question, counts, request.is_cancelled) for question in questions]
             finally:
                 self._spare.append(recognizer)
-            return answer_of({name: np.stack([one[name] for one in answers]) for name in answers[0]}, request)
+            answers = [answer.to_tensors() for answer in found]
+            return answer_of({name: np.concatenate([one[name] for one in answers]) for name in answers[0]}, request)
         except Exception as error:
             counts.add("refusals")
             return refusal_of(error, request)
@@ -112,50 +113,6 @@ class TritonPythonModel:
             text_input=manifest.text_input,
             **(SIZES_ON_GPU if on_gpu else SIZES_ON_CPU),
         )
-
-
-def questions_of(inputs: dict[str, Array | None]) -> list[Question]:
-    """The inputs of one request, (B, ...) each, as B questions.
-
-    Raises:
-        RequestError: no pictures, or text that is not UTF-8.
-    """
-    given = {name: array for name, array in inputs.items() if array is not None}
-    batch = max((len(array) for array in given.values()), default=0)
-    if batch == 0:
-        raise RequestError("REQUEST_INVALID", "the request is empty: send image or image_handle, boxes, and words")
-    questions = [_question({name: array[row] for name, array in given.items()}) for row in range(batch)]
-    if len({(question.top_k, question.return_masks, question.vocabulary) for question in questions}) > 1:
-        raise RequestError(
-            "REQUEST_INVALID",
-            "the pictures of one request need the same top_k, return_masks and vocabulary: send them one by one",
-        )
-    return questions
-
-
-def _question(given: dict[str, Array]) -> Question:
-    def text(name: str) -> str | None:
-        return _text(given[name][0], name) if name in given else None
-
-    return Question(
-        image=given["image"][0] if "image" in given else None,
-        image_handle=text("image_handle"),
-        boxes=given.get("boxes"),
-        points=given.get("points"),
-        point_labels=given.get("point_labels"),
-        vocabulary=text("vocabulary"),
-        words=tuple(_text(word, "words") for word in given["words"]) if "words" in given else None,
-        top_k=int(given["top_k"][0]) if "top_k" in given else None,
-        return_masks=bool(given["return_masks"][0]) if "return_masks" in given else False,
-    )
-
-
-def _text(value: bytes, name: str) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        code = "VOCABULARY_INVALID" if name == "words" else "REQUEST_INVALID"
-        raise RequestError(code, f"{name} must be UTF-8 text") from error
 
 
 class _Metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -19,10 +20,10 @@ install_handler("stderr", JsonFormatter())  # Triton alone imports this module, 
 INTERNAL_MESSAGE = "the server failed; its log says why"
 
 
-def array_of(request: Any, name: str) -> Array | None:
-    """An input as an array of its own: Triton reuses the memory behind it. None where it was left out."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy().copy()
+def arrays_of(request: Any, names: Sequence[str]) -> dict[str, Array]:
+    """The inputs that were sent, as arrays of their own: Triton reuses the memory behind them."""
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy().copy() for name, tensor in tensors.items() if tensor is not None}
 
 
 def answer_of(outputs: dict[str, Array], request: Any) -> Any:

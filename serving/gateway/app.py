@@ -20,15 +20,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regionspot.logs import JsonFormatter, log_to
-from regionspot.serving.client import Answer, AsyncRegionClient
+from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import Limits
 from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
-from regionspot.serving.gateway.form import FORM_SLACK_BYTES, ParsedForm, asked_of, check_headers, read_form
+from regionspot.serving.gateway.form import FORM_SLACK_BYTES, Form, check_headers, question_of, read_form
 from regionspot.serving.gateway.records import Metrics, Record
 from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.upstream import Connect, Upstream
+from regionspot.serving.messages import Answer, Question
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 MEDIA_TYPES = {
@@ -123,9 +124,11 @@ class Gateway:
         record: Record = request.state.record
         with self._turns.place():
             limits = (await self._upstream.info()).limits
-            asked = await self._read(request, limits, record)
-            answer = await while_connected(request.receive, self._answer(asked, record.request_id))
-            return await asyncio.to_thread(_json_of, answer, asked.file_name, record)
+            form = await self._read(request, limits, record)
+            question = question_of(form, limits)
+            record.regions = question.num_regions
+            answer = await while_connected(request.receive, self._answer(question, record.request_id))
+            return await asyncio.to_thread(_json_of, answer, form.file_name, record)
 
     async def info(self, request: Request) -> Response:
         """What the server runs, and what it takes."""
@@ -176,7 +179,7 @@ class Gateway:
                 headers={"WWW-Authenticate": 'Bearer realm="regionspot"'},
             )
 
-    async def _read(self, request: Request, limits: Limits, record: Record) -> ParsedForm:
+    async def _read(self, request: Request, limits: Limits, record: Record) -> Form:
         max_bytes = self._max_body_bytes(limits)
         check_headers(request, max_bytes)
         try:
@@ -184,17 +187,15 @@ class Gateway:
         except TimeoutError as error:
             raise HttpError("TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408) from error
         record.image_bytes = None if form.image is None else len(form.image)
-        asked = asked_of(form, limits)
-        record.regions = asked.num_regions
-        return asked
+        return form
 
-    async def _answer(self, asked: ParsedForm, request_id: str) -> Answer:
+    async def _answer(self, question: Question, request_id: str) -> Answer:
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
 
         async def in_turn() -> Answer:
             async with self._turns.turn():
-                return await self._upstream.ask(asked, request_id, max(deadline - time.monotonic(), 0.001))
+                return await self._upstream.ask(question, request_id, max(deadline - time.monotonic(), 0.001))
 
         try:
             return await asyncio.wait_for(in_turn(), timeout_s)

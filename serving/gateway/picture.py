@@ -19,18 +19,13 @@ _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])  # TEM, RST0..RST7, SOI
 
 
 def check_picture(content: bytes, limits: Limits) -> None:
-    """Refuse what is no picture that the server reads, or one that is too large.
+    """Refuse what is no picture that the server reads, or one with too many pixels.
 
     Raises:
         RequestError: IMAGE_INVALID or IMAGE_TOO_LARGE.
     """
     if not content:
         raise RequestError("IMAGE_INVALID", "the picture's file is empty: choose another")
-    if len(content) > limits.max_image_bytes:
-        raise RequestError(
-            "IMAGE_TOO_LARGE",
-            f"the picture's file has {len(content)} bytes, at most {limits.max_image_bytes}: scale it down",
-        )
     width, height = picture_size(content)
     if width * height > limits.max_image_pixels:
         raise RequestError(

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from regionspot.serving import canary
-from regionspot.serving.client import Answer, AsyncRegionClient, ServerInfo
+from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import RequestError, ServingError
-from regionspot.serving.gateway.form import ParsedForm
+from regionspot.serving.conversation import ServerInfo
+from regionspot.serving.messages import Answer, Question
 
 INFO_AGE_S = 5.0
 """How long the server's description is believed. It is also how soon a server that is gone is noticed."""
@@ -22,17 +23,7 @@ CANARY_TIMEOUT_S = 10.0
 class ModelClient(Protocol):
     """What the gateway asks of a client, such as `AsyncRegionClient`."""
 
-    async def ask(
-        self,
-        image: Any,
-        vocabulary: Any,
-        regions: Any,
-        *,
-        top_k: int = ...,
-        return_masks: bool = ...,
-        request_id: str = ...,
-        timeout_s: float | None = ...,
-    ) -> Answer: ...
+    async def ask(self, question: Question, *, request_id: str = ..., timeout_s: float | None = ...) -> Answer: ...
     async def info(self, refresh: bool = False) -> ServerInfo: ...
     async def close(self) -> None: ...
 
@@ -56,18 +47,10 @@ class Upstream:
         """
         return await self._info.get(INFO_AGE_S)
 
-    async def ask(self, asked: ParsedForm, request_id: str, timeout_s: float) -> Answer:
+    async def ask(self, question: Question, request_id: str, timeout_s: float) -> Answer:
         """Raises ServingError, as `AsyncRegionClient.ask`."""
         try:
-            return await self._client.ask(
-                asked.image,
-                asked.vocabulary,
-                asked.regions,
-                top_k=asked.top_k,
-                return_masks=asked.return_masks,
-                request_id=request_id,
-                timeout_s=timeout_s,
-            )
+            return await self._client.ask(question, request_id=request_id, timeout_s=timeout_s)
         except RequestError:
             raise
         except Exception:
@@ -95,10 +78,8 @@ class Upstream:
 
     async def _try_canary(self) -> Exception | None:
         try:
-            vocabulary = canary.vocabulary_of(await self.info())
-            asked = self._client.ask(
-                canary.picture(), vocabulary, {"boxes": [canary.BOX]}, request_id="canary", timeout_s=CANARY_TIMEOUT_S
-            )
+            question = canary.question_for(await self.info())
+            asked = self._client.ask(question, request_id="canary", timeout_s=CANARY_TIMEOUT_S)
             canary.judge(await asyncio.wait_for(asked, CANARY_TIMEOUT_S))
         except Exception as error:
             self._info.forget()

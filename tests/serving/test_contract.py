@@ -76,5 +76,8 @@ def test_text_for_the_wire() -> None:
     assert to_utf8("猫", "word 0") == "猫".encode()
     with pytest.raises(InputError, match=r"word 3 '\\ud800' is no Unicode text: it holds half of a surrogate pair"):
         to_utf8("\ud800", "word 3")
+    with pytest.raises(InputError, match="word 3") as long:
+        to_utf8("\ud800" * 100_000, "word 3")
+    assert len(str(long.value)) < 200  # what a stranger sent is not sent back whole
     with pytest.raises(InputError, match="word 0 must be text, not int: 7"):
         to_utf8(7, "word 0")

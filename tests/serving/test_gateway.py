@@ -29,14 +29,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regionspot.errors import InputError
-from regionspot.serving.client import Answer, RegionClient, RemoteImage, ServerInfo
+from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import CODES, Limits, RequestError, ServingError
+from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway import GatewaySettings, form, make_app
 from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.app import server_options
 from regionspot.serving.gateway.errors import STATUS
-from regionspot.serving.gateway.form import Form, asked_of
+from regionspot.serving.gateway.form import Form, question_of
 from regionspot.serving.gateway.picture import picture_size
+from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.structures import RegionPredictions
 
 WORDS = ["plain green toy", "red toy with blue stripes", "cyan toy with red stripes"]
@@ -181,7 +183,8 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("deep", {"points": [[[[1, 2]]]]}, 400, "REQUEST_INVALID", "points"),
     ("boxes as an object", {"boxes": {"a": 1}}, 400, "REQUEST_INVALID", "list"),
     ("labels without points", {"point_labels": [1]}, 400, "REQUEST_INVALID", "points"),
-    ("other labels", {"points": [[1, 1]], "point_labels": [2]}, 400, "REQUEST_INVALID", "point_labels"),
+    ("other labels", {"points": [[1, 1]], "point_labels": [2]}, 400, "REQUEST_INVALID", "point labels must be 1"),
+    ("truth values as labels", {"points": [[1, 1]], "point_labels": [True]}, 400, "REQUEST_INVALID", "numbers only"),
     ("labels for other clicks", {"points": [[1, 1]], "point_labels": [1, 1]}, 400, "REQUEST_INVALID", "each click"),
     ("inverted box", {"boxes": [[20, 20, 1, 1]]}, 422, "REGION_INVALID", "box 0"),
     ("box outside", {"boxes": [[500, 500, 600, 600]]}, 422, "REGION_INVALID", "outside"),
@@ -284,8 +287,14 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(form.KEYS), JSON | st.lists(st.lists(st.floats(), min_size=2, max_size=4))))
 def test_any_json_is_a_question_or_refused(content: dict[str, Any]) -> None:
     with suppress(RequestError):
-        asked = asked_of(Form(json.dumps(content), PICTURE, "a.png"), Limits())
-        assert all(np.isfinite(values).all() for values in asked.regions.values())
+        question = question_of(Form(json.dumps(content), PICTURE, "a.png"), Limits())
+        (read,) = Question.from_tensors(question.to_tensors())
+        assert (read.vocabulary, read.top_k, read.return_masks) == (
+            question.vocabulary,
+            question.top_k,
+            question.return_masks,
+        )
+        assert read.num_regions == question.num_regions
 
 
 def test_every_code_has_a_status() -> None:

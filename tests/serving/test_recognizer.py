@@ -15,9 +15,11 @@ from regionspot.errors import InputError
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.runner import Array
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
-from regionspot.serving.backends.recognizer import Counts, Question, Recognizer, SharedState
-from regionspot.serving.client import Call
-from regionspot.serving.contract import OUTPUTS, Limits, ServingError
+from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState
+from regionspot.serving.client import make_question
+from regionspot.serving.contract import INPUTS, OUTPUTS, Limits, ServingError
+from regionspot.serving.messages import Question
+from regionspot.structures import as_prompts
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border")
@@ -40,11 +42,25 @@ def recognizer(predictor: RegionPredictor, shared: SharedState) -> Recognizer:
     return Recognizer(predictor, shared)
 
 
+FIELDS = {field.name: field for field in INPUTS}
+
+
+def to_tensor(name: str, value: Any) -> Array:
+    """An input of a request of one image, as any client of Triton would send it."""
+    field = FIELDS[name]
+    values = [value] if field.dims == (1,) else value
+    if field.dtype != "bytes":
+        return np.asarray(values, field.dtype)[None]
+    tensor = np.empty((1, len(values)), np.object_)
+    tensor[0, :] = [item.encode() if isinstance(item, str) else item for item in values]
+    return tensor
+
+
 def ask(recognizer: Recognizer, counts: Counts | None = None, **inputs: Any) -> dict[str, Array]:
-    given: dict[str, Any] = {
-        name: np.array(value, np.float32) if name in ("boxes", "points") else value for name, value in inputs.items()
-    }
-    return recognizer.answer(Question(**given), counts or Counts())
+    """The outputs for one image, without its axis in front; by tensors both ways."""
+    (question,) = Question.from_tensors({name: to_tensor(name, value) for name, value in inputs.items()})
+    answer = recognizer.answer(question, counts or Counts())
+    return {name: array[0] for name, array in answer.to_tensors().items()}
 
 
 def png(width: int, height: int, value: int = 120) -> bytes:
@@ -179,7 +195,7 @@ def test_a_model_that_fails_says_nothing_of_itself(recognizer: Recognizer, monke
 def test_a_question_that_nobody_waits_for_is_dropped(recognizer: Recognizer) -> None:
     counts = Counts()
     answers = iter([False, False, True])
-    question = Question(image=png(50, 51), boxes=np.array(BOX, np.float32), vocabulary="toys")
+    question = Question(png(50, 51), "toys", as_prompts(BOX))
     with pytest.raises(ServingError, match="was cancelled"):
         recognizer.answer(question, counts, lambda: next(answers))
     assert "encoders_seconds" in counts.values and "regions_seconds" not in counts.values
@@ -228,23 +244,26 @@ def test_the_image_cache_is_bounded(predictor: RegionPredictor) -> None:
     assert len(small) == 0 and small.size_bytes == 0
 
 
-def test_base64_text_and_half_surrogates(recognizer: Recognizer) -> None:
-    for inputs, code, said in (
-        ({"image": base64.b64encode(IMAGE), "vocabulary": "toys"}, "IMAGE_INVALID", "it is base64 text: decode it"),
-        ({"image": IMAGE, "words": ("cat", "\udc00")}, "VOCABULARY_INVALID", "word 1 .* is no Unicode text"),
-        ({"image": IMAGE, "vocabulary": "\udc00"}, "VOCABULARY_UNKNOWN", "no vocabulary"),
-    ):
-        with pytest.raises(ServingError, match=said) as refused:
-            ask(recognizer, boxes=BOX, **inputs)
-        assert refused.value.code == code
+def test_base64_text(recognizer: Recognizer) -> None:
+    with pytest.raises(ServingError, match="it is base64 text: decode it") as refused:
+        ask(recognizer, image=base64.b64encode(IMAGE), vocabulary="toys", boxes=BOX)
+    assert refused.value.code == "IMAGE_INVALID"
 
 
 def test_the_client_refuses_what_cannot_be_sent() -> None:
     unusable: list[Any] = [("cat", "\ud800"), ("cat", 7)]
     for words in unusable:
         with pytest.raises(InputError, match="word 1 "):
-            Call(IMAGE, words, {"boxes": BOX}, 5, False)
+            make_question(IMAGE, BOX, words)
     with pytest.raises(InputError, match="the vocabulary's name"):
-        Call(IMAGE, "\ud800", {"boxes": BOX}, 5, False)
+        make_question(IMAGE, BOX, "\ud800")
     with pytest.raises(InputError, match="it is base64 text"):
-        Call(base64.b64encode(IMAGE), "toys", {"boxes": BOX}, 5, False)
+        make_question(base64.b64encode(IMAGE), BOX, "toys")
+    for regions, message in (
+        ({}, "no region was asked for"),
+        ({"boxes": [1, 2, 3, 4]}, "wrap a single box in a list"),
+        ({"points": [[1, 1]], "point_labels": [2]}, "point labels must be 1"),
+    ):
+        given: dict[str, Any] = regions
+        with pytest.raises(InputError, match=message):
+            make_question(IMAGE, vocabulary="toys", **given)

@@ -27,8 +27,9 @@ from tritonclient.utils import InferenceServerException
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.predictor import RegionPredictor
-from regionspot.serving.client import AsyncRegionClient, RegionClient, RemoteImage
+from regionspot.serving.client import AsyncRegionClient, RegionClient, make_question
 from regionspot.serving.contract import MODEL, RequestError, ServingError
+from regionspot.serving.messages import RemoteImage
 from regionspot.serving.records import ServerRecord
 from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, Vocabulary
@@ -113,15 +114,15 @@ class TestAnswers:
 
     def test_encode_once(self, client: RegionClient, picture: Path) -> None:
         known = client.encode(picture)
-        regions = {"boxes": [[5, 5, 90, 90]]}
-        answer = client.ask(known, "pets", regions)
+        boxes = [[5, 5, 90, 90]]
+        answer = client.ask(make_question(known, boxes, "pets"))
         assert answer.cached and answer.image.handle == known.handle
-        expected = client.recognize(picture, regions["boxes"], "pets")
+        expected = client.recognize(picture, boxes, "pets")
         assert np.array_equal(answer.predictions.scores, expected.scores)
 
     def test_a_forgotten_picture_is_sent_again(self, client: RegionClient, picture: Path) -> None:
         known = replace(client.encode(picture), handle="0" * 64)
-        answer = client.ask(known, "pets", {"boxes": [[5, 5, 90, 90]]})
+        answer = client.ask(make_question(known, [[5, 5, 90, 90]], "pets"))
         assert len(answer.predictions) == 1 and answer.image.handle != known.handle
         with pytest.raises(RequestError, match="send the picture"):
             client.recognize(replace(known, encoded=None), [[5, 5, 90, 90]], "pets")
@@ -324,7 +325,7 @@ def test_other_words_than_were_known(server: ServerRecord, picture: Path) -> Non
         info = client.info()
         for old in (("dog", "cat"), ("cat",), None):
             vocabularies = {} if old is None else {"pets": old}
-            client._info = replace(info, vocabularies=vocabularies)
+            client._conversation.known = replace(info, vocabularies=vocabularies)
             assert client.recognize(picture, [[5, 5, 90, 90]], "pets").class_names == PETS
 
 
@@ -350,7 +351,7 @@ def test_metrics(server: ServerRecord, client: RegionClient, picture: Path) -> N
 
 def test_the_log_has_codes_and_request_ids(server: ServerRecord, client: RegionClient, picture: Path) -> None:
     with pytest.raises(RequestError):
-        client.ask(picture, "birds", {"boxes": [[5, 5, 90, 90]]}, request_id="number-7")
+        client.ask(make_question(picture, [[5, 5, 90, 90]], "birds"), request_id="number-7")
     log = Path(server.log).read_text(errors="replace")
     assert any('"request_id": "number-7", "code": "VOCABULARY_UNKNOWN"' in line for line in log.splitlines())
 
