@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
+from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
-from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Rle, Vocabulary, as_class_names
+from regionspot.structures import BOX_TOP_LEFT, FloatArray, Prompts, RegionPredictions, Vocabulary, as_class_names
 from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 

@@ -156,9 +156,8 @@ def has_nvidia_gpu() -> bool:
 
 
 def _best_device_of_onnxruntime() -> str:
-    from regionspot.runtime.ort_runner import best_device
-
-    return best_device()
+    device: str = load_function("regionspot.runtime.ort_runner:best_device")()
+    return device
 
 
 def _engine_format(name: str, option: str, help_text: str, distribution: str) -> Format:

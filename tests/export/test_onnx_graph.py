@@ -16,9 +16,10 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export import onnx_graph
+from regionspot.export import onnx_files, onnx_graph
 from regionspot.export.calibration import GraphInputs
-from regionspot.export.onnx_graph import export_onnx, save, trace, tracing_sizes
+from regionspot.export.onnx_files import save
+from regionspot.export.onnx_graph import export_onnx, trace, tracing_sizes
 from regionspot.export.onnx_passes import simplify
 from regionspot.modeling.graphs import GRAPH_MODULES, graph_module
 from regionspot.modeling.regionspot import RegionSpot
@@ -146,7 +147,7 @@ def test_axes_of_one_size(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_pat
 def test_large_graphs_keep_their_weights_beside_them(
     exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_graph, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(onnx_files, "MAX_FILE_BYTES", 100_000)
     save(ir.load(exported("region_head")), tmp_path / "head.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head.onnx", "head.onnx.data"]
     assert (tmp_path / "head.onnx").stat().st_size < 500_000 < (tmp_path / "head.onnx.data").stat().st_size
