@@ -8,15 +8,14 @@ the files. A package outside of regionspot adds its rows by an entry point of th
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
+from regionspot.plugins import register_plugins
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.tolerance import HALF, INT8, PRECISIONS, RUNTIME_FP32, TENSORRT_FP32, Tolerance
@@ -253,16 +252,7 @@ register(
 )
 
 
-def _register_entry_points() -> None:
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            rows: Iterable[Runtime | Format] = point.load()
-            register(*rows)
-        except Exception as error:  # a broken plug-in must not take regionspot down
-            warnings.warn(f"the plug-in {point.name} ({point.value}) cannot be used: {error}", stacklevel=2)
-
-
-_register_entry_points()
+register_plugins(ENTRY_POINTS, register)
 
 
 def load_function(name: str) -> Callable[..., Any]:
