@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from regionspot.benchmarks.conditions import conditions
+from regionspot.benchmarks.counts import counts
 from regionspot.benchmarks.decoder_variants import GRAPHS, REFERENCE_BATCH, VARIANTS, Request
 from regionspot.child_process import exit_reason
-from regionspot.cli.benchmark.options import counts
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.export.onnx_graph import export_onnx

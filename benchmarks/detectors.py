@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionspot.benchmarks.peer_variants import Outcome
+from regionspot.benchmarks.baseline import Outcome
 from regionspot.benchmarks.stages import Stages
 from regionspot.modeling.torchvision_shim import import_safely
 from regionspot.structures import FloatArray

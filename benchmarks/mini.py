@@ -25,6 +25,7 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.data.dataset import TrainingSet
 from regionspot.data.extraction import FeatureExtractor
 from regionspot.data.feature_cache import Features
+from regionspot.data.formats import load_dataset
 from regionspot.data.json_reading import Id
 from regionspot.evaluation.baselines import CropSetting
 from regionspot.evaluation.evaluator import Metrics, evaluate_methods
@@ -124,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     backbones = load_mini_backbones()
     vocabularies = VocabularyEncoder(backbones[1])
-    training = CocoDataset.load(train_json)
-    splits = {"val": CocoDataset.load(val_json), "crowds": CocoDataset.load(crowds_json)}
+    training = load_dataset(train_json)
+    splits = {"val": load_dataset(val_json), "crowds": load_dataset(crowds_json)}
     words = {name: vocabularies.encode(dataset.class_names) for name, dataset in splits.items()}
     heads = [_trained(_recipe(arguments, train_json, seed), backbones) for seed in arguments.seeds]
     to_tune_on = first_with_objects(training, NUM_TO_TUNE_ON)

@@ -14,16 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regionspot.benchmarks.baseline import Baseline, Outcome
 from regionspot.benchmarks.memory import PeakMemory
 from regionspot.benchmarks.stages import Stages
 from regionspot.benchmarks.timing import median, repeat, wall_clock
 from regionspot.errors import RegionSpotError
 from regionspot.predictor import RegionPredictor
-from regionspot.structures import FloatArray, Rle, Vocabulary
+from regionspot.structures import FloatArray, Vocabulary
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
@@ -83,23 +84,6 @@ class Inputs:
     def load(cls, folder: Path) -> Inputs:
         with np.load(folder / "inputs.npz") as arrays:
             return cls((folder / "picture").read_bytes(), arrays["boxes"], arrays["words"])
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """Scores (N, V) of N regions over V words; a detector's N are those that it found. Masks, where they are drawn."""
-
-    scores: FloatArray
-    masks: tuple[Rle, ...] = ()
-
-
-class Baseline(Protocol):
-    """From a picture's bytes and boxes to scores, and masks where it was made to draw them."""
-
-    stages: Stages
-    in_torch: bool
-
-    def __call__(self, picture: bytes, boxes: FloatArray) -> Outcome: ...
 
 
 class Ours:

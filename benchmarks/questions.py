@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regionspot.data.coco_json import CocoDataset
+from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError
 from regionspot.masks import mask_to_box
 from regionspot.mini.dataset import JPEG_QUALITY, SPLITS
@@ -53,14 +53,14 @@ class Picture:
 
 
 def pictures_of(data: str | Path | None, seed: int) -> list[Picture]:
-    """Those of a COCO annotation file that have boxes; of None, MINI_PICTURES of the mini world.
+    """Those of an annotation file that have boxes; of None, MINI_PICTURES of the mini world.
 
     Raises:
         InputError: the file cannot be used, or has no boxes.
     """
     if data is None:
         return [_mini_picture(seed, index) for index in range(MINI_PICTURES)]
-    dataset = CocoDataset.load(data)
+    dataset = load_dataset(data)
     found = []
     for record in dataset.images:
         boxes = [annotation.box for annotation in dataset.annotations_by_image[record.id]]

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regionspot.benchmarks.peer_variants import Outcome
+from regionspot.benchmarks.baseline import Outcome
 from regionspot.benchmarks.stages import Stages
 from regionspot.evaluation.baselines import CropSetting
+from regionspot.masks import Rle
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone  # makes segment_anything importable
-from regionspot.structures import FloatArray, Rle
+from regionspot.structures import FloatArray
 from regionspot.transforms import ClipTransform, UInt8Array, crop_boxes, read_image
 
 # isort: split

@@ -28,6 +28,7 @@ import numpy as np
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.questions import never_seen
 from regionspot.data.coco_json import CocoDataset
+from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = client.info()
     if arguments.vocabulary not in info.vocabularies:
         raise InputError(f"{arguments.url} has registered {', '.join(info.vocabularies)}, not {arguments.vocabulary}")
-    samples = _samples(CocoDataset.load(arguments.data))
+    samples = _samples(load_dataset(arguments.data))
     with open_pipeline(arguments.artifacts, info.runtime, info.precision) as pipeline:
         predictor = RegionPredictor(pipeline)
         encoder = VocabularyEncoder(pipeline.text_encoder)

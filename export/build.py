@@ -30,12 +30,12 @@ from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
+from regionspot.registers import load_object
 from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest, native_entries
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import required_graphs
-from regionspot.runtime.registers import load_object
 from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.tokenizer import tokenizer_json
 from regionspot.runtime.tolerance import TOLERANCES

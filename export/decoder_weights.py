@@ -46,7 +46,7 @@ def write_decoder_weights(sam: SamBackbone, path: str | Path) -> None:
 def decoder_weights(sam: SamBackbone) -> Arrays:
     """All arrays by name. Linear layers are (out, in), as PyTorch keeps them; factors of scores are in the queries."""
     parts = {name: deepcopy(getattr(sam.sam, name)).double().cpu() for name in ("prompt_encoder", "mask_decoder")}
-    sam_in_double: Any = SimpleNamespace(image_encoder=sam.sam.image_encoder, **parts)
+    sam_in_double: Any = SimpleNamespace(**parts)
     exact = TokenDecoder(sam_in_double)
     tensors = {**_prompts(exact), **_tokens(exact), **_image(exact), **_masks(exact)}
     return {name: np.ascontiguousarray(tensor.float().numpy()) for name, tensor in tensors.items()}

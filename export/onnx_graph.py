@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from onnxscript import ir
 from onnxscript import opset20 as op
@@ -21,6 +17,7 @@ from torch import nn
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.making import Making
+from regionspot.export.onnx_files import save
 from regionspot.export.onnx_passes import name_nodes, simplify
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.precision import precision_of
@@ -28,9 +25,6 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range
 
 OPSET = 20
-MAX_FILE_BYTES = 2_000_000_000
-"""Larger graphs keep their weights in a file beside them: protobuf ends at 2 GiB."""
-
 MASKED_SCORE = -30_000.0
 """An attention score that is as good as minus infinity, within half precision and without its NaN."""
 
@@ -208,25 +202,3 @@ def _axes(shape: Any, spec: GraphSpec) -> tuple[int | str, ...]:
     """With an axis whose range is one number as that number."""
     fixed = {axis: allowed.min for axis, allowed in spec.ranges.items() if allowed.min == allowed.max}
     return tuple(axis if isinstance(axis, int) else fixed.get(str(axis), str(axis)) for axis in shape)
-
-
-def save(model: ir.Model, path: str | Path) -> None:
-    """Write a model, checked by ONNX's own checker before the file appears under its name.
-
-    Raises:
-        ArtifactError: not valid ONNX, or it cannot be written.
-    """
-    path = Path(path)
-    weight_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    external = f"{path.name}.data" if weight_bytes > MAX_FILE_BYTES else None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
-            ir.save(model, Path(aside, path.name), external_data=external)
-            onnx.checker.check_model(str(Path(aside, path.name)), full_check=True)
-            for file in sorted(os.listdir(aside), reverse=True):  # the weights first, then the graph that names them
-                shutil.move(Path(aside, file), path.with_name(file))
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ArtifactError(f"{path.name} is not valid ONNX ({error}): please report this") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from regionspot.data.coco_json import CocoDataset
+from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError
 from regionspot.files import list_files
 from regionspot.masks import mask_to_box
@@ -61,7 +62,7 @@ def load_pictures(source: str | Path | None, count: int = NUM_PICTURES, seed: in
 
 
 def _from_dataset(path: Path, count: int, rng: np.random.Generator) -> Pictures:
-    dataset = CocoDataset.load(path)
+    dataset = load_dataset(path)
     boxes = {record.id: _boxes(dataset, record.id, record.width, record.height) for record in dataset.images}
     usable = [record for record in dataset.images if len(boxes[record.id])]
     if not usable:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from onnxscript import ir
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.onnx_graph import save
+from regionspot.export.onnx_files import save
 from regionspot.export.onnx_passes import add_weight, constant
 
 HALF_TYPES = {"fp16": (ir.DataType.FLOAT16, np.float16), "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16)}

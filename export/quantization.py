@@ -32,7 +32,7 @@ from regionspot.export.int8_search import (
     find_recipe,
     rounded,
 )
-from regionspot.export.onnx_graph import save
+from regionspot.export.onnx_files import save
 from regionspot.export.onnx_passes import add_weight, constant, take_place
 from regionspot.threads import default_threads
 

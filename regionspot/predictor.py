@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
+from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
 from regionspot.structures import (
@@ -20,7 +21,6 @@ from regionspot.structures import (
     FloatArray,
     Prompts,
     RegionPredictions,
-    Rle,
     Vocabulary,
     as_class_names,
     as_prompts,

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from regionspot.errors import InputError
-from regionspot.masks import decode_rle, encode_mask_logits, encode_rle, mask_to_box, rle_area
-from regionspot.structures import Rle
+from regionspot.masks import Rle, decode_rle, encode_mask_logits, encode_rle, mask_to_box, rle_area
 
 masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=150), elements=st.booleans())
 

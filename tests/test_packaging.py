@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import regionspot
 from regionspot.cli.doctor import OLDEST_PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +62,11 @@ def test_every_module_of_the_checkout(names: list[str]) -> None:
 def test_native_extension_and_types(names: list[str]) -> None:
     assert sum(name.startswith("regionspot/_native.") and name.endswith((".so", ".pyd")) for name in names) == 1
     assert {"regionspot/_native.pyi", "regionspot/py.typed"} <= set(names)
+
+
+def test_one_wheel_serves_all_pythons_that_have_a_stable_abi(wheel: Path) -> None:
+    tag = "cp312-abi3" if sys.version_info >= (3, 12) else "cp311-cp311"
+    assert wheel.name.startswith(f"regionspot-{regionspot.__version__}-{tag}-")
 
 
 def test_package_data(names: list[str]) -> None:

@@ -15,8 +15,8 @@ from PIL import ImageDraw, ImageFont
 
 from regionspot import fonts, visualize
 from regionspot.errors import InputError
-from regionspot.masks import decode_rle, encode_rle
-from regionspot.structures import RegionPredictions, Rle
+from regionspot.masks import Rle, decode_rle, encode_rle
+from regionspot.structures import RegionPredictions
 from regionspot.visualize import PALETTE, _chip, _class_colours, _class_labels, _style, _Text, draw_predictions
 
 NAMES = ("cat", "dog", "a very long class name that nobody would write but somebody will in the end")

@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     result = train(config, resume="auto")
     _headline(3, "Measure it on the held-out pictures, beside CLIP alone at its best")
-    from regionspot.data.coco_json import CocoDataset
+    from regionspot.data.formats import load_dataset
     from regionspot.modeling.checkpoint import load_head
     from regionspot.modeling.presets import create_model
     from regionspot.modeling.regionspot import RegionSpot
     from regionspot.vocabulary import VocabularyEncoder
 
-    training, dataset = CocoDataset.load(train_json), CocoDataset.load(val_json)
+    training = load_dataset(train_json)
+    dataset = load_dataset(val_json)
     shipped = create_model("regionspot_mini", device=config.device)
     model = RegionSpot(shipped.sam, shipped.clip, load_head(result.head_path).to(shipped.device), shipped.name)
     vocabularies = VocabularyEncoder(model.clip)

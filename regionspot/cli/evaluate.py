@@ -129,13 +129,13 @@ def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:
     Raises:
         InputError: they cannot be used.
     """
-    from regionspot.data.coco_json import CocoDataset
+    from regionspot.data.formats import load_dataset
     from regionspot.evaluation.evaluator import check_can_evaluate
     from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
 
     if arguments.skip_unreadable < 0:
         raise InputError(f"--skip-unreadable must be 0 or more, not {arguments.skip_unreadable}")
-    dataset = CocoDataset.load(arguments.data, arguments.images, check_images=False)
+    dataset = load_dataset(arguments.data, arguments.images, check_images=False)
     check_can_evaluate(dataset, arguments.rules, arguments.iou_type != "bbox")
     dataset.check_images(missing_allowed=arguments.skip_unreadable > 0)
     if arguments.proposals == "gt":
@@ -161,12 +161,12 @@ def _check_tuning(arguments: argparse.Namespace, methods: Sequence[str]) -> None
 
 def _load_to_tune_on(arguments: argparse.Namespace, dataset: CocoDataset) -> CocoDataset | None:
     """The data set of --tune-on, with the first images that have objects. Raises InputError."""
-    from regionspot.data.coco_json import CocoDataset
+    from regionspot.data.formats import load_dataset
     from regionspot.evaluation.tuning import first_with_objects
 
     if arguments.tune_on is None:
         return None
-    everything = CocoDataset.load(arguments.tune_on, arguments.tune_images, check_images=False)
+    everything = load_dataset(arguments.tune_on, arguments.tune_images, check_images=False)
     training = first_with_objects(everything, arguments.tune_count)
     measured = {dataset.image_path(image).resolve() for image in dataset.images}
     both = [image for image in training.images if training.image_path(image).resolve() in measured]

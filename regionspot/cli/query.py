@@ -178,9 +178,9 @@ async def _answer(
 
 def _tasks_of_annotations(arguments: argparse.Namespace) -> list[_Task]:
     """Each picture with the boxes that --regions gives it."""
-    from regionspot.data.coco_json import CocoDataset
+    from regionspot.data.formats import load_dataset
 
-    dataset = CocoDataset.load(arguments.regions, arguments.image)
+    dataset = load_dataset(arguments.regions, arguments.image)
     found = []
     for record in dataset.images:
         boxes = [annotation.box for annotation in dataset.annotations_by_image[record.id]]

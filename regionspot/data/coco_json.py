@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -96,9 +96,10 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class CocoDataset:
-    """An annotation file. Images and annotations keep the file's order; categories stand in the order of their ids.
+    """A set of annotated images: the records that COCO's format has, from a file of any format (`load_dataset`).
 
-    `annotations_by_image` has an entry, perhaps empty, for every image id.
+    Images and annotations keep the file's order; categories stand in the order of their ids. `annotations_by_image` has
+    an entry, perhaps empty, for every image id.
     """
 
     path: Path
@@ -109,7 +110,7 @@ class CocoDataset:
 
     @classmethod
     def load(cls, path: str | Path, image_root: str | Path | None = None, check_images: bool = True) -> CocoDataset:
-        """Reads and checks an annotation file.
+        """Reads and checks a COCO or LVIS annotation file.
 
         Args:
             path: the JSON.
@@ -122,7 +123,7 @@ class CocoDataset:
         """
         path = Path(path)
         content = _read_annotations(path)
-        categories = sorted(_read_records(path, content, "categories", _category), key=lambda c: id_order(c.id))
+        categories = _read_records(path, content, "categories", _category)
         category_ids = _References("category", (category.id for category in categories))
         images = _read_records(path, content, "images", lambda entry: _image(entry, category_ids))
         image_ids = _References("image", (image.id for image in images))
@@ -130,12 +131,38 @@ class CocoDataset:
         annotations = _read_records(
             path, content, "annotations", lambda entry: _annotation(entry, image_ids, category_ids, spare_ids)
         )
-        _check_scale(path, annotations)
-        root = path.parent if image_root is None else Path(image_root)
-        dataset = cls(path, root, tuple(images), tuple(categories), _group_by_image(images, annotations))
+        dataset = cls.from_records(path, image_root, images, categories, annotations)
         if check_images:
             dataset.check_images()
         return dataset
+
+    @classmethod
+    def from_records(
+        cls,
+        path: str | Path,
+        image_root: str | Path | None,
+        images: Sequence[ImageRecord],
+        categories: Sequence[Category],
+        annotations: Sequence[Annotation],
+    ) -> CocoDataset:
+        """Makes a data set of records that a reader has checked one by one; no id may be used twice.
+
+        Args:
+            path: of the file that they were read from, for messages.
+            image_root: the directory that file names start from; None stands for the one that holds `path`.
+
+        Raises:
+            InputError: an annotation is of an unknown image or category, or boxes are fractions of the image.
+        """
+        path = Path(path)
+        _check_scale(path, annotations)
+        return cls(
+            path,
+            path.parent if image_root is None else Path(image_root),
+            tuple(images),
+            tuple(sorted(categories, key=lambda category: id_order(category.id))),
+            _group_by_image(path, images, categories, annotations),
+        )
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -358,14 +385,21 @@ def _id_key_or_none(value: Any) -> Id | None:
         return None
 
 
-def _group_by_image(images: list[ImageRecord], annotations: list[Annotation]) -> dict[Id, tuple[Annotation, ...]]:
+def _group_by_image(
+    path: Path, images: Sequence[ImageRecord], categories: Sequence[Category], annotations: Sequence[Annotation]
+) -> dict[Id, tuple[Annotation, ...]]:
     grouped: dict[Id, list[Annotation]] = {image.id: [] for image in images}
+    known = {category.id for category in categories}
     for annotation in annotations:
+        if annotation.image_id not in grouped:
+            raise InputError(f"{path}: annotation {shown(annotation.id)}: no image {shown(annotation.image_id)}.")
+        if annotation.category_id not in known:
+            raise InputError(f"{path}: annotation {shown(annotation.id)}: no category {shown(annotation.category_id)}.")
         grouped[annotation.image_id].append(annotation)
     return {image_id: tuple(group) for image_id, group in grouped.items()}
 
 
-def _check_scale(path: Path, annotations: list[Annotation]) -> None:
+def _check_scale(path: Path, annotations: Sequence[Annotation]) -> None:
     if annotations and all(max(annotation.box) <= NORMALIZED_MAX for annotation in annotations):
         boxes = np.array([annotation.box for annotation in annotations])
         if are_normalized(boxes):

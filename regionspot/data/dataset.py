@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRecord
+from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError, first_few
 from regionspot.vocabulary import clean_coco_name
 
@@ -120,7 +121,7 @@ def load_training_set(
     clean_names: Literal["none", "coco"] = "none",
     missing_images: Literal["stop", "keep"] = "stop",
 ) -> TrainingSet:
-    """Reads a COCO or LVIS annotation file for training.
+    """Reads an annotation file for training.
 
     Left out are the regions of excluded classes (which are not even negatives), crowds, boxes without area inside the
     image, and images without any region left. Categories that share a name are one class: the words are what the head
@@ -133,9 +134,9 @@ def load_training_set(
         missing_images: "keep" keeps the records of pictures that are not there.
 
     Raises:
-        InputError: the file is unusable (see `CocoDataset.load`), or nothing in it can be learnt from.
+        InputError: the file is unusable (see `load_dataset`), or nothing in it can be learnt from.
     """
-    dataset = CocoDataset.load(annotations, image_root, check_images=False)
+    dataset = load_dataset(annotations, image_root, check_images=False)
     dataset.check_images(missing_allowed=missing_images == "keep")
     classes = _Classes.of(dataset, exclude, clean_names)
     usable = _UsableRegions()

@@ -17,7 +17,7 @@ from regionspot.data.coco_json import Annotation, Category, CocoDataset, ImageRe
 from regionspot.data.json_reading import FieldError, Id, id_key, id_order, identifier, shown
 from regionspot.errors import InputError, RegionSpotError, first_few
 from regionspot.evaluation.detections import Detections
-from regionspot.structures import Rle
+from regionspot.masks import Rle
 
 try:
     import hotcoco

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord
 from regionspot.data.extraction import pad_prompts, read_upright
+from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.runtime.scores import best_reading
-from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, Rle
+from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts
 from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, model_inputs
 
 MASKS_AT_ONCE = 32

@@ -19,7 +19,7 @@ from regionspot.data.json_reading import (
     shown,
 )
 from regionspot.errors import InputError
-from regionspot.structures import Rle
+from regionspot.masks import Rle
 
 ValueT = TypeVar("ValueT")
 

@@ -12,8 +12,7 @@ import numpy as np
 from regionspot.data.coco_json import Annotation, CocoDataset
 from regionspot.data.json_reading import FieldError, integer, number, shown
 from regionspot.errors import InputError, first_few
-from regionspot.masks import rle_area
-from regionspot.structures import Rle
+from regionspot.masks import Rle, rle_area
 
 POLYGON_NUMBERS = 6  # of a triangle
 FARTHEST = 10  # a polygon may reach this many times the picture's sides beyond it

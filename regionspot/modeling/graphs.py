@@ -16,9 +16,9 @@ from regionspot.errors import InputError
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.token_decoder import ImageContext
+from regionspot.registers import load_object
 from regionspot.runtime.graph_spec import ModelInfo
 from regionspot.runtime.graphs import graph_named
-from regionspot.runtime.registers import load_object
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regionspot.errors import InputError
 from regionspot.modeling.freezing import freeze
 from regionspot.modeling.image_encoder import encode_image
-from regionspot.modeling.precision import PartlyHalf, in_dtype
+from regionspot.modeling.precision import PartlyHalf, in_dtype, in_single
 from regionspot.modeling.token_decoder import PADDING_LABEL as PADDING_LABEL
 from regionspot.modeling.token_decoder import ImageContext, MaskTokens, TokenDecoder
 from regionspot.modeling.torchvision_shim import import_safely
@@ -34,6 +34,9 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
+SAMS: dict[str, Callable[[], Sam]] = {size: sam_model_registry[size] for size in ("vit_b", "vit_l", "vit_h")}
+"""Builders of SAMs with random weights, by name. See docs/how-to/add-an-encoder.md."""
+
 
 class SamBackbone(PartlyHalf):
     """A frozen Sam of any size.
@@ -43,8 +46,10 @@ class SamBackbone(PartlyHalf):
 
     Args:
         sam: a `segment_anything` model with its weights loaded. It is frozen in place. Weights that come later must
-            come through this module's `load_state_dict`, or that of a model around it.
-        fused_attention: let large attentions of the image encoder run in one kernel, see `image_encoder.encode_image`.
+            come through this module's `load_state_dict`, or that of a model around it. Its `image_encoder` may be any
+            module from normalised pixels (B, 3, S, S) to embeddings (B, C, h, w) of the sizes that its prompt encoder
+            has; SAM's own ViT runs as in `regionspot.modeling.image_encoder`.
+        fused_attention: let large attentions of SAM's own ViT run in one kernel, see `image_encoder.encode_image`.
         prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
             with masks, so this bounds the memory and keeps it in the caches; it changes no result. None chooses for the
             device.
@@ -76,7 +81,7 @@ class SamBackbone(PartlyHalf):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self.sam.image_encoder.img_size
+        return self.sam.prompt_encoder.input_image_size[0]
 
     @property
     def token_dim(self) -> int:
@@ -102,11 +107,23 @@ class SamBackbone(PartlyHalf):
 
         Returns:
             (B, C, h, w), in single precision also where the encoder works in half precision.
+
+        Raises:
+            InputError: an image encoder other than SAM's ViT gives embeddings of other sizes.
         """
-        pixels = normalise(self.sam, images, input_sizes)
-        pixels = in_dtype(pixels, self.sam.image_encoder.patch_embed.proj.weight.dtype)
-        fused = self.fused_attention and not torch.compiler.is_exporting()
-        return encode_image(self.sam.image_encoder, pixels, fused)
+        encoder = self.sam.image_encoder
+        pixels = in_dtype(normalise(self.sam, images, input_sizes), next(encoder.parameters()).dtype)
+        if isinstance(encoder, ImageEncoderViT):
+            fused = self.fused_attention and not torch.compiler.is_exporting()
+            return encode_image(encoder, pixels, fused)
+        embeddings = in_single(encoder(pixels))
+        found, wanted = tuple(embeddings.shape[1:]), (self.token_dim, *self.embedding_size)
+        if found != wanted:
+            raise InputError(
+                f"{type(encoder).__name__} makes embeddings of shape {found} of an image of {self.image_size} pixels: "
+                f"this SAM's decoder needs {wanted}"
+            )
+        return embeddings
 
     def mask_tokens(
         self,
@@ -238,11 +255,11 @@ def build_sam(size: str) -> Sam:
     """A `segment_anything` model with random weights.
 
     Args:
-        size: "vit_b", "vit_l" or "vit_h".
+        size: a name in `SAMS`: "vit_b", "vit_l" or "vit_h".
     """
-    if size not in ("vit_b", "vit_l", "vit_h"):
-        raise InputError(f"there is no SAM of size {size!r}: choose vit_b, vit_l or vit_h")
-    return sam_model_registry[size]()
+    if size not in SAMS:
+        raise InputError(f"there is no SAM of size {size!r}: choose {', '.join(SAMS)}")
+    return SAMS[size]()
 
 
 def compose_sam(

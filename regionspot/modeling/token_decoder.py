@@ -125,7 +125,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         encoder, decoder = sam.prompt_encoder, sam.mask_decoder
         transformer = decoder.transformer
-        self.image_size: int = sam.image_encoder.img_size
+        self.image_size: int = encoder.input_image_size[0]
         self.embedding_size: tuple[int, int] = encoder.image_embedding_size
         self.num_heads: int = transformer.num_heads
         self.positional_encoding = encoder.pe_layer

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regionspot.errors import InputError
+from regionspot.registers import Plugins, Register, load_object
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.registers import Plugins, Register, load_object
 from regionspot.runtime.tolerance import HALF, INT8, PRECISIONS, RUNTIME_FP32, TENSORRT_FP32, Tolerance
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def has_nvidia_gpu() -> bool:
 
 
 def _best_device_of_onnxruntime() -> str:
-    from regionspot.runtime.ort_runner import best_device
-
-    return best_device()
+    device: str = load_object("regionspot.runtime.ort_runner:best_device")()
+    return device
 
 
 def _engine_format(name: str, option: str, help_text: str, distribution: str) -> Format:

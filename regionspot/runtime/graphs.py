@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 
 from regionspot.errors import InputError
+from regionspot.registers import Plugins, Register
 from regionspot.runtime.graph_spec import (
     NUM_MASK_TOKENS,
     NUM_PROJECTIONS,
@@ -22,7 +23,6 @@ from regionspot.runtime.graph_spec import (
     Range,
     TensorSpec,
 )
-from regionspot.runtime.registers import Plugins, Register
 
 INPUT_SIZES = TensorSpec("input_sizes", "int32", ("batch", 2))
 """Height and width of the part of each image that is not padding."""

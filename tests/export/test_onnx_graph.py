@@ -16,17 +16,21 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export import onnx_graph
+from regionspot.export import onnx_files, onnx_graph
 from regionspot.export.calibration import GraphInputs
-from regionspot.export.onnx_graph import export_onnx, save, trace, tracing_sizes
+from regionspot.export.onnx_files import save
+from regionspot.export.onnx_graph import export_onnx, trace, tracing_sizes
 from regionspot.export.onnx_passes import simplify
+from regionspot.mini.architecture import build_mini_sam
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.tolerance import RUNTIME_FP32, measure
 from regionspot.runtime.torch_runner import TorchRunner
+from tests.modeling.test_sam import ConvEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = {
@@ -144,10 +148,25 @@ def test_axes_of_one_size(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_pat
     assert not {"Shape", "Expand"} & {node.op_type for node in model.graph.node}
 
 
+def test_another_image_encoder_is_exported_as_it_is(
+    mini: RegionSpot, specs: dict[str, GraphSpec], graph_inputs: GraphInputs, tmp_path: Path
+) -> None:
+    sam = build_mini_sam()
+    sam.image_encoder = ConvEncoder(channels=128, patch=16)
+    model = RegionSpot(SamBackbone(sam), mini.clip, mini.head, "regionspot_conv")
+    spec = specs["sam_image_encoder"]
+    export_onnx(model, spec, tmp_path / "conv.onnx")
+    feeds = graph_inputs.seeded(spec, 0, ODD)
+    with OrtRunner(tmp_path / "conv.onnx", spec, threads=1) as runner:
+        (found,) = runner.infer(feeds).values()
+    (expected,) = TorchRunner(graph_module(model, spec.name), spec).infer(feeds).values()
+    assert not RUNTIME_FP32.breaches(measure(expected, found))
+
+
 def test_large_graphs_keep_their_weights_beside_them(
     exported: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_graph, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(onnx_files, "MAX_FILE_BYTES", 100_000)
     save(ir.load(exported("region_head")), tmp_path / "head.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head.onnx", "head.onnx.data"]
     assert (tmp_path / "head.onnx").stat().st_size < 500_000 < (tmp_path / "head.onnx.data").stat().st_size

@@ -18,8 +18,8 @@ from PIL import Image
 
 from regionspot import RegionPredictor, create_model
 from regionspot.errors import RegionSpotError
-from regionspot.masks import decode_rle, encode_rle, mask_to_box, rle_area
-from regionspot.structures import PADDING, Prompts, RegionPredictions, Rle, Vocabulary
+from regionspot.masks import Rle, decode_rle, encode_rle, mask_to_box, rle_area
+from regionspot.structures import PADDING, Prompts, RegionPredictions, Vocabulary
 from tests.fuzz.target import attempt, check, fail
 from tests.fuzz.trees import NUMBERS, Note, mutate_values
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mini.shipped import load_mini_backbones
-from regionspot.modeling.sam import MaskTokens, SamBackbone, build_sam, load_sam_weights
+from regionspot.modeling import presets
+from regionspot.modeling.presets import Preset, WeightFile, create_model
+from regionspot.modeling.sam import SAMS, MaskTokens, SamBackbone, build_sam, load_sam_weights
+from tests.modeling.conftest import seeded
 
 
 @torch.no_grad()
@@ -225,6 +228,59 @@ def test_weights_of_another_size_are_named(tiny_sam: Sam, tmp_path: Any) -> None
         ArtifactError, match=r"missing: mask_decoder\.iou_token\.weight; unexpected: stranger; of another"
     ):
         load_sam_weights(tiny_sam, tmp_path / "sam.pth")
+
+
+class ConvEncoder(nn.Module):
+    """An image encoder that has nothing in common with SAM's ViT."""
+
+    def __init__(self, channels: int, patch: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, patch, stride=patch)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.patches(pixels)
+
+
+class TestAnotherImageEncoder:
+    @pytest.fixture
+    def sam(self, tiny_sam: Sam) -> Sam:
+        with seeded(3):
+            tiny_sam.image_encoder = ConvEncoder(channels=32, patch=8)
+        return tiny_sam
+
+    def test_its_embeddings_are_decoded(self, sam: Sam, generator: torch.Generator) -> None:
+        backbone = SamBackbone(sam)
+        images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        sizes = torch.tensor([[64, 64], [48, 64]])
+        embeddings = backbone.encode_image(images, sizes)
+        pixels = (images[1:, :, :48].float() - sam.pixel_mean) / sam.pixel_std
+        padded = nn.functional.pad(pixels, (0, 0, 0, 16))
+        torch.testing.assert_close(embeddings[1:], sam.image_encoder.patches(padded), rtol=1e-5, atol=1e-5)
+        boxes, labels = random_points(generator, 2, 3, 2, size=64), torch.tensor([2, 3]).expand(2, 3, 2)
+        tokens = backbone.mask_tokens(embeddings, boxes, labels).tokens
+        assert tokens.shape == (2, 3, 1, 32)
+        expected = segment_anything_decoder(sam, embeddings[0], False, boxes=boxes[0].flatten(1))[0]
+        torch.testing.assert_close(tokens[0], expected, rtol=1e-4, atol=1e-4)
+
+    def test_it_works_in_half_precision(self, sam: Sam) -> None:
+        backbone = SamBackbone(sam).bfloat16()
+        assert sam.image_encoder.patches.weight.dtype == torch.bfloat16
+        embeddings = backbone.encode_image(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
+        assert embeddings.dtype == torch.float32
+
+    def test_embeddings_of_another_size_are_refused(self, sam: Sam) -> None:
+        sam.image_encoder = ConvEncoder(channels=32, patch=16)
+        with pytest.raises(InputError, match=r"ConvEncoder makes .*\(32, 4, 4\) of an image of 64 .* \(32, 8, 8\)"):
+            SamBackbone(sam).encode_image(torch.zeros(1, 3, 64, 64), torch.tensor([[64, 64]]))
+
+    def test_a_preset_takes_it_by_name(self, sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(SAMS, "toy", lambda: sam)
+        monkeypatch.setitem(presets.SAM_FILES, "toy", WeightFile("toy.pth", "https://example.org/toy.pth", "0" * 64))
+        monkeypatch.setitem(presets.PRESETS, "regionspot_toy", Preset("toy", "ViT-B-16"))
+        with pytest.raises(InputError, match=r"sam_weights: toy\.pth from https://example\.org/toy\.pth"):
+            create_model("regionspot_toy", clip_weights="clip.pt", head_weights="head.safetensors")
+        model = create_model("regionspot_toy", random_weights=0)
+        assert model.sam.sam.image_encoder is sam.image_encoder and model.sam.image_size == 64
 
 
 def test_unknown_size() -> None:

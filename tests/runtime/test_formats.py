@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from regionspot.errors import InputError
+from regionspot.registers import load_object
 from regionspot.runtime.formats import (
     FORMATS,
     MODEL,
@@ -22,7 +23,6 @@ from regionspot.runtime.formats import (
     runtime_named,
 )
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.registers import load_object
 from tests.plugins import install_entry_points, install_page, run_command
 from tests.test_imports import FENCES
 

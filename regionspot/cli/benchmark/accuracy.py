@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from regionspot.benchmarks.accuracy import Setup, measure
     from regionspot.benchmarks.targets import REFERENCE, open_target
-    from regionspot.data.coco_json import CocoDataset
+    from regionspot.data.formats import load_dataset
     from regionspot.evaluation.proposals import ground_truth_proposals, load_proposals
 
     chosen = chosen_targets(arguments)
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return open_target(target, weights, arguments.artifacts, arguments.device, arguments.threads)
 
     with annotation_file(arguments, "val") as (path, source):
-        dataset = CocoDataset.load(path, arguments.images)
+        dataset = load_dataset(path, arguments.images)
         proposals = (
             ground_truth_proposals(dataset)
             if arguments.proposals == "gt"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from regionspot.cli.benchmark.options import add_target_options, chosen_targets, counts, model_arguments
+from regionspot.cli.benchmark.options import add_target_options, chosen_targets, model_arguments
 from regionspot.errors import InputError
 
 SUMMARY = "time and memory of each graph and of the whole path"
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError, ArtifactError: a target, graph, size or picture that there is not.
     """
+    from regionspot.benchmarks.counts import counts
     from regionspot.benchmarks.latency import MEASURED, Setup, measure
     from regionspot.benchmarks.latency_worker import Request
 

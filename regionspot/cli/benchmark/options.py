@@ -102,14 +102,3 @@ def annotation_file(arguments: argparse.Namespace, split: str) -> Iterator[tuple
     with tempfile.TemporaryDirectory() as name:
         paths = dict(zip(("train", "val"), build_dataset(Path(name), *sizes), strict=True))
         yield paths[split], f"mini {split}, {arguments.count} pictures"
-
-
-def counts(option: str, text: str) -> list[int]:
-    """From "1,10,100", in increasing order. Raises InputError for anything but positive numbers."""
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        numbers = []
-    if not numbers or numbers[0] < 1:
-        raise InputError(f"{option} {text!r} is not a list of positive numbers such as 1,10,100")
-    return numbers

@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from regionspot.cli.benchmark.options import counts
 from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, check_threads
 from regionspot.errors import InputError
 
@@ -75,6 +74,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace) -> list[int]:
     """The numbers of regions, increasing. Raises InputError for what is impossible whatever there is."""
+    from regionspot.benchmarks.counts import counts
+
     check_threads(arguments)
     if arguments.device != "cpu":
         raise InputError(
