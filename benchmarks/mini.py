@@ -135,13 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = [(heads[0], best), *((head, of_head) for head in heads[1:])]
     if arguments.box_embedding:
         measured.append((_trained_on_boxes(arguments, train_json, backbones), {BOX_EMBEDDING: HEAD}))
-    runs: dict[str, dict[str, list[Metrics]]] = {name: {} for name in splits}
-    for name, dataset in splits.items():
-        for model, methods in measured:
-            for method, metrics in _measured(model, dataset, words[name], methods).items():
-                runs[name].setdefault(method, []).append(metrics)
+    summaries = {name: _measured_split(measured, dataset, words[name]) for name, dataset in splits.items()}
     beside = _measured(heads[0], splits["val"], words["val"], {each.description: each for each in CROPS_BESIDE})
-    summaries = {name: _summary(of_split) for name, of_split in runs.items()}
     report: dict[str, Any] = {
         "benchmark": "mini",
         "splits": summaries,
@@ -224,6 +219,17 @@ def _box_tokens(extractor: FeatureExtractor, training_set: TrainingSet, image: i
     info = extractor.pipeline.info
     tokens = box_embeddings(torch.from_numpy(points).float() / info.sam_image_size, info.token_dim)  # (n, C)
     return tokens[:, None].numpy()
+
+
+def _measured_split(
+    measured: Sequence[tuple[RegionSpot, Mapping[str, Method]]], dataset: CocoDataset, words: Vocabulary
+) -> dict[str, Any]:
+    """The summary of a split, of models and the methods to measure with each."""
+    runs: dict[str, list[Metrics]] = {}
+    for model, methods in measured:
+        for method, metrics in _measured(model, dataset, words, methods).items():
+            runs.setdefault(method, []).append(metrics)
+    return _summary(runs)
 
 
 def _measured(

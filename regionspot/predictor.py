@@ -14,7 +14,7 @@ import numpy.typing as npt
 from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
 from regionspot.masks import Rle
-from regionspot.runtime.pipeline import EncodedImages, RegionPipeline, as_pipeline
+from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
 from regionspot.structures import (
     BOX_TOP_LEFT,
@@ -343,3 +343,12 @@ def _given_prompts(
             "prompts must be Prompts or a list of them: build them with from_boxes, from_points, from_masks"
         )
     return tuple(parts)
+
+
+def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
+    """A pipeline over a model, for which PyTorch is loaded; a pipeline as it is. Raises as `pipeline_from_model`."""
+    if isinstance(model, RegionPipeline):
+        return model
+    from regionspot.modeling.pipelines import pipeline_from_model
+
+    return pipeline_from_model(model)

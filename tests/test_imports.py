@@ -69,15 +69,6 @@ FENCES = {
     "tritonclient": ("serving/triton.py", "serving/model_config.py"),
 }
 
-# Lazy imports that close a circle and may. Source and target of each.
-ALLOWED_IN_CIRCLES = {
-    # `as_pipeline` makes a pipeline of a PyTorch model, and names its class as an argument's type.
-    ("regionspot.runtime.pipeline", "regionspot.modeling.pipelines"),
-    ("regionspot.runtime.pipeline", "regionspot.modeling.regionspot"),
-    # A text encoder runs its graph through the pipeline that made it: its type.
-    ("regionspot.runtime.text_encoder", "regionspot.runtime.pipeline"),
-}
-
 
 @dataclass(frozen=True)
 class Import:
@@ -152,14 +143,8 @@ def test_imports_go_down() -> None:
 
 def test_modules_do_not_import_each_other() -> None:
     """Also through others, inside functions, or for a type's name: each module can be read before those that use it."""
-    imports = arrows(ROOT)
-    found = circles([arrow for arrow in imports if (arrow.source, arrow.target) not in ALLOWED_IN_CIRCLES])
+    found = circles(arrows(ROOT))
     assert not found, "\n\n".join("\n".join(str(arrow) for arrow in circle) for circle in found)
-
-
-def test_every_import_that_may_close_a_circle_is_lazy_and_does() -> None:
-    closing = {(arrow.source, arrow.target) for circle in circles(arrows(ROOT)) for arrow in circle if arrow.lazy}
-    assert closing >= ALLOWED_IN_CIRCLES, "take out of ALLOWED_IN_CIRCLES what closes no circle any more"
 
 
 def test_the_model_knows_nothing_of_export_serving_benchmarks() -> None:

@@ -35,8 +35,9 @@ from regionspot.evaluation.selection import PAIRS_PER_IMAGE, best_labels, top_pa
 from regionspot.evaluation.top1 import is_right, top1_accuracy
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.predictor import as_pipeline
 from regionspot.progress import Progress
-from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
+from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.scores import softmax
 from regionspot.structures import FloatArray, Vocabulary
 

@@ -15,7 +15,7 @@ from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
 from regionspot.evaluation.top1 import is_right
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.pipeline import as_pipeline
+from regionspot.predictor import as_pipeline
 from regionspot.structures import Vocabulary
 
 TUNABLE = ("clip_crops", "roi_pooling", "mask_pooling", "head_and_crops")

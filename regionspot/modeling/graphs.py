@@ -283,9 +283,11 @@ def channels_first(images: Tensor) -> Tensor:
 
 
 def _sam_attention(model: RegionSpot, sizes: Mapping[str, int]) -> int:
-    """Probabilities of one global attention layer of SAM's image encoder."""
+    """Probabilities of one global attention layer of SAM's own ViT; 0 for another image encoder."""
     height, width = model.sam.embedding_size
-    return int(sizes["batch"] * model.sam.sam.image_encoder.blocks[0].attn.num_heads * (height * width) ** 2)
+    blocks = getattr(model.sam.sam.image_encoder, "blocks", None)
+    num_heads = getattr(getattr(blocks[0], "attn", None), "num_heads", 0) if blocks else 0
+    return int(sizes["batch"] * num_heads * (height * width) ** 2)
 
 
 def _clip_attention(model: RegionSpot, sizes: Mapping[str, int]) -> int:

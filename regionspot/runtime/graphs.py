@@ -81,7 +81,8 @@ class Graph:
     Args:
         name: of artefacts, of Triton's models and in reports.
         description: what it computes, and how often it runs.
-        inputs, outputs: its tensors, in the order of the arguments and results of the module's `forward`.
+        inputs: its input tensors, in the order of the arguments of the module's `forward`.
+        outputs: its output tensors, in the order of the results of `forward`.
         module: "module:class" of the `regionspot.modeling.graphs.GraphModule` behind it. Imported when it is needed.
         weights: parts of the model whose weights change what it computes: "sam", "clip" (the image tower), "text" (the
             text tower), "head".

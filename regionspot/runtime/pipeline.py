@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,6 @@ from regionspot.runtime.runner import Array, Runner
 from regionspot.runtime.text_encoder import GraphTextEncoder, TextInput
 from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
 from regionspot.transforms import UInt8Array
-
-if TYPE_CHECKING:
-    from regionspot.modeling.regionspot import RegionSpot
 
 CPU_PROMPT_CHUNK = 8
 """ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
@@ -492,15 +489,6 @@ class RegionPipeline:
             embeddings, padded_sizes = _pad_to(changed[images], 0, rows), _pad_to(sizes[images], 0, rows)
             parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
-
-
-def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
-    """A pipeline over a model, for which PyTorch is loaded; a pipeline as it is. Raises as `pipeline_from_model`."""
-    if isinstance(model, RegionPipeline):
-        return model
-    from regionspot.modeling.pipelines import pipeline_from_model
-
-    return pipeline_from_model(model)
 
 
 def _one_by_one(prompts: Array) -> Array:

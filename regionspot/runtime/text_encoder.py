@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from regionspot.runtime.graph_spec import ModelInfo
 from regionspot.structures import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from regionspot.runtime.pipeline import RegionPipeline
 
 TextTokenizer = Callable[[Sequence[str], int], IntArray]
 """Texts and the context length to (n, context length) tokens, zero after the end token, which is the largest."""
@@ -29,6 +27,21 @@ class TextInput(NamedTuple):
     templates: tuple[str, ...]
 
 
+class TextPipeline(Protocol):
+    """What a text encoder needs of a `regionspot.runtime.pipeline.RegionPipeline`, which describes these."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def runtime(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> Callable[[str], str]: ...
+
+    def encode_tokens(self, tokens: IntArray) -> FloatArray: ...
+
+
 class GraphTextEncoder:
     """A `regionspot.vocabulary.TextEncoder` over the graph `clip_text_encoder`.
 
@@ -36,7 +49,7 @@ class GraphTextEncoder:
         pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
     """
 
-    def __init__(self, pipeline: RegionPipeline, text_input: TextInput) -> None:
+    def __init__(self, pipeline: TextPipeline, text_input: TextInput) -> None:
         self._pipeline = pipeline
         self.tokenizer, self.templates = text_input
 

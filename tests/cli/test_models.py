@@ -12,8 +12,8 @@ from regionspot.cli.main import main
 from regionspot.config import Precision, Runtime
 from regionspot.errors import InputError
 from regionspot.modeling.precision import DTYPES
+from regionspot.predictor import as_pipeline
 from regionspot.runtime.formats import model_runtimes
-from regionspot.runtime.pipeline import as_pipeline
 from regionspot.runtime.tolerance import PRECISIONS
 
 

@@ -18,10 +18,10 @@ from regionspot.modeling.clip import tokenize
 from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.predictor import RegionPredictor
+from regionspot.predictor import RegionPredictor, as_pipeline
 from regionspot.runtime.graph_spec import Range
 from regionspot.runtime.graphs import Ranges
-from regionspot.runtime.pipeline import RegionPipeline, as_pipeline
+from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.runner import Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 

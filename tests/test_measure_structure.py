@@ -1,4 +1,4 @@
-"""`tools/measure_house.py` on a small checkout with known faults."""
+"""`tools/measure_structure.py` on a small checkout with known faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.import_circles import arrows, circles
-from tools.measure_house import KINDS, Measures, measure
+from tools.measure_structure import KINDS, Measures, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,7 +97,16 @@ def test_the_table_shows_a_commit_beside_the_checkout(checkout: Path) -> None:
     for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "First"]):
         subprocess.run([*git, *arguments], check=True)
     write(checkout, {"README.md": "short\n"})
-    command = [sys.executable, "-m", "tools.measure_house", "--root", str(checkout), "--against", "HEAD", "--details"]
+    command = [
+        sys.executable,
+        "-m",
+        "tools.measure_structure",
+        "--root",
+        str(checkout),
+        "--against",
+        "HEAD",
+        "--details",
+    ]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "|  | HEAD | now |" in printed
     assert "| words in the README | 3 | 1 |" in printed
