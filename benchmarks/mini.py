@@ -215,7 +215,7 @@ def _fill_box_features(of_masks: Setup, of_boxes: Setup) -> None:
 def _box_tokens(extractor: FeatureExtractor, training_set: TrainingSet, image: int) -> FloatArray:
     boxes = training_set.boxes[training_set.offsets[image] : training_set.offsets[image + 1]]
     prompts = Prompts.from_boxes(boxes)
-    points = extractor.sam_transform.apply_points(prompts.points, *training_set.sizes[image].tolist())
+    points = extractor.preparation.sam_transform.apply_points(prompts.points, *training_set.sizes[image].tolist())
     info = extractor.pipeline.info
     tokens = box_embeddings(torch.from_numpy(points).float() / info.sam_image_size, info.token_dim)  # (n, C)
     return tokens[:, None].numpy()

@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from regionspot.errors import InputError
-from regionspot.export.pictures import Picture, Pictures
+from regionspot.export.pictures import Pictures
 from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.pipelines import ANY_SIZE
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.graphs import graph_specs, required_graphs
+from regionspot.runtime.prepared import ImagePreparation, PreparedBatch
 from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
-from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING, POINT_LABELS, FloatArray, IntArray, Prompts
-from regionspot.transforms import ClipTransform, SamTransform, model_inputs
+from regionspot.structures import POINT_LABELS, FloatArray, IntArray, Prompts
+from regionspot.transforms import SamTransform
 
 Feeds = dict[str, Array]
 
@@ -113,21 +114,24 @@ class GraphInputs:
     def _sources(self, indices: Sequence[int], ranges: Mapping[str, Range]) -> Feeds:
         """All inputs that no graph computes, of a batch of pictures."""
         assert self.pictures is not None
+        preparation = ImagePreparation(self.model.sam.image_size, self.model.clip.image_size)
         pictures = [self.pictures.pictures[index] for index in indices]
-        sam, clip = SamTransform(self.model.sam.image_size), ClipTransform(self.model.clip.image_size)
-        sam_images, sizes, clip_images = zip(
-            *(model_inputs(picture.image, sam, clip) for picture in pictures), strict=True
+        limits = ranges.get("regions", ranges.get("prompts", ANY_SIZE))
+        most = max(len(picture.boxes) for picture in pictures)
+        batch = PreparedBatch.stack(
+            [preparation.prepare(picture.image, Prompts.from_boxes(picture.boxes)) for picture in pictures],
+            num_regions=min(max(most, limits.min), limits.max),
         )
-        points, labels = _box_prompts(pictures, sam, ranges.get("regions", ranges.get("prompts", ANY_SIZE)))
+        assert batch.clip_images is not None
         sources: Feeds = {
-            "images": np.stack(sam_images),
-            "input_sizes": np.array(sizes, np.int32),
-            "clip_images": np.stack(clip_images),
-            "points": points,
-            "labels": labels,
+            "images": batch.sam_images,
+            "input_sizes": batch.input_sizes,
+            "clip_images": batch.clip_images,
+            "points": batch.points,
+            "labels": batch.labels,
             "token_ids": np.zeros(1, np.int32),
-            "boxes": points.reshape(*points.shape[:2], 4),
-            "valid": labels[:, :, 0] != PADDING,
+            "boxes": batch.points.reshape(*batch.points.shape[:2], 4),
+            "valid": batch.valid,
         }
         if "words" in ranges:
             sources["text_embeddings"] = self._text_embeddings(ranges["words"])
@@ -194,19 +198,6 @@ class GraphInputs:
         else:
             drawn = rng.normal(size=shape)
         return drawn.astype(tensor.dtype)
-
-
-def _box_prompts(pictures: Sequence[Picture], transform: SamTransform, limits: Range) -> tuple[FloatArray, IntArray]:
-    """Points (B, N, 2, 2) in the SAM frame and labels (B, N, 2), padded to the most boxes of any picture."""
-    most = max(len(picture.boxes) for picture in pictures)
-    count = min(max(most, limits.min), limits.max)
-    points = np.zeros((len(pictures), count, 2, 2), np.float32)
-    labels = np.full((len(pictures), count, 2), PADDING, np.int32)
-    for row, picture in enumerate(pictures):
-        corners = Prompts.from_boxes(picture.boxes[:count]).points  # (n, 2, 2)
-        points[row, : len(corners)] = transform.apply_points(corners, *picture.image.shape[:2])
-        labels[row, : len(corners)] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
-    return points, labels
 
 
 def _random_texts(shape: tuple[int, ...], vocab_size: int, rng: np.random.Generator) -> Array:

@@ -25,9 +25,9 @@ from regionspot.errors import InputError, first_few
 from regionspot.files import cache_root, delete_leftovers, in_units
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline
-from regionspot.structures import PADDING, BoolArray, Prompts
-from regionspot.structures import IntArray as LabelArray
-from regionspot.transforms import RESIZE, ClipTransform, SamTransform, UInt8Array, model_inputs, read_image
+from regionspot.runtime.prepared import ImagePreparation, PreparedBatch, PreparedImage
+from regionspot.structures import Prompts
+from regionspot.transforms import RESIZE, UInt8Array, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,6 @@ WAIT_S = 0.2  # between looks at shards that other processes are making
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedImage:
-    """One image, ready for both encoders: (S, S, 3) uint8 each; points (n, 2, 2) in the SAM frame, labels (n, 2)."""
-
-    sam_image: UInt8Array
-    input_size: tuple[int, int]
-    points: FloatArray
-    labels: LabelArray
-    clip_image: UInt8Array | None
 
 
 class FeatureExtractor:
@@ -62,8 +51,8 @@ class FeatureExtractor:
         self, pipeline: RegionPipeline, maps: bool = True, multimask: bool = False, dtype: str = "float32"
     ) -> None:
         self.pipeline, self.maps, self.multimask, self.dtype = pipeline, maps, multimask, dtype
-        self.sam_transform = SamTransform(pipeline.info.sam_image_size)
-        self.clip_transform = ClipTransform(pipeline.info.clip_image_size) if maps else None
+        info = pipeline.info
+        self.preparation = ImagePreparation(info.sam_image_size, info.clip_image_size if maps else None)
 
     @property
     def shape(self) -> FeatureShape:
@@ -92,19 +81,7 @@ class FeatureExtractor:
         Raises:
             InputError: the image cannot be read, or is not of the (height, width) that the annotations are for.
         """
-        image = read_upright(path, size)
-        prompts, clip_image = Prompts.from_boxes(boxes), None
-        if self.clip_transform is None:
-            sam_image, input_size = self.sam_transform.apply_image(image, threads=1)
-        else:
-            sam_image, input_size, clip_image = model_inputs(image, self.sam_transform, self.clip_transform, threads=1)
-        return PreparedImage(
-            sam_image,
-            input_size,
-            self.sam_transform.apply_points(prompts.points, *size),
-            prompts.labels,
-            clip_image,
-        )
+        return self.preparation.prepare(read_upright(path, size), Prompts.from_boxes(boxes), threads=1)
 
     def prepare_item(self, training_set: TrainingSet, index: int) -> PreparedImage:
         """`prepare` of an image of a training set and its boxes."""
@@ -114,15 +91,12 @@ class FeatureExtractor:
 
     def extract(self, images: list[PreparedImage]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         """Mask tokens (n, T, C) and the map (L, D) or None of each image."""
-        encoded = self.pipeline.encode_image(
-            np.stack([image.sam_image for image in images]), [image.input_size for image in images]
-        )
-        points, labels, _ = pad_prompts([image.points for image in images], [image.labels for image in images])
-        tokens, _ = self.pipeline.mask_tokens(encoded, points, labels, self.multimask)  # (B, N, T, C)
+        batch = PreparedBatch.stack(images)
+        encoded = self.pipeline.encode_image(batch.sam_images, batch.input_sizes)
+        tokens, _ = self.pipeline.mask_tokens(encoded, batch.points, batch.labels, self.multimask)  # (B, N, T, C)
         maps: Sequence[FloatArray | None] = [None] * len(images)
-        if self.maps:
-            clip_images = [image.clip_image for image in images if image.clip_image is not None]
-            maps = list(self.pipeline.encode_clip(np.stack(clip_images)))
+        if batch.clip_images is not None:
+            maps = list(self.pipeline.encode_clip(batch.clip_images))
         return [
             (self._stored(own_tokens[: len(image.labels)]), None if own_map is None else self._stored(own_map))
             for image, own_tokens, own_map in zip(images, tokens, maps, strict=True)
@@ -131,20 +105,6 @@ class FeatureExtractor:
     def _stored(self, features: FloatArray) -> npt.NDArray[Any]:
         with np.errstate(over="ignore"):  # the cache refuses what is infinite, and says what to do
             return features.astype(self.dtype)
-
-
-def pad_prompts(points: Sequence[FloatArray], labels: Sequence[LabelArray]) -> tuple[FloatArray, LabelArray, BoolArray]:
-    """From prompts by image, (n, P, 2) and (n, P), to (B, N, P, 2), (B, N, P) and validity (B, N).
-
-    N is that of the image with most regions; the others are padded with prompts that ask nothing.
-    """
-    counts = [len(of_image) for of_image in labels]
-    shape = (len(counts), max(counts))
-    all_points = np.zeros((*shape, *points[0].shape[1:]), np.float32)
-    all_labels = np.full((*shape, *labels[0].shape[1:]), PADDING, np.int32)
-    for row, count in enumerate(counts):
-        all_points[row, :count], all_labels[row, :count] = points[row], labels[row]
-    return all_points, all_labels, np.arange(max(counts)) < np.array(counts)[:, None]
 
 
 def make_cache(

@@ -169,7 +169,9 @@ def pooling_embedder(model: RegionSpot, setting: PoolingSetting) -> RegionEmbedd
 
 def _patches(clip: ClipBackbone, batch: RegionBatch, setting: PoolingSetting) -> Tensor:
     if setting.features == "values":
-        images = stack_images([image.clip_image for image in batch.images])
+        images = stack_images(
+            [image.prepared.clip_image for image in batch.images if image.prepared.clip_image is not None]
+        )
         return clip.encode_patches_without_mixing(images.to(clip.image_mean.device)).float()
     assert batch.patch_tokens is not None
     return torch.from_numpy(batch.patch_tokens[:, 1:])

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from regionspot.data.coco_json import CocoDataset, ImageRecord
-from regionspot.data.extraction import pad_prompts, read_upright
+from regionspot.data.extraction import read_upright
 from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
+from regionspot.runtime.prepared import ImagePreparation, PreparedBatch, PreparedImage
 from regionspot.runtime.scores import best_reading
 from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts
-from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, model_inputs
+from regionspot.transforms import SamTransform, UInt8Array
 
 MASKS_AT_ONCE = 32
 ItemT = TypeVar("ItemT")
@@ -25,25 +26,19 @@ LoadedT = TypeVar("LoadedT")
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """One image as both encoders take it, and its n regions.
+    """One image of a data set and its n regions.
 
     Args:
         record: its entry in the annotation file.
         picture: (H, W, 3) uint8, as it was read.
         boxes: (n, 4) xyxy in original-image pixels.
-        sam_image, sam_input_size: (S, S, 3) uint8 in the SAM frame, and the (height, width) of its valid part.
-        clip_image: (S', S', 3) uint8.
-        points, labels: (n, 2, 2) in the SAM frame and (n, 2): the boxes as prompts.
+        prepared: image and boxes as the model takes them.
     """
 
     record: ImageRecord
     picture: UInt8Array
     boxes: npt.NDArray[np.float64]
-    sam_image: UInt8Array
-    sam_input_size: tuple[int, int]
-    clip_image: UInt8Array
-    points: FloatArray
-    labels: IntArray
+    prepared: PreparedImage
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,19 +73,8 @@ def load_image(
     """
     height, width = record.height, record.width
     picture = read_upright(dataset.image_path(record), (height, width))
-    sam_transform = SamTransform(sam_size)
-    sam_image, sam_input_size, clip_image = model_inputs(picture, sam_transform, ClipTransform(clip_size))
     prompts = Prompts.from_boxes(boxes).validated(height, width)
-    return LoadedImage(
-        record,
-        picture,
-        boxes,
-        sam_image,
-        sam_input_size,
-        clip_image,
-        sam_transform.apply_points(prompts.points, height, width),
-        prompts.labels,
-    )
+    return LoadedImage(record, picture, boxes, ImagePreparation(sam_size, clip_size).prepare(picture, prompts))
 
 
 def prefetched(batches: Sequence[Sequence[ItemT]], load: Callable[[ItemT], LoadedT]) -> Iterator[list[LoadedT]]:
@@ -115,20 +99,22 @@ class BatchEncoder:
 
     def encode(self, images: Sequence[LoadedImage]) -> RegionBatch:
         """Every image goes through each wanted encoder once."""
-        points, labels, valid = pad_prompts([image.points for image in images], [image.labels for image in images])
+        batch = PreparedBatch.stack([image.prepared for image in images])
         mask_tokens, iou_predictions, patch_tokens, masks = None, None, None, None
         if self.mask_tokens or self.masks:
-            encoded = self.pipeline.encode_image(
-                np.stack([image.sam_image for image in images]), [image.sam_input_size for image in images]
-            )
+            encoded = self.pipeline.encode_image(batch.sam_images, batch.input_sizes)
             if self.masks:
-                mask_tokens, iou_predictions, masks = self._tokens_and_masks(images, encoded, points, labels)
+                mask_tokens, iou_predictions, masks = self._tokens_and_masks(
+                    images, encoded, batch.points, batch.labels
+                )
             else:
-                multimask = self.pipeline.info.multimask
-                mask_tokens, iou_predictions = self.pipeline.mask_tokens(encoded, points, labels, multimask)
+                mask_tokens, iou_predictions = self.pipeline.mask_tokens(
+                    encoded, batch.points, batch.labels, self.pipeline.info.multimask
+                )
         if self.patch_tokens:
-            patch_tokens = self.pipeline.encode_clip(np.stack([image.clip_image for image in images]))  # (B, L, D)
-        return RegionBatch(images, valid, mask_tokens, iou_predictions, patch_tokens, masks)
+            assert batch.clip_images is not None
+            patch_tokens = self.pipeline.encode_clip(batch.clip_images)  # (B, L, D)
+        return RegionBatch(images, batch.valid, mask_tokens, iou_predictions, patch_tokens, masks)
 
     def _tokens_and_masks(
         self, images: Sequence[LoadedImage], encoded: EncodedImages, points: FloatArray, labels: IntArray
