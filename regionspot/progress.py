@@ -18,11 +18,12 @@ class Progress:
         label: what is being done.
         total: how many there are of `unit`, "images" or "steps".
         start: how many were done before.
+        stream: standard error by default, since results may go to standard output.
     """
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | None = None) -> None:
         self.label, self.total, self.unit, self.start = label, total, unit, start
-        self.stream = stream or sys.stdout
+        self.stream = stream or sys.stderr
         self.on_terminal = self.stream.isatty()
         self._began = time.monotonic()
         self._next = self._began

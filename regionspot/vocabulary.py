@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -253,7 +252,7 @@ class VocabularyEncoder:
         if not progress:
             return {word: self._encode_word(word) for word in words}
         embeddings = {}
-        with Progress("encoding class names", len(words), "names", stream=sys.stderr) as line:
+        with Progress("encoding class names", len(words), "names") as line:
             for count, word in enumerate(words, 1):
                 embeddings[word] = self._encode_word(word)
                 line.update(count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
 from regionspot.progress import Progress, in_hours
 
 
@@ -39,3 +41,10 @@ def test_nothing_to_do() -> None:
 
 def test_hours() -> None:
     assert [in_hours(s) for s in (0, 59.6, 3599, 3661)] == ["0:00", "1:00", "59:59", "1:01:01"]
+
+
+def test_it_leaves_standard_output_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("run", 1, "steps") as progress:
+        progress.update(1)
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.endswith("run: 1/1 steps  done\n")

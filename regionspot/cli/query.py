@@ -133,7 +133,7 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
     slots, stream = asyncio.Semaphore(arguments.concurrency), table_stream(arguments.json)
     async with AsyncRegionClient(arguments.url, arguments.timeout) as client:
         words = _vocabulary(arguments.vocabulary, (await client.info()).vocabularies)
-        with Progress("pictures", len(tasks), "pictures", stream=sys.stderr) as progress:
+        with Progress("pictures", len(tasks), "pictures") as progress:
 
             async def ask(task: _Task) -> None:
                 async with slots:

@@ -7,7 +7,6 @@ large for the memory fails at the start.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -195,7 +194,7 @@ def _loaded_batches(
     with_regions = [record for record in dataset.images if len(proposals.boxes[record.id])]
     records = sorted(with_regions, key=lambda record: -len(proposals.boxes[record.id]))
     batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    with Progress("evaluate", len(records), "images", stream=sys.stderr) if progress else _silence() as bar:
+    with Progress("evaluate", len(records), "images") if progress else _silence() as bar:
         done = 0
         for images in prefetched(batches, load):
             yield images

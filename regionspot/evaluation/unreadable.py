@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,7 +44,7 @@ def readable_part(dataset: CocoDataset, proposals: Proposals, limit: int = 0, pr
     """
     records = [record for record in dataset.images if len(proposals.boxes[record.id])]
     problems: dict[int, str] = {}
-    shows = Progress("check", len(records), "images", stream=sys.stderr) if progress else contextlib.nullcontext()
+    shows = Progress("check", len(records), "images") if progress else contextlib.nullcontext()
     with ThreadPoolExecutor(default_threads()) as pool, shows as bar:
         try:
             for index, problem in enumerate(pool.map(lambda record: _problem(dataset, record), records)):

@@ -76,9 +76,9 @@ def test_dry_run_shows_the_plan_and_touches_nothing(config: Path, capsys: pytest
 def test_train_refuse_and_resume(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config", str(config)]) == 0
     head = config.parent / "runs" / "short" / "head.safetensors"
-    shown = capsys.readouterr().out
-    assert head.is_file() and "data set blocks: 3 images" in shown and "short: 4/4 steps" in shown
-    assert shown.endswith(f"wrote {head}\n")
+    shown = capsys.readouterr()
+    assert head.is_file() and "data set blocks: 3 images" in shown.out and "short: 4/4 steps" in shown.err
+    assert shown.out.endswith(f"wrote {head}\n")
     assert main(["train", "--config", str(config)]) == 2
     assert capsys.readouterr().err.startswith("error: the run ")
     assert main(["train", "--config", str(config), "--resume", "auto", "logging.every=1"]) == 0
