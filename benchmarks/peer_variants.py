@@ -149,7 +149,7 @@ def start(way: str, draw: bool, request: Request, words: FloatArray) -> Baseline
     """Raises what `create_model` and `open_pipeline` raise."""
     if way in (*PEERS, TORCH):
         return _start_in_torch(way, draw, request, words)
-    from regionspot.runtime.artifacts import open_pipeline
+    from regionspot.runtime.opening import open_pipeline
 
     runtime, precision = way.rsplit("_", 1)
     where: dict[str, Any] = {"device": "cpu", "threads": request.threads}

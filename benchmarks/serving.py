@@ -32,7 +32,7 @@ from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import open_pipeline
+from regionspot.runtime.opening import open_pipeline
 from regionspot.serving.client import AsyncRegionClient, RegionClient
 from regionspot.serving.conversation import ServerInfo
 from regionspot.structures import RegionPredictions, Vocabulary

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import Manifest, open_pipeline
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, RUNTIMES
+from regionspot.runtime.opening import open_pipeline
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot

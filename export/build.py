@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from regionspot.errors import ArtifactError, InputError, RegionSpotError
-from regionspot.export.inputs import ParityInputs
+from regionspot.export.made_with import preprocessing_of, versions
 from regionspot.export.making import EngineOptions, Making
-from regionspot.export.manifest import preprocessing_of, versions
 from regionspot.export.parity import ParityResult, unavailable_reason, verify_graph, verify_pipeline
+from regionspot.export.parity_inputs import ParityInputs
 from regionspot.export.plan import Step
 from regionspot.export.report import Report, in_words
 from regionspot.files import write_atomically
@@ -31,11 +31,12 @@ from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.provenance import git_commit
 from regionspot.registers import load_object
-from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest, native_entries
+from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import required_graphs
+from regionspot.runtime.opening import native_entries
 from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.tokenizer import tokenizer_json
 from regionspot.runtime.tolerance import TOLERANCES

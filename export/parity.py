@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from regionspot.errors import ArtifactError
-from regionspot.export.inputs import Trial
+from regionspot.export.parity_inputs import Trial
 from regionspot.runtime.engine_file import read_sidecar, sidecar_path
 from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graph_spec import GraphSpec

@@ -77,7 +77,7 @@ def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str
 
     Args:
         onnx_path: from `export_onnx`, in single precision.
-        feeds: real inputs of the graph, see `regionspot.export.calibration`.
+        feeds: real inputs of the graph, see `regionspot.export.graph_inputs`.
         out: the file to write.
 
     Returns:

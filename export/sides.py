@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.inputs import ParityInputs, Trial
 from regionspot.export.parity import EndToEndResult, ParityResult, compare, compare_pipeline, unavailable_reason
-from regionspot.runtime.artifacts import Manifest, choose_artifacts
+from regionspot.export.parity_inputs import ParityInputs, Trial
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, RUNTIMES, model_runtimes
 from regionspot.runtime.graph_spec import GraphSpec, Range
 from regionspot.runtime.graphs import graph_specs
+from regionspot.runtime.opening import choose_artifacts
 from regionspot.runtime.run_graph import graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
 from regionspot.runtime.tolerance import PRECISIONS, RUNTIME_FP32, TOLERANCES, Tolerance

@@ -17,8 +17,8 @@ import onnx
 
 from regionspot import __version__
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.made_with import gpu_here
 from regionspot.export.making import Making
-from regionspot.export.manifest import gpu_here
 from regionspot.export.trt_progress import PERCENT, monitor_of
 from regionspot.files import write_atomically
 from regionspot.progress import Progress
@@ -34,7 +34,7 @@ from regionspot.runtime.engine_file import (
     write_engine,
 )
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.trt_runner import (
+from regionspot.runtime.trt_library import (
     NUMPY_NAMES,
     Messages,
     engine_tensors,

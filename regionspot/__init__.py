@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from regionspot.modeling.checkpoint import load_head
     from regionspot.modeling.presets import create_model
     from regionspot.predictor import RegionPredictor
-    from regionspot.runtime.artifacts import open_pipeline
+    from regionspot.runtime.opening import open_pipeline
 
 __version__ = "0.1.0"
 __all__ = ["RegionPredictor", "__version__", "create_model", "load_head", "open_pipeline"]

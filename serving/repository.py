@@ -27,17 +27,10 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.locks import LOCK_FILE, locked
-from regionspot.runtime.artifacts import (
-    MANIFEST,
-    TOKENIZER,
-    GraphEntry,
-    Manifest,
-    choose_artifacts,
-    native_entries,
-    open_pipeline,
-)
+from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest
 from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
+from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
 from regionspot.serving.contract import MODEL, TARGETS, Limits
 from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
 from regionspot.structures import Vocabulary, check_class_names

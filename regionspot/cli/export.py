@@ -114,7 +114,7 @@ def _export(arguments: argparse.Namespace) -> int:
     engine = _engine_options(arguments)
     _plan(arguments, sizing_model(arguments.model))  # what is wrong with it, before weights are loaded
     from regionspot.export.build import Settings, export
-    from regionspot.export.inputs import ParityInputs
+    from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_report
 
     model = load_model(arguments)

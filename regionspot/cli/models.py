@@ -174,7 +174,7 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
                 raise InputError(f"{arguments.url} serves {served.name}, not {arguments.model}: leave out --model")
             yield served
         return
-    from regionspot.runtime.artifacts import open_pipeline
+    from regionspot.runtime.opening import open_pipeline
 
     where = {"device": arguments.device, "threads": arguments.threads}
     with open_pipeline(arguments.artifacts, arguments.runtime, arguments.precision, **where) as pipeline:

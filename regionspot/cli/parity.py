@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_threads(arguments)
     _check_json(arguments)
     from regionspot.export.build import recognizer_spec
-    from regionspot.export.inputs import ParityInputs
+    from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_comparison
     from regionspot.export.sides import ParityOperand, compare_graph, compare_pipelines, shared_specs
     from regionspot.runtime.graphs import required_graphs

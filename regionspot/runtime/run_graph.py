@@ -18,9 +18,10 @@ import numpy as np
 
 from regionspot.child_process import exit_reason
 from regionspot.errors import ArtifactError, RegionSpotError
-from regionspot.runtime.artifacts import open_pipeline, spec_from_json, spec_to_json
+from regionspot.runtime.artifacts import spec_from_json, spec_to_json
 from regionspot.runtime.formats import open_graph
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.runner import Array
 
 if TYPE_CHECKING:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 
@@ -17,7 +15,6 @@ from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root, write_atomically
 from regionspot.runtime.engine_file import (
     EngineSidecar,
-    EngineTensor,
     Shape,
     check_tensors,
     flavour_named,
@@ -26,22 +23,7 @@ from regionspot.runtime.engine_file import (
 from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs
-
-OLDEST_TENSORRT = (10, 9)
-NUMPY_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "UINT8": "uint8",
-}
-"""TensorRT's data types in numpy's words."""
-
-MAX_TOLD = 1000
-"""Letters of TensorRT's errors that are passed on."""
+from regionspot.runtime.trt_library import engine_tensors, in_words, listen, load_library, logger_of
 
 
 class TrtRunner:
@@ -283,97 +265,6 @@ def check_profile(spec: GraphSpec, sidecar: EngineSidecar, shapes: Mapping[str, 
                 raise InputError(
                     f"{spec.name}: {axis} is {size} in {wanted.name}, but {sizes[axis]} in the inputs before it"
                 )
-
-
-def load_library(flavour: str) -> Any:
-    """The TensorRT module of a flavour.
-
-    Raises:
-        InputError: it is not installed, or too old.
-    """
-    wanted = flavour_named(flavour)
-    try:
-        if flavour == "tensorrt":
-            import tensorrt as trt
-        else:
-            import tensorrt_rtx_bindings as trt
-    except (ImportError, OSError, RuntimeError) as error:  # a stub without its libraries raises any of them
-        raise InputError(
-            f"{wanted.title} cannot be imported ({str(error).splitlines()[0]}): {wanted.install}"
-        ) from error
-    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
-    if flavour == "tensorrt" and version < OLDEST_TENSORRT:
-        oldest = ".".join(map(str, OLDEST_TENSORRT))
-        raise InputError(f"TensorRT {trt.__version__} is too old, {oldest} or later is needed: {wanted.install}")
-    return trt
-
-
-@dataclass(eq=False)
-class Messages:
-    """What TensorRT said, each message on one line."""
-
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def told(self) -> str:
-        """The errors as a sentence, or nothing."""
-        return f"TensorRT says: {'; '.join(dict.fromkeys(self.errors))[:MAX_TOLD]}." if self.errors else ""
-
-    def clear(self) -> None:
-        self.errors.clear()
-        self.warnings.clear()
-
-
-_loggers: dict[str, Any] = {}
-
-
-def logger_of(trt: Any) -> Any:
-    """The `ILogger` of this process, which prints nothing and passes on what it is told to those who `listen`.
-
-    There is one: while any builder or runtime lives, TensorRT sends everything to the logger of the first.
-    """
-    if trt.__name__ not in _loggers:
-
-        class Log(trt.ILogger):
-            def __init__(self) -> None:
-                super().__init__()
-                self.listeners: WeakSet[Messages] = WeakSet()
-
-            def log(self, severity: Any, message: str) -> None:
-                for listener in tuple(self.listeners):
-                    if severity == trt.ILogger.WARNING:
-                        listener.warnings.append(" ".join(message.split()))
-                    elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                        listener.errors.append(" ".join(message.split()))
-
-        _loggers[trt.__name__] = Log()
-    return _loggers[trt.__name__]
-
-
-def listen(trt: Any) -> Messages:
-    """What TensorRT says from now on, as long as the caller keeps it."""
-    messages = Messages()
-    logger_of(trt).listeners.add(messages)
-    return messages
-
-
-def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[EngineTensor]]:
-    """Inputs and outputs of a deserialised engine, the inputs with its first profile."""
-    inputs, outputs = [], []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        dtype, shape = NUMPY_NAMES.get(engine.get_tensor_dtype(name).name, "?"), tuple(engine.get_tensor_shape(name))
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            smallest, best, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
-            inputs.append(EngineTensor(name, dtype, shape, (smallest, best, largest)))
-        else:
-            outputs.append(EngineTensor(name, dtype, shape))
-    return inputs, outputs
-
-
-def in_words(capabilities: Collection[int]) -> str:
-    """ "8.0, 8.9, 12.0" of (80, 89, 120)."""
-    return ", ".join(f"{capability // 10}.{capability % 10}" for capability in capabilities)
 
 
 def _torch_with_a_gpu(what: str) -> Any:

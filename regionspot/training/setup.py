@@ -199,7 +199,8 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
             sam, clip = copy.deepcopy(sam).to(dtype=half), copy.deepcopy(clip).to(dtype=half)
         return pipeline_from_backbones(sam, clip, preset)
     towers = pipeline_from_backbones(sam, clip, preset)
-    from regionspot.runtime.artifacts import Manifest, choose_artifacts, open_pipeline
+    from regionspot.runtime.artifacts import Manifest
+    from regionspot.runtime.opening import choose_artifacts, open_pipeline
 
     manifest = Manifest.load(features.artifacts)
     artefact_format, precision = choose_artifacts(manifest, features.runtime, features.precision)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import Manifest, open_runner
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS
+from regionspot.runtime.opening import open_runner
 from regionspot.runtime.runner import Runner
 from regionspot.serving.backends.requests import answer_of, arrays_of, refusal_of
 from regionspot.serving.contract import RequestError

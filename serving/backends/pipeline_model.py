@@ -11,7 +11,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import GraphEntry, Manifest, open_pipeline
+from regionspot.runtime.artifacts import GraphEntry, Manifest
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState, read_vocabulary

@@ -12,8 +12,9 @@ import pytest
 
 from regionspot.cli.main import main
 from regionspot.errors import ArtifactError
-from regionspot.runtime.artifacts import MANIFEST, Manifest, open_runner
+from regionspot.runtime.artifacts import MANIFEST, Manifest
 from regionspot.runtime.formats import Format
+from regionspot.runtime.opening import open_runner
 from regionspot.runtime.tolerance import Tolerance
 
 SMALL = "sam_token_decoder_image"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.pictures import load_pictures
 from regionspot.modeling.graphs import model_info

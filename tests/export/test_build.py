@@ -11,8 +11,8 @@ import pytest
 from regionspot.errors import InputError
 from regionspot.export import build
 from regionspot.export.build import Settings
-from regionspot.export.inputs import ParityInputs
-from regionspot.export.manifest import preprocessing_of
+from regionspot.export.made_with import preprocessing_of
+from regionspot.export.parity_inputs import ParityInputs
 from regionspot.export.plan import Step
 from regionspot.locks import locked
 from regionspot.modeling.graphs import model_info

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export import onnx_files, onnx_graph
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.onnx_files import save
 from regionspot.export.onnx_graph import export_onnx, trace, tracing_sizes
 from regionspot.export.onnx_passes import simplify

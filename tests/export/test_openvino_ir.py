@@ -9,7 +9,7 @@ import openvino
 import pytest
 
 from regionspot.errors import ArtifactError
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.openvino_ir import convert
 from regionspot.export.precision import write_half
 from regionspot.export.quantization import quantize

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from regionspot.errors import ArtifactError
-from regionspot.export.inputs import Trial
 from regionspot.export.parity import compare, compare_pipeline, unavailable_reason
+from regionspot.export.parity_inputs import Trial
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.tolerance import HALF, INT8, RUNTIME_FP32
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.precision import HALF_OPS, SINGLE_OPS, WITHOUT_KERNEL, to_half, write_half
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from regionspot.errors import InputError
 from regionspot.export import int8_search, quantization
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.quantization import LayerReport, quantize
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot

@@ -10,7 +10,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from regionspot.errors import InputError
-from regionspot.export.calibration import Feeds, GraphInputs
+from regionspot.export.graph_inputs import Feeds, GraphInputs
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.head import RegionHead

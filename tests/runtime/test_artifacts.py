@@ -16,18 +16,10 @@ import pytest
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mini.architecture import CLIP_IMAGE_SIZE
-from regionspot.runtime.artifacts import (
-    MANIFEST,
-    TOKENIZER,
-    GraphEntry,
-    Manifest,
-    _checksum,
-    choose_artifacts,
-    open_pipeline,
-    open_runner,
-)
+from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest, _checksum
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.graph_spec import Range
+from regionspot.runtime.opening import choose_artifacts, open_pipeline, open_runner
 from regionspot.runtime.pipeline import CPU_PROMPT_CHUNK, GPU_PROMPT_CHUNK, NATIVE_PROMPT_CHUNK
 
 HEAD = ("region_head", "onnx", "fp32")

@@ -28,9 +28,10 @@ from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import Manifest, open_pipeline
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.graph_spec import Range
 from regionspot.runtime.graphs import Ranges
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.training.setup import Setup
 from regionspot.vocabulary import TextEncoder, VocabularyEncoder

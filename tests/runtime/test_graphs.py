@@ -56,7 +56,7 @@ import numpy as np
 from pooled import pooled_features
 from regionspot import create_model
 from regionspot.modeling.pipelines import pipeline_from_model
-from regionspot.runtime.artifacts import open_pipeline
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.graphs import served_graphs
 
 reference = pipeline_from_model(create_model("regionspot_mini"))

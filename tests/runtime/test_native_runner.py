@@ -21,9 +21,10 @@ from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.modeling.graphs import graph_module, model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.artifacts import Manifest, open_pipeline, spec_to_json
+from regionspot.runtime.artifacts import Manifest, spec_to_json
 from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.native_runner import NATIVE_GRAPHS, NativeRunner
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.transforms import SamTransform
 from tests.modeling.conftest import roughen, seeded

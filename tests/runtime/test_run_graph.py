@@ -11,7 +11,8 @@ import pytest
 
 import regionspot
 from regionspot.errors import ArtifactError
-from regionspot.runtime.artifacts import GraphEntry, Manifest, open_runner
+from regionspot.runtime.artifacts import GraphEntry, Manifest
+from regionspot.runtime.opening import open_runner
 from regionspot.runtime.run_graph import graph_request, run_in_child
 
 FEEDS = {"image_embeddings": np.linspace(-1, 1, 2 * 128 * 256, dtype=np.float32).reshape(2, 128, 16, 16)}

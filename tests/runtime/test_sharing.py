@@ -23,8 +23,8 @@ import torch
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime import openvino_attention
-from regionspot.runtime.artifacts import open_pipeline
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner, best_device
 from regionspot.runtime.pipeline import RegionPipeline

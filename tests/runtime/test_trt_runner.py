@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.precision import write_half
 from regionspot.export.quantization import quantize
 from regionspot.export.trt_engine import build_engine
@@ -25,7 +25,8 @@ from regionspot.runtime.engine_file import FLAVOURS, EngineSidecar, EngineTensor
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
-from regionspot.runtime.trt_runner import TrtRunner, check_profile, in_words, listen, load_library, logger_of
+from regionspot.runtime.trt_library import in_words, listen, load_library, logger_of
+from regionspot.runtime.trt_runner import TrtRunner, check_profile
 
 PLAN = b"the bytes of an engine" * 40
 SPEC = GraphSpec(

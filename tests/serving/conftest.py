@@ -11,8 +11,9 @@ import pytest
 from regionspot.data.coco_json import CocoDataset
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import TOKENIZER, Manifest, open_pipeline
+from regionspot.runtime.artifacts import TOKENIZER, Manifest
 from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.opening import open_pipeline
 from regionspot.serving.client import RegionClient
 from regionspot.serving.records import ServerRecord, running_server
 from regionspot.serving.repository import RepositoryOptions, make_repository

@@ -12,8 +12,9 @@ import pytest
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.mini.world import CATEGORIES
-from regionspot.runtime.artifacts import Manifest, open_pipeline
+from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.graphs import served_graphs
+from regionspot.runtime.opening import open_pipeline
 from regionspot.serving.backends.recognizer import read_vocabulary
 from regionspot.serving.contract import MODEL, Limits
 from regionspot.serving.model_config import parameters_of, read_config

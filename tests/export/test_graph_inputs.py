@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regionspot.errors import InputError
-from regionspot.export.calibration import GraphInputs
+from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.pictures import Pictures
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.graph_spec import GraphSpec, Range

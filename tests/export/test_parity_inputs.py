@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from regionspot.errors import InputError
-from regionspot.export.inputs import ParityInputs, Trial
 from regionspot.export.parity import compare, compare_pipeline
+from regionspot.export.parity_inputs import ParityInputs, Trial
 from regionspot.modeling.presets import create_model
 from regionspot.runtime.tolerance import REFACTORED, RUNTIME_FP32
 

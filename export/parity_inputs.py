@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from regionspot.errors import InputError
-from regionspot.export.calibration import Feeds, GraphInputs
+from regionspot.export.graph_inputs import Feeds, GraphInputs
 from regionspot.export.pictures import NUM_PICTURES, Pictures, load_pictures
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.pipelines import pipeline_from_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regionspot.errors import ArtifactError
-from regionspot.export.manifest import preprocessing_of, versions
+from regionspot.export.made_with import preprocessing_of, versions
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
