@@ -1,4 +1,6 @@
-"""Average precision of every runtime and precision on the same pictures and regions, and its distance to PyTorch."""
+"""Average precision of every runtime and precision on the same pictures and regions, and its
+distance to PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,11 @@ def measure(setup: Setup) -> dict[str, Any]:
         except RegionSpotError as error:
             note = f"not measured: {str(error).splitlines()[0]}"
             rows.append({"runtime": target.runtime, "precision": target.precision, "note": note})
-    protocol = {name: value for name, value in reference["protocol"].items() if name not in ("runtime", "precision")}
+    protocol = {
+        name: value
+        for name, value in reference["protocol"].items()
+        if name not in ("runtime", "precision")
+    }
     return {
         "benchmark": "accuracy",
         "rows": rows,
@@ -82,7 +88,12 @@ def _evaluated(setup: Setup, target: Target) -> tuple[Metrics, Detections]:
         vocabulary = VocabularyEncoder(model.text_encoder).encode(setup.dataset.class_names)
         began = time.perf_counter()
         metrics, detections = evaluate(
-            model, setup.dataset, vocabulary, setup.proposals, rules=setup.rules, batch_size=setup.batch_size
+            model,
+            setup.dataset,
+            vocabulary,
+            setup.proposals,
+            rules=setup.rules,
+            batch_size=setup.batch_size,
         )
         return {**metrics, "seconds": time.perf_counter() - began}, detections
 
@@ -105,7 +116,8 @@ def _row(
         **{f"d{name}": _distance(metrics[name], reference[name]) for name in SHOWN},
         "agreement": sum(agreeing) / max(len(best), len(wanted), 1),
         "max_score_difference": max(
-            (abs(found[1] - wanted[key][1]) for key, found in best.items() if key in wanted), default=0.0
+            (abs(found[1] - wanted[key][1]) for key, found in best.items() if key in wanted),
+            default=0.0,
         ),
         "worst_class": next(iter(moved), None),
         "worst_class_dAP": next(iter(moved.values()), 0.0),
@@ -126,10 +138,15 @@ def best_classes(detections: Detections) -> dict[tuple[Id, bytes], Best]:
 
 
 def _moved(setup: Setup, detections: Detections, expected: Detections) -> dict[str, float]:
-    """Class -> how far its AP is from the reference, in points, the classes that moved most first."""
+    """Class -> how far its AP is from the reference, in points, the classes that moved most
+    first.
+    """
     if detections is expected:
         return {}
-    found, wanted = (average_precision_by_class(setup.dataset, one, setup.rules) for one in (detections, expected))
+    found, wanted = (
+        average_precision_by_class(setup.dataset, one, setup.rules)
+        for one in (detections, expected)
+    )
     differences = {name: (ap or 0.0) - (wanted[name] or 0.0) for name, ap in found.items()}
     ordered = sorted(differences.items(), key=lambda item: -abs(item[1]))
     return {name: difference for name, difference in ordered[:MOST_MOVED] if difference}

@@ -24,9 +24,11 @@ class Outcome:
 
 
 class Baseline(Protocol):
-    """From an encoded image and (N, 4) boxes, xyxy in its pixels, to scores, and to masks if it was made for them.
+    """From an encoded image and (N, 4) boxes, xyxy in its pixels, to scores, and to masks if it was
+    made for them.
 
-    `stages` are the times of the last call; `in_torch` tells whether its arithmetic can be counted by PyTorch.
+    `stages` are the times of the last call; `in_torch` tells whether its arithmetic can be counted
+    by PyTorch.
     """
 
     stages: Stages

@@ -23,7 +23,9 @@ def load_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a file that --json wrote") from error
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): name a file that --json wrote"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): name a file that --json wrote") from error
     try:
@@ -31,13 +33,17 @@ def load_report(path: Path) -> dict[str, Any]:
             if not isinstance(one["rows"], list):
                 raise InputError("its rows are no list")
     except (InputError, KeyError) as error:
-        raise InputError(f"{path}: {error}. Name a file that regionspot-benchmark wrote with --json.") from error
+        raise InputError(
+            f"{path}: {error}. Name a file that regionspot-benchmark wrote with --json."
+        ) from error
     found: dict[str, Any] = report
     return found
 
 
 def collect(paths: list[Path]) -> dict[str, Any]:
-    """Several reports as one. Raises InputError as `load_report`, and if two are of the same kind."""
+    """Several reports as one. Raises InputError as `load_report`, and if two are of the same
+    kind.
+    """
     reports = [one for path in paths for one in reports_in(load_report(path))]
     kinds = [one["benchmark"] for one in reports]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
@@ -46,19 +52,23 @@ def collect(paths: list[Path]) -> dict[str, Any]:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """A report with a row for each figure that both have; one more for each row that only one of them has.
+    """A report with a row for each figure that both have; one more for each row that only one of
+    them has.
 
-    A row has `old`, `new` and `ratio`, and besides, for `--fail-if`, the distance and the ratio under the figure's own
-    name: `dAP` and `AP_ratio`.
+    A row has `old`, `new` and `ratio`, and besides, for `--fail-if`, the distance and the ratio
+    under the figure's own name: `dAP` and `AP_ratio`.
 
     Raises:
         InputError: they have no kind of benchmark in common.
     """
-    of_old, of_new = ({one["benchmark"]: one for one in reports_in(report)} for report in (old, new))
+    of_old, of_new = (
+        {one["benchmark"]: one for one in reports_in(report)} for report in (old, new)
+    )
     kinds = [kind for kind in of_old if kind in of_new]
     if not kinds:
         raise InputError(
-            f"there is nothing to compare: one report is of {', '.join(of_old)}, the other of {', '.join(of_new)}"
+            f"there is nothing to compare: one report is of {', '.join(of_old)}, the other of "
+            f"{', '.join(of_new)}"
         )
     rows = [row for kind in kinds for row in _rows(kind, of_old[kind], of_new[kind])]
     conditions = {
@@ -66,7 +76,11 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         for name, of in (("old", of_old), ("new", of_new))
     }
     differing = sorted({name for kind in kinds for name in _differing(of_old[kind], of_new[kind])})
-    note = f"times do not compare: {', '.join(differing)} differ" if differing else "measured on machines of one kind"
+    note = (
+        f"times do not compare: {', '.join(differing)} differ"
+        if differing
+        else "measured on machines of one kind"
+    )
     return {"benchmark": "compare", "rows": rows, "conditions": {**conditions, "machines": note}}
 
 
@@ -81,7 +95,9 @@ def _rows(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator
     for identity in dict.fromkeys([*before, *after]):
         named = {"kind": kind, "row": " ".join(filter(None, identity))}
         if identity not in before or identity not in after:
-            yield named | {"note": "only in the new one" if identity in after else "only in the old one"}
+            yield named | {
+                "note": "only in the new one" if identity in after else "only in the old one"
+            }
             continue
         for figure in KINDS[kind].compared:
             was, is_now = before[identity].get(figure), after[identity].get(figure)

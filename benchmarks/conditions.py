@@ -1,4 +1,6 @@
-"""What a number is worth nothing without: the machine, the versions and the commit it was measured with."""
+"""What a number is worth nothing without: the machine, the versions and the commit it was measured
+with.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,21 @@ from typing import Any
 import regionspot
 from regionspot.provenance import git_commit, read_processor, version_of
 
-PACKAGES = ("torch", "segment-anything", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino")
+PACKAGES = (
+    "torch",
+    "segment-anything",
+    "open_clip_torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+)
 
 
 def conditions(**more: Any) -> dict[str, Any]:
-    """Machine, versions and commit; `more` is what only the benchmark knows, such as threads and precision."""
+    """Machine, versions and commit; `more` is what only the benchmark knows, such as threads and
+    precision.
+    """
     processor = read_processor()
     return {
         "processor": processor.model,

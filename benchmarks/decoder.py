@@ -1,8 +1,9 @@
-"""`python -m regionspot.benchmarks.decoder`: SAM's tokens for many boxes of one image, its decoder's way and ours.
+"""`python -m regionspot.benchmarks.decoder`: SAM's tokens for many boxes of one image, its
+decoder's way and ours.
 
-Timed is everything from the image embedding and boxes to their tokens; ours includes the image part, which a second
-question about the same image would not pay again. Each variant runs in a process of its own, one after another; memory
-is the resident peak above the loaded model.
+Timed is everything from the image embedding and boxes to their tokens; ours includes the image
+part, which a second question about the same image would not pay again. Each variant runs in a
+process of its own, one after another; memory is the resident peak above the loaded model.
 """
 
 from __future__ import annotations
@@ -43,14 +44,23 @@ SEED = 0
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m regionspot.benchmarks.decoder",
-        description="Time and memory of SAM's mask tokens: segment_anything's decoder, the same without its masks, and "
-        "the shared-image decoder in PyTorch, ONNX Runtime, OpenVINO and our own kernels.",
+        description="Time and memory of SAM's mask tokens: segment_anything's decoder, the same "
+        "without its masks, and the shared-image decoder in PyTorch, ONNX Runtime, "
+        "OpenVINO and our own kernels.",
     )
-    parser.add_argument("--boxes", default="1,8,64,300", metavar="LIST", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--boxes", default="1,8,64,300", metavar="LIST", help="how many (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--model", default="regionspot_bb", help="whose SAM (default: %(default)s, ViT-B)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--prompt-chunk", type=int, default=8, help="prompts at once in the graphs (%(default)s)")
+    parser.add_argument(
+        "--model", default="regionspot_bb", help="whose SAM (default: %(default)s, ViT-B)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--prompt-chunk", type=int, default=8, help="prompts at once in the graphs (%(default)s)"
+    )
     return parser
 
 
@@ -75,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(request: Request) -> dict[str, Any]:
-    """Number of boxes -> seconds and memory of every variant, and the largest difference from segment_anything's."""
+    """Number of boxes -> seconds and memory of every variant, and the largest difference from
+    segment_anything's.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _prepare(request, folder)
@@ -87,7 +99,9 @@ def measure(request: Request) -> dict[str, Any]:
             reference = tokens["segment_anything"]
             results[str(count)] = {
                 **{f"{variant}_s": row["seconds"] for variant, row in of_count.items()},
-                "max_abs_diff": max(float(np.abs(each - reference).max()) for each in tokens.values()),
+                "max_abs_diff": max(
+                    float(np.abs(each - reference).max()) for each in tokens.values()
+                ),
                 "peak_mb": {variant: row["peak_mb"] for variant, row in of_count.items()},
                 "repetitions": {variant: row["repetitions"] for variant, row in of_count.items()},
             }
@@ -114,7 +128,9 @@ def _prepare(request: Request, folder: Path) -> None:
     write_decoder_weights(model.sam, folder / f"{GRAPHS[1]}.npz")
     rng = np.random.default_rng(SEED)
     embeddings = rng.standard_normal((1, info.token_dim, *info.embedding_size), np.float32)
-    corners = np.sort(rng.random((max(request.boxes), 2, 2), np.float32), axis=1) * info.sam_image_size
+    corners = (
+        np.sort(rng.random((max(request.boxes), 2, 2), np.float32), axis=1) * info.sam_image_size
+    )
     np.savez(folder / "inputs.npz", image_embeddings=embeddings, corners=corners)
     (folder / "request.json").write_text(json.dumps(asdict(request)))
 
@@ -142,7 +158,9 @@ def format_table(results: Mapping[str, Any]) -> list[str]:
             peak = row["peak_mb"][variant]
             speedup = row["segment_anything_s"] / row[f"{variant}_s"]
             memory = "–" if peak is None else f"{peak:.0f}"
-            lines.append(f"{count:>5}  {variant:<18}{row[f'{variant}_s']:>9.3f}{speedup:>8.1f}x{memory:>10}")
+            lines.append(
+                f"{count:>5}  {variant:<18}{row[f'{variant}_s']:>9.3f}{speedup:>8.1f}x{memory:>10}"
+            )
         lines.append(f"{'':>5}  largest difference of a token: {row['max_abs_diff']:.1e}")
     return lines
 

@@ -1,7 +1,9 @@
-"""The ways to get SAM's mask tokens that `regionspot.benchmarks.decoder` compares, each run in a process of its own.
+"""The ways to get SAM's mask tokens that `regionspot.benchmarks.decoder` compares, each run in a
+process of its own.
 
-`python -m regionspot.benchmarks.decoder_variants NAME DIR` reads DIR/request.json and DIR/inputs.npz, prints a line of
-JSON for each number of boxes, and writes the tokens to DIR/NAME-BOXES.npy.
+`python -m regionspot.benchmarks.decoder_variants NAME DIR` reads DIR/request.json and
+DIR/inputs.npz, prints a line of JSON for each number of boxes, and writes the tokens to
+DIR/NAME-BOXES.npy.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from regionspot.runtime.runner import Array
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 REFERENCE_BATCH = 64
-"""Boxes that go through `segment_anything`'s decoder together, as in its automatic mask generator."""
+"""Boxes that go through `segment_anything`'s decoder together, as in its automatic mask
+generator.
+"""
 
 Decode = Callable[[Array], Array]
 """(N, 2, 2) corners of boxes in the SAM frame to (N, C) tokens, for the one image."""
@@ -75,7 +79,9 @@ def decode_by_segment_anything(sam: SamBackbone, embeddings: Array) -> Decode:
 
 
 def decode_tokens_only(sam: SamBackbone, embeddings: Array) -> Decode:
-    """Its transformer as it is, without the masks: what a port that only drops the upscaling gets."""
+    """Its transformer as it is, without the masks: what a port that only drops the upscaling
+    gets.
+    """
     decoder, encoder = sam.sam.mask_decoder, sam.sam.prompt_encoder
     image = torch.from_numpy(embeddings)
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (1 + 4, C)
@@ -85,7 +91,9 @@ def decode_tokens_only(sam: SamBackbone, embeddings: Array) -> Decode:
         for boxes in torch.from_numpy(corners).flatten(1).split(REFERENCE_BATCH):
             sparse, dense = encoder(points=None, boxes=boxes, masks=None)
             tokens = torch.cat([output_tokens.expand(len(boxes), -1, -1), sparse], dim=1)
-            hidden, _ = decoder.transformer(image + dense, encoder.get_dense_pe().expand_as(dense), tokens)
+            hidden, _ = decoder.transformer(
+                image + dense, encoder.get_dense_pe().expand_as(dense), tokens
+            )
             found.append(hidden[:, 1])
         return torch.cat(found).numpy()
 
@@ -105,7 +113,9 @@ def decode_by_torch(sam: SamBackbone, embeddings: Array) -> Decode:
     return decode
 
 
-def decode_by_runtimes(runtimes: Sequence[str], request: Request, embeddings: Array, folder: Path) -> Decode:
+def decode_by_runtimes(
+    runtimes: Sequence[str], request: Request, embeddings: Array, folder: Path
+) -> Decode:
     """Ours: what runs the image part, and what the prompts."""
     specs = graph_specs(model_info(request.create_model()))
     image_part, prompt_part = (
@@ -123,11 +133,15 @@ def decode_by_runtimes(runtimes: Sequence[str], request: Request, embeddings: Ar
     token_ids = np.zeros(1, np.int32)
 
     def decode(corners: Array) -> Array:
-        context = image_part.infer({"image_embeddings": embeddings}, keep=image_part.spec.output_names)
+        context = image_part.infer(
+            {"image_embeddings": embeddings}, keep=image_part.spec.output_names
+        )
         found = []
         for start in range(0, len(corners), chunk):
             points = corners[None, start : start + chunk]
-            labels = np.broadcast_to(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), points.shape[:3]).copy()
+            labels = np.broadcast_to(
+                np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), points.shape[:3]
+            ).copy()
             feeds = {**context, "points": points, "labels": labels, "token_ids": token_ids}
             found.append(prompt_part.infer(feeds)["mask_tokens"][0, :, 0])
         return np.concatenate(found)
@@ -165,10 +179,17 @@ def main(variant: str, folder: Path) -> None:
     decode(corners[:1])  # warm-up
     for count in request.boxes:
         memory.start()
-        tokens: npt.NDArray[Any] = decode(corners[:count])  # the first of a size also makes the runtimes' buffers
+        tokens: npt.NDArray[Any] = decode(
+            corners[:count]
+        )  # the first of a size also makes the runtimes' buffers
         seconds = repeat(partial(decode, corners[:count]))
         np.save(folder / f"{variant}-{count}.npy", tokens)
-        found = {"boxes": count, "seconds": median(seconds), "repetitions": len(seconds), "peak_mb": memory.peak_mb()}
+        found = {
+            "boxes": count,
+            "seconds": median(seconds),
+            "repetitions": len(seconds),
+            "peak_mb": memory.peak_mb(),
+        }
         print(json.dumps(found), flush=True)
 
 

@@ -1,6 +1,8 @@
-"""Open-vocabulary detectors to compare with, of the true sizes, with random weights: time and memory need no others.
+"""Open-vocabulary detectors to compare with, of the true sizes, with random weights: time and
+memory need no others.
 
-The only file that imports `transformers`. Pictures are prepared as its own processors do, without their torchvision.
+The only file that imports `transformers`. Pictures are prepared as its own processors do, without
+their torchvision.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from transformers import (  # noqa: E402
 )
 
 SHORTEST_SIDE, LONGEST_SIDE = 800, 1333
-"""Grounding DINO's pictures: the shortest side is this long, unless the longest would exceed the other."""
+"""Grounding DINO's pictures: the shortest side is this long, unless the longest would exceed the
+other.
+"""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -41,8 +45,11 @@ TOKENS_OF_A_WORD = 3
 """Two and a full stop: COCO's 80 names take 195 tokens in all."""
 
 
-def build(name: str, seed: int, **config: Any) -> GroundingDinoForObjectDetection | Owlv2ForObjectDetection:
-    """A detector with random weights: Grounding DINO with Swin-T, or OWLv2 base with patches of 16 pixels at 960 x 960.
+def build(
+    name: str, seed: int, **config: Any
+) -> GroundingDinoForObjectDetection | Owlv2ForObjectDetection:
+    """A detector with random weights: Grounding DINO with Swin-T, or OWLv2 base with patches of 16
+    pixels at 960 x 960.
 
     Args:
         name: "grounding_dino" or "owlv2".
@@ -51,16 +58,19 @@ def build(name: str, seed: int, **config: Any) -> GroundingDinoForObjectDetectio
     torch.manual_seed(seed)
     if name == "grounding_dino":
         return GroundingDinoForObjectDetection(GroundingDinoConfig(**config)).eval()
-    return Owlv2ForObjectDetection(Owlv2Config(**{"vision_config": {"image_size": OWL_SIDE}, **config})).eval()
+    return Owlv2ForObjectDetection(
+        Owlv2Config(**{"vision_config": {"image_size": OWL_SIDE}, **config})
+    ).eval()
 
 
 class Detector:
-    """From a picture's bytes to scores (N, V) of the N regions that it finds, whatever boxes it is given.
+    """From a picture's bytes to scores (N, V) of the N regions that it finds, whatever boxes it is
+    given.
 
     Args:
         model: from `build`.
-        words: V. Their tokens are random, of the right number; Grounding DINO takes them in several passes where they
-            are too many for its text.
+        words: V. Their tokens are random, of the right number; Grounding DINO takes them in several
+            passes where they are too many for its text.
     """
 
     in_torch = True
@@ -71,10 +81,18 @@ class Detector:
         self.detect: Callable[[UInt8Array], Tensor]
         rng = np.random.default_rng(seed)
         if isinstance(model, GroundingDinoForObjectDetection):
-            self.detect, self.texts = self._grounding_dino, grounding_texts(words, model.config.max_text_len, rng)
+            self.detect, self.texts = (
+                self._grounding_dino,
+                grounding_texts(words, model.config.max_text_len, rng),
+            )
         else:
-            embeddings = torch.from_numpy(rng.standard_normal((1, words, model.config.projection_dim), np.float32))
-            self.detect, self.queries = self._owlv2, embeddings / embeddings.norm(dim=-1, keepdim=True)
+            embeddings = torch.from_numpy(
+                rng.standard_normal((1, words, model.config.projection_dim), np.float32)
+            )
+            self.detect, self.queries = (
+                self._owlv2,
+                embeddings / embeddings.norm(dim=-1, keepdim=True),
+            )
 
     @torch.inference_mode()
     def __call__(self, picture: bytes, boxes: FloatArray) -> Outcome:
@@ -84,8 +102,12 @@ class Detector:
         return Outcome(scores.numpy())
 
     def _grounding_dino(self, pixels: UInt8Array) -> Tensor:
-        """(900, V) logits, of a word its first token's. Text is fused with the picture, so it is encoded here."""
-        image = _normalised(resize_image(pixels, *grounding_size(*pixels.shape[:2])), IMAGENET_MEAN, IMAGENET_STD)
+        """(900, V) logits, of a word its first token's. Text is fused with the picture, so it is
+        encoded here.
+        """
+        image = _normalised(
+            resize_image(pixels, *grounding_size(*pixels.shape[:2])), IMAGENET_MEAN, IMAGENET_STD
+        )
         found = []
         with self.stages.of("detector"):
             for tokens in self.texts:
@@ -94,13 +116,19 @@ class Detector:
         return torch.cat(found, dim=1)
 
     def _owlv2(self, pixels: UInt8Array) -> Tensor:
-        """(M, V) logits of M patches, with the words' embeddings given; boxes and objectness are computed as well."""
+        """(M, V) logits of M patches, with the words' embeddings given; boxes and objectness are
+        computed as well.
+        """
         side = self.model.config.vision_config.image_size
-        image = _normalised(resize_image(_padded_to_square(pixels), side, side), CLIP_MEAN, CLIP_STD)
+        image = _normalised(
+            resize_image(_padded_to_square(pixels), side, side), CLIP_MEAN, CLIP_STD
+        )
         with self.stages.of("detector"):
             feature_map, _ = self.model.image_embedder(pixel_values=image)
             patches = feature_map.flatten(1, 2)  # (1, M, width)
-            logits, _ = self.model.class_predictor(patches, self.queries, torch.ones(1, self.words, dtype=torch.bool))
+            logits, _ = self.model.class_predictor(
+                patches, self.queries, torch.ones(1, self.words, dtype=torch.bool)
+            )
             self.model.objectness_predictor(patches)
             self.model.box_predictor(patches, feature_map)
         return logits[0]

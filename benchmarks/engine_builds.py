@@ -1,9 +1,11 @@
-"""`python -m regionspot.benchmarks.engine_builds`: what a model's TensorRT-RTX engines take to build, without a GPU.
+"""`python -m regionspot.benchmarks.engine_builds`: what a model's TensorRT-RTX engines take to
+build, without a GPU.
 
-Each engine is built in a process of its own, one after another. Timed is `build_engine` without writing the file: to
-parse and to build. Memory is that process's resident peak, with TensorRT's libraries. Weights are random: sizes and
-times are the trained model's, and say nothing of accuracy. `regionspot-export --trt-rtx` makes the same engines, and
-verifies the ONNX files that they are made from.
+Each engine is built in a process of its own, one after another. Timed is `build_engine` without
+writing the file: to parse and to build. Memory is that process's resident peak, with TensorRT's
+libraries. Weights are random: sizes and times are the trained model's, and say nothing of accuracy.
+`regionspot-export --trt-rtx` makes the same engines, and verifies the ONNX files that they are made
+from.
 """
 
 from __future__ import annotations
@@ -35,12 +37,20 @@ SEED = 0
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m regionspot.benchmarks.engine_builds",
-        description="Seconds, memory and size of a model's TensorRT-RTX engines, built ahead of time without a GPU.",
+        description="Seconds, memory and size of a model's TensorRT-RTX engines, built ahead of "
+        "time without a GPU.",
     )
-    parser.add_argument("--model", default="regionspot_bl", help="with random weights (default: %(default)s)")
-    parser.add_argument("--graphs", metavar="LIST", help="only these (default: all but region_recognizer)")
     parser.add_argument(
-        "--precision", default="fp16", metavar="LIST", help="of fp32, fp16, bf16 (default: %(default)s)"
+        "--model", default="regionspot_bl", help="with random weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--graphs", metavar="LIST", help="only these (default: all but region_recognizer)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="fp16",
+        metavar="LIST",
+        help="of fp32, fp16, bf16 (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--request", type=Path, help=argparse.SUPPRESS)  # the child's side
@@ -75,9 +85,11 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
     model = create_model(model_name, random_weights=SEED)
     specs = choose_graphs(graph_specs(model_info(model)), graphs)
     results: dict[str, Any] = {
-        "command": f"python -m regionspot.benchmarks.engine_builds --model {model_name} --precision {precisions}"
-        + (f" --graphs {graphs}" if graphs else ""),
-        "conditions": conditions(**{PACKAGE: version_of(PACKAGE)}, model=model_name, weights=f"random, seed {SEED}"),
+        "command": f"python -m regionspot.benchmarks.engine_builds --model {model_name} "
+        f"--precision {precisions}" + (f" --graphs {graphs}" if graphs else ""),
+        "conditions": conditions(
+            **{PACKAGE: version_of(PACKAGE)}, model=model_name, weights=f"random, seed {SEED}"
+        ),
         "engines": [],
     }
     with tempfile.TemporaryDirectory(prefix="regionspot-") as name:
@@ -100,7 +112,13 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
 def _in_child(spec: GraphSpec, onnx_path: Path) -> dict[str, Any]:
     request = onnx_path.with_suffix(".request.json")
     request.write_text(json.dumps({"spec": spec_to_json(spec), "onnx_path": str(onnx_path)}))
-    command = [sys.executable, "-m", "regionspot.benchmarks.engine_builds", "--request", str(request)]
+    command = [
+        sys.executable,
+        "-m",
+        "regionspot.benchmarks.engine_builds",
+        "--request",
+        str(request),
+    ]
     child = subprocess.run(command, capture_output=True)
     if child.returncode:
         raise ArtifactError(f"building {onnx_path.name} {exit_reason(child)}")

@@ -22,9 +22,11 @@ IN_PLACE = {torch.ops.aten.baddbmm_: _of_baddbmm}
 
 
 def count_flops(run: Callable[[], Any]) -> int:
-    """Operations of matrix products, convolutions and attention, two for each multiply-add. `run` is slower than usual.
+    """Operations of matrix products, convolutions and attention, two for each multiply-add. `run`
+    is slower than usual.
 
-    Attention is made to run as the matrix products that it is: of its fused forms the counter knows only those of GPUs.
+    Attention is made to run as the matrix products that it is: of its fused forms the counter knows
+    only those of GPUs.
     """
     with _unfused(), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         run()
@@ -45,8 +47,9 @@ def _unfused() -> Iterator[None]:
 def extrapolate(first: Sequence[int], count: int) -> int:
     """What `count` regions take, given what 1, 2 and 3 take.
 
-    Each region adds the same, and each pair of regions, which see each other in the head, adds the same. What a decoder
-    repeats for each chunk of its prompts, thousands of operations among billions, is left out.
+    Each region adds the same, and each pair of regions, which see each other in the head, adds the
+    same. What a decoder repeats for each chunk of its prompts, thousands of operations among
+    billions, is left out.
     """
     one, two, three = first
     of_pairs = three - 2 * two + one

@@ -18,7 +18,9 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_EXPRESSION = re.compile(rf"\s*(\w+)\s*({'|'.join(COMPARISONS)})\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*")
+_EXPRESSION = re.compile(
+    rf"\s*(\w+)\s*({'|'.join(COMPARISONS)})\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
+)
 
 
 def check(expression: str, report: Mapping[str, Any]) -> list[str]:
@@ -40,11 +42,19 @@ def check(expression: str, report: Mapping[str, Any]) -> list[str]:
         for row in rows + missing:
             value = row.get(figure)
             if not isinstance(value, int | float):
-                failures.append(f"{expression} cannot be judged of {title_of(one, row)}: {row.get('note') or value}")
+                failures.append(
+                    f"{expression} cannot be judged of {title_of(one, row)}: "
+                    f"{row.get('note') or value}"
+                )
             elif compare(value, limit):
-                failures.append(f"{expression} holds of {title_of(one, row)}: {figure} is {value:g}")
+                failures.append(
+                    f"{expression} holds of {title_of(one, row)}: {figure} is {value:g}"
+                )
     if not found:
-        raise InputError(f"--fail-if {expression!r}: no row has {figure!r}; there are {', '.join(_figures(report))}")
+        raise InputError(
+            f"--fail-if {expression!r}: no row has {figure!r}; there are "
+            f"{', '.join(_figures(report))}"
+        )
     return failures
 
 
@@ -55,7 +65,9 @@ def _parse(expression: str) -> tuple[str, Callable[[float, float], bool], float]
             return parsed[1], COMPARISONS[parsed[2]], float(parsed[3])
     except ValueError:  # such as 1.2.3
         pass
-    raise InputError(f"--fail-if {expression!r} is not a figure, an operator and a number, such as 'dAP>0.1'")
+    raise InputError(
+        f"--fail-if {expression!r} is not a figure, an operator and a number, such as 'dAP>0.1'"
+    )
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[str]:

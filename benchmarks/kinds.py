@@ -1,4 +1,6 @@
-"""The kinds of reports: how each is shown, what tells one row from another, and which figures are compared."""
+"""The kinds of reports: how each is shown, what tells one row from another, and which figures are
+compared.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,25 @@ class Kind:
 
 
 _TARGET = (Column("runtime", "runtime"), Column("precision", "precision"))
-_TIMES = (Column("p50_ms", "p50 ms", ".2f"), Column("p90_ms", "p90 ms", ".2f"), Column("p99_ms", "p99 ms", ".2f"))
+_TIMES = (
+    Column("p50_ms", "p50 ms", ".2f"),
+    Column("p90_ms", "p90 ms", ".2f"),
+    Column("p99_ms", "p99 ms", ".2f"),
+)
 _NOTE = Column("note", "note")
 
 KINDS = {
     "latency": Kind(
         "Latency",
-        "Time and memory of each graph and of the whole path. Roofline is the share of the time that this machine's "
-        "measured rates of a matrix product and of a copy would leave of it. Native: our own kernels run the decoder.",
-        (*_TARGET, Column("graph", "graph"), Column("batch", "batch", "d"), Column("regions", "regions", "d")),
+        "Time and memory of each graph and of the whole path. Roofline is the share of the time "
+        "that this machine's measured rates of a matrix product and of a copy would leave of it. "
+        "Native: our own kernels run the decoder.",
+        (
+            *_TARGET,
+            Column("graph", "graph"),
+            Column("batch", "batch", "d"),
+            Column("regions", "regions", "d"),
+        ),
         (
             Column("n", "n", "d"),
             *_TIMES,
@@ -66,8 +78,9 @@ KINDS = {
     ),
     "accuracy": Kind(
         "Accuracy",
-        "Average precision of each runtime and precision on the same pictures and regions; dAP is the distance to "
-        "PyTorch in single precision, agreement the share of regions whose best class is the same.",
+        "Average precision of each runtime and precision on the same pictures and regions; dAP is "
+        "the distance to PyTorch in single precision, agreement the share of regions whose best "
+        "class is the same.",
         _TARGET,
         (
             Column("AP", "AP", ".3f"),
@@ -87,8 +100,9 @@ KINDS = {
     ),
     "load": Kind(
         "Load",
-        "A running server under load. Closed: so many workers, each asking again when it is answered. Open: requests "
-        "due in a Poisson process, latency counted from when each was due.",
+        "A running server under load. Closed: so many workers, each asking again when it is "
+        "answered. Open: requests due in a Poisson process, latency counted from when each was "
+        "due.",
         (
             Column("mode", "loop"),
             Column("regions", "regions"),
@@ -107,8 +121,9 @@ KINDS = {
     ),
     "peers": Kind(
         "Peers",
-        "The same picture, boxes and weights by other ways and by ours, from a JPEG's bytes to classes and scores, and "
-        "to run-length masks. Faster and memory are against the research formulation at the same regions.",
+        "The same picture, boxes and weights by other ways and by ours, from a JPEG's bytes to "
+        "classes and scores, and to run-length masks. Faster and memory are against the research "
+        "formulation at the same regions.",
         (Column("way", "way"), Column("regions", "regions", "d"), Column("masks", "masks")),
         (
             Column("seconds", "seconds", ".3f"),
@@ -125,7 +140,8 @@ KINDS = {
     ),
     "train": Kind(
         "Training",
-        "Extraction of features, and training of the head from cached features against encoding every picture anew.",
+        "Extraction of features, and training of the head from cached features against encoding "
+        "every picture anew.",
         (Column("what", "what"), Column("runtime", "runtime"), Column("batch", "batch", "d")),
         (
             Column("n", "n", "d"),
@@ -139,8 +155,8 @@ KINDS = {
     ),
     "mask_encoding": Kind(
         "Masks",
-        "SAM's mask logits to run-length masks at the picture's size: Sam.postprocess_masks, threshold and pycocotools "
-        "against ours; `differ` counts masks that are not the same.",
+        "SAM's mask logits to run-length masks at the picture's size: Sam.postprocess_masks, "
+        "threshold and pycocotools against ours; `differ` counts masks that are not the same.",
         (Column("logits", "logits"),),
         (
             Column("segment_anything_s", "theirs s", ".3f"),
@@ -156,7 +172,12 @@ KINDS = {
         "Comparison",
         "Figures of two reports, row by row.",
         (Column("kind", "benchmark"), Column("row", "row"), Column("figure", "figure")),
-        (Column("old", "old", ".4g"), Column("new", "new", ".4g"), Column("ratio", "new / old", ".3f"), _NOTE),
+        (
+            Column("old", "old", ".4g"),
+            Column("new", "new", ".4g"),
+            Column("ratio", "new / old", ".3f"),
+            _NOTE,
+        ),
     ),
 }
 
@@ -168,7 +189,9 @@ def reports_in(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         InputError: not a report that this release knows.
     """
     if not isinstance(report, Mapping) or report.get("benchmark") not in (*KINDS, COLLECTION):
-        raise InputError("this is no report of regionspot-benchmark: it does not say of which benchmark it is")
+        raise InputError(
+            "this is no report of regionspot-benchmark: it does not say of which benchmark it is"
+        )
     if report["benchmark"] != COLLECTION:
         yield report
         return
@@ -198,5 +221,9 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
 def table_of(report: Mapping[str, Any]) -> tuple[list[Column], list[list[str]]]:
     """The columns that have anything to show, and the cells of each row."""
     kind = KINDS[report["benchmark"]]
-    columns = [column for column in (*kind.identity, *kind.columns) if any(cell(row, column) for row in report["rows"])]
+    columns = [
+        column
+        for column in (*kind.identity, *kind.columns)
+        if any(cell(row, column) for row in report["rows"])
+    ]
     return columns, [[cell(row, column) for column in columns] for row in report["rows"]]

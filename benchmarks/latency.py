@@ -1,4 +1,5 @@
-"""Time and memory of each graph and of the whole path, for each runtime and precision, beside the roofline.
+"""Time and memory of each graph and of the whole path, for each runtime and precision, beside the
+roofline.
 
 Each runtime and precision runs in a process of its own, one after another (`latency_worker`).
 """
@@ -16,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from regionspot.benchmarks.conditions import conditions
-from regionspot.benchmarks.latency_worker import DECODERS, TEXT_LENGTH, WHOLE, WHOLE_WITH_MASKS, Request
+from regionspot.benchmarks.latency_worker import (
+    DECODERS,
+    TEXT_LENGTH,
+    WHOLE,
+    WHOLE_WITH_MASKS,
+    Request,
+)
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rates
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
@@ -26,21 +33,27 @@ from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH
 
 logger = logging.getLogger(__name__)
 
-MEASURED = (*(name for name in served_graphs() if name != MASK_PROMPT_GRAPH), WHOLE, WHOLE_WITH_MASKS)
+MEASURED = (
+    *(name for name in served_graphs() if name != MASK_PROMPT_GRAPH),
+    WHOLE,
+    WHOLE_WITH_MASKS,
+)
 """What can be measured: graphs, and the whole path."""
 
 NEEDED = {WHOLE: required_graphs(), WHOLE_WITH_MASKS: (*required_graphs(), "sam_mask_decoder")}
 """The graphs that the whole path runs."""
 
 INCLUDES = (
-    "a graph: one run from arrays to arrays, copies to and from a GPU included where a runtime makes them; decoder "
-    "graphs: all prompts, in chunks, by our own kernels where `native` says so; the whole path: a JPEG's bytes to "
-    "names and scores (and COCO RLE masks), words already encoded"
+    "a graph: one run from arrays to arrays, copies to and from a GPU included where a runtime "
+    "makes them; decoder graphs: all prompts, in chunks, by our own kernels where `native` says "
+    "so; the whole path: a JPEG's bytes to names and scores (and COCO RLE masks), words already "
+    "encoded"
 )
 ROOFLINE = (
-    "least_ms: the larger of operations by the measured rate of a matrix product in that precision and of weights, "
-    "inputs and outputs by the measured rate of a copy; roofline: its share of p50_ms. Masks are counted whole, though "
-    "our own kernels draw none in the padding of a picture that is not square"
+    "least_ms: the larger of operations by the measured rate of a matrix product in that precision "
+    "and of weights, inputs and outputs by the measured rate of a copy; roofline: its share of "
+    "p50_ms. Masks are counted whole, though our own kernels draw none in the padding of a picture "
+    "that is not square"
 )
 
 
@@ -64,7 +77,9 @@ class Setup:
 
 
 def measure(setup: Setup) -> dict[str, Any]:
-    """The report. Raises RegionSpotError if a picture cannot be read; a target that fails is a row with a note."""
+    """The report. Raises RegionSpotError if a picture cannot be read; a target that fails is a row
+    with a note.
+    """
     picture, described = read_picture(setup.picture, setup.seed)
     rates = measure_rates(setup.device, setup.request.threads)
     costs = GraphCosts(setup.model)
@@ -99,10 +114,15 @@ def measure(setup: Setup) -> dict[str, Any]:
 
 
 def roofline(row: Mapping[str, Any], costs: GraphCosts, rates: Rates, words: int) -> dict[str, Any]:
-    """`gflop`, `mbytes`, `least_ms`, `gflops` (reached) and `roofline` of a row; nothing for what failed."""
+    """`gflop`, `mbytes`, `least_ms`, `gflops` (reached) and `roofline` of a row; nothing for what
+    failed.
+    """
     if "p50_ms" not in row:
         return {}
-    parts = [(cost_of(graph, row, words, precision, costs), precision) for graph, precision in parts_of(row)]
+    parts = [
+        (cost_of(graph, row, words, precision, costs), precision)
+        for graph, precision in parts_of(row)
+    ]
     total, seconds = sum((cost for cost, _ in parts), Cost(0, 0)), row["p50_ms"] / 1000
     each = [rates.least_seconds(*part) for part in parts]
     least = None if None in each else sum(one for one in each if one is not None)
@@ -120,18 +140,31 @@ def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     graphs = [row["graph"]]
     if row["graph"] in NEEDED:
         decoder = DECODERS[row["graph"]]
-        graphs = [decoder if graph == "sam_token_decoder_prompts" else graph for graph in required_graphs()]
-    single = [name for name, graph in GRAPHS.items() if row["precision"] == "int8" and not graph.quantized]
+        graphs = [
+            decoder if graph == "sam_token_decoder_prompts" else graph
+            for graph in required_graphs()
+        ]
+    single = [
+        name for name, graph in GRAPHS.items() if row["precision"] == "int8" and not graph.quantized
+    ]
     single += DECODERS.values() if row["native"] else ()
     if row["runtime"].startswith("torch"):  # see `regionspot.modeling.precision`
         single += ["sam_token_decoder_image", *DECODERS.values()]
     return [(graph, "fp32" if graph in single else row["precision"]) for graph in graphs]
 
 
-def cost_of(graph: str, row: Mapping[str, Any], words: int, precision: str, costs: GraphCosts) -> Cost:
+def cost_of(
+    graph: str, row: Mapping[str, Any], words: int, precision: str, costs: GraphCosts
+) -> Cost:
     """Of a graph at a row's sizes, see `latency_worker`."""
     batch, regions = row["batch"] or 1, row["regions"] or 1
-    sizes = {"batch": batch, "regions": regions, "words": words, "texts": words, "text_length": TEXT_LENGTH}
+    sizes = {
+        "batch": batch,
+        "regions": regions,
+        "words": words,
+        "texts": words,
+        "text_length": TEXT_LENGTH,
+    }
     if graph not in DECODERS.values():
         return costs.of(graph, sizes, precision)
     sizes |= {"points": 2, "tokens": 1}
@@ -154,4 +187,9 @@ def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[s
     if child.returncode:
         note = f"not measured: it {exit_reason(child)}"
         logger.info(f"{target.name}: {note}")
-        yield {"graph": None, "runtime": target.runtime, "precision": target.precision, "note": note}
+        yield {
+            "graph": None,
+            "runtime": target.runtime,
+            "precision": target.precision,
+            "note": note,
+        }

@@ -1,7 +1,7 @@
 """One runtime and precision, timed in a process of its own.
 
-`python -m regionspot.benchmarks.latency_worker REQUEST.json` prints a line of JSON for each measurement.
-PyTorch is loaded only where it is what runs.
+`python -m regionspot.benchmarks.latency_worker REQUEST.json` prints a line of JSON for each
+measurement. PyTorch is loaded only where it is what runs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     request = Request(**json.loads(Path(path).read_text()))
     try:
         target = Target(request.runtime, request.precision)
-        with open_target(target, request.model, request.artifacts, request.device, request.threads) as opened:
+        with open_target(
+            target, request.model, request.artifacts, request.device, request.threads
+        ) as opened:
             for row in measure(as_pipeline(opened), request):
                 print(json.dumps(row), flush=True)
     except RegionSpotError as error:
@@ -86,7 +88,12 @@ def measure(pipeline: RegionPipeline, request: Request) -> Iterator[dict[str, An
     """A row for each graph and size; a graph that cannot be run is a row with a note."""
     for graph in request.graphs:
         for sizes in sizes_of(graph, request):
-            row = {"graph": graph, "runtime": request.runtime, "precision": request.precision, **sizes}
+            row = {
+                "graph": graph,
+                "runtime": request.runtime,
+                "precision": request.precision,
+                **sizes,
+            }
             try:
                 yield row | _timed(pipeline, request, graph, sizes)
             except RegionSpotError as error:
@@ -101,10 +108,14 @@ def sizes_of(graph: str, request: Request) -> list[dict[str, int | None]]:
         return [{"batch": None, "regions": None}]
     if graph in ("sam_image_encoder", "clip_image_encoder", "sam_token_decoder_image"):
         return [{"batch": batch, "regions": None} for batch in request.batches]
-    return [{"batch": batch, "regions": count} for batch in request.batches for count in request.regions]
+    return [
+        {"batch": batch, "regions": count} for batch in request.batches for count in request.regions
+    ]
 
 
-def _timed(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mapping[str, int | None]) -> dict[str, Any]:
+def _timed(
+    pipeline: RegionPipeline, request: Request, graph: str, sizes: Mapping[str, int | None]
+) -> dict[str, Any]:
     memory, device = PeakMemory(), _DeviceMemory(request.device)
     run = _prepare(pipeline, request, graph, sizes)
     run()  # the first of a size makes the runtimes' buffers, and kernels where they are compiled
@@ -125,7 +136,9 @@ def _timed(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mappin
 
 
 class _DeviceMemory:
-    """What is taken of a GPU since this was made, by this and any other process; None where none is used."""
+    """What is taken of a GPU since this was made, by this and any other process; None where none is
+    used.
+    """
 
     def __init__(self, device: str) -> None:
         torch = sys.modules.get("torch")
@@ -137,7 +150,9 @@ class _DeviceMemory:
         return None if self.cuda is None else max(self._free - self.cuda.mem_get_info()[0], 0) / MIB
 
 
-def _prepare(pipeline: RegionPipeline, request: Request, graph: str, sizes: Mapping[str, int | None]) -> Run:
+def _prepare(
+    pipeline: RegionPipeline, request: Request, graph: str, sizes: Mapping[str, int | None]
+) -> Run:
     batch, regions = sizes["batch"] or 1, sizes["regions"] or 1
     rng = np.random.default_rng(0)
     if graph in (WHOLE, WHOLE_WITH_MASKS):
@@ -166,7 +181,9 @@ def _whole(pipeline: RegionPipeline, request: Request, regions: int, masks: bool
     return run
 
 
-def _in_chunks(pipeline: RegionPipeline, runner: Runner, batch: int, regions: int, rng: np.random.Generator) -> Run:
+def _in_chunks(
+    pipeline: RegionPipeline, runner: Runner, batch: int, regions: int, rng: np.random.Generator
+) -> Run:
     """A decoder graph over all prompts, so many at a time as the pipeline sends."""
     image_part = pipeline.runner("sam_token_decoder_image")
     (embeddings,) = image_part.spec.inputs
@@ -179,11 +196,15 @@ def _in_chunks(pipeline: RegionPipeline, runner: Runner, batch: int, regions: in
     for start in range(0, regions, step):
         axes = {"batch": batch, "prompts": min(step, regions - start), "points": 2, "tokens": 1}
         own = [tensor for tensor in runner.spec.inputs if tensor.name not in shared]
-        chunks.append(shared | {tensor.name: draw(tensor, axes, pipeline.info, rng) for tensor in own})
+        chunks.append(
+            shared | {tensor.name: draw(tensor, axes, pipeline.info, rng) for tensor in own}
+        )
     return lambda: [runner.infer(feeds) for feeds in chunks]
 
 
-def draw(tensor: TensorSpec, axes: Mapping[str, int], info: ModelInfo, rng: np.random.Generator) -> Array:
+def draw(
+    tensor: TensorSpec, axes: Mapping[str, int], info: ModelInfo, rng: np.random.Generator
+) -> Array:
     """A random input of a graph, in the range of real ones."""
     shape = tensor.resolved(axes)
     drawn: Array

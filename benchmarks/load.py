@@ -1,4 +1,6 @@
-"""Load on a running server: how many requests a second it answers, how soon, and what becomes of it past that."""
+"""Load on a running server: how many requests a second it answers, how soon, and what becomes of it
+past that.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ import numpy as np
 
 from regionspot.benchmarks import perf_analyzer
 from regionspot.benchmarks.conditions import conditions
-from regionspot.benchmarks.loops import MAX_IN_FLIGHT, Ask, Tally, closed_loop, open_loop, poisson_arrivals, row_of
+from regionspot.benchmarks.loops import (
+    MAX_IN_FLIGHT,
+    Ask,
+    Tally,
+    closed_loop,
+    open_loop,
+    poisson_arrivals,
+    row_of,
+)
 from regionspot.benchmarks.questions import Picture, mean_regions, never_seen, pictures_of
 from regionspot.benchmarks.server_statistics import Statistics, work_between
 from regionspot.errors import InputError
@@ -47,10 +57,12 @@ class Plan:
         regions: boxes of each request, one sweep for each number; None are the picture's own.
         modes: of "closed" and "open".
         concurrency: workers of each step of the closed loop.
-        rates: requests a second of each step of the open loop; None are FRACTIONS of the closed loop's best.
+        rates: requests a second of each step of the open loop; None are FRACTIONS of the closed
+            loop's best.
         seconds: of each step.
         warm_up: requests before each step, at least.
-        known: ask by handle about pictures that the server has encoded; otherwise every picture is new to it.
+        known: ask by handle about pictures that the server has encoded; otherwise every picture is
+            new to it.
         timeout_s: of each request.
         perf_analyzer: that program, to ask the same once more at the lowest concurrency.
 
@@ -74,8 +86,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         if Address.parse(self.url).protocol != "grpc":
-            raise InputError(f"load is sent by gRPC: give --url HOST:PORT of the server's gRPC port, not {self.url}")
-        numbers = {"--seconds": self.seconds, "--timeout": self.timeout_s, "--rates": min(self.rates or (1,))}
+            raise InputError(
+                "load is sent by gRPC: give --url HOST:PORT of the server's gRPC port, not "
+                f"{self.url}"
+            )
+        numbers = {
+            "--seconds": self.seconds,
+            "--timeout": self.timeout_s,
+            "--rates": min(self.rates or (1,)),
+        }
         numbers |= {
             "--concurrency": min(self.concurrency),
             "--regions": min(1 if one is None else one for one in self.regions),
@@ -87,7 +106,8 @@ class Plan:
             raise InputError("--warm-up and --seed must be 0 or more")
         if "closed" not in self.modes and (self.rates is None or self.perf_analyzer):
             raise InputError(
-                "--rates auto and --perf-analyzer go by the closed loop's figures: use --mode both, or give --rates"
+                "--rates auto and --perf-analyzer go by the closed loop's figures: use --mode "
+                "both, or give --rates"
             )
 
 
@@ -106,7 +126,9 @@ def measure(plan: Plan, data: str | Path | None) -> dict[str, Any]:
     pictures = pictures_of(data, plan.seed)
     most = max(len(picture.regions(count)) for count in plan.regions for picture in pictures)
     if most > info.limits.max_regions:
-        raise InputError(f"--regions: {plan.url} takes {info.limits.max_regions} of a picture, not {most}")
+        raise InputError(
+            f"--regions: {plan.url} takes {info.limits.max_regions} of a picture, not {most}"
+        )
     load = _Load(plan, pictures, vocabulary)
     asyncio.run(load.sweep())
     rows = load.rows
@@ -116,7 +138,10 @@ def measure(plan: Plan, data: str | Path | None) -> dict[str, Any]:
         "rows": rows,
         "saturation_per_s": max(row["achieved_per_s"] for row in rows),
         "saturation": [
-            {"regions": regions, "per_s": max(row["achieved_per_s"] for row in rows if row["regions"] == regions)}
+            {
+                "regions": regions,
+                "per_s": max(row["achieved_per_s"] for row in rows if row["regions"] == regions),
+            }
             for regions in dict.fromkeys(row["regions"] for row in rows)
         ],
     }
@@ -124,7 +149,9 @@ def measure(plan: Plan, data: str | Path | None) -> dict[str, Any]:
 
 
 class _Load:
-    """Takes a plan's steps, one after another; `rows` and `checks` are their figures and those of `perf_analyzer`."""
+    """Takes a plan's steps, one after another; `rows` and `checks` are their figures and those of
+    `perf_analyzer`.
+    """
 
     def __init__(self, plan: Plan, pictures: Sequence[Picture], vocabulary: str) -> None:
         self.plan, self.pictures, self.vocabulary = plan, pictures, vocabulary
@@ -143,17 +170,23 @@ class _Load:
                     self.regions = mean_regions(self.pictures, count)
                     self.boxes = [picture.regions(count) for picture in self.pictures]
                     if self.plan.known:
-                        self.known = [await client.encode(picture.encoded) for picture in self.pictures]
+                        self.known = [
+                            await client.encode(picture.encoded) for picture in self.pictures
+                        ]
                     await self._steps(await self._asking(client))
 
     async def _asking(self, client: AsyncRegionClient) -> Ask:
-        """Asks about one picture after another. The first answer is not counted, and a refusal raises."""
+        """Asks about one picture after another. The first answer is not counted, and a refusal
+        raises.
+        """
         numbers = itertools.count()
 
         async def ask() -> bool:
             index = next(numbers) % len(self.pictures)
             image = self.known[index] if self.known else never_seen(self.pictures[index].encoded)
-            question = make_question(image, self.boxes[index], self.vocabulary, return_masks=self.plan.masks)
+            question = make_question(
+                image, self.boxes[index], self.vocabulary, return_masks=self.plan.masks
+            )
             return (await client.ask(question)).cached
 
         await ask()
@@ -167,13 +200,23 @@ class _Load:
             best = max(best, row["achieved_per_s"])
             if plan.perf_analyzer and concurrency == min(plan.concurrency):
                 self.checks.append(self._cross_check(plan.perf_analyzer, row))
-        rates = plan.rates if plan.rates is not None else tuple(fraction * best for fraction in FRACTIONS if best)
+        rates = (
+            plan.rates
+            if plan.rates is not None
+            else tuple(fraction * best for fraction in FRACTIONS if best)
+        )
         for rate in rates if "open" in plan.modes else ():
             arrivals = poisson_arrivals(rate, plan.seconds, self.rng)
-            head = {"mode": "open", "concurrency": None, "offered_per_s": round(len(arrivals) / plan.seconds, 2)}
+            head = {
+                "mode": "open",
+                "concurrency": None,
+                "offered_per_s": round(len(arrivals) / plan.seconds, 2),
+            }
             await self._step(head, ask, partial(open_loop, ask, arrivals))
 
-    async def _step(self, head: dict[str, Any], ask: Ask, run: Callable[[], Awaitable[Tally]]) -> dict[str, Any]:
+    async def _step(
+        self, head: dict[str, Any], ask: Ask, run: Callable[[], Awaitable[Tally]]
+    ) -> dict[str, Any]:
         at_once = head["concurrency"] or 1
         for _ in range(-(-self.plan.warm_up // at_once)):
             aside = Tally()
@@ -189,8 +232,13 @@ class _Load:
         return row
 
     def _cross_check(self, binary: str, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """What `perf_analyzer` makes of the same questions, right after ours: other minutes may be other loads."""
-        requests = min(max(ours["n"], ours["concurrency"], perf_analyzer.MIN_REQUESTS), perf_analyzer.MAX_REQUESTS)
+        """What `perf_analyzer` makes of the same questions, right after ours: other minutes may be
+        other loads.
+        """
+        requests = min(
+            max(ours["n"], ours["concurrency"], perf_analyzer.MIN_REQUESTS),
+            perf_analyzer.MAX_REQUESTS,
+        )
         images = (
             self.known[index % len(self.known)].handle
             if self.known
@@ -201,8 +249,13 @@ class _Load:
         found = perf_analyzer.run(binary, self.plan.url, data, requests, ours["concurrency"])
         work = ours["server"].get(MODEL, {})
         compared = {f"ours_{name}": ours[name] for name in COMPARED}
-        compared |= {f"ours_server_{name}": work.get(name) for name in ("queue_ms", "compute_infer_ms")}
-        logger.info(f"perf_analyzer: {found.get('error') or 'p50 {p50_ms} ms, p99 {p99_ms} ms of {n}'.format(**found)}")
+        compared |= {
+            f"ours_server_{name}": work.get(name) for name in ("queue_ms", "compute_infer_ms")
+        }
+        logger.info(
+            "perf_analyzer: "
+            + (found.get("error") or "p50 {p50_ms} ms, p99 {p99_ms} ms of {n}".format(**found))
+        )
         return {"regions": self.regions, **found, **compared}
 
     def _statistics(self) -> Statistics:
@@ -218,19 +271,28 @@ def line_of(row: Mapping[str, Any]) -> str:
     """A row in a line, for who waits for the next."""
     closed = row["mode"] == "closed"
     asked = f"{row['concurrency']} at once" if closed else f"{row['offered_per_s']:.1f}/s offered"
-    parts = [f"{row['mode']} loop, {row['regions']:g} regions, {asked}: {row['achieved_per_s']:.1f}/s"]
+    parts = [
+        f"{row['mode']} loop, {row['regions']:g} regions, {asked}: {row['achieved_per_s']:.1f}/s"
+    ]
     if row["n"]:
         parts.append(f"p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms of {row['n']}")
     if row["errors"]:
-        parts.append("errors: " + ", ".join(f"{count} {code}" for code, count in row["error_codes"].items()))
-    parts += [f"{row['not_sent']} not sent"] * bool(row["not_sent"]) + ["saturated"] * bool(row["saturated"])
+        parts.append(
+            "errors: " + ", ".join(f"{count} {code}" for code, count in row["error_codes"].items())
+        )
+    parts += [f"{row['not_sent']} not sent"] * bool(row["not_sent"]) + ["saturated"] * bool(
+        row["saturated"]
+    )
     return "; ".join(parts)
 
 
 def _vocabulary(plan: Plan, info: ServerInfo) -> str:
     registered = list(info.vocabularies)
     if not registered:
-        raise InputError(f"{plan.url} has registered no vocabulary: regionspot-serve init --vocabulary NAME=WORDS")
+        raise InputError(
+            f"{plan.url} has registered no vocabulary: regionspot-serve init --vocabulary "
+            "NAME=WORDS"
+        )
     name = registered[0] if plan.vocabulary is None else plan.vocabulary
     if name not in registered:
         raise InputError(f"{plan.url} has registered {', '.join(registered)}, not {name}")
@@ -238,11 +300,19 @@ def _vocabulary(plan: Plan, info: ServerInfo) -> str:
 
 
 def _conditions(
-    plan: Plan, info: ServerInfo, vocabulary: str, pictures: Sequence[Picture], data: str | Path | None
+    plan: Plan,
+    info: ServerInfo,
+    vocabulary: str,
+    pictures: Sequence[Picture],
+    data: str | Path | None,
 ) -> dict[str, Any]:
     picture = "decoding, both encoders" if not plan.known else "a picture's handle in its place"
     local = Address.parse(plan.url).host.rpartition(":")[0] in LOOPBACK
-    place = "on the server's machine, whose processor it shares" if local else "by the server's network address"
+    place = (
+        "on the server's machine, whose processor it shares"
+        if local
+        else "by the server's network address"
+    )
     return conditions(
         model=info.model,
         runtime=info.runtime,
@@ -257,6 +327,7 @@ def _conditions(
         seed=plan.seed,
         timeout_s=plan.timeout_s,
         max_in_flight=MAX_IN_FLIGHT,
-        includes=f"gRPC, {picture}, token decoder, head and top-k; {'with' if plan.masks else 'no'} masks",
+        includes=f"gRPC, {picture}, token decoder, head and top-k; "
+        f"{'with' if plan.masks else 'no'} masks",
         client=f"one process, asyncio over gRPC, {place}; the processor above is the client's",
     )

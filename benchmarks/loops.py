@@ -1,9 +1,10 @@
 """The two loops that send load, and what is counted of them.
 
-Closed loop: C workers, each of which asks again once it was answered. It finds the most that the server can do; the
-latencies are those of clients who wait for it. Open loop: requests come at their own times, a Poisson process of a
-given rate, whether earlier ones were answered or not. Their latency counts from when each was due, so that a server,
-or a client, that falls behind cannot hide it (no "coordinated omission").
+Closed loop: C workers, each of which asks again once it was answered. It finds the most that the
+server can do; the latencies are those of clients who wait for it. Open loop: requests come at their
+own times, a Poisson process of a given rate, whether earlier ones were answered or not. Their
+latency counts from when each was due, so that a server, or a client, that falls behind cannot hide
+it (no "coordinated omission").
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ Ask = Callable[[], Awaitable[bool]]
 
 @dataclass
 class Tally:
-    """What became of a step's requests, times in seconds: `latencies`, `answered` since the step began, and `late`,
-    how much later than due each was sent."""
+    """What became of a step's requests, times in seconds: `latencies`, `answered` since the step
+    began, and `late`, how much later than due each was sent.
+    """
 
     began: float = field(default_factory=time.perf_counter)
     latencies: list[float] = field(default_factory=list)
@@ -83,7 +85,8 @@ async def closed_loop(ask: Ask, concurrency: int, seconds: float) -> Tally:
 
 
 async def open_loop(ask: Ask, arrivals: npt.NDArray[np.float64]) -> Tally:
-    """Ask at each of `arrivals`, (N,) ascending seconds, then wait for the answers, each as long as its time-out is.
+    """Ask at each of `arrivals`, (N,) ascending seconds, then wait for the answers, each as long as
+    its time-out is.
 
     Of MAX_IN_FLIGHT requests that wait no more are sent; those are counted as `not_sent`.
     """
@@ -98,19 +101,24 @@ async def open_loop(ask: Ask, arrivals: npt.NDArray[np.float64]) -> Tally:
     return tally
 
 
-def poisson_arrivals(rate: float, seconds: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """(N,) seconds, ascending, of a Poisson process of which it is known that N = rate x seconds come.
+def poisson_arrivals(
+    rate: float, seconds: float, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """(N,) seconds, ascending, of a Poisson process of which it is known that N = rate x seconds
+    come.
 
-    The number is fixed so that a short step offers what it is meant to, and not what chance makes of it.
+    The number is fixed so that a short step offers what it is meant to, and not what chance makes
+    of it.
     """
     return np.sort(rng.uniform(0, seconds, max(round(rate * seconds), 1)))
 
 
 def row_of(tally: Tally, elapsed: float, offered: float | None) -> dict[str, Any]:
-    """The figures of a step that took `elapsed` seconds to its last answer; errors are in none of the latencies.
+    """The figures of a step that took `elapsed` seconds to its last answer; errors are in none of
+    the latencies.
 
-    `saturated`: of an open loop, whether less was achieved than SATURATED_BELOW of what was offered; None where ENOUGH
-    requests were not there to tell.
+    `saturated`: of an open loop, whether less was achieved than SATURATED_BELOW of what was
+    offered; None where ENOUGH requests were not there to tell.
     """
     achieved = len(tally.latencies) / elapsed if offered is None else kept_up(tally, offered)
     return {
@@ -123,15 +131,18 @@ def row_of(tally: Tally, elapsed: float, offered: float | None) -> dict[str, Any
         "late_p99_ms": _percentile(tally.late, 99) if offered is not None else None,
         "cached": tally.cached,
         "seconds": round(elapsed, 2),
-        "saturated": achieved < SATURATED_BELOW * offered if offered is not None and tally.due >= ENOUGH else None,
+        "saturated": achieved < SATURATED_BELOW * offered
+        if offered is not None and tally.due >= ENOUGH
+        else None,
     }
 
 
 def kept_up(tally: Tally, offered: float) -> float:
-    """Answers a second of an open loop: over the time in which their requests came, and what it took longer to answer
-    them all than to ask.
+    """Answers a second of an open loop: over the time in which their requests came, and what it
+    took longer to answer them all than to ask.
 
-    The time that one answer takes is not in it: a server that answers each in its turn keeps up, however slow it is.
+    The time that one answer takes is not in it: a server that answers each in its turn keeps up,
+    however slow it is.
     """
     if not tally.latencies:
         return 0.0

@@ -1,8 +1,10 @@
-"""`python -m regionspot.benchmarks.mask_encoding`: SAM's mask logits to run-length masks, its way and ours.
+"""`python -m regionspot.benchmarks.mask_encoding`: SAM's mask logits to run-length masks, its way
+and ours.
 
-Its way is `Sam.postprocess_masks`, the threshold, and pycocotools. Both start from the same (n, 256, 256) logits and
-end with COCO's compressed text at the picture's size; every text is compared. Each way runs in a process of its own,
-one after another; memory is the resident peak above the process before its first mask.
+Its way is `Sam.postprocess_masks`, the threshold, and pycocotools. Both start from the same (n,
+256, 256) logits and end with COCO's compressed text at the picture's size; every text is compared.
+Each way runs in a process of its own, one after another; memory is the resident peak above the
+process before its first mask.
 """
 
 from __future__ import annotations
@@ -42,12 +44,20 @@ Encode = Callable[[Logits], list[str]]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m regionspot.benchmarks.mask_encoding", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m regionspot.benchmarks.mask_encoding", description=__doc__
+    )
     parser.add_argument("--masks", type=int, default=100, metavar="N", help="default: %(default)s")
-    parser.add_argument("--size", type=int, nargs=2, default=(1080, 1920), metavar=("H", "W"), help="of the picture")
-    parser.add_argument("--threads", type=int, default=default_threads(), help="of both ways (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(1080, 1920), metavar=("H", "W"), help="of the picture"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=default_threads(), help="of both ways (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # what a child process measures
+    parser.add_argument(
+        "--way", choices=WAYS, help=argparse.SUPPRESS
+    )  # what a child process measures
     return parser
 
 
@@ -55,7 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.way:
-        print(json.dumps(measure(arguments.way, arguments.masks, tuple(arguments.size), arguments.threads)))
+        print(
+            json.dumps(
+                measure(arguments.way, arguments.masks, tuple(arguments.size), arguments.threads)
+            )
+        )
         return 0
     found = {way: _run(way, arguments) for way in WAYS}
     report = compare(found, arguments)
@@ -65,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(row["different"] == 0 for row in report["rows"]) else 1
 
 
-def compare(found: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(
+    found: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """The report: a row for each kind of logits."""
     rows = []
     for kind in LOGITS:
@@ -78,11 +94,17 @@ def compare(found: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespac
                 "speedup": theirs["seconds"] / ours["seconds"],
                 "segment_anything_peak_mb": theirs["peak_mb"],
                 "regionspot_peak_mb": ours["peak_mb"],
-                "different": sum(a != b for a, b in zip(theirs["counts"], ours["counts"], strict=True)),
+                "different": sum(
+                    a != b for a, b in zip(theirs["counts"], ours["counts"], strict=True)
+                ),
             }
         )
     what = {"masks": arguments.masks, "picture": list(arguments.size), "threads": arguments.threads}
-    return {"benchmark": "mask_encoding", "rows": rows, "conditions": conditions(**what, statistic="median")}
+    return {
+        "benchmark": "mask_encoding",
+        "rows": rows,
+        "conditions": conditions(**what, statistic="median"),
+    }
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -93,7 +115,9 @@ def format_report(report: Mapping[str, Any]) -> str:
         seconds = [f"{row[f'{way}_s']:.3f}" for way in WAYS]
         peaks = [row[f"{way}_peak_mb"] for way in WAYS]
         memory = ["–" if peak is None else f"{peak:.0f}" for peak in peaks]
-        rows.append((row["logits"], *seconds, f"{row['speedup']:.1f}x", *memory, str(row["different"])))
+        rows.append(
+            (row["logits"], *seconds, f"{row['speedup']:.1f}x", *memory, str(row["different"]))
+        )
     return text_table(header, rows, right=range(1, len(header)))
 
 
@@ -119,7 +143,9 @@ LOGITS: dict[str, Callable[[int], Logits]] = {"blobs": blobs, "noise": noise}
 
 def measure(way: str, count: int, size: tuple[int, int], threads: int) -> dict[str, dict[str, Any]]:
     """Kind of logits -> seconds, peak memory and texts of one way."""
-    encode = {"segment_anything": encode_by_segment_anything, "regionspot": encode_by_regionspot}[way](size, threads)
+    encode = {"segment_anything": encode_by_segment_anything, "regionspot": encode_by_regionspot}[
+        way
+    ](size, threads)
     found = {}
     for kind, draw in LOGITS.items():
         logits = draw(count)
@@ -135,7 +161,9 @@ def measure(way: str, count: int, size: tuple[int, int], threads: int) -> dict[s
 
 def encode_by_regionspot(size: tuple[int, int], threads: int) -> Encode:
     valid = SamTransform(FRAME).input_size(*size)
-    return lambda logits: [rle["counts"] for rle in encode_mask_logits(logits, FRAME, valid, size, threads).rles]
+    return lambda logits: [
+        rle["counts"] for rle in encode_mask_logits(logits, FRAME, valid, size, threads).rles
+    ]
 
 
 def encode_by_segment_anything(size: tuple[int, int], threads: int) -> Encode:
@@ -153,7 +181,10 @@ def encode_by_segment_anything(size: tuple[int, int], threads: int) -> Encode:
 
     @torch.inference_mode()
     def encode(logits: Logits) -> list[str]:
-        masks = sam.postprocess_masks(torch.from_numpy(logits)[:, None], valid, size) > sam.mask_threshold
+        masks = (
+            sam.postprocess_masks(torch.from_numpy(logits)[:, None], valid, size)
+            > sam.mask_threshold
+        )
         pixels = masks[:, 0].numpy().view(np.uint8)
         return [coco.encode(np.asfortranarray(mask))["counts"].decode() for mask in pixels]
 
@@ -163,7 +194,17 @@ def encode_by_segment_anything(size: tuple[int, int], threads: int) -> Encode:
 def _run(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     logger.info(f"measuring {way}")
     height, width = arguments.size
-    options = ["--masks", arguments.masks, "--size", height, width, "--threads", arguments.threads, "--way", way]
+    options = [
+        "--masks",
+        arguments.masks,
+        "--size",
+        height,
+        width,
+        "--threads",
+        arguments.threads,
+        "--way",
+        way,
+    ]
     command = [sys.executable, "-m", "regionspot.benchmarks.mask_encoding", *map(str, options)]
     child = subprocess.run(command, capture_output=True)
     if child.returncode:

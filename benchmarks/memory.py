@@ -14,7 +14,8 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """Resident memory above what there was when this was made, in MiB; None where the system does not say.
+    """Resident memory above what there was when this was made, in MiB; None where the system does
+    not say.
 
     What was freed before goes back to the system first: reused, it would hide what is measured.
     """
@@ -36,7 +37,9 @@ class PeakMemory:
         return None if peak is None or self._before is None else (peak - self._before) / MIB
 
     def total_mb(self) -> float | None:
-        """The most that the whole process took since `start`, the libraries and the loaded model included."""
+        """The most that the whole process took since `start`, the libraries and the loaded model
+        included.
+        """
         peak = _resident("VmHWM")
         return None if peak is None else peak / MIB
 
@@ -47,4 +50,6 @@ def _resident(field: str) -> int | None:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None
+    )

@@ -27,15 +27,21 @@ def html_page(report: Mapping[str, Any]) -> str:
         plots.setdefault(kind, []).append(svg)
     sections = [_section(one, plots.get(one["benchmark"], [])) for one in reports]
     templates = FileSystemLoader(TEMPLATE.parent)
-    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, keep_trailing_newline=True)
-    return environment.get_template(TEMPLATE.name).render(machine=_machine(reports), sections=sections)
+    environment = Environment(
+        loader=templates, autoescape=True, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template(TEMPLATE.name).render(
+        machine=_machine(reports), sections=sections
+    )
 
 
 def _machine(reports: Sequence[Mapping[str, Any]]) -> str:
     """Where it was measured, in one line."""
     conditions = reports[0].get("conditions", {}) if reports else {}
     names = ("processor", "cpus", "regionspot", "commit")
-    return " · ".join(f"{name} {conditions[name]}" for name in names if conditions.get(name) is not None)
+    return " · ".join(
+        f"{name} {conditions[name]}" for name in names if conditions.get(name) is not None
+    )
 
 
 def _section(report: Mapping[str, Any], plots: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from regionspot.benchmarks.peer_variants import CLIP_CROPS, DETECTORS, PEERS, RE
 from regionspot.masks import decode_rle
 
 MEASURED = ("seconds", "peak_mb", "total_mb", "load_peak_mb")
-DETECTOR_NOTE = "finds regions itself, so its time does not depend on their number; boxes without masks"
+DETECTOR_NOTE = (
+    "finds regions itself, so its time does not depend on their number; boxes without masks"
+)
 CROPS_NOTE = "masks by segment_anything's predictor"
 
 Row = dict[str, Any]
@@ -25,7 +27,8 @@ class VariantResult:
     """One way with or without masks: what its process printed.
 
     Args:
-        counts: numbers of regions that it was asked about; None of a detector, which finds them itself.
+        counts: numbers of regions that it was asked about; None of a detector, which finds them
+            itself.
         lines: of a number of regions where they have "regions", else of the process as a whole.
     """
 
@@ -35,7 +38,9 @@ class VariantResult:
     lines: Sequence[Mapping[str, Any]]
 
     def rows(self) -> list[Row]:
-        """One for each number of regions; without figures, and with a note, where there are none."""
+        """One for each number of regions; without figures, and with a note, where there are
+        none.
+        """
         of_process: dict[str, Any] = {}
         for line in self.lines:
             of_process |= {} if "regions" in line else line
@@ -45,7 +50,9 @@ class VariantResult:
             for count in self.counts
         ]
 
-    def _row(self, count: int | None, line: Mapping[str, Any], of_process: Mapping[str, Any]) -> Row:
+    def _row(
+        self, count: int | None, line: Mapping[str, Any], of_process: Mapping[str, Any]
+    ) -> Row:
         return {
             "way": self.way,
             "ours": self.way not in PEERS,
@@ -65,20 +72,33 @@ class VariantResult:
 
 
 def rows_of(measured: Sequence[VariantResult], folder: Path) -> list[Row]:
-    """All rows, each beside the research pipeline's of the same regions and masks, where that was measured.
+    """All rows, each beside the research pipeline's of the same regions and masks, where that was
+    measured.
 
-    `speedup` and `memory_ratio` (of total_mb) are in comparison with it. `max_score_difference` from it, and
-    `mask_difference`, the share of pixels of the worst mask, are given of ways that compute the same.
+    `speedup` and `memory_ratio` (of total_mb) are in comparison with it. `max_score_difference`
+    from it, and `mask_difference`, the share of pixels of the worst mask, are given of ways that
+    compute the same.
 
     Args:
         folder: where the processes wrote what they found.
     """
     rows = [row for one in measured for row in one.rows()]
-    research = {(row["regions"], row["masks"]): row for row in rows if row["way"] == RESEARCH and row["seconds"]}
+    research = {
+        (row["regions"], row["masks"]): row
+        for row in rows
+        if row["way"] == RESEARCH and row["seconds"]
+    }
     for row in rows:
         reference = research.get((row["regions"], row["masks"]))
-        row |= {"speedup": _ratio(reference, row, "seconds"), "memory_ratio": _ratio(row, reference, "total_mb")}
-        row |= _differences(row, folder) if reference else {"max_score_difference": None, "mask_difference": None}
+        row |= {
+            "speedup": _ratio(reference, row, "seconds"),
+            "memory_ratio": _ratio(row, reference, "total_mb"),
+        }
+        row |= (
+            _differences(row, folder)
+            if reference
+            else {"max_score_difference": None, "mask_difference": None}
+        )
     return rows
 
 
@@ -94,8 +114,12 @@ def _differences(row: Row, folder: Path) -> dict[str, float | None]:
     if row["seconds"] is None or not (row["ours"] or row["way"] == RESEARCH):
         return found
     of_row, of_research = (folder / _results(way, row) for way in (row["way"], RESEARCH))
-    found["max_score_difference"] = float(np.abs(np.load(f"{of_row}.npy") - np.load(f"{of_research}.npy")).max())
-    masks, references = (json.loads(Path(f"{path}.json").read_text()) for path in (of_row, of_research))
+    found["max_score_difference"] = float(
+        np.abs(np.load(f"{of_row}.npy") - np.load(f"{of_research}.npy")).max()
+    )
+    masks, references = (
+        json.loads(Path(f"{path}.json").read_text()) for path in (of_row, of_research)
+    )
     pairs = zip(masks, references, strict=True)
     shares = [float((decode_rle(mask) ^ decode_rle(reference)).mean()) for mask, reference in pairs]
     found["mask_difference"] = max(shares, default=None)
@@ -107,11 +131,17 @@ def _results(way: str, row: Row) -> str:
 
 
 def summary(rows: Sequence[Row], regions: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Number of regions -> the figures of all ways, "labels_only" and "with_masks"; the former also directly."""
+    """Number of regions -> the figures of all ways, "labels_only" and "with_masks"; the former also
+    directly.
+    """
     found = {}
     for count in regions:
         labels_only, with_masks = (_of_count(rows, count, draw) for draw in (False, True))
-        direct = {name: labels_only[name] for name in (f"{RESEARCH}_s", "ours_s", "peak_mb") if name in labels_only}
+        direct = {
+            name: labels_only[name]
+            for name in (f"{RESEARCH}_s", "ours_s", "peak_mb")
+            if name in labels_only
+        }
         found[str(count)] = {"labels_only": labels_only, "with_masks": with_masks, **direct}
     return found
 

@@ -1,8 +1,10 @@
-"""The ways to recognise regions that `regionspot-benchmark peers` compares, each run in a process of its own.
+"""The ways to recognise regions that `regionspot-benchmark peers` compares, each run in a process
+of its own.
 
-`python -m regionspot.benchmarks.peer_variants NAME DIR`, where NAME is a way or "WAY+masks", reads DIR/request.json,
-DIR/picture and DIR/inputs.npz, prints a line of JSON for each number of regions, and writes what was found to
-DIR/NAME-REGIONS.npy (scores) and .json (masks). A way of exported artefacts loads no PyTorch here.
+`python -m regionspot.benchmarks.peer_variants NAME DIR`, where NAME is a way or "WAY+masks", reads
+DIR/request.json, DIR/picture and DIR/inputs.npz, prints a line of JSON for each number of regions,
+and writes what was found to DIR/NAME-REGIONS.npy (scores) and .json (masks). A way of exported
+artefacts loads no PyTorch here.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ class Inputs:
 class Ours:
     """`RegionPredictor`, with its stages timed.
 
-    The predictor's methods are wrapped, not changed. With masks one graph gives tokens and masks: its time is "masks".
+    The predictor's methods are wrapped, not changed. With masks one graph gives tokens and masks:
+    its time is "masks".
     """
 
     def __init__(self, model: RegionSpot | RegionPipeline, words: FloatArray, draw: bool) -> None:
@@ -113,7 +116,13 @@ class Ours:
     def _open_graphs(self) -> None:
         """All that are needed, and no other: what they take is the loaded model's."""
         decoder = "sam_mask_decoder" if self.draw else "sam_token_decoder_prompts"
-        for graph in ("sam_image_encoder", "sam_token_decoder_image", decoder, "clip_image_encoder", "region_head"):
+        for graph in (
+            "sam_image_encoder",
+            "sam_token_decoder_image",
+            decoder,
+            "clip_image_encoder",
+            "region_head",
+        ):
             self.predictor.pipeline.runner(graph)
 
     def _time_stages(self) -> None:
@@ -201,11 +210,17 @@ def main(variant: str, folder: Path) -> None:
 
 
 def measure(
-    way: Baseline, request: Request, inputs: Inputs, count: int | None, memory: PeakMemory, results: Path
+    way: Baseline,
+    request: Request,
+    inputs: Inputs,
+    count: int | None,
+    memory: PeakMemory,
+    results: Path,
 ) -> dict[str, Any]:
     """Time and memory of `count` regions; what was found goes to files named `results`.
 
-    The first run of a size also makes the runtimes' buffers: its memory counts, its time where it is the only one.
+    The first run of a size also makes the runtimes' buffers: its memory counts, its time where it
+    is the only one.
     """
     boxes, outcomes, stages = inputs.boxes[:count], list[Outcome](), list[dict[str, float]]()
 
@@ -227,7 +242,9 @@ def measure(
         "repetitions": len(seconds),
         "peak_mb": peak_mb,
         "total_mb": total_mb,
-        "stages": {name: median([each[name] for each in stages[-len(seconds) :]]) for name in stages[0]},
+        "stages": {
+            name: median([each[name] for each in stages[-len(seconds) :]]) for name in stages[0]
+        },
     }
 
 
@@ -246,7 +263,9 @@ def gflop(way: Baseline, inputs: Inputs, counts: list[int | None]) -> dict[str, 
 
     if counts == [None]:
         return {"None": count_flops(lambda: way(inputs.picture, inputs.boxes)) / 1e9}
-    first = [count_flops(partial(way, inputs.picture, inputs.boxes[:count])) for count in FIRST_COUNTS]
+    first = [
+        count_flops(partial(way, inputs.picture, inputs.boxes[:count])) for count in FIRST_COUNTS
+    ]
     return {str(count): extrapolate(first, count) / 1e9 for count in counts if count}
 
 

@@ -1,7 +1,8 @@
-"""RegionSpot in each runtime beside the research pipeline, CLIP on crops and open-vocabulary detectors, on one picture.
+"""RegionSpot in each runtime beside the research pipeline, CLIP on crops and open-vocabulary
+detectors, on one picture.
 
-Each way runs in a process of its own, one after another; memory is that process's resident peak. The same weights,
-picture, boxes and words' embeddings go to all of them.
+Each way runs in a process of its own, one after another; memory is that process's resident peak.
+The same weights, picture, boxes and words' embeddings go to all of them.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ MASK_GRAPH = "sam_mask_decoder"
 PACKAGES = ("transformers", "pycocotools")
 
 INCLUDES = (
-    "decoding the picture's bytes, resizing, both encoders, SAM's decoder and the head, to scores of all words; with "
-    "masks, each as COCO RLE of the picture's size. Not the words' embeddings, except those of grounding_dino, which "
-    "fuses text and picture"
+    "decoding the picture's bytes, resizing, both encoders, SAM's decoder and the head, to scores "
+    "of all words; with masks, each as COCO RLE of the picture's size. Not the words' embeddings, "
+    "except those of grounding_dino, which fuses text and picture"
 )
 MEMORY = (
-    "resident, MiB: peak_mb above the loaded model, total_mb the whole process, load_peak_mb while loading. PyTorch's "
-    "processes also hold CLIP's text tower, exported ones do not"
+    "resident, MiB: peak_mb above the loaded model, total_mb the whole process, load_peak_mb while "
+    "loading. PyTorch's processes also hold CLIP's text tower, exported ones do not"
 )
 STAGES = (
-    "add up to a run. The research pipeline always draws its masks, at the picture's size; of ours with masks, one "
-    "graph gives tokens and masks, and its time is that of the masks"
+    "add up to a run. The research pipeline always draws its masks, at the picture's size; of ours "
+    "with masks, one graph gives tokens and masks, and its time is that of the masks"
 )
 
 
@@ -95,7 +96,8 @@ def measure(setup: Setup) -> dict[str, Any]:
     """The report: see `peer_rows` for its rows and its summary.
 
     Raises:
-        InputError: an unknown way, an impossible picture, missing weights, artefacts of other weights.
+        InputError: an unknown way, an impossible picture, missing weights, artefacts of other
+            weights.
         ArtifactError: damaged artefacts or weights.
     """
     manifest = None if setup.artifacts is None else Manifest.load(setup.artifacts)
@@ -109,9 +111,18 @@ def measure(setup: Setup) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs.save(folder)
-        request = Request(setup.model, setup.regions, setup.artifacts, setup.threads, setup.repetitions, setup.seed)
+        request = Request(
+            setup.model,
+            setup.regions,
+            setup.artifacts,
+            setup.threads,
+            setup.repetitions,
+            setup.seed,
+        )
         (folder / "request.json").write_text(json.dumps(asdict(request)))
-        rows = rows_of([_measured(*variant, setup, folder, manifest) for variant in _variants(ways)], folder)
+        rows = rows_of(
+            [_measured(*variant, setup, folder, manifest) for variant in _variants(ways)], folder
+        )
     return {
         "benchmark": "peers",
         "conditions": _conditions(setup, described),
@@ -121,7 +132,8 @@ def measure(setup: Setup) -> dict[str, Any]:
 
 
 def choose_ways(asked: str, exported: Sequence[str]) -> list[str]:
-    """ "research,ours" to its parts, "ours" being PyTorch and all that is exported, in the order of measuring.
+    """ "research,ours" to its parts, "ours" being PyTorch and all that is exported, in the order of
+    measuring.
 
     Raises:
         InputError: nothing, or something that is not there.
@@ -156,7 +168,9 @@ def _way(artefact_format: str, precision: str) -> str:
 
 
 def _inspect(setup: Setup, manifest: Manifest | None, ways: Sequence[str]) -> int:
-    """E, after a look whether the weights are there and the artefacts were made of them. Errors as `measure`."""
+    """E, after a look whether the weights are there and the artefacts were made of them. Errors as
+    `measure`.
+    """
     from regionspot.modeling.pipelines import graph_fingerprints
     from regionspot.modeling.presets import create_model
 
@@ -169,16 +183,24 @@ def _inspect(setup: Setup, manifest: Manifest | None, ways: Sequence[str]) -> in
     return embed_dim
 
 
-def _check_artifacts(setup: Setup, manifest: Manifest, ways: Sequence[str], name: str, fingerprint: Any) -> None:
+def _check_artifacts(
+    setup: Setup, manifest: Manifest, ways: Sequence[str], name: str, fingerprint: Any
+) -> None:
     remedy = f"To export these weights:\n  {setup.export_command}"
     if manifest.model.name != name:
-        raise InputError(f"the artefacts in {setup.artifacts} are of {manifest.model.name}, not of {name}. {remedy}")
+        raise InputError(
+            f"the artefacts in {setup.artifacts} are of {manifest.model.name}, not of {name}. "
+            f"{remedy}"
+        )
     for entry in manifest.graphs:
-        used = _way(entry.format, entry.precision) in ways and entry.name in (*required_graphs(), MASK_GRAPH)
+        used = _way(entry.format, entry.precision) in ways and entry.name in (
+            *required_graphs(),
+            MASK_GRAPH,
+        )
         if used and entry.weights != fingerprint(entry.name):
             raise InputError(
-                f"{entry.title} of {setup.artifacts} was made from other weights than {setup.weights}, so that its "
-                f"scores could not be compared. {remedy}"
+                f"{entry.title} of {setup.artifacts} was made from other weights than "
+                f"{setup.weights}, so that its scores could not be compared. {remedy}"
             )
 
 
@@ -194,7 +216,9 @@ def _conditions(setup: Setup, picture: str) -> dict[str, Any]:
         includes=INCLUDES,
         memory=MEMORY,
         stages=STAGES,
-        statistic="median" if setup.repetitions else f"median; one run where it takes more than {SLOW_S:.0f} s",
+        statistic="median"
+        if setup.repetitions
+        else f"median; one run where it takes more than {SLOW_S:.0f} s",
     )
 
 
@@ -204,17 +228,27 @@ def _variants(ways: Sequence[str]) -> Iterator[tuple[str, bool]]:
         yield from ((way, draw) for draw in (False, True) if not (draw and way in DETECTORS))
 
 
-def _measured(way: str, draw: bool, setup: Setup, folder: Path, manifest: Manifest | None) -> VariantResult:
+def _measured(
+    way: str, draw: bool, setup: Setup, folder: Path, manifest: Manifest | None
+) -> VariantResult:
     """Run one way; a child that fails is a note, not an error."""
     counts: list[int | None] = [None] if way in DETECTORS else list(setup.regions)
     if reason := _what_is_missing(way, draw, manifest):
         logger.info(f"{_title(way, draw)}: {reason}")
         return VariantResult(way, draw, counts, [{"note": reason}])
     logger.info(f"measuring {_title(way, draw)}")
-    command = [sys.executable, "-m", "regionspot.benchmarks.peer_variants", variant_name(way, draw), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "regionspot.benchmarks.peer_variants",
+        variant_name(way, draw),
+        str(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"}
     child = subprocess.run(command, capture_output=True, env=environment)
-    lines = [json.loads(line) for line in child.stdout.decode().splitlines() if line.startswith("{")]
+    lines = [
+        json.loads(line) for line in child.stdout.decode().splitlines() if line.startswith("{")
+    ]
     if child.returncode:
         lines.append({"note": f"not measured: {_failure(child)}"})
     return VariantResult(way, draw, counts, lines)
@@ -226,16 +260,36 @@ def _title(way: str, draw: bool) -> str:
 
 def _failure(child: subprocess.CompletedProcess[bytes]) -> str:
     how = exit_reason(child)
-    return f"{how}, as the system does where memory runs out: try fewer regions" if child.returncode == -9 else how
+    return (
+        f"{how}, as the system does where memory runs out: try fewer regions"
+        if child.returncode == -9
+        else how
+    )
 
 
 def _what_is_missing(way: str, draw: bool, manifest: Manifest | None) -> str | None:
     """Why a way cannot be measured here; None if it can."""
-    needed = "transformers" if way in DETECTORS else "pycocotools" if draw and way in (RESEARCH, CLIP_CROPS) else None
+    needed = (
+        "transformers"
+        if way in DETECTORS
+        else "pycocotools"
+        if draw and way in (RESEARCH, CLIP_CROPS)
+        else None
+    )
     if needed and find_spec(needed) is None:
         return "not measured: pip install 'regionspot[peers]'"
     if manifest is None or way in (*PEERS, TORCH):
         return None
-    found = {entry.name for entry in manifest.graphs if entry.usable and _way(entry.format, entry.precision) == way}
-    wanted = [name for name in (*required_graphs(), *([MASK_GRAPH] if draw else [])) if name not in found]
-    return f"not measured: {', '.join(wanted)} was not exported for it, or failed its check" if wanted else None
+    found = {
+        entry.name
+        for entry in manifest.graphs
+        if entry.usable and _way(entry.format, entry.precision) == way
+    }
+    wanted = [
+        name for name in (*required_graphs(), *([MASK_GRAPH] if draw else [])) if name not in found
+    ]
+    return (
+        f"not measured: {', '.join(wanted)} was not exported for it, or failed its check"
+        if wanted
+        else None
+    )

@@ -1,7 +1,9 @@
-"""Triton's own load generator, `perf_analyzer`, on the same questions: what a client in C++ sees of the same server.
+"""Triton's own load generator, `perf_analyzer`, on the same questions: what a client in C++ sees of
+the same server.
 
-It lies in the `tritonclient` wheels for Linux on x86-64 up to 2.50, in `tritonclient-*.data/data/bin`, and needs
-`libb64.so.0d` (Debian's libb64-0d) and `libcudart.so.12` (nvidia-cuda-runtime-cu12), which they do not have in them.
+It lies in the `tritonclient` wheels for Linux on x86-64 up to 2.50, in
+`tritonclient-*.data/data/bin`, and needs `libb64.so.0d` (Debian's libb64-0d) and `libcudart.so.12`
+(nvidia-cuda-runtime-cu12), which they do not have in them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from regionspot.structures import FloatArray
 
 MIN_REQUESTS, MAX_REQUESTS = 20, 500
 SPARE = 16
-"""Pictures that are new in each request must not run out, should it send a few more than it counts."""
+"""Pictures that are new in each request must not run out, should it send a few more than it
+counts.
+"""
 
 TIMEOUT_S = 600.0
 _MILLISECONDS = {
@@ -38,13 +42,16 @@ _MILLISECONDS = {
 def check_binary(binary: str) -> None:
     """Raises InputError unless it can be started."""
     try:
-        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"--perf-analyzer {binary} cannot be started: {error}") from error
     if "Perf Analyzer" not in done.stdout + done.stderr:
         raise InputError(
-            f"--perf-analyzer {binary} cannot be used: {_last_line(done.stderr)}; it needs libb64.so.0d (apt-get "
-            "install libb64-0d) and libcudart.so.12 (of nvidia-cuda-runtime-cu12) where LD_LIBRARY_PATH finds them"
+            f"--perf-analyzer {binary} cannot be used: {_last_line(done.stderr)}; it needs "
+            "libb64.so.0d (apt-get install libb64-0d) and libcudart.so.12 (of "
+            "nvidia-cuda-runtime-cu12) where LD_LIBRARY_PATH finds them"
         )
 
 
@@ -55,7 +62,8 @@ def input_data(
 
     Args:
         images: encoded pictures, or the handles of pictures that the server knows.
-        boxes: (n, 4) for each picture; used again from the first one on where there are more images.
+        boxes: (n, 4) for each picture; used again from the first one on where there are more
+            images.
         vocabulary: a registered one's name.
     """
     requests = []
@@ -76,16 +84,30 @@ def input_data(
     return {"data": requests}
 
 
-def run(binary: str, url: str, data: Mapping[str, Any], count: int, concurrency: int) -> dict[str, Any]:
-    """Send `count` requests of `data` in a closed loop; the figures under the names of our own rows. What it achieved
-    are `concurrency` requests in the mean time of one.
+def run(
+    binary: str, url: str, data: Mapping[str, Any], count: int, concurrency: int
+) -> dict[str, Any]:
+    """Send `count` requests of `data` in a closed loop; the figures under the names of our own
+    rows. What it achieved are `concurrency` requests in the mean time of one.
 
     Where it fails, `error` says why in their place: what was measured before is not lost.
     """
     with tempfile.TemporaryDirectory() as folder:
         questions, table = Path(folder, "questions.json"), Path(folder, "table.csv")
         questions.write_text(json.dumps(data))
-        command = [binary, "-m", MODEL, "-u", url, "-i", "grpc", "-b", "1", "--input-data", str(questions)]
+        command = [
+            binary,
+            "-m",
+            MODEL,
+            "-u",
+            url,
+            "-i",
+            "grpc",
+            "-b",
+            "1",
+            "--input-data",
+            str(questions),
+        ]
         command += [
             "--concurrency-range",
             str(concurrency),
@@ -109,11 +131,14 @@ def run(binary: str, url: str, data: Mapping[str, Any], count: int, concurrency:
 def figures(table: str) -> dict[str, float]:
     """Milliseconds out of the CSV that it writes, one row below the names of its columns.
 
-    Its own "Inferences/Second" is left alone: asked for a number of requests it divides by whole seconds, rounded up.
+    Its own "Inferences/Second" is left alone: asked for a number of requests it divides by whole
+    seconds, rounded up.
     """
     (row,) = csv.DictReader(table.splitlines())
     return {name: round(float(row[column]) / 1000, 2) for name, column in _MILLISECONDS.items()}
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it gave no reason")
+    return next(
+        (line.strip() for line in reversed(text.splitlines()) if line.strip()), "it gave no reason"
+    )

@@ -19,14 +19,27 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 except ImportError as error:
-    raise InputError(f"plots need matplotlib ({error}): pip install 'regionspot[benchmark]'") from error
+    raise InputError(
+        f"plots need matplotlib ({error}): pip install 'regionspot[benchmark]'"
+    ) from error
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 WHOLE = "whole path"
 INK, FAINT, PAPER = "#1f2430", "#d9dce3", "#ffffff"
-PALETTE = ("#2b6cb0", "#dd6b20", "#2f855a", "#b83280", "#6b46c1", "#b7791f", "#4a5568", "#0987a0", "#9b2c2c", "#718096")
+PALETTE = (
+    "#2b6cb0",
+    "#dd6b20",
+    "#2f855a",
+    "#b83280",
+    "#6b46c1",
+    "#b7791f",
+    "#4a5568",
+    "#0987a0",
+    "#9b2c2c",
+    "#718096",
+)
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "regionspot",
@@ -50,7 +63,9 @@ STAGE_ORDER = (*required_graphs(), "other")
 
 
 def plots_of(reports: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """(kind of the report that it belongs to, SVG) of every plot that the reports have figures for."""
+    """(kind of the report that it belongs to, SVG) of every plot that the reports have
+    figures for.
+    """
     rows = {report["benchmark"]: report["rows"] for report in reports}
     drawings: list[tuple[str, Callable[[], Figure | None]]] = [
         ("latency", lambda: latency_by_regions(rows.get("latency", ()))),
@@ -72,12 +87,19 @@ def latency_by_regions(rows: Rows) -> Figure | None:
     """The whole path against the number of regions, a line for each runtime and precision."""
     whole = [row for row in rows if row.get("graph") == WHOLE and "p50_ms" in row]
     return _lines(
-        _grouped(whole, _target), "regions", "p50_ms", "Whole path, a picture's bytes to names", "regions", "p50, ms"
+        _grouped(whole, _target),
+        "regions",
+        "p50_ms",
+        "Whole path, a picture's bytes to names",
+        "regions",
+        "p50, ms",
     )
 
 
 def stages(rows: Rows) -> Figure | None:
-    """Where the time of the whole path goes, at the most regions that all of its graphs were measured at."""
+    """Where the time of the whole path goes, at the most regions that all of its graphs were
+    measured at.
+    """
     whole = [row for row in rows if row.get("graph") == WHOLE and "p50_ms" in row]
     if not whole:
         return None
@@ -85,7 +107,9 @@ def stages(rows: Rows) -> Figure | None:
     bars = {}
     for row in whole:
         if row["regions"] == regions:
-            of_target = [other for other in rows if _target(other) == _target(row) and "p50_ms" in other]
+            of_target = [
+                other for other in rows if _target(other) == _target(row) and "p50_ms" in other
+            ]
             parts = _stages_of(of_target, regions)
             bars[_target(row)] = parts | {"other": max(row["p50_ms"] - sum(parts.values()), 0.0)}
     return _stacked(bars, STAGE_ORDER, f"Where the time goes, {regions} regions", "p50, ms")
@@ -139,20 +163,28 @@ def load_curve(rows: Rows) -> Figure | None:
 
 
 def peers_by_regions(rows: Rows) -> Figure | None:
-    """Labels only, every way against the number of regions. What finds its regions itself is a level line."""
+    """Labels only, every way against the number of regions. What finds its regions itself is a
+    level line.
+    """
     measured = [row for row in rows if row.get("seconds") is not None and not row["masks"]]
     counts = sorted({row["regions"] for row in measured if row["regions"]})
     spread = [
-        {**row, "regions": count} for row in measured for count in ([row["regions"]] if row["regions"] else counts)
+        {**row, "regions": count}
+        for row in measured
+        for count in ([row["regions"]] if row["regions"] else counts)
     ]
     title = "A picture's bytes to classes and scores"
-    return _lines(_grouped(spread, lambda row: row["way"]), "regions", "seconds", title, "regions", "seconds")
+    return _lines(
+        _grouped(spread, lambda row: row["way"]), "regions", "seconds", title, "regions", "seconds"
+    )
 
 
 def peer_stages(rows: Rows) -> Figure | None:
     """Where the time of the research formulation and of ours goes at the most regions."""
     measured = [
-        row for row in rows if row.get("stages") and not row["masks"] and (row["ours"] or row["way"] == RESEARCH)
+        row
+        for row in rows
+        if row.get("stages") and not row["masks"] and (row["ours"] or row["way"] == RESEARCH)
     ]
     if not measured:
         return None
@@ -169,16 +201,25 @@ def peer_memory(rows: Rows) -> Figure | None:
         return None
     regions = max(row["regions"] or 0 for row in measured)
     bars = {
-        row["way"]: {"above the model": row["peak_mb"], "model and libraries": row["total_mb"] - row["peak_mb"]}
+        row["way"]: {
+            "above the model": row["peak_mb"],
+            "model and libraries": row["total_mb"] - row["peak_mb"],
+        }
         for row in measured
         if row["regions"] in (regions, None)
     }
-    return _stacked(bars, ("model and libraries", "above the model"), f"Peak memory, {regions} regions", "MiB")
+    return _stacked(
+        bars, ("model and libraries", "above the model"), f"Peak memory, {regions} regions", "MiB"
+    )
 
 
 def training(rows: Rows) -> Figure | None:
     """Pictures a second."""
-    measured = {row["what"]: {"images/s": row["images_per_s"]} for row in rows if row.get("images_per_s") is not None}
+    measured = {
+        row["what"]: {"images/s": row["images_per_s"]}
+        for row in rows
+        if row.get("images_per_s") is not None
+    }
     return _stacked(measured, ("images/s",), "Pictures a second", "images/s") if measured else None
 
 
@@ -216,14 +257,22 @@ def _axes(title: str, x: str, y: str, height: float = 3.6) -> tuple[Figure, Axes
     return figure, axes
 
 
-def _lines(groups: Mapping[str, Rows], x: str, y: str, title: str, x_label: str, y_label: str) -> Figure | None:
+def _lines(
+    groups: Mapping[str, Rows], x: str, y: str, title: str, x_label: str, y_label: str
+) -> Figure | None:
     """A line for each group on logarithmic axes, named at its right end."""
     if not groups:
         return None
     figure, axes = _axes(title, x_label, y_label, height=4.2)
     for index, (name, rows) in enumerate(groups.items()):
         ordered = sorted(rows, key=lambda row: row[x])
-        axes.plot([row[x] for row in ordered], [row[y] for row in ordered], "o-", color=_colour(index), label=name)
+        axes.plot(
+            [row[x] for row in ordered],
+            [row[y] for row in ordered],
+            "o-",
+            color=_colour(index),
+            label=name,
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(sorted({row[x] for rows in groups.values() for row in rows}))
@@ -242,7 +291,9 @@ def _plain_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _stacked(bars: Mapping[str, Mapping[str, float]], order: Sequence[str], title: str, x_label: str) -> Figure:
+def _stacked(
+    bars: Mapping[str, Mapping[str, float]], order: Sequence[str], title: str, x_label: str
+) -> Figure:
     """A horizontal bar for each name, made of its parts, with the sum at its end."""
     figure, axes = _axes(title, x_label, "", height=1.5 + 0.42 * len(bars))
     names = list(bars)[::-1]
@@ -254,7 +305,11 @@ def _stacked(bars: Mapping[str, Mapping[str, float]], order: Sequence[str], titl
             left = [start + width for start, width in zip(left, widths, strict=True)]
     for name, end in zip(names, left, strict=True):
         axes.annotate(
-            f"{end:.3g}" if end < 1000 else f"{end:.0f}", (end, name), (5, 0), textcoords="offset points", va="center"
+            f"{end:.3g}" if end < 1000 else f"{end:.0f}",
+            (end, name),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
         )
     axes.grid(False, axis="y")
     axes.margins(x=0.1)

@@ -1,4 +1,6 @@
-"""What a load asks a server: pictures with boxes, from annotations or of the mini world, and their bytes made new."""
+"""What a load asks a server: pictures with boxes, from annotations or of the mini world, and their
+bytes made new.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Picture:
     boxes: FloatArray
 
     def regions(self, count: int | None) -> FloatArray:
-        """The first `count` boxes, repeated a few pixels nearer to the middle if there are fewer; None takes all."""
+        """The first `count` boxes, repeated a few pixels nearer to the middle if there are fewer;
+        None takes all.
+        """
         if count is None:
             return self.boxes
         index = np.arange(count)
@@ -48,7 +52,9 @@ class Picture:
         steps = index // len(self.boxes)
         shift = np.where(steps > 0, 1 + (steps - 1) % MAX_SHIFT, 0)[:, None]  # (count, 1)
         middle = (boxes[:, :2] + boxes[:, 2:]) / 2  # (count, 2)
-        shifts = np.where(middle < np.array([self.width, self.height]) / 2, shift, -shift)  # (count, 2)
+        shifts = np.where(
+            middle < np.array([self.width, self.height]) / 2, shift, -shift
+        )  # (count, 2)
         return _inside(boxes + np.tile(shifts, 2), self.width, self.height)
 
 
@@ -66,21 +72,27 @@ def pictures_of(data: str | Path | None, seed: int) -> list[Picture]:
         boxes = [annotation.box for annotation in dataset.annotations_by_image[record.id]]
         usable = _usable(np.array(boxes, np.float32).reshape(-1, 4), record.width, record.height)
         if len(usable):
-            found.append(Picture(dataset.image_path(record).read_bytes(), record.width, record.height, usable))
+            found.append(
+                Picture(
+                    dataset.image_path(record).read_bytes(), record.width, record.height, usable
+                )
+            )
     if not found:
         raise InputError(f"{data} has no picture with a box in it, and so nothing to ask about")
     return found
 
 
 def never_seen(jpeg: bytes) -> bytes:
-    """The same picture in other bytes, which no cache has met: a comment behind the start marker changes no pixel.
+    """The same picture in other bytes, which no cache has met: a comment behind the start marker
+    changes no pixel.
 
     Raises:
         InputError: these bytes are no JPEG.
     """
     if not jpeg.startswith(_JPEG):
         raise InputError(
-            "only a JPEG can be made a new picture without changing a pixel: use JPEGs, or --picture known"
+            "only a JPEG can be made a new picture without changing a pixel: use JPEGs, or "
+            "--picture known"
         )
     comment = uuid.uuid4().bytes
     return jpeg[:2] + _COMMENT + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
@@ -88,7 +100,11 @@ def never_seen(jpeg: bytes) -> bytes:
 
 def mean_regions(pictures: Sequence[Picture], count: int | None) -> float:
     """Boxes of a request: `count`, or the mean of the pictures' own."""
-    return count if count is not None else round(sum(len(one.boxes) for one in pictures) / len(pictures), 2)
+    return (
+        count
+        if count is not None
+        else round(sum(len(one.boxes) for one in pictures) / len(pictures), 2)
+    )
 
 
 def _mini_picture(seed: int, index: int) -> Picture:
@@ -102,7 +118,9 @@ def _mini_picture(seed: int, index: int) -> Picture:
 
 
 def _usable(boxes: FloatArray, width: int, height: int) -> FloatArray:
-    """(N, 4): their parts inside the picture, without those that are less than a pixel wide or high."""
+    """(N, 4): their parts inside the picture, without those that are less than a pixel wide or
+    high.
+    """
     clipped = _inside(boxes, width, height)
     return clipped[(clipped[:, 2:] - clipped[:, :2] >= 1).all(1)]
 

@@ -1,7 +1,8 @@
-"""RegionSpot as research code runs it, on `segment_anything`'s own predictor, and CLIP on box crops beside it.
+"""RegionSpot as research code runs it, on `segment_anything`'s own predictor, and CLIP on box crops
+beside it.
 
-The only file of benchmarks/ that imports `segment_anything` and `pycocotools`. The weights are the same modules that
-RegionSpot's own predictor uses; what differs is how the work is put.
+The only file of benchmarks/ that imports `segment_anything` and `pycocotools`. The weights are the
+same modules that RegionSpot's own predictor uses; what differs is how the work is put.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ CROP_BATCH = 32
 
 
 class SegmentAnything:
-    """`SamPredictor` as its users call it: all boxes of a picture in one batch, their masks at the picture's size.
+    """`SamPredictor` as its users call it: all boxes of a picture in one batch, their masks at the
+    picture's size.
 
-    Hooks take the mask tokens, and tell its stages apart. Masks are drawn and enlarged whether they are wanted or not.
+    Hooks take the mask tokens, and tell its stages apart. Masks are drawn and enlarged whether they
+    are wanted or not.
     """
 
     def __init__(self, sam: SamBackbone, stages: Stages) -> None:
@@ -50,9 +53,13 @@ class SegmentAnything:
 
     def segment(self, boxes: FloatArray) -> tuple[Tensor, Tensor]:
         """Mask tokens (N, C) and masks (N, H, W) bool of boxes (N, 4) in the picture's pixels."""
-        asked = self.predictor.transform.apply_boxes_torch(torch.from_numpy(boxes), self.predictor.original_size)
+        asked = self.predictor.transform.apply_boxes_torch(
+            torch.from_numpy(boxes), self.predictor.original_size
+        )
         with self.stages.of("token_decoder"):  # until the transformer's hook
-            masks, _, _ = self.predictor.predict_torch(None, None, boxes=asked, multimask_output=False)
+            masks, _, _ = self.predictor.predict_torch(
+                None, None, boxes=asked, multimask_output=False
+            )
         return self._tokens.pop(), masks[:, 0]
 
     def _after_transformer(self, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -61,7 +68,9 @@ class SegmentAnything:
 
 
 class Research:
-    """The research pipeline: SAM's predictor, CLIP's feature map and the head, eager and in float32."""
+    """The research pipeline: SAM's predictor, CLIP's feature map and the head, eager and in
+    float32.
+    """
 
     in_torch = True
 
@@ -101,7 +110,9 @@ class Research:
 
 
 class ClipCrops:
-    """CLIP's image embedding of each box, cut out 1.3 times as large; where masks are wanted, SAM's predictor draws."""
+    """CLIP's image embedding of each box, cut out 1.3 times as large; where masks are wanted, SAM's
+    predictor draws.
+    """
 
     in_torch = True
 
@@ -117,7 +128,9 @@ class ClipCrops:
             with self.stages.of("decode_resize"):
                 pixels = read_image(picture)
             crops = crop_boxes(pixels, boxes, CropSetting().scale)
-            batches = [crops[start : start + CROP_BATCH] for start in range(0, len(crops), CROP_BATCH)]
+            batches = [
+                crops[start : start + CROP_BATCH] for start in range(0, len(crops), CROP_BATCH)
+            ]
             scores = torch.cat([self._classify(batch) for batch in batches])
             return Outcome(scores.numpy(), self._draw(pixels, boxes))
 
@@ -143,7 +156,9 @@ def encode_masks(masks: Tensor) -> tuple[Rle, ...]:
     from pycocotools import mask as coco
 
     found = (coco.encode(np.asfortranarray(mask)) for mask in masks.to(torch.uint8).numpy())
-    return tuple({"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in found)
+    return tuple(
+        {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")} for rle in found
+    )
 
 
 def _stack(images: list[UInt8Array]) -> Tensor:

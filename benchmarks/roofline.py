@@ -1,8 +1,8 @@
 """How fast a graph could be: its arithmetic and its traffic against what this machine does at best.
 
-Arithmetic is counted over the graph's module on PyTorch's "meta" device, which computes nothing: products,
-convolutions and attention, two operations for each multiply-add. Traffic is the least there can be: weights, inputs and
-outputs once.
+Arithmetic is counted over the graph's module on PyTorch's "meta" device, which computes nothing:
+products, convolutions and attention, two operations for each multiply-add. Traffic is the least
+there can be: weights, inputs and outputs once.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class GraphCosts:
         spec = self._specs[graph]
         flops, weights = self._count(graph, tuple((axis, sizes[axis]) for axis in spec.ranges))
         moved = sum(
-            torch.empty(tensor.resolved(sizes), dtype=getattr(torch, tensor.dtype), device="meta").nbytes
+            torch.empty(
+                tensor.resolved(sizes), dtype=getattr(torch, tensor.dtype), device="meta"
+            ).nbytes
             for tensor in (*spec.inputs, *spec.outputs)
         )
         return Cost(flops, moved + weights * WEIGHT_BYTES[precision])
@@ -76,7 +78,9 @@ class GraphCosts:
         )  # the head's graph reads its value
         module = graph_module(self._model, graph).to("meta")
         feeds = [
-            torch.zeros(tensor.resolved(dict(sizes)), dtype=getattr(torch, tensor.dtype), device="meta")
+            torch.zeros(
+                tensor.resolved(dict(sizes)), dtype=getattr(torch, tensor.dtype), device="meta"
+            )
             for tensor in self._specs[graph].inputs
         ]
         with torch.inference_mode(), _UsedWeights(module) as used:
@@ -85,7 +89,9 @@ class GraphCosts:
 
 
 class _UsedWeights(TorchDispatchMode):
-    """Which of a module's parameters an operation sees: a graph shares its module with graphs that use others."""
+    """Which of a module's parameters an operation sees: a graph shares its module with graphs that
+    use others.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -122,9 +128,11 @@ class Rates:
 
 
 def measure_rates(device: str = "cpu", threads: int | None = None) -> Rates:
-    """Of this machine, through PyTorch: products in single precision, in half precisions and in int8, a large copy.
+    """Of this machine, through PyTorch: products in single precision, in half precisions and in
+    int8, a large copy.
 
-    A half precision that is slower than single here is left out: what claims it is computed in single precision.
+    A half precision that is slower than single here is left out: what claims it is computed in
+    single precision.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -133,7 +141,9 @@ def measure_rates(device: str = "cpu", threads: int | None = None) -> Rates:
     gemm["int8"] = flops / _best(_int8_product(device), device)
     if device != "cpu":
         halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        gemm |= {name: flops / _best(_product(dtype, device), device) for name, dtype in halves.items()}
+        gemm |= {
+            name: flops / _best(_product(dtype, device), device) for name, dtype in halves.items()
+        }
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return Rates(gemm, 2 * COPY_BYTES / _best(lambda: target.copy_(source), device))
@@ -156,6 +166,8 @@ def _int8_product(device: str) -> Callable[[], object]:
 
 
 def _best(run: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest of several runs: what the machine can do, not what it did in the mean."""
+    """Seconds of the fastest of several runs: what the machine can do, not what it did in the
+    mean.
+    """
     run()
     return min(repeat(run, enough_s=1.0, clock=wall_clock if device == "cpu" else cuda_clock))

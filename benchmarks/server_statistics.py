@@ -12,12 +12,14 @@ STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 def work_between(before: Statistics, after: Statistics) -> dict[str, dict[str, Any]]:
-    """For each model that was asked something: how often it was, and the mean time of a request in each stage.
+    """For each model that was asked something: how often it was, and the mean time of a request in
+    each stage.
 
-    `requests` were answered, `failed` refused or cancelled, in `executions` batches; `queue_ms`, `compute_input_ms`,
-    `compute_infer_ms` and `compute_output_ms` are means over the requests that were answered. Whatever else asked the
-    server counts too, such as the canary of `regionspot-serve up`, once in ten seconds. Where a server was started
-    anew in between, it is what it did since.
+    `requests` were answered, `failed` refused or cancelled, in `executions` batches; `queue_ms`,
+    `compute_input_ms`, `compute_infer_ms` and `compute_output_ms` are means over the requests that
+    were answered. Whatever else asked the server counts too, such as the canary of
+    `regionspot-serve up`, once in ten seconds. Where a server was started anew in between, it is
+    what it did since.
     """
     found = {}
     for model, now in after.items():

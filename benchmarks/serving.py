@@ -1,11 +1,13 @@
-"""A running server beside the same artefacts in this process: the same answers, and what the server costs.
+"""A running server beside the same artefacts in this process: the same answers, and what the server
+costs.
 
-    python -m regionspot.benchmarks.serving --url 127.0.0.1:8001 --artifacts artifacts --data data/val.json
+    python -m regionspot.benchmarks.serving --url 127.0.0.1:8001 --artifacts artifacts --data
+    data/val.json
 
-Measured are whole calls as a user makes them: from a JPEG's bytes to names and scores, without masks. A "new" picture
-is one that the server has not met: each request's bytes differ by a comment in the JPEG, which changes no pixel. A
-"known" one is asked about by its handle; in this process by what `RegionPredictor.encode` gave. Exits with 1 if answers
-differ.
+Measured are whole calls as a user makes them: from a JPEG's bytes to names and scores, without
+masks. A "new" picture is one that the server has not met: each request's bytes differ by a comment
+in the JPEG, which changes no pixel. A "known" one is asked about by its handle; in this process by
+what `RegionPredictor.encode` gave. Exits with 1 if answers differ.
 """
 
 from __future__ import annotations
@@ -54,15 +56,26 @@ class Sample:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m regionspot.benchmarks.serving", description="Compare a server with the same artefacts in here."
+        prog="python -m regionspot.benchmarks.serving",
+        description="Compare a server with the same artefacts in here.",
     )
-    parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC port (%(default)s)")
-    parser.add_argument("--http-url", metavar="URL", help="its HTTP port, to compare its answers too")
+    parser.add_argument(
+        "--url", default="127.0.0.1:8001", help="the server's gRPC port (%(default)s)"
+    )
+    parser.add_argument(
+        "--http-url", metavar="URL", help="its HTTP port, to compare its answers too"
+    )
     parser.add_argument("--web-url", metavar="URL", help="of `regionspot-serve web`, likewise")
-    parser.add_argument("--artifacts", required=True, metavar="DIR", help="what the server's repository was made of")
-    parser.add_argument("--data", required=True, metavar="JSON", help="annotations of pictures, in COCO format")
+    parser.add_argument(
+        "--artifacts", required=True, metavar="DIR", help="what the server's repository was made of"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="JSON", help="annotations of pictures, in COCO format"
+    )
     parser.add_argument("--vocabulary", default="mini", help="a registered one (%(default)s)")
-    parser.add_argument("--requests", type=int, default=200, metavar="N", help="of each measurement (%(default)s)")
+    parser.add_argument(
+        "--requests", type=int, default=200, metavar="N", help="of each measurement (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     return parser
 
@@ -72,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with RegionClient(arguments.url) as client:
         info = client.info()
     if arguments.vocabulary not in info.vocabularies:
-        raise InputError(f"{arguments.url} has registered {', '.join(info.vocabularies)}, not {arguments.vocabulary}")
+        raise InputError(
+            f"{arguments.url} has registered {', '.join(info.vocabularies)}, not "
+            f"{arguments.vocabulary}"
+        )
     samples = _samples(load_dataset(arguments.data))
     with open_pipeline(arguments.artifacts, info.runtime, info.precision) as pipeline:
         predictor = RegionPredictor(pipeline)
@@ -85,13 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         write_atomically(arguments.json, (json.dumps(report, indent=2) + "\n").encode())
     same = all(
-        row["same_classes"] and row["max_score_difference"] <= MAX_DIFFERENCE for row in report["parity"].values()
+        row["same_classes"] and row["max_score_difference"] <= MAX_DIFFERENCE
+        for row in report["parity"].values()
     )
     return 0 if same else 1
 
 
 def compare(
-    arguments: argparse.Namespace, predictor: RegionPredictor, vocabulary: Vocabulary, samples: Sequence[Sample]
+    arguments: argparse.Namespace,
+    predictor: RegionPredictor,
+    vocabulary: Vocabulary,
+    samples: Sequence[Sample],
 ) -> dict[str, dict[str, Any]]:
     """Each way to the server -> how its answers differ from this process's."""
     expected = [_predict(predictor, sample, vocabulary) for sample in samples]
@@ -102,7 +122,9 @@ def compare(
             client.recognize(sample.jpeg, sample.boxes, arguments.vocabulary)
         )
     if arguments.web_url:
-        ways["web page's API"] = lambda sample: _ask_gateway(arguments.web_url, sample, arguments.vocabulary)
+        ways["web page's API"] = lambda sample: _ask_gateway(
+            arguments.web_url, sample, arguments.vocabulary
+        )
     rows = {}
     for name, ask in ways.items():
         classes, differences = [], [0.0]
@@ -123,7 +145,10 @@ def compare(
 
 
 def measure(
-    arguments: argparse.Namespace, predictor: RegionPredictor, vocabulary: Vocabulary, samples: Sequence[Sample]
+    arguments: argparse.Namespace,
+    predictor: RegionPredictor,
+    vocabulary: Vocabulary,
+    samples: Sequence[Sample],
 ) -> list[dict[str, Any]]:
     """Rows of latency: here and through the server, new and known pictures, at each concurrency."""
     count, rows = arguments.requests, []
@@ -182,7 +207,15 @@ def _parity_table(parity: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, row in parity.items():
         classes = "the same" if row["same_classes"] else "DIFFERENT"
-        rows.append((name, str(row["pictures"]), str(row["regions"]), classes, f"{row['max_score_difference']:.1e}"))
+        rows.append(
+            (
+                name,
+                str(row["pictures"]),
+                str(row["regions"]),
+                classes,
+                f"{row['max_score_difference']:.1e}",
+            )
+        )
     return text_table(header, rows, right=range(1, len(header)))
 
 
@@ -221,21 +254,33 @@ def _ask_gateway(url: str, sample: Sample, vocabulary: str) -> tuple[np.ndarray,
     """One multipart request, as the page sends it."""
     boundary = uuid.uuid4().hex
     question = json.dumps({"boxes": sample.boxes, "vocabulary": vocabulary}).encode()
-    parts = [("request", "application/json", "", question), ("image", "image/jpeg", '; filename="p.jpg"', sample.jpeg)]
+    parts = [
+        ("request", "application/json", "", question),
+        ("image", "image/jpeg", '; filename="p.jpg"', sample.jpeg),
+    ]
     body = b"".join(
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{more}\r\nContent-Type: {kind}\r\n\r\n'.encode()
+        (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"{more}\r\n'
+            f"Content-Type: {kind}\r\n\r\n"
+        ).encode()
         + content
         + b"\r\n"
         for name, kind, more, content in parts
     )
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    request = urllib.request.Request(f"{url}/v1/recognize", body + f"--{boundary}--\r\n".encode(), headers)
+    request = urllib.request.Request(
+        f"{url}/v1/recognize", body + f"--{boundary}--\r\n".encode(), headers
+    )
     with urllib.request.urlopen(request) as response:
         regions = json.load(response)["regions"]
-    return np.array([region["class"] for region in regions]), np.array([region["score"] for region in regions])
+    return np.array([region["class"] for region in regions]), np.array(
+        [region["score"] for region in regions]
+    )
 
 
-def _row(where: str, picture: str, concurrency: int, seconds: Sequence[float], elapsed_s: float) -> dict[str, Any]:
+def _row(
+    where: str, picture: str, concurrency: int, seconds: Sequence[float], elapsed_s: float
+) -> dict[str, Any]:
     milliseconds = 1000 * np.array(seconds)
     return {
         "where": where,

@@ -9,7 +9,9 @@ from typing import Any
 
 
 class Stages:
-    """Seconds of each stage. A stage within another one is not counted in the outer, so that they add up."""
+    """Seconds of each stage. A stage within another one is not counted in the outer, so that they
+    add up.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -18,7 +18,9 @@ SMALLEST_BOX = 8  # pixels
 
 
 def read_picture(asked: str, seed: int) -> tuple[bytes, str]:
-    """A file's bytes and what it is in words. Raises InputError for a path that is none, or an impossible size."""
+    """A file's bytes and what it is in words. Raises InputError for a path that is none, or an
+    impossible size.
+    """
     size = re.fullmatch(r"(\d+)x(\d+)", asked)
     if size is None:
         pixels = read_image(asked)
@@ -26,7 +28,10 @@ def read_picture(asked: str, seed: int) -> tuple[bytes, str]:
         return content, f"{Path(asked).name}, {_described(pixels, content)}"
     width, height = int(size[1]), int(size[2])
     if min(width, height) < SMALLEST_BOX or width * height > MAX_PIXELS:
-        raise InputError(f"--picture {asked}: a side has {SMALLEST_BOX} pixels or more, all together {MAX_PIXELS:,}")
+        raise InputError(
+            f"--picture {asked}: a side has {SMALLEST_BOX} pixels or more, all together "
+            f"{MAX_PIXELS:,}"
+        )
     pixels = generated_picture(height, width, np.random.default_rng(seed))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
@@ -38,7 +43,9 @@ def _described(pixels: UInt8Array, content: bytes) -> str:
 
 
 def generated_picture(height: int, width: int, rng: np.random.Generator) -> UInt8Array:
-    """(height, width, 3): soft patches of colour under a little grain, about as hard to compress as a photograph."""
+    """(height, width, 3): soft patches of colour under a little grain, about as hard to compress as
+    a photograph.
+    """
     coarse = rng.integers(0, 256, (max(2, height // 60), max(2, width // 60), 3), dtype=np.uint8)
     grain = rng.normal(0, 6, (height, width, 1)).astype(np.float32)
     return np.clip(resize_image(coarse, height, width) + grain, 0, 255).astype(np.uint8)
@@ -47,9 +54,15 @@ def generated_picture(height: int, width: int, rng: np.random.Generator) -> UInt
 def random_boxes(count: int, height: int, width: int, rng: np.random.Generator) -> FloatArray:
     """(count, 4) xyxy of all sizes within a picture."""
     size = np.array([width, height])
-    low, high = np.split(np.sort(rng.random((count, 2, 2)), axis=1) * size, 2, axis=1)  # (count, 1, 2) each
+    low, high = np.split(
+        np.sort(rng.random((count, 2, 2)), axis=1) * size, 2, axis=1
+    )  # (count, 1, 2) each
     low = np.minimum(low, size - SMALLEST_BOX)
-    return np.concatenate([low, np.maximum(high, low + SMALLEST_BOX)], axis=1).reshape(count, 4).astype(np.float32)
+    return (
+        np.concatenate([low, np.maximum(high, low + SMALLEST_BOX)], axis=1)
+        .reshape(count, 4)
+        .astype(np.float32)
+    )
 
 
 def random_words(count: int, embed_dim: int, rng: np.random.Generator) -> FloatArray:

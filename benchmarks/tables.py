@@ -13,7 +13,9 @@ Conditions = Mapping[str, Any]
 
 def text(report: Mapping[str, Any]) -> str:
     """Every table, for a terminal."""
-    return "\n\n".join(f"{KINDS[one['benchmark']].title}\n{text_table(*_cells(one))}" for one in reports_in(report))
+    return "\n\n".join(
+        f"{KINDS[one['benchmark']].title}\n{text_table(*_cells(one))}" for one in reports_in(report)
+    )
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -30,7 +32,9 @@ def conditions_of(report: Mapping[str, Any]) -> dict[str, str]:
             if isinstance(value, Mapping):
                 add(f"{prefix}{name}.", value)
             else:
-                found[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                found[prefix + name] = (
+                    ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+                )
 
     add("", report.get("conditions", {}))
     return found

@@ -51,8 +51,14 @@ class Target:
 
 def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     """PyTorch, and every artefact whose runtime is installed and finds its device."""
-    names = [REFERENCE, *([TORCH_BF16] if cuda or cpu_has_bf16() else []), *([TORCH_ON_CUDA] if cuda else [])]
-    found = [Target(runtime, precision) for runtime, precision in (name.split("_") for name in names)]
+    names = [
+        REFERENCE,
+        *([TORCH_BF16] if cuda or cpu_has_bf16() else []),
+        *([TORCH_ON_CUDA] if cuda else []),
+    ]
+    found = [
+        Target(runtime, precision) for runtime, precision in (name.split("_") for name in names)
+    ]
     if manifest is None:
         return found
     for row in FORMATS.values():
@@ -61,13 +67,25 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
         if not runtime.whole_models or not installed or (runtime.needs_cuda and not cuda):
             continue
         for precision in manifest.precisions(row.name):
-            entries = [entry for entry in manifest.graphs if (entry.format, entry.precision) == (row.name, precision)]
-            found.append(Target(runtime.name, precision, frozenset(entry.name for entry in entries if entry.usable)))
+            entries = [
+                entry
+                for entry in manifest.graphs
+                if (entry.format, entry.precision) == (row.name, precision)
+            ]
+            found.append(
+                Target(
+                    runtime.name,
+                    precision,
+                    frozenset(entry.name for entry in entries if entry.usable),
+                )
+            )
     return found
 
 
 def cpu_has_bf16() -> bool:
-    """Tells whether the CPU multiplies in bf16; on others PyTorch takes several times as long as in fp32."""
+    """Tells whether the CPU multiplies in bf16; on others PyTorch takes several times as long as in
+    fp32.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -87,8 +105,8 @@ def choose_targets(asked: str, available: Sequence[Target]) -> list[Target]:
         return list(available)
     if unknown := [name for name in names if name not in by_name]:
         raise InputError(
-            f"--targets: {', '.join(unknown)} cannot be measured here; there are {', '.join(by_name)}. Exported "
-            "graphs need --artifacts, and their runtime installed"
+            f"--targets: {', '.join(unknown)} cannot be measured here; there are "
+            f"{', '.join(by_name)}. Exported graphs need --artifacts, and their runtime installed"
         )
     if not names:
         raise InputError(f"--targets names nothing: choose of {', '.join(by_name)}, or all")
@@ -97,7 +115,11 @@ def choose_targets(asked: str, available: Sequence[Target]) -> list[Target]:
 
 @contextmanager
 def open_target(
-    target: Target, model: Mapping[str, Any], artifacts: str | None, device: str, threads: int | None
+    target: Target,
+    model: Mapping[str, Any],
+    artifacts: str | None,
+    device: str,
+    threads: int | None,
 ) -> Iterator[RegionSpot | RegionPipeline]:
     """What a target is measured with; PyTorch is loaded only where it is what runs.
 
@@ -110,7 +132,9 @@ def open_target(
         InputError, ArtifactError: it cannot be opened.
     """
     if not target.in_torch:
-        with open_pipeline(artifacts or "", target.runtime, target.precision, threads, device) as pipeline:
+        with open_pipeline(
+            artifacts or "", target.runtime, target.precision, threads, device
+        ) as pipeline:
             yield pipeline
         return
     import torch

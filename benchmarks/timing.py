@@ -17,7 +17,9 @@ Clock = Callable[[Callable[[], object]], float]
 
 
 def wall_clock(run: Callable[[], object]) -> float:
-    """Of work that has ended when `run` returns: all of a CPU's, and whatever gives its results as arrays."""
+    """Of work that has ended when `run` returns: all of a CPU's, and whatever gives its results as
+    arrays.
+    """
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -43,7 +45,9 @@ def repeat(
     at_most: int = MAX_REPETITIONS,
     clock: Clock = wall_clock,
 ) -> list[float]:
-    """Seconds of each repetition: `at_least` so many, and more until `enough_s` have passed. The caller warms up."""
+    """Seconds of each repetition: `at_least` so many, and more until `enough_s` have passed. The
+    caller warms up.
+    """
     seconds: list[float] = []
     while len(seconds) < at_least or (sum(seconds) < enough_s and len(seconds) < at_most):
         seconds.append(clock(run))
@@ -55,7 +59,9 @@ def median(seconds: list[float]) -> float:
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, Any]:
-    """`n`, and `p50_ms`, `p90_ms` and `p99_ms`; with few repetitions the last two are near the slowest."""
+    """`n`, and `p50_ms`, `p90_ms` and `p99_ms`; with few repetitions the last two are near the
+    slowest.
+    """
     milliseconds = 1000 * np.array(seconds)
     found = {f"p{q}_ms": float(np.percentile(milliseconds, q)) for q in (50, 90, 99)}
     return {"n": len(seconds), **found}

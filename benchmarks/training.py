@@ -1,4 +1,6 @@
-"""How fast a head trains: from cached features, with CLIP's maps computed at each step, and with nothing cached."""
+"""How fast a head trains: from cached features, with CLIP's maps computed at each step, and with
+nothing cached.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,16 @@ from regionspot.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 WARM_UP = 2
-CACHED, ANEW, UNCACHED = "steps, features cached", "steps, CLIP's maps anew", "steps, nothing cached"
+CACHED, ANEW, UNCACHED = (
+    "steps, features cached",
+    "steps, CLIP's maps anew",
+    "steps, nothing cached",
+)
 INCLUDES = {
     "extraction": "reading pictures, both encoders, SAM's tokens of all boxes, writing the shards",
     CACHED: "reading cached features, the head forwards and backwards, the optimiser",
-    ANEW: "the recipe of the paper: SAM's tokens cached, each picture read, cropped, flipped and encoded by CLIP",
+    ANEW: "the recipe of the paper: SAM's tokens cached, each picture read, cropped, flipped and "
+    "encoded by CLIP",
     UNCACHED: "each picture read and encoded by SAM and CLIP, SAM's tokens decoded, then the step",
 }
 
@@ -39,7 +46,8 @@ class Request:
 
     Args:
         config: of the run; its caches and the lengths are set here.
-        runtimes: (runtime, precision or None) that features are extracted with besides PyTorch, from `artifacts`.
+        runtimes: (runtime, precision or None) that features are extracted with besides PyTorch,
+            from `artifacts`.
         steps: of each measurement.
     """
 
@@ -86,31 +94,52 @@ def _rows(request: Request, folder: Path) -> Iterator[dict[str, Any]]:
     yield from _steps(UNCACHED, cached, request, uncached=True)
 
 
-def _config(request: Request, cache: Path, runtime: str = "torch", precision: str = "fp32") -> TrainConfig:
-    features = replace(request.config.features, cache_dir=str(cache), runtime="torch", artifacts=None, precision=None)
+def _config(
+    request: Request, cache: Path, runtime: str = "torch", precision: str = "fp32"
+) -> TrainConfig:
+    features = replace(
+        request.config.features,
+        cache_dir=str(cache),
+        runtime="torch",
+        artifacts=None,
+        precision=None,
+    )
     if runtime != "torch":
         options = {"runtime": runtime, "artifacts": request.artifacts, "precision": precision}
         features = FeatureConfig(**{**vars(features), **options})
     data = DatasetConfig("data", str(request.annotations), request.images)
-    return replace(request.config, datasets=(data,), features=features, steps=WARM_UP + request.steps)
+    return replace(
+        request.config, datasets=(data,), features=features, steps=WARM_UP + request.steps
+    )
 
 
 def _extraction(setup: Setup, runtime: str) -> dict[str, Any]:
     features, (training_set,) = setup.config.features, setup.sets
     logger.info(f"measuring extraction by {runtime}")
     with setup.extractor.pipeline:
-        _extract(setup.extractor, training_set, range(min(2, len(training_set))))  # opens the graphs
+        _extract(
+            setup.extractor, training_set, range(min(2, len(training_set)))
+        )  # opens the graphs
         memory = PeakMemory()
         memory.start()
         began = time.perf_counter()
         fill_caches(setup.caches, setup.extractor, features.batch_size, features.workers)
         seconds = time.perf_counter() - began
-    row = {"what": "extraction", "runtime": runtime, "batch": features.batch_size, "peak_mb": memory.peak_mb()}
+    row = {
+        "what": "extraction",
+        "runtime": runtime,
+        "batch": features.batch_size,
+        "peak_mb": memory.peak_mb(),
+    }
     return row | _rates(len(training_set), training_set.num_regions, seconds)
 
 
-def _steps(what: str, config: TrainConfig, request: Request, uncached: bool = False) -> Iterator[dict[str, Any]]:
-    """Steps of the trainer; `uncached` extracts the features of each step's pictures again before it."""
+def _steps(
+    what: str, config: TrainConfig, request: Request, uncached: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Steps of the trainer; `uncached` extracts the features of each step's pictures again before
+    it.
+    """
     logger.info(f"measuring {what}")
     setup = Setup.from_config(config, request.backbones)
     (training_set,) = setup.sets
@@ -130,14 +159,26 @@ def _steps(what: str, config: TrainConfig, request: Request, uncached: bool = Fa
             images += report.num_images
             regions += int(training_set.counts[indices].sum())
         seconds = time.perf_counter() - began
-    row = {"what": what, "runtime": "torch fp32", "batch": config.batch_size, "peak_mb": memory.peak_mb()}
+    row = {
+        "what": what,
+        "runtime": "torch fp32",
+        "batch": config.batch_size,
+        "peak_mb": memory.peak_mb(),
+    }
     yield row | _rates(images, regions, seconds)
 
 
-def _extract(extractor: FeatureExtractor, training_set: TrainingSet, indices: Iterable[int]) -> None:
+def _extract(
+    extractor: FeatureExtractor, training_set: TrainingSet, indices: Iterable[int]
+) -> None:
     """Features of these pictures, from their files."""
     extractor.extract([extractor.prepare_item(training_set, index) for index in indices])
 
 
 def _rates(images: int, regions: int, seconds: float) -> dict[str, Any]:
-    return {"n": images, "images_per_s": images / seconds, "regions_per_s": regions / seconds, "seconds": seconds}
+    return {
+        "n": images,
+        "images_per_s": images / seconds,
+        "regions_per_s": regions / seconds,
+        "seconds": seconds,
+    }

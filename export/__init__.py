@@ -1,1 +1,3 @@
-"""Make artefacts: ONNX graphs and engines, checked when they are made. Installed as `regionspot.export`."""
+"""Make artefacts: ONNX graphs and engines, checked when they are made. Installed as
+`regionspot.export`.
+"""

@@ -1,7 +1,8 @@
-"""Make every artefact of a plan, compare each with the model as soon as it is there, and keep the manifest true.
+"""Make every artefact of a plan, compare each with the model as soon as it is there, and keep the
+manifest true.
 
-Whatever happens to one artefact is a row of the table; the others are made all the same. The manifest is written after
-each, so that a run that was killed can go on where it stopped.
+Whatever happens to one artefact is a row of the table; the others are made all the same. The
+manifest is written after each, so that a run that was killed can go on where it stopped.
 """
 
 from __future__ import annotations
@@ -65,17 +66,24 @@ class Settings:
     timeout_s: float = TIMEOUT_S
 
 
-def export(model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, settings: Settings) -> Report:
-    """Make what `steps` say, sources first, as `make_plan` gives them. Logs each step and its outcome.
+def export(
+    model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, settings: Settings
+) -> Report:
+    """Make what `steps` say, sources first, as `make_plan` gives them. Logs each step and its
+    outcome.
 
     Args:
         inputs: what to compare on, and to calibrate int8 with.
 
     Raises:
-        InputError: the directory holds artefacts of another model, or another process is exporting into it.
+        InputError: the directory holds artefacts of another model, or another process is exporting
+            into it.
         ArtifactError: its manifest cannot be written.
     """
-    busy = f"another process is exporting into {settings.out}: wait for it to end, or name another directory with --out"
+    busy = (
+        f"another process is exporting into {settings.out}: wait for it to end, or name another "
+        "directory with --out"
+    )
     with locked(settings.out, busy):
         build = _Build(model, inputs, settings, len(steps))
         entries: list[GraphEntry] = []
@@ -89,13 +97,21 @@ def export(model: RegionSpot, steps: Sequence[Step], inputs: ParityInputs, setti
 class _Build:
     """The state of one export: the manifest as it grows."""
 
-    def __init__(self, model: RegionSpot, inputs: ParityInputs, settings: Settings, total: int = 0) -> None:
+    def __init__(
+        self, model: RegionSpot, inputs: ParityInputs, settings: Settings, total: int = 0
+    ) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
         self.weights_of = graph_fingerprints(model)
-        self.manifest, self.total, self.done = _open_manifest(model, self.weights_of, settings), total, 0
+        self.manifest, self.total, self.done = (
+            _open_manifest(model, self.weights_of, settings),
+            total,
+            0,
+        )
 
     def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
-        """Make and verify every artefact of one graph. The reference is computed once, where it is needed."""
+        """Make and verify every artefact of one graph. The reference is computed once, where it is
+        needed.
+        """
         weights = self.weights_of(spec.name)
         entries = []
         for step in steps:
@@ -115,7 +131,14 @@ class _Build:
             return kept
         self.manifest = self.manifest.without(step.key)
         self.manifest.save()  # nothing half-made is listed
-        entry = GraphEntry(step.spec, step.format, step.precision, weights=weights, recipe=recipe, versions=made_with)
+        entry = GraphEntry(
+            step.spec,
+            step.format,
+            step.precision,
+            weights=weights,
+            recipe=recipe,
+            versions=made_with,
+        )
         entry = replace(entry, tolerance=FORMATS[step.format].tolerance(step.precision).name)
         logger.info(f"[{self.done}/{self.total}] {step.title}: making")
         began = time.monotonic()
@@ -123,19 +146,25 @@ class _Build:
             self._make(step)
         except Exception as error:  # exporters and converters raise almost anything
             reason = self._shortened(f"making it failed: {_first_line(error)}")
-            return replace(entry, passed=False, reason=reason, build_s=round(time.monotonic() - began, 2))
+            return replace(
+                entry, passed=False, reason=reason, build_s=round(time.monotonic() - began, 2)
+            )
         files = FORMATS[step.format].files_at(self.settings.out / step.file)
         entry = replace(
             entry,
             file=step.file,
-            files={path.relative_to(self.settings.out).as_posix(): file_sha256(path) for path in files},
+            files={
+                path.relative_to(self.settings.out).as_posix(): file_sha256(path) for path in files
+            },
             size_bytes=sum(path.stat().st_size for path in files),
             build_s=round(time.monotonic() - began, 2),
         )
         return self._verified(entry)
 
     def _still_good(self, step: Step, recipe: str) -> GraphEntry | None:
-        """The entry of an earlier run, verified now if it could not be then; None where it must be made again."""
+        """The entry of an earlier run, verified now if it could not be then; None where it must be
+        made again.
+        """
         entry = self.manifest.get(*step.key)
         if entry is None or entry.recipe != recipe or entry.passed is False:
             return None
@@ -204,7 +233,9 @@ class _Build:
         return reason.replace(f"{self.settings.out}/", "")
 
     def end_to_end(self, artefact_format: str, precision: str) -> Mapping[str, Any] | None:
-        """The row of a whole pipeline, kept where nothing of it changed; None where a graph of it is not there."""
+        """The row of a whole pipeline, kept where nothing of it changed; None where a graph of it
+        is not there.
+        """
         of = _pipeline_fingerprint(self.manifest, artefact_format, precision)
         if of is None:
             return None
@@ -230,7 +261,9 @@ class _Build:
             )
             for native in ((True, False) if kernels else (False,))
         ]
-        found = next((way for way in ways if way.passed is False), ways[0])  # as it runs on a CPU, unless one failed
+        found = next(
+            (way for way in ways if way.passed is False), ways[0]
+        )  # as it runs on a CPU, unless one failed
         row = {"format": artefact_format, "precision": precision, "of": of, **found.to_json()}
         row["reason"] = self._shortened(found.reason)
         self.manifest = replace(self.manifest, end_to_end=(*_still_true(self.manifest, of), row))
@@ -239,14 +272,20 @@ class _Build:
 
 
 def _pipeline_fingerprint(manifest: Manifest, artefact_format: str, precision: str) -> str | None:
-    """Changes with any file of a pipeline, those beside the one to open included; None where one is missing."""
+    """Changes with any file of a pipeline, those beside the one to open included; None where one is
+    missing.
+    """
     used = [manifest.get(name, artefact_format, precision) for name in required_graphs()]
     if not all(entry and entry.file for entry in used):
         return None
     used.append(manifest.get("clip_text_encoder", artefact_format, precision))
     if FORMATS[artefact_format].runs_on_cpu:
         used += native_entries(manifest).values()
-    content = [artefact_format, precision, *(sorted(entry.files.items()) if entry else None for entry in used)]
+    content = [
+        artefact_format,
+        precision,
+        *(sorted(entry.files.items()) if entry else None for entry in used),
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
@@ -255,12 +294,15 @@ def _still_true(manifest: Manifest, but: str | None = None) -> tuple[Mapping[str
     return tuple(
         row
         for row in manifest.end_to_end
-        if row["of"] != but and row["of"] == _pipeline_fingerprint(manifest, row["format"], row["precision"])
+        if row["of"] != but
+        and row["of"] == _pipeline_fingerprint(manifest, row["format"], row["precision"])
     )
 
 
 def recognizer_spec(recognizer: GraphSpec, head: GraphSpec) -> GraphSpec:
-    """The spec of `region_recognizer` with the sizes that a head takes: what a pipeline in its place can be asked."""
+    """The spec of `region_recognizer` with the sizes that a head takes: what a pipeline in its
+    place can be asked.
+    """
     return replace(recognizer, ranges={**recognizer.ranges, **head.ranges})
 
 
@@ -279,11 +321,13 @@ def with_parity(entry: GraphEntry, parity: ParityResult) -> GraphEntry:
     )
 
 
-def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings: Settings) -> Manifest:
+def _open_manifest(
+    model: RegionSpot, weights_of: Callable[[str], str], settings: Settings
+) -> Manifest:
     """What is in the directory already of this model, or an empty one.
 
-    Graphs of other weights are left out: two versions of a model must not stand in one directory. A manifest that this
-    release cannot use is begun anew, and all that is asked for is made again.
+    Graphs of other weights are left out: two versions of a model must not stand in one directory. A
+    manifest that this release cannot use is begun anew, and all that is asked for is made again.
     """
     info = model_info(model)
     manifest = Manifest(settings.out, info, preprocessing_of(model), tokenizer="", templates=())
@@ -291,11 +335,13 @@ def _open_manifest(model: RegionSpot, weights_of: Callable[[str], str], settings
         try:
             manifest = Manifest.load(settings.out)
         except ArtifactError as error:
-            logger.info(f"{settings.out / MANIFEST} is not usable, so an empty one takes its place: {error}")
+            logger.info(
+                f"{settings.out / MANIFEST} is not usable, so an empty one takes its place: {error}"
+            )
         if manifest.model.name != info.name:
             raise InputError(
-                f"{settings.out} holds artefacts of {manifest.model.name}, and this model is {info.name}: name another "
-                "directory with --out, or delete that one"
+                f"{settings.out} holds artefacts of {manifest.model.name}, and this model is "
+                f"{info.name}: name another directory with --out, or delete that one"
             )
         for entry in manifest.graphs:
             if entry.weights != weights_of(entry.name):

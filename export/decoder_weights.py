@@ -1,9 +1,10 @@
 """SAM's token decoder as one file of weights, for `regionspot.runtime.native_runner`.
 
 What depends on weights alone is multiplied out here, in double precision. Letters are those of
-`regionspot.modeling.token_decoder`. U0, what a unit of probability of layer 0 changes, is a prompt's values (T, C / 2)
-times the centred output projection, head by head. So every product with U0 is one of those values with a (C / 2, C / 2)
-matrix that all prompts share; likewise of W0 and U1.
+`regionspot.modeling.token_decoder`. U0, what a unit of probability of layer 0 changes, is a
+prompt's values (T, C / 2) times the centred output projection, head by head. So every product with
+U0 is one of those values with a (C / 2, C / 2) matrix that all prompts share; likewise of W0 and
+U1.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ def write_decoder_weights(sam: SamBackbone, path: str | Path) -> None:
 
 @torch.no_grad()
 def decoder_weights(sam: SamBackbone) -> Arrays:
-    """All arrays by name. Linear layers are (out, in), as PyTorch keeps them; factors of scores are in the queries."""
-    parts = {name: deepcopy(getattr(sam.sam, name)).double().cpu() for name in ("prompt_encoder", "mask_decoder")}
+    """All arrays by name. Linear layers are (out, in), as PyTorch keeps them; factors of scores are
+    in the queries.
+    """
+    parts = {
+        name: deepcopy(getattr(sam.sam, name)).double().cpu()
+        for name in ("prompt_encoder", "mask_decoder")
+    }
     sam_in_double: Any = SimpleNamespace(**parts)
     exact = TokenDecoder(sam_in_double)
     tensors = {**_prompts(exact), **_tokens(exact), **_image(exact), **_masks(exact)}
@@ -61,7 +67,12 @@ def _prompts(decoder: TokenDecoder) -> dict[str, Tensor]:
         "num_heads": torch.tensor([decoder.num_heads]),
         "image_size": torch.tensor([decoder.image_size]),
         "epsilons": torch.tensor(
-            [decoder.norm_final.eps, decoder.variance0.eps, decoder.variance1.eps, decoder.output_upscaling[1].eps]
+            [
+                decoder.norm_final.eps,
+                decoder.variance0.eps,
+                decoder.variance1.eps,
+                decoder.output_upscaling[1].eps,
+            ]
         ),
     }
 
@@ -70,18 +81,30 @@ def _tokens(decoder: TokenDecoder) -> dict[str, Tensor]:
     """The layers that tokens alone go through."""
     found: dict[str, Tensor] = {}
     for index, layer in enumerate((decoder.first, decoder.second)):
-        own, read, write = layer.self_attn, layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        own, read, write = (
+            layer.self_attn,
+            layer.cross_attn_token_to_image,
+            layer.cross_attn_image_to_token,
+        )
         name = f"layer{index}"
-        found |= _linear(f"{name}.self.query", own.q_proj, _scale(own)) | _linear(f"{name}.self.key", own.k_proj)
-        found |= _linear(f"{name}.self.value", own.v_proj) | _linear(f"{name}.self.out", own.out_proj)
-        found |= _linear(f"{name}.read.query", read.q_proj, _scale(read)) | _linear(f"{name}.read.out", read.out_proj)
+        found |= _linear(f"{name}.self.query", own.q_proj, _scale(own)) | _linear(
+            f"{name}.self.key", own.k_proj
+        )
+        found |= _linear(f"{name}.self.value", own.v_proj) | _linear(
+            f"{name}.self.out", own.out_proj
+        )
+        found |= _linear(f"{name}.read.query", read.q_proj, _scale(read)) | _linear(
+            f"{name}.read.out", read.out_proj
+        )
         found |= _linear(f"{name}.write.key", write.k_proj, _scale(write))
         found |= _linear(f"{name}.write.value", write.v_proj)
         found |= _linear(f"{name}.mlp.0", layer.mlp.lin1) | _linear(f"{name}.mlp.1", layer.mlp.lin2)
         for norm in ("norm1", "norm2", "norm3"):
             found |= _linear(f"{name}.{norm}", getattr(layer, norm))
     final = decoder.final
-    found |= _linear("final.query", final.q_proj, _scale(final)) | _linear("final.out", final.out_proj)
+    found |= _linear("final.query", final.q_proj, _scale(final)) | _linear(
+        "final.out", final.out_proj
+    )
     found |= _linear("final.norm", decoder.norm_final)
     for index, linear in enumerate(decoder.iou_prediction_head.layers):
         found |= _linear(f"iou.{index}", linear)
@@ -89,8 +112,14 @@ def _tokens(decoder: TokenDecoder) -> dict[str, Tensor]:
 
 
 def _image(decoder: TokenDecoder) -> dict[str, Tensor]:
-    """What meets the image's projections: positions (C / 2, M), products (C / 2, C / 2), and biases (C / 2,)."""
-    of0, of0_scaled, of1 = decoder.out0, decoder.out0_scaled, decoder.out1  # (C / 2, C), of U0, W0 and U1
+    """What meets the image's projections: positions (C / 2, M), products (C / 2, C / 2), and biases
+    (C / 2,).
+    """
+    of0, of0_scaled, of1 = (
+        decoder.out0,
+        decoder.out0_scaled,
+        decoder.out1,
+    )  # (C / 2, C), of U0, W0 and U1
     drift, final_key, final_value = decoder.drift, decoder.final_key, decoder.final_value
     return {
         "position_key1": decoder.position_key1,
@@ -118,7 +147,8 @@ def _image(decoder: TokenDecoder) -> dict[str, Tensor]:
 
 
 def _masks(decoder: TokenDecoder) -> dict[str, Tensor]:
-    """SAM's upscaling. Its first convolution is linear in the image after layer 1, which is never formed.
+    """SAM's upscaling. Its first convolution is linear in the image after layer 1, which is never
+    formed.
 
     Rows of both convolutions are (row, column, channel) of what a cell becomes.
     """
@@ -159,5 +189,7 @@ def _scale(attention: Any) -> float:
 
 
 def _rows_of(convolution: Any) -> Tensor:
-    """The (in, out, 2, 2) weight of a transposed convolution of stride 2 as a matrix (2 * 2 * out, in)."""
+    """The (in, out, 2, 2) weight of a transposed convolution of stride 2 as a matrix (2 * 2 * out,
+    in).
+    """
     return convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)

@@ -1,4 +1,5 @@
-"""Inputs for any graph: drawn from a seed at any sizes, or real ones, from pictures through the model itself.
+"""Inputs for any graph: drawn from a seed at any sizes, or real ones, from pictures through the
+model itself.
 
 Parity is judged on both; int8's ranges are taken from real ones.
 """
@@ -25,7 +26,12 @@ from regionspot.transforms import SamTransform
 Feeds = dict[str, Array]
 
 PROMPT = "a photo of a {}."
-TOKEN_IDS = {1: (0,), 2: (0, 2), 3: (1, 2, 3), 4: (0, 1, 2, 3)}  # how many mask tokens are wanted -> which
+TOKEN_IDS = {
+    1: (0,),
+    2: (0, 2),
+    3: (1, 2, 3),
+    4: (0, 1, 2, 3),
+}  # how many mask tokens are wanted -> which
 
 
 class GraphInputs:
@@ -44,7 +50,9 @@ class GraphInputs:
         }  # of an input that another graph computes
         self._encoded: dict[tuple[str, int], Feeds] = {}
 
-    def seeded(self, spec: GraphSpec, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Feeds:
+    def seeded(
+        self, spec: GraphSpec, seed: int = 0, sizes: Mapping[str, int] | None = None
+    ) -> Feeds:
         """Inputs drawn at random, in the ranges that real ones have.
 
         Args:
@@ -53,16 +61,20 @@ class GraphInputs:
         rng = np.random.default_rng([seed, *spec.name.encode()])
         chosen = {axis: allowed.opt for axis, allowed in spec.ranges.items()} | dict(sizes or {})
         feeds = {tensor.name: self._drawn(tensor, chosen, rng) for tensor in spec.inputs}
-        if "image_projections" in feeds:  # they and the statistics must be of one image: a variance is made of them
+        if (
+            "image_projections" in feeds
+        ):  # they and the statistics must be of one image: a variance is made of them
             (embeddings,) = self.specs["sam_token_decoder_image"].inputs
             drawn = feeds.get(embeddings.name, self._drawn(embeddings, chosen, rng))
             feeds |= self._run("sam_token_decoder_image", {embeddings.name: drawn})
         return feeds
 
     def real(self, spec: GraphSpec, count: int | None = None) -> list[Feeds]:
-        """Inputs from the first `count` pictures, or all: as many at a time as the spec's smallest batch.
+        """Inputs from the first `count` pictures, or all: as many at a time as the spec's smallest
+        batch.
 
-        Images with fewer regions than others beside them are padded. CLIP's text tower takes all words at once.
+        Images with fewer regions than others beside them are padded. CLIP's text tower takes all
+        words at once.
 
         Raises:
             InputError: there are no pictures.
@@ -74,7 +86,10 @@ class GraphInputs:
         batch = spec.ranges["batch"].min
         available = len(self.pictures.pictures[:count])
         starts = range(0, max(available - batch, 0) + 1, batch)
-        return [self._real(spec, [i % available for i in range(start, start + batch)]) for start in starts]
+        return [
+            self._real(spec, [i % available for i in range(start, start + batch)])
+            for start in starts
+        ]
 
     def _real(self, spec: GraphSpec, indices: Sequence[int]) -> Feeds:
         sources = self._sources(indices, spec.ranges)
@@ -88,16 +103,24 @@ class GraphInputs:
         }
 
     def _produced(self, tensor: TensorSpec, indices: Sequence[int], sources: Feeds) -> Array:
-        """An input that another graph computes of pictures; `sources` holds what no graph computes of them."""
+        """An input that another graph computes of pictures; `sources` holds what no graph computes
+        of them.
+        """
         graph = self._producers[tensor.name]
-        if not self._producers.keys() & set(self.specs[graph].input_names):  # an encoder: of each image by itself
+        if not self._producers.keys() & set(
+            self.specs[graph].input_names
+        ):  # an encoder: of each image by itself
             return np.concatenate([self._encode(graph, index)[tensor.name] for index in indices])
         feeds = {
-            one.name: self._produced(one, indices, sources) if one.name in self._producers else sources[one.name]
+            one.name: self._produced(one, indices, sources)
+            if one.name in self._producers
+            else sources[one.name]
             for one in self.specs[graph].inputs
         }
         produced = self._run(graph, feeds)[tensor.name]
-        return produced[:, :, 0] if tensor.name == "mask_tokens" else produced  # the head takes one token of a region
+        return (
+            produced[:, :, 0] if tensor.name == "mask_tokens" else produced
+        )  # the head takes one token of a region
 
     def _encode(self, graph: str, index: int) -> Feeds:
         """What an encoder says of a picture, computed once."""
@@ -119,7 +142,10 @@ class GraphInputs:
         limits = ranges.get("regions", ranges.get("prompts", ANY_SIZE))
         most = max(len(picture.boxes) for picture in pictures)
         batch = PreparedBatch.stack(
-            [preparation.prepare(picture.image, Prompts.from_boxes(picture.boxes)) for picture in pictures],
+            [
+                preparation.prepare(picture.image, Prompts.from_boxes(picture.boxes))
+                for picture in pictures
+            ],
             num_regions=min(max(most, limits.min), limits.max),
         )
         assert batch.clip_images is not None
@@ -138,21 +164,30 @@ class GraphInputs:
         return sources
 
     def _mask_prompts(self, indices: Sequence[int], count: int) -> FloatArray:
-        """Mask logits (B, N, 1, 4h, 4w) that are inside in each picture's first boxes; of padding nothing is."""
+        """Mask logits (B, N, 1, 4h, 4w) that are inside in each picture's first boxes; of padding
+        nothing is.
+        """
         assert self.pictures is not None
         transform, size = SamTransform(self.model.sam.image_size), self.model.sam.mask_size
         masks = np.zeros((len(indices), count, 1, *size), np.float32)
         for row, picture in enumerate(self.pictures.pictures[index] for index in indices):
             drawn = np.zeros((min(count, len(picture.boxes)), *picture.image.shape[:2]), bool)
-            for mask, (x0, y0, x1, y1) in zip(drawn, np.round(picture.boxes[:count]).astype(int), strict=True):
+            for mask, (x0, y0, x1, y1) in zip(
+                drawn, np.round(picture.boxes[:count]).astype(int), strict=True
+            ):
                 mask[y0:y1, x0:x1] = True
             masks[row, : len(drawn)] = transform.apply_masks(drawn, size)
         return masks
 
     def _text_embeddings(self, limits: Range) -> FloatArray:
         """(V, E) unit rows of the pictures' words, each in one phrase."""
-        texts = {"texts": ANY_SIZE, "text_length": self.specs["clip_text_encoder"].ranges["text_length"]}
-        rows = self._run("clip_text_encoder", {"tokens": self._tokens(texts)})["embeddings"]  # (V, E)
+        texts = {
+            "texts": ANY_SIZE,
+            "text_length": self.specs["clip_text_encoder"].ranges["text_length"],
+        }
+        rows = self._run("clip_text_encoder", {"tokens": self._tokens(texts)})[
+            "embeddings"
+        ]  # (V, E)
         rows = rows[np.arange(min(max(len(rows), limits.min), limits.max)) % len(rows)]
         unit: FloatArray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return unit
@@ -165,12 +200,15 @@ class GraphInputs:
         count = min(max(len(words), texts.min), texts.max)
         clip = self.model.clip
         tokens = clip.tokenizer(
-            [PROMPT.format(words[index % len(words)]) for index in range(count)], context_length=clip.context_length
+            [PROMPT.format(words[index % len(words)]) for index in range(count)],
+            context_length=clip.context_length,
         )
         used = int((tokens != 0).any(0).nonzero().max()) + 1
         return tokens[:, : min(max(used, lengths.min), lengths.max)].numpy().astype(np.int32)
 
-    def _drawn(self, tensor: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+    def _drawn(
+        self, tensor: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator
+    ) -> Array:
         """A random value of one input."""
         drawn: Array
         shape, side = tensor.resolved(sizes), self.model.sam.image_size

@@ -1,4 +1,5 @@
-"""How to quantise a linear layer: where to clip what it reads, and how much to move into its weights.
+"""How to quantise a linear layer: where to clip what it reads, and how much to move into its
+weights.
 
 Found by trial, by how much of the layer's output survives on calibration inputs.
 """
@@ -24,7 +25,9 @@ LEVELS = 127
 
 @dataclass(frozen=True, eq=False)
 class CalibrationStats:
-    """What calibration showed of a tensor: the largest value of each of its K channels, and some of its vectors."""
+    """What calibration showed of a tensor: the largest value of each of its K channels, and some of
+    its vectors.
+    """
 
     channel_max: FloatArray
     rows: FloatArray
@@ -59,7 +62,9 @@ def find_recipe(observed: CalibrationStats, weights: FloatArray, smoothable: boo
 
 
 def _smoothing(inputs: FloatArray, weights: FloatArray, exponent: float) -> FloatArray:
-    """(K,) what to divide each channel by, from the largest inputs and weights of each; 1 on average."""
+    """(K,) what to divide each channel by, from the largest inputs and weights of each; 1 on
+    average.
+    """
     if not exponent:
         return np.ones_like(inputs)
     factors = np.maximum(inputs, 1e-5) ** exponent / np.maximum(weights, 1e-5) ** (1 - exponent)

@@ -24,7 +24,9 @@ def preprocessing_of(model: RegionSpot) -> Preprocessing:
 
 
 def versions(artefact_format: str) -> dict[str, str]:
-    """Release -> version of everything that an artefact of this format is made with; what is absent is left out."""
+    """Release -> version of everything that an artefact of this format is made with; what is absent
+    is left out.
+    """
     row = FORMATS[artefact_format]
     source = FORMATS[row.made_from].distributions if row.made_from in FORMATS else ()
     names = dict.fromkeys((*source, *row.distributions))
@@ -33,7 +35,9 @@ def versions(artefact_format: str) -> dict[str, str]:
 
 
 def gpu_here() -> tuple[str, str] | None:
-    """The name and the compute capability of the GPU that TensorRT's engines are tuned on; None without one."""
+    """The name and the compute capability of the GPU that TensorRT's engines are tuned on; None
+    without one.
+    """
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()

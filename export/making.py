@@ -1,4 +1,6 @@
-"""What the function that makes a format's files is given; see `regionspot.runtime.formats.Format.maker`."""
+"""What the function that makes a format's files is given; see
+`regionspot.runtime.formats.Format.maker`.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ class Making:
         path: the file to write. It must appear whole or not at all.
         source: the ONNX file to make it from; None for what is made from the model.
         model: the PyTorch model.
-        preprocessing: fingerprint of what happens to an image before the graphs, for the file's metadata.
-        calibration: inputs of the graph that come from images, for int8; computed when it is called.
+        preprocessing: fingerprint of what happens to an image before the graphs, for the file's
+            metadata.
+        calibration: inputs of the graph that come from images, for int8; computed when it is
+            called.
         engine: options of TensorRT.
     """
 

@@ -26,7 +26,9 @@ from regionspot.runtime.graph_spec import GraphSpec, Range
 
 OPSET = 20
 MASKED_SCORE = -30_000.0
-"""An attention score that is as good as minus infinity, within half precision and without its NaN."""
+"""An attention score that is as good as minus infinity, within half precision and without its
+NaN.
+"""
 
 _DTYPES = {dtype: getattr(torch, dtype) for dtype in ("uint8", "int32", "float32", "bool")}
 
@@ -34,7 +36,9 @@ _DTYPES = {dtype: getattr(torch, dtype) for dtype in ("uint8", "int32", "float32
 def make(making: Making) -> None:
     """Exports a graph in fp32, or converts the fp32 file to another precision."""
     if making.source is None:
-        export_onnx(making.model, making.step.spec, making.path, {"preprocessing": making.preprocessing})
+        export_onnx(
+            making.model, making.step.spec, making.path, {"preprocessing": making.preprocessing}
+        )
     elif making.step.precision == "int8":
         from regionspot.export.quantization import quantize
 
@@ -50,9 +54,10 @@ def export_onnx(
 ) -> None:
     """Write one graph of a model as ONNX in single precision.
 
-    Tensors are called and ordered as in `spec`, with its dynamic axes; nodes after the modules they come from, such as
-    `sam.image_encoder.blocks.0.attn.qkv/MatMul`, which is what `regionspot.export.precision` goes by. Beyond 2 GB the
-    weights lie beside it in `path` + ".data".
+    Tensors are called and ordered as in `spec`, with its dynamic axes; nodes after the modules they
+    come from, such as `sam.image_encoder.blocks.0.attn.qkv/MatMul`, which is what
+    `regionspot.export.precision` goes by. Beyond 2 GB the weights lie beside it in `path` +
+    ".data".
 
     Args:
         spec: one of `graph_specs(model_info(model))`.
@@ -65,8 +70,8 @@ def export_onnx(
     """
     if (precision := precision_of(model)) != "fp32":
         raise InputError(
-            f"the model is in {precision}, and export converts precisions itself: call model.float(), or make the "
-            "model without dtype"
+            f"the model is in {precision}, and export converts precisions itself: call "
+            "model.float(), or make the model without dtype"
         )
     with _exporting():
         graph_model = trace(graph_module(model, spec.name), spec, model.device)
@@ -84,7 +89,8 @@ def trace(module: nn.Module, spec: GraphSpec, device: torch.device) -> ir.Model:
     """The module as the exporter gives it, neither folded nor optimised."""
     sizes = tracing_sizes(spec.ranges)
     arguments = tuple(
-        torch.ones(tensor.resolved(sizes), dtype=_DTYPES[tensor.dtype], device=device) for tensor in spec.inputs
+        torch.ones(tensor.resolved(sizes), dtype=_DTYPES[tensor.dtype], device=device)
+        for tensor in spec.inputs
     )
     dims: dict[int | str, torch.export.Dim] = {
         axis: torch.export.Dim(axis, min=allowed.min, max=allowed.max)
@@ -92,7 +98,8 @@ def trace(module: nn.Module, spec: GraphSpec, device: torch.device) -> ir.Model:
         if allowed.min < allowed.max
     }
     dynamic_shapes = tuple(
-        {i: dims[axis] for i, axis in enumerate(tensor.shape) if axis in dims} for tensor in spec.inputs
+        {i: dims[axis] for i, axis in enumerate(tensor.shape) if axis in dims}
+        for tensor in spec.inputs
     )
     program = torch.onnx.export(
         module,
@@ -114,20 +121,25 @@ def trace(module: nn.Module, spec: GraphSpec, device: torch.device) -> ir.Model:
 
 
 def tracing_sizes(ranges: Mapping[str, Range]) -> dict[str, int]:
-    """A size for each axis to trace with: within its range, no two alike, and not 1, which PyTorch takes for fixed.
+    """A size for each axis to trace with: within its range, no two alike, and not 1, which PyTorch
+    takes for fixed.
 
     Where a range leaves no choice, two axes may be alike.
     """
     sizes: dict[str, int] = {}
     for axis, allowed in sorted(ranges.items(), key=lambda item: item[1].max):
         candidates = range(min(max(allowed.min, 2), allowed.max), allowed.max + 1)
-        sizes[axis] = next((size for size in candidates if size not in sizes.values()), candidates[0])
+        sizes[axis] = next(
+            (size for size in candidates if size not in sizes.values()), candidates[0]
+        )
     return sizes
 
 
 @contextmanager
 def _exporting() -> Iterator[None]:
-    """Without gradients, without `nn.MultiheadAttention`'s fused kernel, which has no ONNX form, and in silence."""
+    """Without gradients, without `nn.MultiheadAttention`'s fused kernel, which has no ONNX form,
+    and in silence.
+    """
     fast_path, logger = torch.backends.mha.get_fastpath_enabled(), logging.getLogger("onnxscript")
     level = logger.level
     torch.backends.mha.set_fastpath_enabled(False)
@@ -153,8 +165,9 @@ def _attention(
 ) -> Any:
     """(B, H, N, d) attention in the form that runtimes recognise and fuse.
 
-    The exporter's own adds a dozen nodes to transpose the keys and guards against rows that see nothing, of which there
-    are none here: `regionspot.modeling.head.attendable` and causal masks leave each query something.
+    The exporter's own adds a dozen nodes to transpose the keys and guards against rows that see
+    nothing, of which there are none here: `regionspot.modeling.head.attendable` and causal masks
+    leave each query something.
     """
     assert not dropout_p and not is_causal and not enable_gqa
     factor = 1 / math.sqrt(query.shape[3]) if scale is None else scale
@@ -174,13 +187,17 @@ def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
         return op.MatMul(queries, op.Transpose(rows, perm=[0, 2, 1]))  # (B, h, w, k)
     if equation == "bhwc,wkc->bhwk":
         queries, columns = tensors
-        of_columns = op.MatMul(op.Transpose(queries, perm=[0, 2, 1, 3]), op.Transpose(columns, perm=[0, 2, 1]))
+        of_columns = op.MatMul(
+            op.Transpose(queries, perm=[0, 2, 1, 3]), op.Transpose(columns, perm=[0, 2, 1])
+        )
         return op.Transpose(of_columns, perm=[0, 2, 1, 3])  # (B, w, h, k) to (B, h, w, k)
     return op.Einsum(*tensors, equation=equation)
 
 
 def check_tensors(model: ir.Model, spec: GraphSpec) -> None:
-    """Raises ArtifactError unless names, dtypes and axes of the graph's tensors are those of `spec`, in order."""
+    """Raises ArtifactError unless names, dtypes and axes of the graph's tensors are those of
+    `spec`, in order.
+    """
     for kind, tensors, values in (
         ("inputs", spec.inputs, model.graph.inputs),
         ("outputs", spec.outputs, model.graph.outputs),
@@ -189,8 +206,9 @@ def check_tensors(model: ir.Model, spec: GraphSpec) -> None:
         found = [(value.name, _dtype(value), _axes(value.shape or (), spec)) for value in values]
         if wanted != found:
             raise ArtifactError(
-                f"the exported {spec.name} has {kind} {found} where its spec says {wanted}: PyTorch's exporter has "
-                "changed, or the module; versions that are known to work stand in constraints.txt"
+                f"the exported {spec.name} has {kind} {found} where its spec says {wanted}: "
+                "PyTorch's exporter has changed, or the module; versions that are known to work "
+                "stand in constraints.txt"
             )
 
 
@@ -200,5 +218,9 @@ def _dtype(value: ir.Value) -> str:
 
 def _axes(shape: Any, spec: GraphSpec) -> tuple[int | str, ...]:
     """With an axis whose range is one number as that number."""
-    fixed = {axis: allowed.min for axis, allowed in spec.ranges.items() if allowed.min == allowed.max}
-    return tuple(axis if isinstance(axis, int) else fixed.get(str(axis), str(axis)) for axis in shape)
+    fixed = {
+        axis: allowed.min for axis, allowed in spec.ranges.items() if allowed.min == allowed.max
+    }
+    return tuple(
+        axis if isinstance(axis, int) else fixed.get(str(axis), str(axis)) for axis in shape
+    )

@@ -1,6 +1,8 @@
-"""Is an artefact equal to the model? Outputs compared name by name, then the whole pipeline on pictures.
+"""Is an artefact equal to the model? Outputs compared name by name, then the whole pipeline on
+pictures.
 
-Artefacts run in child processes (`regionspot.runtime.run_graph`): whatever a runtime does, the answer is a verdict.
+Artefacts run in child processes (`regionspot.runtime.run_graph`): whatever a runtime does, the
+answer is a verdict.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class ParityResult:
     """What comparing one graph came to.
 
     Args:
-        passed: None where it could not be run here; `reason` then says why, as it does where it failed.
+        passed: None where it could not be run here; `reason` then says why, as it does where it
+            failed.
         outputs: the worst of all samples for each output; empty where nothing could be compared.
     """
 
@@ -46,7 +49,11 @@ class ParityResult:
         return worst(list(self.outputs.values())) if self.outputs else None
 
     def to_json(self) -> dict[str, Any]:
-        figures = self.worst.to_json() if self.worst else dict.fromkeys(("max_abs_diff", "cosine", "sqnr_db"))
+        figures = (
+            self.worst.to_json()
+            if self.worst
+            else dict.fromkeys(("max_abs_diff", "cosine", "sqnr_db"))
+        )
         return {
             "passed": self.passed,
             "reason": self.reason,
@@ -62,7 +69,8 @@ class EndToEndResult:
 
     Args:
         images, regions: how many were recognised.
-        top1_agreement: share of regions whose best class is the reference's, or as good as it (see TIE).
+        top1_agreement: share of regions whose best class is the reference's, or as good as it (see
+            TIE).
         score_difference: the largest, of a probability.
     """
 
@@ -89,12 +97,21 @@ def verify_graph(
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> ParityResult:
-    """Run a graph's file in a child process and compare it; never raises for what the runtime does."""
+    """Run a graph's file in a child process and compare it; never raises for what the runtime
+    does.
+    """
     if (reason := unavailable_reason(runtime, precision, path)) is not None:
         return ParityResult(tolerance, None, reason)
-    request = graph_request(path, spec, runtime, precision, RUNTIMES[runtime].parity_device(precision), threads)
+    request = graph_request(
+        path, spec, runtime, precision, RUNTIMES[runtime].parity_device(precision), threads
+    )
     try:
-        return compare(spec, trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
+        return compare(
+            spec,
+            trials,
+            run_in_child(request, [trial.feeds for trial in trials], timeout_s),
+            tolerance,
+        )
     except ArtifactError as error:
         return ParityResult(tolerance, False, str(error))
 
@@ -109,7 +126,8 @@ def verify_pipeline(
     timeout_s: float = TIMEOUT_S,
     native: bool = True,
 ) -> EndToEndResult:
-    """Run the pipeline of a directory of artefacts in a child process and compare it; see `verify_graph`.
+    """Run the pipeline of a directory of artefacts in a child process and compare it; see
+    `verify_graph`.
 
     Args:
         native: with our own kernels in place of the runtime's graphs, where there are any.
@@ -119,13 +137,18 @@ def verify_pipeline(
     device = RUNTIMES[runtime].parity_device(precision)
     request = pipeline_request(directory, runtime, precision, device, threads, native)
     try:
-        return compare_pipeline(trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance)
+        return compare_pipeline(
+            trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance
+        )
     except ArtifactError as error:
         return EndToEndResult(tolerance, False, str(error))
 
 
 def compare(
-    spec: GraphSpec, trials: Sequence[Trial], outputs: Sequence[Mapping[str, Array]], tolerance: Tolerance
+    spec: GraphSpec,
+    trials: Sequence[Trial],
+    outputs: Sequence[Mapping[str, Array]],
+    tolerance: Tolerance,
 ) -> ParityResult:
     """A verdict on the outputs of a graph, one for each trial.
 
@@ -141,15 +164,23 @@ def compare(
             differences.append(measure(trial.expected[name], actual[name]))
     worst_of = {name: worst(differences) for name, differences in found.items()}
     breaches = [
-        f"{name}: {breach}" for name, difference in worst_of.items() for breach in tolerance.breaches(difference)
+        f"{name}: {breach}"
+        for name, difference in worst_of.items()
+        for breach in tolerance.breaches(difference)
     ]
     return ParityResult(tolerance, not breaches, "; ".join(breaches), worst_of)
 
 
-def check_outputs(spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Raises ArtifactError unless the outputs for a sample have the spec's names, dtypes and shapes and are finite."""
+def check_outputs(
+    spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> None:
+    """Raises ArtifactError unless the outputs for a sample have the spec's names, dtypes and shapes
+    and are finite.
+    """
     if set(outputs) != set(spec.output_names):
-        raise ArtifactError(f"its outputs are {', '.join(sorted(outputs))}, not {', '.join(spec.output_names)}")
+        raise ArtifactError(
+            f"its outputs are {', '.join(sorted(outputs))}, not {', '.join(spec.output_names)}"
+        )
     sizes = {
         axis: size
         for tensor in spec.inputs
@@ -160,11 +191,15 @@ def check_outputs(spec: GraphSpec, sample: Mapping[str, Array], outputs: Mapping
         output, shape = outputs[tensor.name], tensor.resolved(sizes)
         if output.dtype != np.dtype(tensor.dtype) or output.shape != shape:
             raise ArtifactError(
-                f"{tensor.name} came out as {output.dtype} {output.shape} instead of {tensor.dtype} {shape}"
+                f"{tensor.name} came out as {output.dtype} {output.shape} instead of "
+                f"{tensor.dtype} {shape}"
             )
         if not np.isfinite(output).all():
             share = 1 - np.isfinite(output).mean()
-            raise ArtifactError(f"{share:.1%} of {tensor.name} is NaN or infinite: the precision's range is too small")
+            raise ArtifactError(
+                f"{share:.1%} of {tensor.name} is NaN or infinite: the precision's range is too "
+                "small"
+            )
 
 
 def compare_pipeline(
@@ -180,7 +215,9 @@ def compare_pipeline(
     for trial, actual in zip(trials, outputs, strict=True):
         wanted, logits = trial.expected["logits"], actual["logits"]
         if logits.shape != wanted.shape or not np.isfinite(logits).all():
-            raise ArtifactError(f"its logits are {logits.shape} where {wanted.shape} are wanted, or not finite")
+            raise ArtifactError(
+                f"its logits are {logits.shape} where {wanted.shape} are wanted, or not finite"
+            )
         valid = trial.feeds["valid"]
         expected, found = softmax(wanted[valid]), softmax(logits[valid])  # (regions, V)
         chosen = found.argmax(-1)
@@ -190,14 +227,20 @@ def compare_pipeline(
     regions = np.concatenate(agreed)
     agreement = float(regions.mean()) if len(regions) else 1.0
     breaches = tolerance.end_to_end_breaches(agreement, largest)
-    return EndToEndResult(tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest)
+    return EndToEndResult(
+        tolerance, not breaches, "; ".join(breaches), images, len(regions), agreement, largest
+    )
 
 
 def unavailable_reason(runtime: str, precision: str, path: Path | None = None) -> str | None:
-    """Returns why this machine cannot run a runtime's artefacts in a precision, or `path`; None if it can."""
+    """Returns why this machine cannot run a runtime's artefacts in a precision, or `path`; None if
+    it can.
+    """
     row = RUNTIMES[runtime]
     if precision in row.gpu_precisions and row.parity_device(precision) == "cpu":
-        return f"{runtime} computes {precision} on GPUs only, and there is none here that it can use"
+        return (
+            f"{runtime} computes {precision} on GPUs only, and there is none here that it can use"
+        )
     if not row.needs_cuda:
         return None
     import torch

@@ -1,4 +1,6 @@
-"""What artefacts are compared on, and what int8 is calibrated with: trials of each graph and of the whole pipeline."""
+"""What artefacts are compared on, and what int8 is calibrated with: trials of each graph and of the
+whole pipeline.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,19 @@ from regionspot.runtime.runner import Array
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, PADDING
 
-ODD_SIZES = {"batch": 2, "regions": 5, "prompts": 6, "points": 3, "tokens": 3, "words": 7, "texts": 3, "text_length": 9}
-"""Sizes of dynamic axes that no graph is made for in particular, and no two of which are alike but by intent."""
+ODD_SIZES = {
+    "batch": 2,
+    "regions": 5,
+    "prompts": 6,
+    "points": 3,
+    "tokens": 3,
+    "words": 7,
+    "texts": 3,
+    "text_length": 9,
+}
+"""Sizes of dynamic axes that no graph is made for in particular, and no two of which are alike but
+by intent.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,25 +51,32 @@ class Trial:
 
 
 class ParityInputs:
-    """Trials of a model's graphs, computed when first asked for. The same pictures and seed give the same trials.
+    """Trials of a model's graphs, computed when first asked for. The same pictures and seed give
+    the same trials.
 
     Args:
         model: gives the expected outputs, on its device.
         source: of the pictures, see `regionspot.export.pictures.load_pictures`.
-        parity_images: how many pictures to compare on. Others, up to NUM_PICTURES, calibrate int8; where there are too
-            few for both, the same do.
+        parity_images: how many pictures to compare on. Others, up to NUM_PICTURES, calibrate int8;
+            where there are too few for both, the same do.
         seed: of drawn inputs and of which pictures are taken.
     """
 
-    def __init__(self, model: RegionSpot, source: str | None = None, parity_images: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self, model: RegionSpot, source: str | None = None, parity_images: int = 4, seed: int = 0
+    ) -> None:
         if parity_images < 1:
             raise InputError(f"parity needs one picture or more, not {parity_images}")
         self.model, self.seed = model, seed
         self.pictures = load_pictures(source, parity_images + NUM_PICTURES, seed)
         every = self.pictures.pictures
         held_out, rest = every[:parity_images], every[parity_images:] or every
-        self._parity = GraphInputs(model, Pictures(self.pictures.source, held_out, self.pictures.words))
-        self._calibration = GraphInputs(model, Pictures(self.pictures.source, rest, self.pictures.words))
+        self._parity = GraphInputs(
+            model, Pictures(self.pictures.source, held_out, self.pictures.words)
+        )
+        self._calibration = GraphInputs(
+            model, Pictures(self.pictures.source, rest, self.pictures.words)
+        )
         self._trials: dict[tuple[str, str], list[Trial]] = {}
 
     @property
@@ -71,10 +91,15 @@ class ParityInputs:
         return len(self._parity.pictures.pictures)
 
     def trials(self, spec: GraphSpec) -> list[Trial]:
-        """Seeded ones at the sizes that the graph is best at, at odd sizes and at the smallest, then real ones."""
+        """Seeded ones at the sizes that the graph is best at, at odd sizes and at the smallest,
+        then real ones.
+        """
         key = spec.name, repr(spec.ranges)
         if key not in self._trials:
-            seeded = [self._parity.seeded(spec, self.seed + i, sizes) for i, sizes in enumerate(_sizes(spec))]
+            seeded = [
+                self._parity.seeded(spec, self.seed + i, sizes)
+                for i, sizes in enumerate(_sizes(spec))
+            ]
             real = self._parity.real(spec)
             with TorchRunner(graph_module(self.model, spec.name), spec) as runner:
                 self._trials[key] = [
@@ -105,13 +130,16 @@ class ParityInputs:
 
         Args:
             spec: of `region_recognizer`, whose ranges limit how many regions there are.
-            with_text: words come as tokens, so that the text encoder is part of it, and not as their embeddings.
+            with_text: words come as tokens, so that the text encoder is part of it, and not as
+                their embeddings.
         """
         key = f"pipeline {with_text}", repr(spec.ranges)
         if key not in self._trials:
             pipeline = pipeline_from_model(self.model)
             samples = [self._pipeline_sample(feeds, with_text) for feeds in self._parity.real(spec)]
-            self._trials[key] = [Trial(sample, recognize(pipeline, sample), True) for sample in samples]
+            self._trials[key] = [
+                Trial(sample, recognize(pipeline, sample), True) for sample in samples
+            ]
         return self._trials[key]
 
     def _pipeline_sample(self, feeds: Feeds, with_text: bool) -> Feeds:
@@ -128,9 +156,19 @@ class ParityInputs:
 def _sizes(spec: GraphSpec) -> list[dict[str, int]]:
     """Sizes of the dynamic axes for each seeded trial, none twice.
 
-    The smallest keeps its words: a single logit may lie near zero, where its relative error says nothing.
+    The smallest keeps its words: a single logit may lie near zero, where its relative error says
+    nothing.
     """
     best = {axis: limits.opt for axis, limits in spec.ranges.items()}
-    odd = {axis: min(max(ODD_SIZES[axis], limits.min), limits.max) for axis, limits in spec.ranges.items()}
-    smallest = {axis: limits.opt if axis == "words" else limits.min for axis, limits in spec.ranges.items()}
-    return [sizes for index, sizes in enumerate((best, odd, smallest)) if sizes not in (best, odd, smallest)[:index]]
+    odd = {
+        axis: min(max(ODD_SIZES[axis], limits.min), limits.max)
+        for axis, limits in spec.ranges.items()
+    }
+    smallest = {
+        axis: limits.opt if axis == "words" else limits.min for axis, limits in spec.ranges.items()
+    }
+    return [
+        sizes
+        for index, sizes in enumerate((best, odd, smallest))
+        if sizes not in (best, odd, smallest)[:index]
+    ]

@@ -1,4 +1,6 @@
-"""Pictures with regions and words to try a model on: from a data set, a folder, or the mini world."""
+"""Pictures with regions and words to try a model on: from a data set, a folder, or the mini
+world.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,9 @@ def load_pictures(source: str | Path | None, count: int = NUM_PICTURES, seed: in
     """Up to `count` pictures, drawn from a data set.
 
     Args:
-        source: an annotation file in COCO or LVIS format, its pictures beside it; or a folder of pictures, for which
-            boxes are drawn at random. None stands for scenes of the mini world that are in none of its splits.
+        source: an annotation file in COCO or LVIS format, its pictures beside it; or a folder of
+            pictures, for which boxes are drawn at random. None stands for scenes of the mini world
+            that are in none of its splits.
 
     Raises:
         InputError: there is nothing there, or it cannot be read.
@@ -57,23 +60,37 @@ def load_pictures(source: str | Path | None, count: int = NUM_PICTURES, seed: in
         return _from_mini_world(count, seed)
     path = Path(source)
     if not path.exists():
-        raise InputError(f"there is no file or folder {path}: name an annotation file, or a folder of pictures")
+        raise InputError(
+            f"there is no file or folder {path}: name an annotation file, or a folder of pictures"
+        )
     return _from_folder(path, count, rng) if path.is_dir() else _from_dataset(path, count, rng)
 
 
 def _from_dataset(path: Path, count: int, rng: np.random.Generator) -> Pictures:
     dataset = load_dataset(path)
-    boxes = {record.id: _boxes(dataset, record.id, record.width, record.height) for record in dataset.images}
+    boxes = {
+        record.id: _boxes(dataset, record.id, record.width, record.height)
+        for record in dataset.images
+    }
     usable = [record for record in dataset.images if len(boxes[record.id])]
     if not usable:
-        raise InputError(f"{path} has no picture with a box: name a data set with annotations, or a folder of pictures")
+        raise InputError(
+            f"{path} has no picture with a box: name a data set with annotations, or a folder of "
+            "pictures"
+        )
     chosen = [usable[index] for index in rng.permutation(len(usable))[:count]]
-    pictures = tuple(Picture(read_image(dataset.image_path(record)), boxes[record.id]) for record in chosen)
-    return Pictures(f"{len(pictures)} images of {path.name}", pictures, _some(dataset.class_names, rng))
+    pictures = tuple(
+        Picture(read_image(dataset.image_path(record)), boxes[record.id]) for record in chosen
+    )
+    return Pictures(
+        f"{len(pictures)} images of {path.name}", pictures, _some(dataset.class_names, rng)
+    )
 
 
 def _boxes(dataset: CocoDataset, image_id: int | str, width: int, height: int) -> FloatArray:
-    boxes = np.array([one.box for one in dataset.annotations_by_image[image_id]], np.float32).reshape(-1, 4)
+    boxes = np.array(
+        [one.box for one in dataset.annotations_by_image[image_id]], np.float32
+    ).reshape(-1, 4)
     boxes = np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
     kept: FloatArray = boxes[(boxes[:, :2] < boxes[:, 2:]).all(1)]
     return kept
@@ -85,12 +102,17 @@ def _from_folder(path: Path, count: int, rng: np.random.Generator) -> Pictures:
     passed_over = f" ({hidden} hidden files passed over)" if hidden else ""
     if not files:
         raise InputError(
-            f"{path} holds no picture ({', '.join(SUFFIXES)}){passed_over}: name another folder, or an annotation file"
+            f"{path} holds no picture ({', '.join(SUFFIXES)}){passed_over}: name another folder, "
+            "or an annotation file"
         )
     images = [read_image(files[index]) for index in rng.permutation(len(files))[:count]]
-    pictures = tuple(Picture(image, _random_boxes(image.shape[0], image.shape[1], rng)) for image in images)
+    pictures = tuple(
+        Picture(image, _random_boxes(image.shape[0], image.shape[1], rng)) for image in images
+    )
     return Pictures(
-        f"{len(pictures)} images of {path.name}/{passed_over}", pictures, _some(parse_vocabulary("coco"), rng)
+        f"{len(pictures)} images of {path.name}/{passed_over}",
+        pictures,
+        _some(parse_vocabulary("coco"), rng),
     )
 
 
@@ -98,7 +120,9 @@ def _random_boxes(height: int, width: int, rng: np.random.Generator) -> FloatArr
     """A tenth to six tenths of the picture's sides, anywhere in it."""
     sides = rng.uniform(0.1, 0.6, (BOXES_OF_A_FOLDER, 2))
     start = rng.uniform(0, 1 - sides)
-    return (np.concatenate([start, start + sides], axis=1) * [width, height, width, height]).astype(np.float32)
+    return (np.concatenate([start, start + sides], axis=1) * [width, height, width, height]).astype(
+        np.float32
+    )
 
 
 def _from_mini_world(count: int, seed: int) -> Pictures:
@@ -107,9 +131,13 @@ def _from_mini_world(count: int, seed: int) -> Pictures:
 
     pictures = []
     for index in range(count):
-        image, toys = render_scene(sample_scene(np.random.default_rng([seed, _MINI_SPLIT, index]), UNIFORM_WEIGHTS))
+        image, toys = render_scene(
+            sample_scene(np.random.default_rng([seed, _MINI_SPLIT, index]), UNIFORM_WEIGHTS)
+        )
         if toys:
-            pictures.append(Picture(image, np.stack([mask_to_box(mask) for _, mask in toys]).astype(np.float32)))
+            pictures.append(
+                Picture(image, np.stack([mask_to_box(mask) for _, mask in toys]).astype(np.float32))
+            )
     names = [category.name for category in CATEGORIES]
     words = _some(names, np.random.default_rng([seed, _MINI_SPLIT]))
     return Pictures(f"{len(pictures)} scenes of the mini world", tuple(pictures), words)

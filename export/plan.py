@@ -1,4 +1,6 @@
-"""What an export makes, in which order, and what it will take: sizes and memory, from parameter counts alone."""
+"""What an export makes, in which order, and what it will take: sizes and memory, from parameter
+counts alone.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
 from regionspot.tables import text_table
 
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}  # of a weight; int8 has scales, and keeps biases
+_BYTES = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "int8": 1.1,
+}  # of a weight; int8 has scales, and keeps biases
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
 
 
@@ -51,11 +58,15 @@ class Step:
         return f"{self.format}/{self.precision}/{self.spec.name}{FORMATS[self.format].suffix}"
 
 
-def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Iterable[str]) -> tuple[Step, ...]:
-    """All that `formats` and `precisions` ask for of some graphs, and what those are made from, sources first.
+def make_plan(
+    specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Iterable[str]
+) -> tuple[Step, ...]:
+    """All that `formats` and `precisions` ask for of some graphs, and what those are made from,
+    sources first.
 
-    Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every other format from the
-    ONNX of its precision. Formats made from the model, such as weights for our own kernels, are in fp32 only.
+    Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every
+    other format from the ONNX of its precision. Formats made from the model, such as weights for
+    our own kernels, are in fp32 only.
     """
     asked = set(formats)
     rows = [row for row in FORMATS.values() if row.name in asked and row.name != ONNX]
@@ -69,7 +80,9 @@ def make_plan(specs: Sequence[GraphSpec], formats: Iterable[str], precisions: It
             source = exported if precision == "fp32" else Step(spec, ONNX, precision, exported)
             if source is not exported:
                 steps.append(source)
-            steps += [Step(spec, row.name, precision, source) for row in of_graph if row.made_from == ONNX]
+            steps += [
+                Step(spec, row.name, precision, source) for row in of_graph if row.made_from == ONNX
+            ]
         steps += [Step(spec, row.name, "fp32") for row in of_graph if row.made_from == MODEL]
     return tuple(steps)
 
@@ -84,10 +97,14 @@ def choose_graphs(specs: Mapping[str, GraphSpec], names: str | None) -> tuple[Gr
         InputError: an unknown name.
     """
     if names is None:
-        return tuple(spec for spec in specs.values() if graph_named(spec.name).role is not Role.COMBINED)
+        return tuple(
+            spec for spec in specs.values() if graph_named(spec.name).role is not Role.COMBINED
+        )
     asked = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in asked if name != "all" and name not in specs]:
-        raise InputError(f"there is no graph {', '.join(unknown)}: choose of {', '.join(specs)}, or all")
+        raise InputError(
+            f"there is no graph {', '.join(unknown)}: choose of {', '.join(specs)}, or all"
+        )
     if not asked:
         raise InputError(f"no graph is named: choose of {', '.join(specs)}, or all")
     return tuple(spec for spec in specs.values() if "all" in asked or spec.name in asked)
@@ -97,7 +114,9 @@ def choose_precisions(text: str) -> tuple[str, ...]:
     """ "fp32,fp16" to its parts, in the order of PRECISIONS. Raises InputError for others."""
     asked = [part.strip() for part in text.split(",") if part.strip()]
     if not asked or set(asked) - set(PRECISIONS):
-        raise InputError(f"{text!r} is not one or more of {', '.join(PRECISIONS)}, with commas between")
+        raise InputError(
+            f"{text!r} is not one or more of {', '.join(PRECISIONS)}, with commas between"
+        )
     return tuple(precision for precision in PRECISIONS if precision in asked)
 
 
@@ -109,7 +128,8 @@ def check_libraries(formats: Iterable[str]) -> None:
 
 
 def sizing_model(name: str, head_weights: str | Path | None = None) -> RegionSpot:
-    """The model without any weight in memory: it knows shapes alone, and takes a moment at any size.
+    """The model without any weight in memory: it knows shapes alone, and takes a moment at any
+    size.
 
     Args:
         head_weights: where the head's sizes are read; None stands for the preset's own.
@@ -119,12 +139,16 @@ def sizing_model(name: str, head_weights: str | Path | None = None) -> RegionSpo
     head = None if head_weights is None else load_head(head_weights).to("meta")
     with torch.device("meta"):
         sam, clip = create_backbones(name, random_weights=0)
-        return RegionSpot(sam, clip, head or RegionHead(sam.token_dim, clip.width, clip.embed_dim), name)
+        return RegionSpot(
+            sam, clip, head or RegionHead(sam.token_dim, clip.width, clip.embed_dim), name
+        )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one step. Files are estimated from parameter counts; memory is that of making and verifying it, at most."""
+    """Of one step. Files are estimated from parameter counts; memory is that of making and
+    verifying it, at most.
+    """
 
     step: Step
     file_bytes: int
@@ -137,16 +161,23 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     found = []
     for step in steps:
         weights = _parameter_bytes(module_class(step.spec.name).weights(model))
-        at_work = _LIBRARIES_BYTES + FORMATS[step.format].weight_copies * weights + activation_bytes(step.spec, model)
-        found.append(Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work)))
+        at_work = (
+            _LIBRARIES_BYTES
+            + FORMATS[step.format].weight_copies * weights
+            + activation_bytes(step.spec, model)
+        )
+        found.append(
+            Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work))
+        )
     return found
 
 
 def activation_bytes(spec: GraphSpec, model: RegionSpot) -> float:
-    """The largest activations of one run at the sizes that the ranges are best at, in single precision: a rough figure.
+    """The largest activations of one run at the sizes that the ranges are best at, in single
+    precision: a rough figure.
 
-    Inputs, outputs, and what outweighs the rest: attention over a whole image and the token decoder's probabilities,
-    each twice, for the scores and their softmax.
+    Inputs, outputs, and what outweighs the rest: attention over a whole image and the token
+    decoder's probabilities, each twice, for the scores and their softmax.
     """
     sizes = {axis: limits.opt for axis, limits in spec.ranges.items()}
     held = sum(math.prod(tensor.resolved(sizes)) for tensor in (*spec.inputs, *spec.outputs))
@@ -159,7 +190,9 @@ def _parameter_bytes(modules: Iterable[nn.Module]) -> int:
 
 
 def format_plan(estimates: Sequence[Estimate]) -> str:
-    """An aligned table: graph, format, precision, file and its size, what it is made from, memory."""
+    """An aligned table: graph, format, precision, file and its size, what it is made from,
+    memory.
+    """
     header = ("graph", "format", "precision", "size", "made from", "memory", "file")
     rows = [
         (
@@ -167,7 +200,9 @@ def format_plan(estimates: Sequence[Estimate]) -> str:
             one.step.format,
             one.step.precision,
             in_units(one.file_bytes),
-            f"{one.step.source.format} {one.step.source.precision}" if one.step.source else "PyTorch",
+            f"{one.step.source.format} {one.step.source.precision}"
+            if one.step.source
+            else "PyTorch",
             in_units(one.memory_bytes),
             one.step.file,
         )

@@ -1,9 +1,11 @@
-"""Half precision decided in the graph, node by node: what strongly typed runtimes (TensorRT 11) want to be told.
+"""Half precision decided in the graph, node by node: what strongly typed runtimes (TensorRT 11)
+want to be told.
 
-Sums of many products (matrix products, convolutions) run in half precision, as does what lies between them. What loses
-by it stays in single precision: normalisations, softmax, reductions, powers and quotients; the token decoder's
-variance, a sum with cancellation; and the phase of sines, where half precision would move a box by pixels. The graph's
-own inputs and outputs keep their types.
+Sums of many products (matrix products, convolutions) run in half precision, as does what lies
+between them. What loses by it stays in single precision: normalisations, softmax, reductions,
+powers and quotients; the token decoder's variance, a sum with cancellation; and the phase of sines,
+where half precision would move a box by pixels. The graph's own inputs and outputs keep their
+types.
 """
 
 from __future__ import annotations
@@ -21,14 +23,31 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.export.onnx_files import save
 from regionspot.export.onnx_passes import add_weight, constant
 
-HALF_TYPES = {"fp16": (ir.DataType.FLOAT16, np.float16), "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16)}
+HALF_TYPES = {
+    "fp16": (ir.DataType.FLOAT16, np.float16),
+    "bf16": (ir.DataType.BFLOAT16, ml_dtypes.bfloat16),
+}
 
 MIN_OPSET = {"fp16": 13, "bf16": 22}
-"""Opset 22 lets Conv and others take bf16, and changes nothing else of what stands in these graphs."""
+"""Opset 22 lets Conv and others take bf16, and changes nothing else of what stands in these
+graphs.
+"""
 
 HALF_OPS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 SINGLE_OPS = frozenset(
-    {"LayerNormalization", "Softmax", "LogSoftmax", "Pow", "Sqrt", "Exp", "Log", "Div", "Reciprocal", "Sin", "Cos"}
+    {
+        "LayerNormalization",
+        "Softmax",
+        "LogSoftmax",
+        "Pow",
+        "Sqrt",
+        "Exp",
+        "Log",
+        "Div",
+        "Reciprocal",
+        "Sin",
+        "Cos",
+    }
     | {f"Reduce{kind}" for kind in ("Mean", "Sum", "SumSquare", "L1", "L2", "LogSumExp", "Prod")}
 )
 """All others do as the nodes before them: half precision if anything that they work on is."""
@@ -62,7 +81,9 @@ def to_half(model: ir.Model, precision: str) -> None:
         ArtifactError: a weight does not fit into fp16, or the graph has branches or loops.
     """
     if precision not in HALF_TYPES:
-        raise InputError(f"{precision!r} is not a half precision: choose one of {', '.join(HALF_TYPES)}")
+        raise InputError(
+            f"{precision!r} is not a half precision: choose one of {', '.join(HALF_TYPES)}"
+        )
     ir.passes.common.ShapeInferencePass()(model)
     conversion = _Conversion(model.graph, precision)
     for node in list(model.graph):
@@ -86,9 +107,19 @@ class _Conversion:
     def convert(self, node: ir.Node) -> None:
         """Settle the node's precision, and have its inputs in that precision."""
         if any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):
-            raise ArtifactError(f"{node.name} is a branch or a loop, which cannot be converted to {self.precision}")
-        floats = [(i, value) for i, value in enumerate(node.inputs) if value is not None and self._is_float(value)]
-        wanted = self.half if self._wants_half(node, [value for _, value in floats]) else ir.DataType.FLOAT
+            raise ArtifactError(
+                f"{node.name} is a branch or a loop, which cannot be converted to {self.precision}"
+            )
+        floats = [
+            (i, value)
+            for i, value in enumerate(node.inputs)
+            if value is not None and self._is_float(value)
+        ]
+        wanted = (
+            self.half
+            if self._wants_half(node, [value for _, value in floats])
+            else ir.DataType.FLOAT
+        )
         for index, value in floats:
             if value.dtype != wanted:
                 node.replace_input_with(index, self._in_type(value, wanted, node))
@@ -113,10 +144,14 @@ class _Conversion:
         if node.op_type in HALF_OPS:
             return True
         activations = [value for value in floats if not value.is_initializer()]
-        return any(value.dtype == self.half for value in activations) or (bool(floats) and not activations)
+        return any(value.dtype == self.half for value in activations) or (
+            bool(floats) and not activations
+        )
 
     def _in_type(self, value: ir.Value, dtype: ir.DataType, node: ir.Node) -> ir.Value:
-        """The value in another type: a weight of that type, or the result of one Cast for all who want it."""
+        """The value in another type: a weight of that type, or the result of one Cast for all who
+        want it.
+        """
         if (value, dtype) not in self.converted:
             array = constant(value)
             if array is not None:
@@ -133,8 +168,8 @@ class _Conversion:
         if np.isinf(half.astype(np.float32)).sum() > np.isinf(array).sum():
             largest = np.abs(array[np.isfinite(array)]).max()
             raise ArtifactError(
-                f"weight {name} reaches {largest:.4g}, more than {self.precision} can hold: use bf16, which has the "
-                "range of single precision"
+                f"weight {name} reaches {largest:.4g}, more than {self.precision} can hold: use "
+                "bf16, which has the range of single precision"
             )
         return add_weight(self.graph, f"{name}.{self.precision}", half)
 

@@ -1,13 +1,14 @@
 """int8 for linear layers, decided in the graph by QuantizeLinear / DequantizeLinear pairs (QDQ).
 
-Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output channel of its weight;
-biases and results stay in single precision. Everything between linear layers does too: attention, normalisation,
-convolutions, and the token decoder's low-rank algebra. So does the head, which takes a small share of the time, and
-whose rounding is the last before the scores.
+Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output
+channel of its weight; biases and results stay in single precision. Everything between linear layers
+does too: attention, normalisation, convolutions, and the token decoder's low-rank algebra. So does
+the head, which takes a small share of the time, and whose rounding is the last before the scores.
 
-How a layer is quantised is searched for, by how much of its output survives on calibration inputs: where to clip, and
-how much of the differences between channels to move into the weights (SmoothQuant, arXiv 2211.10438), where a
-LayerNorm before it takes the inverse. A layer of which too little survives stays as it is.
+How a layer is quantised is searched for, by how much of its output survives on calibration inputs:
+where to clip, and how much of the differences between channels to move into the weights
+(SmoothQuant, arXiv 2211.10438), where a LayerNorm before it takes the inverse. A layer of which too
+little survives stays as it is.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class _Linears:
         return np.concatenate([_weight(node) for node in self.nodes], axis=1)
 
 
-def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str | Path) -> tuple[LayerReport, ...]:
+def quantize(
+    onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str | Path
+) -> tuple[LayerReport, ...]:
     """Write the int8 version of a graph.
 
     Args:
@@ -81,17 +84,21 @@ def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str
         out: the file to write.
 
     Returns:
-        What became of each linear layer. Of a graph without any, such as the token decoder's image part or the head,
-        the int8 version is the graph as it was.
+        What became of each linear layer. Of a graph without any, such as the token decoder's image
+        part or the head, the int8 version is the graph as it was.
 
     Raises:
         InputError: there is nothing to calibrate with.
     """
     if not feeds:
-        raise InputError("int8 needs inputs to calibrate with: name pictures of your own with --calibration")
+        raise InputError(
+            "int8 needs inputs to calibrate with: name pictures of your own with --calibration"
+        )
     model = ir.load(onnx_path)
     groups = find_linears(model.graph)
-    observed = observe(onnx_path, [str(group.source.name) for group in groups], feeds) if groups else {}
+    observed = (
+        observe(onnx_path, [str(group.source.name) for group in groups], feeds) if groups else {}
+    )
     reports = []
     for group in groups:
         before = _smoothable(group)
@@ -102,7 +109,9 @@ def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str
         reports.append(report)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     done = sum(report.quantized for report in reports)
-    model.metadata_props.update({"precision": "int8", "quantized_layers": f"{done} of {len(reports)}"})
+    model.metadata_props.update(
+        {"precision": "int8", "quantized_layers": f"{done} of {len(reports)}"}
+    )
     save(model, out)
     return tuple(reports)
 
@@ -110,8 +119,8 @@ def quantize(onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str
 def find_linears(graph: ir.Graph) -> list[_Linears]:
     """Linear layers by what they read.
 
-    Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for int8; those in
-    SINGLE_MODULES are left out too.
+    Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for
+    int8; those in SINGLE_MODULES are left out too.
     """
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
@@ -138,23 +147,33 @@ def observe(
         for feed in feeds:
             results = session.run([".".join(look) for look in looks], dict(feed))
             for (name, kind), found in zip(looks, results, strict=True):
-                seen[name, kind].append(found[rng.permutation(len(found))[:share]] if kind == "rows" else found)
+                seen[name, kind].append(
+                    found[rng.permutation(len(found))[:share]] if kind == "rows" else found
+                )
     return {
         name: CalibrationStats(
-            np.maximum(np.max(seen[name, "max"], 0), -np.min(seen[name, "min"], 0)), np.concatenate(seen[name, "rows"])
+            np.maximum(np.max(seen[name, "max"], 0), -np.min(seen[name, "min"], 0)),
+            np.concatenate(seen[name, "rows"]),
         )
         for name in names
     }
 
 
-def _observing_session(onnx_path: str | Path, names: Sequence[str], probed: Path) -> ort.InferenceSession:
-    """The graph with three more outputs for each value: each channel's largest and smallest, and every so many vectors.
+def _observing_session(
+    onnx_path: str | Path, names: Sequence[str], probed: Path
+) -> ort.InferenceSession:
+    """The graph with three more outputs for each value: each channel's largest and smallest, and
+    every so many vectors.
 
-    They are taken as soon as a value is there, so that calibration needs no more memory than running the graph.
+    They are taken as soon as a value is there, so that calibration needs no more memory than
+    running the graph.
     """
     model = ir.load(onnx_path)
     graph = model.graph
-    values = {value.name: value for value in (*graph.inputs, *(value for node in graph for value in node.outputs))}
+    values = {
+        value.name: value
+        for value in (*graph.inputs, *(value for node in graph for value in node.outputs))
+    }
     step = [
         add_weight(graph, f"observe.{name}", np.array([number], np.int64))
         for name, number in (("start", 0), ("end", 2**62), ("axis", 0), ("step", _ROW_STEP))
@@ -168,7 +187,9 @@ def _observing_session(onnx_path: str | Path, names: Sequence[str], probed: Path
         smallest = ir.node("ReduceMin", [value, axes], {"keepdims": 0})
         vectors = ir.node("Reshape", [value, flat])
         rows = ir.node("Slice", [vectors.outputs[0], *step])
-        graph.insert_before(next(usage.node for usage in value.uses()), [largest, smallest, vectors, rows])
+        graph.insert_before(
+            next(usage.node for usage in value.uses()), [largest, smallest, vectors, rows]
+        )
         for node, kind in zip((largest, smallest, rows), _LOOKS, strict=True):
             node.outputs[0].name, node.outputs[0].dtype = f"{name}.{kind}", ir.DataType.FLOAT
             graph.outputs.append(node.outputs[0])
@@ -195,7 +216,9 @@ def _shape(value: ir.Value) -> tuple[Any, ...]:
 
 
 def _smoothable(group: _Linears) -> ir.Node | None:
-    """The LayerNorm whose result these layers read, moved about at most, and nothing else reads; None without one."""
+    """The LayerNorm whose result these layers read, moved about at most, and nothing else reads;
+    None without one.
+    """
     value, readers = group.source, set(group.nodes)
     channels = _shape(value)[-1]
     while True:
@@ -211,7 +234,8 @@ def _smoothable(group: _Linears) -> ir.Node | None:
 
 def _keeps_channels(node: ir.Node) -> bool:
     if node.op_type != "Transpose":
-        return True  # a Reshape to as many channels cuts elsewhere; a Pad that adds some changes their number
+        # a Reshape to as many channels cuts elsewhere; a Pad that adds some changes their number
+        return True
     order = node.attributes["perm"].as_ints()
     return order[-1] == len(order) - 1
 
@@ -223,7 +247,9 @@ def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | N
             old = before.inputs[index]
             array = constant(old) if old is not None else None
             assert array is not None
-            smoothed = add_weight(graph, f"{before.name}.{index}.smoothed", array / recipe.smoothing)
+            smoothed = add_weight(
+                graph, f"{before.name}.{index}.smoothed", array / recipe.smoothing
+            )
             before.replace_input_with(index, smoothed)
     name = str(group.source.name)
     scale = add_weight(graph, f"{name}.scale", np.array(recipe.scale, np.float32))
@@ -231,7 +257,9 @@ def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | N
     rounded = _node("QuantizeLinear", [group.source, scale, zero], name, ir.DataType.INT8)
     restored = _node("DequantizeLinear", [rounded.outputs[0], scale, zero], name, ir.DataType.FLOAT)
     weight = _quantized_weight(graph, group, recipe.smoothing)
-    graph.insert_before(group.nodes[0], [rounded, restored, weight, *_products(graph, group, restored, weight)])
+    graph.insert_before(
+        group.nodes[0], [rounded, restored, weight, *_products(graph, group, restored, weight)]
+    )
     for node in group.nodes:
         graph.remove(node, safe=True)
 
@@ -249,8 +277,12 @@ def _quantized_weight(graph: ir.Graph, group: _Linears, smoothing: FloatArray) -
     return _node("DequantizeLinear", inputs, name, ir.DataType.FLOAT, axis=1)
 
 
-def _products(graph: ir.Graph, group: _Linears, restored: ir.Node, weight: ir.Node) -> list[ir.Node]:
-    """One product in place of all of the group's: ONNX Runtime has no int8 for several that share an input."""
+def _products(
+    graph: ir.Graph, group: _Linears, restored: ir.Node, weight: ir.Node
+) -> list[ir.Node]:
+    """One product in place of all of the group's: ONNX Runtime has no int8 for several that share
+    an input.
+    """
     first = group.nodes[0]
     product = ir.node("MatMul", [restored.outputs[0], weight.outputs[0]], name=first.name)
     (result,) = product.outputs
@@ -259,15 +291,31 @@ def _products(graph: ir.Graph, group: _Linears, restored: ir.Node, weight: ir.No
     if len(group.nodes) == 1:
         take_place(first.outputs[0], result)
         return [product]
-    widths = add_weight(graph, f"{first.name}.widths", np.array([_weight(n).shape[1] for n in group.nodes], np.int64))
-    split = ir.node("Split", [result, widths], {"axis": -1}, num_outputs=len(group.nodes), name=f"{first.name}/Split")
+    widths = add_weight(
+        graph,
+        f"{first.name}.widths",
+        np.array([_weight(n).shape[1] for n in group.nodes], np.int64),
+    )
+    split = ir.node(
+        "Split",
+        [result, widths],
+        {"axis": -1},
+        num_outputs=len(group.nodes),
+        name=f"{first.name}/Split",
+    )
     for node, part in zip(group.nodes, split.outputs, strict=True):
-        part.name, part.shape, part.type = f"{node.name}.part:0", node.outputs[0].shape, node.outputs[0].type
+        part.name, part.shape, part.type = (
+            f"{node.name}.part:0",
+            node.outputs[0].shape,
+            node.outputs[0].type,
+        )
         take_place(node.outputs[0], part)
     return [product, split]
 
 
-def _node(kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int) -> ir.Node:
+def _node(
+    kind: str, inputs: Sequence[ir.Value], name: str, dtype: ir.DataType, **attributes: int
+) -> ir.Node:
     """A node whose result is as large as its first input."""
     node = ir.node(kind, inputs, attributes, name=f"{name}/{kind}")
     (output,) = node.outputs

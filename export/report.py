@@ -16,7 +16,9 @@ VERDICTS = {True: "passed", False: "FAILED", None: "not run"}
 
 @dataclass(frozen=True)
 class Report:
-    """What an export came to: an entry for each step, in their order, and rows of the whole pipeline."""
+    """What an export came to: an entry for each step, in their order, and rows of the whole
+    pipeline.
+    """
 
     entries: tuple[GraphEntry, ...]
     end_to_end: tuple[Mapping[str, Any], ...]
@@ -32,20 +34,43 @@ class Report:
 def in_words(entry: GraphEntry) -> str:
     """How an artefact came out, in one line."""
     if entry.passed is None:
-        return f"made in {entry.build_s:.1f} s, {in_units(entry.size_bytes)}; not compared: {entry.reason}"
+        return (
+            f"made in {entry.build_s:.1f} s, {in_units(entry.size_bytes)}; not compared: "
+            f"{entry.reason}"
+        )
     if entry.max_abs_diff is None:
         return f"FAILED: {entry.reason}"
-    figures = f"max|Δ| {entry.max_abs_diff:.1e}, cosine {entry.cosine:.6f}, SQNR {entry.sqnr_db:.1f} dB"
+    figures = (
+        f"max|Δ| {entry.max_abs_diff:.1e}, cosine {entry.cosine:.6f}, SQNR {entry.sqnr_db:.1f} dB"
+    )
     verdict = "passed" if entry.passed else f"FAILED: {entry.reason}"
     return f"{in_units(entry.size_bytes)} in {entry.build_s:.1f} s; {figures}: {verdict}"
 
 
 def format_report(report: Report) -> str:
     """Aligned tables of all graphs and of the whole pipelines, and why what failed did."""
-    header = ("graph", "format", "precision", "size", "build s", "max|Δ|", "cosine", "SQNR dB", "verdict")
+    header = (
+        "graph",
+        "format",
+        "precision",
+        "size",
+        "build s",
+        "max|Δ|",
+        "cosine",
+        "SQNR dB",
+        "verdict",
+    )
     lines = [text_table(header, [_row(entry) for entry in report.entries])]
     if report.end_to_end:
-        columns = ("end to end", "precision", "images", "regions", "top-1 agreement", "score difference", "verdict")
+        columns = (
+            "end to end",
+            "precision",
+            "images",
+            "regions",
+            "top-1 agreement",
+            "score difference",
+            "verdict",
+        )
         lines += ["", text_table(columns, [_pipeline_row(row) for row in report.end_to_end])]
     failed = [f"{entry.title}: {entry.reason}" for entry in report.entries if entry.passed is False]
     failed += [
@@ -65,12 +90,21 @@ def format_comparison(graphs: Mapping[str, ParityResult], whole: EndToEndResult 
     rows = []
     for name, parity in graphs.items():
         worst = parity.worst
-        figures = _figures(*((worst.max_abs_diff, worst.cosine, worst.sqnr_db) if worst else (None, None, None)))
+        figures = _figures(
+            *((worst.max_abs_diff, worst.cosine, worst.sqnr_db) if worst else (None, None, None))
+        )
         rows.append((name, *figures, parity.tolerance.name, VERDICTS[parity.passed]))
     lines = [text_table(header, rows)]
     reasons = {name: parity.reason for name, parity in graphs.items() if parity.reason}
     if whole is not None:
-        columns = ("end to end", "images", "regions", "top-1 agreement", "score difference", "verdict")
+        columns = (
+            "end to end",
+            "images",
+            "regions",
+            "top-1 agreement",
+            "score difference",
+            "verdict",
+        )
         lines += ["", text_table(columns, [("A to B", *_pipeline_cells(whole.to_json()))])]
         reasons |= {"end to end": whole.reason} if whole.reason else {}
     lines += ["", *(f"{name}: {reason}" for name, reason in reasons.items())] if reasons else []
@@ -80,7 +114,15 @@ def format_comparison(graphs: Mapping[str, ParityResult], whole: EndToEndResult 
 def _row(entry: GraphEntry) -> Sequence[str]:
     figures = _figures(entry.max_abs_diff, entry.cosine, entry.sqnr_db)
     size = in_units(entry.size_bytes) if entry.file else "–"
-    return entry.name, entry.format, entry.precision, size, f"{entry.build_s:.1f}", *figures, VERDICTS[entry.passed]
+    return (
+        entry.name,
+        entry.format,
+        entry.precision,
+        size,
+        f"{entry.build_s:.1f}",
+        *figures,
+        VERDICTS[entry.passed],
+    )
 
 
 def _figures(max_abs_diff: float | None, cosine: float | None, sqnr_db: float | None) -> list[str]:

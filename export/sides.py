@@ -1,4 +1,6 @@
-"""The two sides of a comparison: the weights in PyTorch, or a directory of artefacts in some runtime."""
+"""The two sides of a comparison: the weights in PyTorch, or a directory of artefacts in some
+runtime.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.parity import EndToEndResult, ParityResult, compare, compare_pipeline, unavailable_reason
+from regionspot.export.parity import (
+    EndToEndResult,
+    ParityResult,
+    compare,
+    compare_pipeline,
+    unavailable_reason,
+)
 from regionspot.export.parity_inputs import ParityInputs, Trial
 from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, RUNTIMES, model_runtimes
@@ -53,33 +61,51 @@ class ParityOperand:
     @property
     def title(self) -> str:
         """ "artifacts onnxruntime fp32"."""
-        return "torch" if self.manifest is None else f"{self.manifest.directory} {self.runtime} {self.precision}"
+        return (
+            "torch"
+            if self.manifest is None
+            else f"{self.manifest.directory} {self.runtime} {self.precision}"
+        )
 
     @property
     def tolerance(self) -> Tolerance:
         """How far it may be from the model."""
-        return RUNTIME_FP32 if self.manifest is None else FORMATS[self.format].tolerance(self.precision)
+        return (
+            RUNTIME_FP32
+            if self.manifest is None
+            else FORMATS[self.format].tolerance(self.precision)
+        )
 
     @property
     def _device(self) -> str:
         return RUNTIMES[self.runtime].parity_device(self.precision)
 
     def specs(self) -> dict[str, GraphSpec] | None:
-        """The graphs that it has, with their ranges; None for PyTorch, which has all at any size."""
+        """The graphs that it has, with their ranges; None for PyTorch, which has all at any
+        size.
+        """
         if self.manifest is None:
             return None
         mine = (self.format, self.precision)
-        return {one.name: one.spec for one in self.manifest.graphs if (one.format, one.precision) == mine}
+        return {
+            one.name: one.spec
+            for one in self.manifest.graphs
+            if (one.format, one.precision) == mine
+        }
 
     def unavailable_reason(self, graph: str | None = None) -> str | None:
         """Returns why it cannot run on this machine; None if it can."""
         if self.manifest is None:
             return None
         entry = self.manifest.get(graph, self.format, self.precision) if graph else None
-        return unavailable_reason(self.runtime, self.precision, self.manifest.verify(entry) if entry else None)
+        return unavailable_reason(
+            self.runtime, self.precision, self.manifest.verify(entry) if entry else None
+        )
 
     def run(self, spec: GraphSpec, trials: Sequence[Trial], threads: int | None) -> Outputs:
-        """A graph's outputs; trials expect what PyTorch gives. Raises ArtifactError where it does not run."""
+        """A graph's outputs; trials expect what PyTorch gives. Raises ArtifactError where it does
+        not run.
+        """
         if self.manifest is None:
             return [trial.expected for trial in trials]
         path = self.manifest.verify(self.manifest.find(spec.name, self.format, self.precision))
@@ -90,12 +116,15 @@ class ParityOperand:
         """Logits of the whole pipeline; as `run`."""
         if self.manifest is None:
             return [trial.expected for trial in trials]
-        request = pipeline_request(self.manifest.directory, self.runtime, self.precision, self._device, threads)
+        request = pipeline_request(
+            self.manifest.directory, self.runtime, self.precision, self._device, threads
+        )
         return run_in_child(request, [trial.feeds for trial in trials])
 
 
 def shared_specs(a: ParityOperand, b: ParityOperand) -> dict[str, GraphSpec]:
-    """The graphs that both sides have, with the sizes that both take, in the order in which data flows.
+    """The graphs that both sides have, with the sizes that both take, in the order in which data
+    flows.
 
     Raises:
         InputError: there is none, or both sides are PyTorch, or of different models.
@@ -105,7 +134,9 @@ def shared_specs(a: ParityOperand, b: ParityOperand) -> dict[str, GraphSpec]:
         raise InputError("both sides are torch: compare it with a directory of artefacts")
     if len({manifest.model.name for manifest in manifests}) > 1:
         names = " and ".join(manifest.model.name for manifest in manifests)
-        raise InputError(f"the two directories are of different models, {names}: compare artefacts of one model")
+        raise InputError(
+            f"the two directories are of different models, {names}: compare artefacts of one model"
+        )
     of_sides = [specs for side in (a, b) if (specs := side.specs()) is not None]
     shared = {}
     for name in graph_specs(manifests[0].model):
@@ -118,16 +149,23 @@ def shared_specs(a: ParityOperand, b: ParityOperand) -> dict[str, GraphSpec]:
 
 
 def compare_graph(
-    a: ParityOperand, b: ParityOperand, spec: GraphSpec, inputs: ParityInputs, threads: int | None = None
+    a: ParityOperand,
+    b: ParityOperand,
+    spec: GraphSpec,
+    inputs: ParityInputs,
+    threads: int | None = None,
 ) -> ParityResult:
     """How far B is from A in one graph; never raises for what a runtime does."""
     tolerance = looser(a, b)
     try:
-        if (reason := a.unavailable_reason(spec.name) or b.unavailable_reason(spec.name)) is not None:
+        if (
+            reason := a.unavailable_reason(spec.name) or b.unavailable_reason(spec.name)
+        ) is not None:
             return ParityResult(tolerance, None, reason)
         trials = inputs.trials(spec)
         expected = [
-            replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run(spec, trials, threads), strict=True)
+            replace(trial, expected=of_a)
+            for trial, of_a in zip(trials, a.run(spec, trials, threads), strict=True)
         ]
         return compare(spec, expected, b.run(spec, trials, threads), tolerance)
     except ArtifactError as error:
@@ -149,7 +187,8 @@ def compare_pipelines(
             return EndToEndResult(tolerance, None, reason)
         trials = inputs.pipeline_trials(recognizer, with_text)
         expected = [
-            replace(trial, expected=of_a) for trial, of_a in zip(trials, a.run_pipeline(trials, threads), strict=True)
+            replace(trial, expected=of_a)
+            for trial, of_a in zip(trials, a.run_pipeline(trials, threads), strict=True)
         ]
         return compare_pipeline(expected, b.run_pipeline(trials, threads), tolerance)
     except ArtifactError as error:
@@ -173,8 +212,8 @@ def _split(text: str) -> tuple[str, str, str]:
         return rest, last, precision
     if rest and not Path(text).is_dir() and Path(rest.split(":")[0]).is_dir():
         raise InputError(
-            f"{text!r} names no runtime after its directory: write DIR:RUNTIME:PRECISION with one of "
-            f"{', '.join(model_runtimes())} and one of {', '.join(PRECISIONS)}"
+            f"{text!r} names no runtime after its directory: write DIR:RUNTIME:PRECISION with one "
+            f"of {', '.join(model_runtimes())} and one of {', '.join(PRECISIONS)}"
         )
     return text, "onnxruntime", precision
 
@@ -186,6 +225,9 @@ def _common_ranges(specs: Sequence[GraphSpec]) -> dict[str, Range]:
         low, high = max(one.min for one in ranges), min(one.max for one in ranges)
         if low > high:
             both = " and ".join(map(str, ranges))
-            raise InputError(f"{specs[0].name}: the sides take no {axis} of one size, {both}: export with equal ranges")
+            raise InputError(
+                f"{specs[0].name}: the sides take no {axis} of one size, {both}: export with equal "
+                "ranges"
+            )
         common[axis] = Range(low, min(max(ranges[0].opt, low), high), high)
     return common

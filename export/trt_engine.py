@@ -1,7 +1,8 @@
-"""Engines from ONNX files: TensorRT on the machine that has the GPU, TensorRT-RTX ahead of time and without one.
+"""Engines from ONNX files: TensorRT on the machine that has the GPU, TensorRT-RTX ahead of time and
+without one.
 
-Both are strongly typed: each layer's precision stands in the ONNX file. TensorRT tunes on the GPU that it builds on,
-TensorRT-RTX compiles for a list of GPUs and tunes where the engine runs.
+Both are strongly typed: each layer's precision stands in the ONNX file. TensorRT tunes on the GPU
+that it builds on, TensorRT-RTX compiles for a list of GPUs and tunes where the engine runs.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ from regionspot.runtime.trt_library import (
 RTX_CAPABILITIES = (80, 86, 89, 120, 121)
 """What an RTX engine is for unless told otherwise: Ampere, Ada, Blackwell and GB10.
 
-Turing (75) only when asked for: TensorRT-RTX multiplies only fp16 matrices on it, so few graphs build for it; and
-engines for several GPUs become slower where it is one of them (NVIDIA's support matrix).
+Turing (75) only when asked for: TensorRT-RTX multiplies only fp16 matrices on it, so few graphs
+build for it; and engines for several GPUs become slower where it is one of them (NVIDIA's support
+matrix).
 """
 
 RTX_WORKSPACE_MIB = 1 << 20
-"""What TensorRT-RTX may plan with, where nothing is asked for: without a GPU to ask it supposes 64 GiB, and refuses
-graphs whose largest shapes need more. `TrtRunner` allocates what the shapes at hand need."""
+"""What TensorRT-RTX may plan with, where nothing is asked for: without a GPU to ask it supposes 64
+GiB, and refuses graphs whose largest shapes need more. `TrtRunner` allocates what the shapes at
+hand need.
+"""
 
 OPTIMIZATION_LEVELS = range(6)
 DEFAULT_OPTIMIZATION_LEVEL = 3
@@ -67,13 +71,17 @@ def make(making: Making) -> None:
     if step.format == "tensorrt":  # for the GPU of this machine, whatever RTX engines are for
         options["compute_capabilities"] = None
     with Progress(f"building {step.title}", PERCENT, "percent") as progress:
-        build_engine(making.source, step.spec, making.path, step.format, **options, progress=progress)
+        build_engine(
+            making.source, step.spec, making.path, step.format, **options, progress=progress
+        )
 
 
 def settings(making: Making) -> dict[str, Any]:
     """Returns what an engine depends on besides its ONNX file."""
     engine = making.engine
-    found: dict[str, Any] = {"engine": [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]}
+    found: dict[str, Any] = {
+        "engine": [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]
+    }
     return found | {"gpu": gpu_here()} if making.step.format == "tensorrt" else found
 
 
@@ -88,32 +96,40 @@ def build_engine(
     timing_cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EngineSidecar:
-    """Build the engine of a graph; its profile spans the spec's ranges in every dynamic axis of every input.
+    """Build the engine of a graph; its profile spans the spec's ranges in every dynamic axis of
+    every input.
 
-    Matrix products of fp32 stay fp32: TF32 is off. The tensors are compared with the spec: TensorRT's of the engine,
-    loaded again; TensorRT-RTX's of the parsed network, since an engine does not load without a GPU.
+    Matrix products of fp32 stay fp32: TF32 is off. The tensors are compared with the spec:
+    TensorRT's of the engine, loaded again; TensorRT-RTX's of the parsed network, since an engine
+    does not load without a GPU.
 
     Args:
         onnx_path: the graph; external data lies beside it.
         spec: its tensors and ranges.
-        out: the engine, `.plan` or `.engine` by custom. The sidecar becomes `.json` beside it; where it is, both are
-            whole.
+        out: the engine, `.plan` or `.engine` by custom. The sidecar becomes `.json` beside it;
+            where it is, both are whole.
         flavour: "tensorrt" or "tensorrt-rtx".
-        compute_capabilities: of the GPUs that will run an RTX engine, 89 for 8.9; None is `RTX_CAPABILITIES`.
-        optimization_level: 0 builds fastest, 5 searches longest. It makes no difference to TensorRT-RTX.
-        workspace_mib: bound of the memory beside weights, inputs and outputs, for the largest shapes; None is what the
-            GPU has, and no bound for TensorRT-RTX.
-        timing_cache: a file that makes later builds faster, read where it is and written again. TensorRT-RTX leaves it
-            alone: it times nothing while it builds, and with a cache it would look for a GPU.
+        compute_capabilities: of the GPUs that will run an RTX engine, 89 for 8.9; None is
+            `RTX_CAPABILITIES`.
+        optimization_level: 0 builds fastest, 5 searches longest. It makes no difference to
+            TensorRT-RTX.
+        workspace_mib: bound of the memory beside weights, inputs and outputs, for the largest
+            shapes; None is what the GPU has, and no bound for TensorRT-RTX.
+        timing_cache: a file that makes later builds faster, read where it is and written again.
+            TensorRT-RTX leaves it alone: it times nothing while it builds, and with a cache it
+            would look for a GPU.
         progress: of `regionspot.export.trt_progress.PERCENT`; None shows nothing.
 
     Raises:
         InputError: TensorRT is not installed or finds no GPU, or an option is out of its range.
-        ArtifactError: the ONNX file cannot be read, TensorRT cannot take it, or its tensors are not the spec's.
+        ArtifactError: the ONNX file cannot be read, TensorRT cannot take it, or its tensors are not
+            the spec's.
     """
     onnx_path, out = Path(onnx_path), Path(out)
     if optimization_level not in OPTIMIZATION_LEVELS:
-        raise InputError(f"the optimisation level is 0 to {OPTIMIZATION_LEVELS[-1]}, not {optimization_level}")
+        raise InputError(
+            f"the optimisation level is 0 to {OPTIMIZATION_LEVELS[-1]}, not {optimization_level}"
+        )
     if workspace_mib is not None and workspace_mib < 1:
         raise InputError(f"the workspace is 1 MiB or more, not {workspace_mib}")
     wanted, is_rtx = flavour_named(flavour), flavour == "tensorrt-rtx"
@@ -168,19 +184,24 @@ def _checked_capabilities(trt: Any, flavour: str, wanted: Sequence[int] | None) 
     if flavour == "tensorrt":
         if wanted:
             raise InputError(
-                "TensorRT builds for the GPU of this machine, whatever its compute capability: leave them out, or build"
-                " with tensorrt-rtx"
+                "TensorRT builds for the GPU of this machine, whatever its compute capability: "
+                "leave them out, or build with tensorrt-rtx"
             )
         return ()
     capabilities = tuple(sorted(set(RTX_CAPABILITIES if wanted is None else wanted)))
-    known = sorted(int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+    known = sorted(
+        int(name[2:]) for name in trt.ComputeCapability.__members__ if name.startswith("SM")
+    )
     if unknown := [capability for capability in capabilities if capability not in known]:
         raise InputError(
-            f"TensorRT-RTX {trt.__version__} builds for the compute capabilities {in_words(known)}, not"
-            f" {in_words(unknown)}: leave it out, or build with tensorrt on that GPU"
+            f"TensorRT-RTX {trt.__version__} builds for the compute capabilities "
+            f"{in_words(known)}, not {in_words(unknown)}: leave it out, or build with tensorrt on "
+            "that GPU"
         )
     if not capabilities:
-        raise InputError(f"an engine is for one compute capability at least: name some of {in_words(known)}")
+        raise InputError(
+            f"an engine is for one compute capability at least: name some of {in_words(known)}"
+        )
     return capabilities
 
 
@@ -188,9 +209,15 @@ def _hash_sources(onnx_path: Path) -> dict[str, str]:
     """sha256 of the ONNX file and, where it is, of the external data beside it."""
     external = onnx_path.with_name(onnx_path.name + ".data")
     try:
-        return {path.name: file_sha256(path) for path in (onnx_path, external) if path == onnx_path or path.exists()}
+        return {
+            path.name: file_sha256(path)
+            for path in (onnx_path, external)
+            if path == onnx_path or path.exists()
+        }
     except OSError as error:
-        raise ArtifactError(f"cannot read the ONNX file {onnx_path}: {error.strerror}. Export it first.") from error
+        raise ArtifactError(
+            f"cannot read the ONNX file {onnx_path}: {error.strerror}. Export it first."
+        ) from error
 
 
 def _create_builder(trt: Any, log: Messages, wanted: Flavour) -> Any:
@@ -198,12 +225,15 @@ def _create_builder(trt: Any, log: Messages, wanted: Flavour) -> Any:
         return trt.Builder(logger_of(trt))
     except (TypeError, RuntimeError) as error:  # pybind11's answer to a null pointer
         raise InputError(
-            f"{wanted.title} cannot start: it builds on the GPU that will run the engine, and finds none here."
-            f" {log.told()} Build on that machine, or with tensorrt-rtx, which needs none."
+            f"{wanted.title} cannot start: it builds on the GPU that will run the engine, and "
+            f"finds none here. {log.told()} Build on that machine, or with tensorrt-rtx, which "
+            "needs none."
         ) from error
 
 
-def _parse(trt: Any, log: Messages, builder: Any, onnx_path: Path, wanted: Flavour) -> tuple[Any, Any]:
+def _parse(
+    trt: Any, log: Messages, builder: Any, onnx_path: Path, wanted: Flavour
+) -> tuple[Any, Any]:
     """The network, and the parser that its weights belong to: keep it until the engine is built."""
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger_of(trt))
@@ -211,15 +241,20 @@ def _parse(trt: Any, log: Messages, builder: Any, onnx_path: Path, wanted: Flavo
         found = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
         more = f"; and {len(found) - MAX_ERRORS} more" if len(found) > MAX_ERRORS else ""
         raise ArtifactError(
-            f"{wanted.title} cannot take {onnx_path}: {'; '.join(found[:MAX_ERRORS]) or log.told()}{more}"
+            f"{wanted.title} cannot take {onnx_path}: "
+            f"{'; '.join(found[:MAX_ERRORS]) or log.told()}{more}"
         )
     return network, parser
 
 
 def _parser_error(error: Any) -> str:
-    """ "node /Transpose (Transpose): Invalid Node ...", without the CUDA noise of a machine that has no GPU."""
+    """ "node /Transpose (Transpose): Invalid Node ...", without the CUDA noise of a machine that
+    has no GPU.
+    """
     lines = [line.strip() for line in error.desc().splitlines()]
-    reason = " ".join(line for line in lines if line and "catchCudaError" not in line) or error.desc()
+    reason = (
+        " ".join(line for line in lines if line and "catchCudaError" not in line) or error.desc()
+    )
     name, operator = error.node_name(), error.node_operator()
     return f"node {name or '?'} ({operator}): {reason}" if name or operator else reason
 
@@ -227,15 +262,17 @@ def _parser_error(error: Any) -> str:
 def _network_tensors(
     onnx_path: Path, spec: GraphSpec, network: Any
 ) -> tuple[tuple[EngineTensor, ...], tuple[EngineTensor, ...]]:
-    """Inputs and outputs of a parsed network, the inputs with the profile that the spec asks for."""
+    """Inputs and outputs of a parsed network, the inputs with the profile that the spec asks
+    for.
+    """
     profiles = profile_of(spec)
     inputs = []
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
             raise ArtifactError(
-                f"{onnx_path}: values of the input {tensor.name} decide the shapes of other tensors, which no graph of"
-                " ours does: export it again"
+                f"{onnx_path}: values of the input {tensor.name} decide the shapes of other "
+                "tensors, which no graph of ours does: export it again"
             )
         inputs.append(_as_engine_tensor(tensor, profiles.get(tensor.name)))
     outputs = [_as_engine_tensor(network.get_output(index)) for index in range(network.num_outputs)]
@@ -243,14 +280,17 @@ def _network_tensors(
 
 
 def _as_engine_tensor(tensor: Any, profile: Any = None) -> EngineTensor:
-    return EngineTensor(tensor.name, NUMPY_NAMES.get(tensor.dtype.name, "?"), tuple(tensor.shape), profile)
+    return EngineTensor(
+        tensor.name, NUMPY_NAMES.get(tensor.dtype.name, "?"), tuple(tensor.shape), profile
+    )
 
 
 def _refuse_misread_shapes(onnx_path: Path, network: Any, wanted: Flavour) -> None:
     """TensorRT reads some operators otherwise than ONNX means them, and does not say so.
 
-    Seen with TensorRT-RTX 1.7.1: the product of a vector with (B, C, M) is (1, M) to it, and the engine right for one
-    image alone. So the shape of every tensor is compared with the one that stands in the file.
+    Seen with TensorRT-RTX 1.7.1: the product of a vector with (B, C, M) is (1, M) to it, and the
+    engine right for one image alone. So the shape of every tensor is compared with the one that
+    stands in the file.
     """
     declared = {
         value.name: tuple(
@@ -264,13 +304,16 @@ def _refuse_misread_shapes(onnx_path: Path, network: Any, wanted: Flavour) -> No
             shape = declared.get(tensor.name) if tensor is not None else None
             if shape is not None and not _reads(tensor.shape, shape):
                 raise ArtifactError(
-                    f"{wanted.title} misreads {onnx_path}: the tensor {tensor.name} is {tuple(tensor.shape)} to it"
-                    f" instead of {shape}. Write that operator in another way."
+                    f"{wanted.title} misreads {onnx_path}: the tensor {tensor.name} is "
+                    f"{tuple(tensor.shape)} to it instead of {shape}. Write that operator in "
+                    "another way."
                 )
 
 
 def _reads(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
-    """Whether TensorRT's shape is the declared one: None is any size, and TensorRT need not know a size."""
+    """Whether TensorRT's shape is the declared one: None is any size, and TensorRT need not know a
+    size.
+    """
     return len(shape) == len(declared) and all(
         size == wanted or wanted is None or (size == DYNAMIC and wanted >= 0)
         for size, wanted in zip(shape, declared, strict=True)
@@ -278,7 +321,11 @@ def _reads(shape: Sequence[int], declared: Sequence[int | None]) -> bool:
 
 
 def _create_config(
-    trt: Any, builder: Any, capabilities: Sequence[int], optimization_level: int, workspace_mib: int | None
+    trt: Any,
+    builder: Any,
+    capabilities: Sequence[int],
+    optimization_level: int,
+    workspace_mib: int | None,
 ) -> Any:
     config = builder.create_builder_config()
     config.builder_optimization_level = optimization_level
@@ -289,14 +336,22 @@ def _create_config(
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
-            config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{capability}"], index)
+            config.set_compute_capability(
+                trt.ComputeCapability.__members__[f"SM{capability}"], index
+            )
     return config
 
 
-def _add_profile(builder: Any, config: Any, spec: GraphSpec, inputs: Sequence[EngineTensor]) -> None:
+def _add_profile(
+    builder: Any, config: Any, spec: GraphSpec, inputs: Sequence[EngineTensor]
+) -> None:
     """One profile, of every input that has a dynamic axis."""
     profile = builder.create_optimization_profile()
-    dynamic = {tensor.name: tensor.profile for tensor in inputs if DYNAMIC in tensor.shape and tensor.profile}
+    dynamic = {
+        tensor.name: tensor.profile
+        for tensor in inputs
+        if DYNAMIC in tensor.shape and tensor.profile
+    }
     for name, (smallest, best, largest) in dynamic.items():
         profile.set_shape(name, smallest, best, largest)
     if dynamic and config.add_optimization_profile(profile) < 0:
@@ -316,12 +371,16 @@ def _load_timing_cache(log: Messages, config: Any, path: Path) -> Any:
         cache = config.create_timing_cache(candidate)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             return cache
-        log.warnings.append(f"the timing cache {path} is another GPU's or version's: it is made anew")
+        log.warnings.append(
+            f"the timing cache {path} is another GPU's or version's: it is made anew"
+        )
     return None
 
 
 def _serialise(trt: Any, builder: Any, network: Any, config: Any, progress: Progress | None) -> Any:
-    """The engine's bytes, or None where TensorRT fails. With a monitor Ctrl-C ends the build at its next step."""
+    """The engine's bytes, or None where TensorRT fails. With a monitor Ctrl-C ends the build at its
+    next step.
+    """
     monitor = monitor_of(trt, progress) if progress else None
     if monitor is not None:
         config.progress_monitor = monitor
@@ -334,13 +393,17 @@ def _serialise(trt: Any, builder: Any, network: Any, config: Any, progress: Prog
 
 
 HINTS = {
-    "SM75": "TensorRT-RTX multiplies only fp16 matrices on Turing (7.5): leave that compute capability out.",
-    "OutOfMemory": "The largest shapes take more memory than the workspace: narrow the ranges, or give more workspace.",
+    "SM75": "TensorRT-RTX multiplies only fp16 matrices on Turing (7.5): leave that compute "
+    "capability out.",
+    "OutOfMemory": "The largest shapes take more memory than the workspace: narrow the ranges, or "
+    "give more workspace.",
 }
 
 
 def _why_not_built(onnx_path: Path, wanted: Flavour, errors: Sequence[str]) -> str:
-    told = [error for error in dict.fromkeys(errors) if "catchCudaError" not in error] or list(errors)
+    told = [error for error in dict.fromkeys(errors) if "catchCudaError" not in error] or list(
+        errors
+    )
     reason = "; ".join(told[:MAX_ERRORS]) or "it gives no reason"
     hints = [hint for sign, hint in HINTS.items() if sign in reason]
     return " ".join([f"{wanted.title} cannot build {onnx_path}: {reason}.", *hints])
@@ -349,7 +412,10 @@ def _why_not_built(onnx_path: Path, wanted: Flavour, errors: Sequence[str]) -> s
 def _refuse_inconsistent_profiles(onnx_path: Path, warnings: Sequence[str]) -> None:
     """TensorRT only warns where the graph cannot run at an end of its ranges."""
     if found := [warning for warning in warnings if "not self-consistent" in warning]:
-        raise ArtifactError(f"{onnx_path} does not run at an end of its ranges: {'; '.join(found)}. Narrow the ranges.")
+        raise ArtifactError(
+            f"{onnx_path} does not run at an end of its ranges: {'; '.join(found)}. Narrow the "
+            "ranges."
+        )
 
 
 def _check_loaded(trt: Any, log: Messages, plan: bytes, out: Path, spec: GraphSpec) -> None:

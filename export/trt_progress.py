@@ -19,7 +19,9 @@ class Phase:
 
 
 class Phases:
-    """TensorRT's phases, which nest: a step of one is often a phase of its own. Phases may begin in several threads."""
+    """TensorRT's phases, which nest: a step of one is often a phase of its own. Phases may begin in
+    several threads.
+    """
 
     def __init__(self) -> None:
         self._running: dict[str, Phase] = {}
@@ -50,15 +52,19 @@ class Phases:
 
     def _fraction_of(self, name: str) -> float:
         phase = self._running[name]
-        inside = [self._fraction_of(child) for child, other in self._running.items() if other.parent == name]
+        inside = [
+            self._fraction_of(child)
+            for child, other in self._running.items()
+            if other.parent == name
+        ]
         return min((phase.done + max(inside, default=0.0)) / phase.steps, 1.0)
 
 
 def monitor_of(trt: Any, progress: Progress) -> Any:
     """A `trt.IProgressMonitor` that updates `progress`, of `PERCENT`.
 
-    An exception must not reach TensorRT, which would end the process: Ctrl-C, or a stream that is closed, cancels the
-    build and stands in `stopped_by`.
+    An exception must not reach TensorRT, which would end the process: Ctrl-C, or a stream that is
+    closed, cancels the build and stands in `stopped_by`.
     """
 
     class Monitor(trt.IProgressMonitor):

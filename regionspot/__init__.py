@@ -1,4 +1,5 @@
-"""RegionSpot: recognise regions of an image by a small head on a frozen SAM and a frozen CLIP (arXiv 2311.01373).
+"""RegionSpot: recognise regions of an image by a small head on a frozen SAM and a frozen CLIP
+(arXiv 2311.01373).
 
 `import regionspot` is cheap: PyTorch is loaded when `load_head` or `create_model` is first used.
 """

@@ -1,6 +1,8 @@
-"""What callers pass in, as NumPy arrays and plain numbers: converted without loss, or refused in one line.
+"""What callers pass in, as NumPy arrays and plain numbers: converted without loss, or refused in
+one line.
 
-Tensors of PyTorch are read without importing it, whatever their device, their type and their gradients.
+Tensors of PyTorch are read without importing it, whatever their device, their type and their
+gradients.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ import numpy.typing as npt
 
 from regionspot.errors import InputError, shown
 
-_NOT_NUMBERS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations", "V": "records"}
+_NOT_NUMBERS = {
+    "U": "text",
+    "S": "bytes",
+    "c": "complex numbers",
+    "M": "dates",
+    "m": "durations",
+    "V": "records",
+}
 _LARGEST_COUNT = 2**62
 
 
@@ -26,7 +35,10 @@ def as_array(values: Any, what: str) -> npt.NDArray[Any]:
         InputError: rows of different lengths, no array at all, or masked elements.
     """
     if hasattr(values, "__next__"):
-        raise InputError(f"{what} must be an array or nested lists, not a {type(values).__name__}: make a list of it")
+        raise InputError(
+            f"{what} must be an array or nested lists, not a {type(values).__name__}: make a list "
+            "of it"
+        )
     if values is None or isinstance(values, (Mapping, Set)):
         raise InputError(f"{what} must be an array or nested lists, not a {type(values).__name__}")
     try:
@@ -36,7 +48,9 @@ def as_array(values: Any, what: str) -> npt.NDArray[Any]:
     except Exception as error:  # conversions of other libraries raise anything
         raise InputError(f"{what} must be a rectangular array of numbers: {error}") from error
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-        raise InputError(f"{what} must not have masked elements: fill them, or leave their rows out")
+        raise InputError(
+            f"{what} must not have masked elements: fill them, or leave their rows out"
+        )
     return np.asarray(array)
 
 
@@ -49,7 +63,8 @@ def as_numbers(values: Any, what: str, booleans: bool = False) -> npt.NDArray[np
         booleans: take True and False for 1 and 0.
 
     Raises:
-        InputError: as `as_array`, or the elements are not real numbers: text, None, complex, Boolean.
+        InputError: as `as_array`, or the elements are not real numbers: text, None, complex,
+            Boolean.
     """
     array = as_array(values, what)
     if array.dtype == np.float32:
@@ -77,7 +92,8 @@ def as_whole_numbers(values: Any, what: str, booleans: bool = False) -> npt.NDAr
 
 
 def checked_count(value: Any, name: str, least: int = 1) -> int:
-    """A whole number of at least `least` as an `int`; NumPy's integers and floats without a fraction are taken.
+    """A whole number of at least `least` as an `int`; NumPy's integers and floats without a
+    fraction are taken.
 
     Raises:
         InputError: anything else; the message names the argument.
@@ -89,7 +105,9 @@ def checked_count(value: Any, name: str, least: int = 1) -> int:
 
 
 def whole_number(value: Any) -> int | None:
-    """The `int` that a value stands for; None where it is no whole number. Booleans and text are none."""
+    """The `int` that a value stands for; None where it is no whole number. Booleans and text are
+    none.
+    """
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (float, np.floating)):
@@ -107,7 +125,9 @@ def _without_tensors(values: Any) -> Any:
     if not callable(getattr(values, "detach", None)):
         return values
     tensor = values.detach().cpu()
-    if not tensor.is_floating_point() or tensor.element_size() >= 4:  # 16-bit floats: NumPy lacks some
+    if (
+        not tensor.is_floating_point() or tensor.element_size() >= 4
+    ):  # 16-bit floats: NumPy lacks some
         return tensor.resolve_neg().numpy()
     return tensor.float().numpy()
 
@@ -123,7 +143,11 @@ def _not_numbers(array: npt.NDArray[Any], booleans: bool) -> str | None:
     if array.dtype.kind == "O":
         wrong = (item for item in array.flat if not _is_real(item, booleans))
         return next((f"{type(item).__name__} ({shown(item)})" for item in wrong), None)
-    kind = "booleans" if array.dtype.kind == "b" and not booleans else _NOT_NUMBERS.get(array.dtype.kind)
+    kind = (
+        "booleans"
+        if array.dtype.kind == "b" and not booleans
+        else _NOT_NUMBERS.get(array.dtype.kind)
+    )
     return f"{kind} ({shown(array.flat[0].item())})" if kind and array.size else kind
 
 

@@ -1,4 +1,6 @@
-"""What to say of a child process that did not end well. Imports nothing heavy: `regionspot doctor` uses it."""
+"""What to say of a child process that did not end well. Imports nothing heavy: `regionspot doctor`
+uses it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ MAX_MESSAGE = 300
 
 
 def exit_reason(child: subprocess.CompletedProcess[bytes]) -> str:
-    """ "crashed (SIGSEGV)", or "ended with status 3: " and the last line that it wrote to stderr."""
+    """ "crashed (SIGSEGV)", or "ended with status 3: " and the last line that it wrote to
+    stderr.
+    """
     if child.returncode < 0:
         return f"crashed ({signal.Signals(-child.returncode).name})"
     last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]

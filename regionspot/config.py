@@ -1,8 +1,8 @@
 """What a training run is made of, as frozen dataclasses, and how they are read from YAML.
 
-The defaults are the authors' recipe (spec: "Training recipe"); `regionspot/configs/` holds whole files. A key that does
-not exist, a wrong type and an impossible value are errors that name the key. No torch here, and no configuration goes
-further than `training.loop`: models take plain arguments.
+The defaults are the authors' recipe (spec: "Training recipe"); `regionspot/configs/` holds whole
+files. A key that does not exist, a wrong type and an impossible value are errors that name the key.
+No torch here, and no configuration goes further than `training.loop`: models take plain arguments.
 """
 
 from __future__ import annotations
@@ -56,20 +56,25 @@ CHANGEABLE_ON_RESUME = (
 )
 """Keys that a resumed run may change, since they say where and how, not what.
 
-What the run learns from is compared by content instead: annotations, excluded classes, skipped images, weights and
-artefacts (see `training.loop`)."""
+What the run learns from is compared by content instead: annotations, excluded classes, skipped
+images, weights and artefacts (see `training.loop`).
+"""
 
 BEFORE_THE_KEY: Mapping[str, Any] = {
     "loss_reduction": "per_region",
     "datasets.*.clean_names": "coco",
     "optimizer.ema_ramp": False,
 }
-"""What runs did before a key existed, where that is not the key's default now: their configurations lack the key."""
+"""What runs did before a key existed, where that is not the key's default now: their configurations
+lack the key.
+"""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The frozen parts by preset and files, and the head's size. `initial_head`: a head to go on from (stage 2)."""
+    """The frozen parts by preset and files, and the head's size. `initial_head`: a head to go on
+    from (stage 2).
+    """
 
     preset: str = "regionspot_bb"
     sam_weights: str | None = None
@@ -83,13 +88,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """One COCO or LVIS annotation file. `images`: what its file names are relative to (default: the file's folder).
+    """One COCO or LVIS annotation file. `images`: what its file names are relative to (default: the
+    file's folder).
 
-    `ratio` batches in every sum-of-ratios batches are this data set's. `exclude`: classes to leave out of training,
-    with their regions: "novel" for those that the file marks `"novel": true`, or a text file with a class name on each
-    line. `clean_names`: "coco" cuts COCO's suffixes `-other`, `-merged` and `-stuff` off the class names.
-    `same_meaning`: what to do about different names with the same text embedding, which would make a region's class
-    its own negative: "error" stops, "warn" trains all the same. (Equal names are always one class.)
+    `ratio` batches in every sum-of-ratios batches are this data set's. `exclude`: classes to leave
+    out of training, with their regions: "novel" for those that the file marks `"novel": true`, or a
+    text file with a class name on each line. `clean_names`: "coco" cuts COCO's suffixes `-other`,
+    `-merged` and `-stuff` off the class names. `same_meaning`: what to do about different names
+    with the same text embedding, which would make a region's class its own negative: "error" stops,
+    "warn" trains all the same. (Equal names are always one class.)
     """
 
     name: str
@@ -105,17 +112,19 @@ class DatasetConfig:
 class FeatureConfig:
     """The cache of what SAM (and, without augmentation, CLIP) say of each image.
 
-    `multimask`: three tokens of each region, each learnt on its own, instead of SAM's single-mask token.
-    `cache_dir`: default $REGIONSPOT_CACHE/features or ~/.cache/regionspot/features. `batch_size` counts images while
-    extracting; `workers` are threads that read images. Caches of up to `max_memory_gib` are held in memory.
+    `multimask`: three tokens of each region, each learnt on its own, instead of SAM's single-mask
+    token. `cache_dir`: default $REGIONSPOT_CACHE/features or ~/.cache/regionspot/features.
+    `batch_size` counts images while extracting; `workers` are threads that read images. Caches of
+    up to `max_memory_gib` are held in memory.
 
-    `runtime`: what runs SAM and CLIP while extracting; other than torch it runs the graphs in `artifacts`, a directory
-    that regionspot-export made of these weights, in that `precision` or the finest that is there. PyTorch extracts in
-    fp32 (the default), bf16 or fp16.
+    `runtime`: what runs SAM and CLIP while extracting; other than torch it runs the graphs in
+    `artifacts`, a directory that regionspot-export made of these weights, in that `precision` or
+    the finest that is there. PyTorch extracts in fp32 (the default), bf16 or fp16.
 
-    `on_error`: "skip" leaves out an image that cannot be read, or is not of the annotated size, and lists it in the
-    run's skipped.json; more than the fraction `max_skipped` of a data set's images stop the run. `verify`: read the
-    whole cache at the start, not only what was changed since it was written.
+    `on_error`: "skip" leaves out an image that cannot be read, or is not of the annotated size, and
+    lists it in the run's skipped.json; more than the fraction `max_skipped` of a data set's images
+    stop the run. `verify`: read the whole cache at the start, not only what was changed since it
+    was written.
     """
 
     cache_dir: str | None = None
@@ -140,13 +149,13 @@ class FeatureConfig:
             )
         if self.runtime == "torch" and self.artifacts is not None:
             raise InputError(
-                "features.artifacts holds exported graphs, and torch runs the weights themselves: set features.runtime "
-                "too, or leave it out"
+                "features.artifacts holds exported graphs, and torch runs the weights themselves: "
+                "set features.runtime too, or leave it out"
             )
         if self.runtime == "torch" and self.precision == "int8":
             raise InputError(
-                "features.precision int8 exists as exported graphs only: set features.runtime too, or take fp32, bf16 "
-                "or fp16"
+                "features.precision int8 exists as exported graphs only: set features.runtime too, "
+                "or take fp32, bf16 or fp16"
             )
 
 
@@ -154,7 +163,8 @@ class FeatureConfig:
 class AugmentationConfig:
     """How the CLIP image is varied (see `data.augmentation`). Lengths are pixels, chosen uniformly.
 
-    `keep_cropped_regions`: train on regions that the crop cuts away, too, as the authors' code does.
+    `keep_cropped_regions`: train on regions that the crop cuts away, too, as the authors' code
+    does.
     """
 
     flip_probability: float = 0.5
@@ -168,8 +178,9 @@ class AugmentationConfig:
 class OptimizerConfig:
     """AdamW and its learning rate over the steps (see `training.optim`).
 
-    `ema_decay`: save a moving average of the weights; `ema_ramp` lets the decay grow from 0.1 in the first steps, so
-    that the random initial weights do not stay in the average for 1 / (1 - decay) steps.
+    `ema_decay`: save a moving average of the weights; `ema_ramp` lets the decay grow from 0.1 in
+    the first steps, so that the random initial weights do not stay in the average for 1 / (1 -
+    decay) steps.
     """
 
     learning_rate: float = 2.5e-5
@@ -200,11 +211,12 @@ class LoggingConfig:
 class TrainConfig:
     """A whole run: it goes to `output_dir`/`name`.
 
-    `loss_reduction`: "per_image" weighs all images of a batch alike, as the authors do; "per_region" all regions (see
-    `modeling.losses`). `max_regions_per_image`: a batch takes at most this many regions of an image, drawn anew in each
-    step; null means all. `amp`: "auto" is bf16 where CUDA has it, fp16 on older GPUs, and off on the CPU.
-    `standardize_inputs`: train on tokens of mean 0 and deviation 1, folded into the head's weights at the end.
-    `augmentation`: null means none, and then CLIP's maps are cached as well.
+    `loss_reduction`: "per_image" weighs all images of a batch alike, as the authors do;
+    "per_region" all regions (see `modeling.losses`). `max_regions_per_image`: a batch takes at most
+    this many regions of an image, drawn anew in each step; null means all. `amp`: "auto" is bf16
+    where CUDA has it, fp16 on older GPUs, and off on the CPU. `standardize_inputs`: train on tokens
+    of mean 0 and deviation 1, folded into the head's weights at the end. `augmentation`: null means
+    none, and then CLIP's maps are cached as well.
     """
 
     datasets: tuple[DatasetConfig, ...]
@@ -240,7 +252,8 @@ class TrainConfig:
             raise InputError("augmentation.crop_size must be two lengths, [smallest, largest]")
         if self.standardize_inputs and self.model.initial_head:
             raise InputError(
-                "standardize_inputs cannot go with model.initial_head, which takes raw inputs: set one of the two"
+                "standardize_inputs cannot go with model.initial_head, which takes raw inputs: set "
+                "one of the two"
             )
 
 
@@ -265,11 +278,23 @@ _RANGES: tuple[tuple[str, Any, str], ...] = (
     ("features.max_memory_gib", lambda v: v >= 0, "0 or more"),
     ("features.max_skipped", lambda v: 0 <= v <= 1, "a fraction in [0, 1]"),
     ("augmentation.*_probability", lambda v: 0 <= v <= 1, "in [0, 1]"),
-    ("augmentation.shortest_side_before_crop", lambda v: v and min(v) >= 1, "one or more lengths of 1 or more"),
-    ("augmentation.crop_size", lambda v: v and 1 <= v[0] <= v[-1], "[smallest, largest], 1 or more"),
+    (
+        "augmentation.shortest_side_before_crop",
+        lambda v: v and min(v) >= 1,
+        "one or more lengths of 1 or more",
+    ),
+    (
+        "augmentation.crop_size",
+        lambda v: v and 1 <= v[0] <= v[-1],
+        "[smallest, largest], 1 or more",
+    ),
     ("optimizer.learning_rate", lambda v: 0 < v < math.inf, "more than 0 and finite"),
     ("optimizer.weight_decay", lambda v: v >= 0, "0 or more"),
-    ("optimizer.milestones", lambda v: list(v) == sorted(set(v)) and min(v, default=0) >= 0, "increasing, 0 or more"),
+    (
+        "optimizer.milestones",
+        lambda v: list(v) == sorted(set(v)) and min(v, default=0) >= 0,
+        "increasing, 0 or more",
+    ),
     ("optimizer.decay_factor", lambda v: 0 < v <= 1, "in (0, 1]"),
     ("optimizer.warmup_steps", lambda v: v >= 0, "0 or more"),
     ("optimizer.warmup_factor", lambda v: 0 <= v <= 1, "in [0, 1]"),
@@ -281,16 +306,18 @@ _RANGES: tuple[tuple[str, Any, str], ...] = (
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML file and lay `key.sub=value` overrides over it; `datasets.0.annotations=…` reaches into lists.
+    """Read a YAML file and lay `key.sub=value` overrides over it; `datasets.0.annotations=…`
+    reaches into lists.
 
     Values of overrides are YAML: `augmentation=null`, `optimizer.milestones=[100,200]`.
 
     Args:
-        path: a file, or the bare name of a packaged one ("mini.yaml" or "mini"), wherever the command runs. A file of
-            that name in the working directory comes first.
+        path: a file, or the bare name of a packaged one ("mini.yaml" or "mini"), wherever the
+            command runs. A file of that name in the working directory comes first.
 
     Raises:
-        InputError: no such file, no YAML, an unknown key (with the nearest known one), a wrong type, a bad value.
+        InputError: no such file, no YAML, an unknown key (with the nearest known one), a wrong
+            type, a bad value.
     """
     tree = _read_yaml(_config_path(Path(path)))
     for override in overrides:
@@ -299,7 +326,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def load_config_of_run(path: str | Path) -> TrainConfig:
-    """Read the config.yaml of an earlier run: keys that it lacks have the values of `BEFORE_THE_KEY`.
+    """Read the config.yaml of an earlier run: keys that it lacks have the values of
+    `BEFORE_THE_KEY`.
 
     Raises:
         InputError: as for `load_config`.
@@ -308,7 +336,9 @@ def load_config_of_run(path: str | Path) -> TrainConfig:
 
 
 def config_of_run(tree: Mapping[str, Any]) -> TrainConfig:
-    """As `config_from_dict`, of what a run wrote down: keys that did not exist then have their meaning of then."""
+    """As `config_from_dict`, of what a run wrote down: keys that did not exist then have their
+    meaning of then.
+    """
     tree = copy.deepcopy(tree)
     for key, value in BEFORE_THE_KEY.items():
         *parents, last = key.split(".")
@@ -335,8 +365,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(
-            f"cannot read the configuration {path}: {reason}. Name a YAML file, or a packaged one by its bare name: "
-            f"{', '.join(packaged_configs())}"
+            f"cannot read the configuration {path}: {reason}. Name a YAML file, or a packaged one "
+            f"by its bare name: {', '.join(packaged_configs())}"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {_in_one_line(error)}") from error
@@ -346,7 +376,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(text: str) -> Any:
-    """`yaml.safe_load`, but a key that a mapping has twice is a `yaml.YAMLError`: only one of them would count."""
+    """`yaml.safe_load`, but a key that a mapping has twice is a `yaml.YAMLError`: only one of them
+    would count.
+    """
     return yaml.load(text, _UniqueKeys)
 
 
@@ -370,7 +402,9 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _nodes(tree: Any, parents: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The mappings at a dotted key, where `*` stands for every item of a list; nothing where there is none."""
+    """The mappings at a dotted key, where `*` stands for every item of a list; nothing where there
+    is none.
+    """
     if not parents:
         yield from [tree] if isinstance(tree, dict) else []
     elif parents[0] == "*":
@@ -413,7 +447,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences_on_resume(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Keys whose change would make the resumed run another run: "optimizer.learning_rate (0.001, now 0.002)".
+    """Keys whose change would make the resumed run another run: "optimizer.learning_rate (0.001,
+    now 0.002)".
 
     `steps` may grow where the learning rate of a step does not depend on it.
     """
@@ -424,7 +459,10 @@ def differences_on_resume(old: TrainConfig, new: TrainConfig) -> list[str]:
         if before.get(key) != now.get(key) and not _may_change(key, old, new)
     ]
     reasons = {"steps": _why_steps_stay(old, new)}
-    return [f"{key} ({before.get(key)!r}, now {now.get(key)!r}{reasons.get(key, '')})" for key in changed]
+    return [
+        f"{key} ({before.get(key)!r}, now {now.get(key)!r}{reasons.get(key, '')})"
+        for key in changed
+    ]
 
 
 def _may_change(key: str, old: TrainConfig, new: TrainConfig) -> bool:
@@ -437,18 +475,30 @@ def _may_change(key: str, old: TrainConfig, new: TrainConfig) -> bool:
 
 def _why_steps_stay(old: TrainConfig, new: TrainConfig) -> str:
     if "cosine" in (old.optimizer.schedule, new.optimizer.schedule):
-        return "; the cosine schedule spreads over all steps, so another number of steps is another run"
+        return (
+            "; the cosine schedule spreads over all steps, so another number of steps is another "
+            "run"
+        )
     return "; steps may only grow" if new.steps < old.steps else ""
 
 
 def _lay_over(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{shown(override)} is no override: write key=value, such as optimizer.learning_rate=1e-3")
+        raise InputError(
+            f"{shown(override)} is no override: write key=value, such as "
+            "optimizer.learning_rate=1e-3"
+        )
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-45 is no date
-        raise InputError(f"{shown(override)}: the value is not YAML ({_in_one_line(error)})") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: 2026-13-45 is no date
+        raise InputError(
+            f"{shown(override)}: the value is not YAML ({_in_one_line(error)})"
+        ) from error
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -507,11 +557,17 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"{key} must be a list, got {shown(value)}")
-        return tuple(_convert(item, arguments[0], f"{key}.{index}") for index, item in enumerate(value))
+        return tuple(
+            _convert(item, arguments[0], f"{key}.{index}") for index, item in enumerate(value)
+        )
     if origin is Literal:
-        value = "off" if value is False and "off" in arguments else value  # YAML reads `off` as false
+        value = (
+            "off" if value is False and "off" in arguments else value
+        )  # YAML reads `off` as false
         if value not in arguments:
-            raise InputError(f"{key} must be one of {', '.join(map(str, arguments))}, got {shown(value)}")
+            raise InputError(
+                f"{key} must be one of {', '.join(map(str, arguments))}, got {shown(value)}"
+            )
         return value
     return _convert_scalar(value, hint, key)
 
@@ -535,8 +591,15 @@ def _did_you_mean(key: str) -> str:
     close = difflib.get_close_matches(generic, known, n=1, cutoff=0.75)
     if not close:
         by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
-        close = [by_last[m] for m in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]}?" if close else f"; the top-level keys are {', '.join(_top_keys())}"
+        close = [
+            by_last[m]
+            for m in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)
+        ]
+    return (
+        f"; did you mean {close[0]}?"
+        if close
+        else f"; the top-level keys are {', '.join(_top_keys())}"
+    )
 
 
 def _top_keys() -> list[str]:

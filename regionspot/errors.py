@@ -22,12 +22,16 @@ class ArtifactError(RegionSpotError):
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether a signal handler raised an exception, whatever its type, in the middle of somebody else's call."""
+    """Whether a signal handler raised an exception, whatever its type, in the middle of somebody
+    else's call.
+    """
     return any(_is_handler(frame) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_handler(frame: FrameType) -> bool:
-    """Whether a function was called as a signal handler: it is given the frame that it interrupts, its own caller."""
+    """Whether a function was called as a signal handler: it is given the frame that it interrupts,
+    its own caller.
+    """
     given = list(frame.f_locals.values())
     given += [value for values in given if isinstance(values, tuple) for value in values]
     return frame.f_back is not None and any(value is frame.f_back for value in given)
@@ -54,7 +58,8 @@ def first_few(values: Iterable[object], most: int = MAX_NAMED) -> str:
 
 
 def plain_text(text: str | PathLike[str]) -> str:
-    r"""Text, or a file's name, that UTF-8 can hold: bytes of a name that are no UTF-8 are written as `\xe9`.
+    r"""Text, or a file's name, that UTF-8 can hold: bytes of a name that are no UTF-8 are written
+    as `\xe9`.
 
     >>> plain_text("caf\udce9.jpg")
     'caf\\xe9.jpg'
@@ -64,5 +69,7 @@ def plain_text(text: str | PathLike[str]) -> str:
         text.encode()
         return text
     except UnicodeEncodeError:
-        escaped = "".join(ch if not 0xDC80 <= ord(ch) <= 0xDCFF else f"\\x{ord(ch) - 0xDC00:02x}" for ch in text)
+        escaped = "".join(
+            ch if not 0xDC80 <= ord(ch) <= 0xDCFF else f"\\x{ord(ch) - 0xDC00:02x}" for ch in text
+        )
         return escaped.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written aside, flushed to the disk, then renamed.
 
-Devices, FIFOs and this process's own descriptors (/dev/stdout) are written into instead: nothing takes their place.
+Devices, FIFOs and this process's own descriptors (/dev/stdout) are written into instead: nothing
+takes their place.
 """
 
 from __future__ import annotations
@@ -28,18 +29,31 @@ LEFTOVER_AGE_S = 3600.0
 
 MAX_LINKS = 40
 _DESCRIPTOR = re.compile(r"/(?:dev/fd|proc/(?:self|thread-self|(?P<pid>\d+))/fd)/(?P<fd>\d+)")
-_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
-"""What file systems that cannot flush a directory say (FUSE, SMB), or folders that may be written but not read."""
+_NO_FSYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+}
+"""What file systems that cannot flush a directory say (FUSE, SMB), or folders that may be written
+but not read.
+"""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path`, so that a reader or a crash finds the old file or the new one and nothing between.
+    """Write `content` to `path`, so that a reader or a crash finds the old file or the new one and
+    nothing between.
 
-    Missing directories are made. A symbolic link stays one, and its target is replaced. A file that is there keeps its
-    mode; a new one gets what the umask allows. What is no regular file (a device, a FIFO, /dev/stdout) is written into.
+    Missing directories are made. A symbolic link stays one, and its target is replaced. A file that
+    is there keeps its mode; a new one gets what the umask allows. What is no regular file (a
+    device, a FIFO, /dev/stdout) is written into.
 
     Raises:
-        ArtifactError: it cannot be written. What was at `path` is untouched, and nothing is left beside it.
+        ArtifactError: it cannot be written. What was at `path` is untouched, and nothing is left
+            beside it.
     """
     try:
         descriptor = own_descriptor(path)
@@ -57,7 +71,8 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def own_descriptor(path: str | Path) -> int | None:
-    """The number of this process's descriptor that a path names (/dev/stdout is 1, /dev/fd/3 is 3), else None.
+    """The number of this process's descriptor that a path names (/dev/stdout is 1, /dev/fd/3 is 3),
+    else None.
 
     Raises:
         OSError: the path's symbolic links form a loop.
@@ -65,7 +80,9 @@ def own_descriptor(path: str | Path) -> int | None:
     text = os.path.abspath(path)
     for _ in range(MAX_LINKS):
         folder, name = os.path.split(text)
-        found = _DESCRIPTOR.fullmatch(text) or _DESCRIPTOR.fullmatch(os.path.join(os.path.realpath(folder), name))
+        found = _DESCRIPTOR.fullmatch(text) or _DESCRIPTOR.fullmatch(
+            os.path.join(os.path.realpath(folder), name)
+        )
         if found and found["pid"] in (None, str(os.getpid())):
             return int(found["fd"])
         if not os.path.islink(text):
@@ -75,7 +92,9 @@ def own_descriptor(path: str | Path) -> int | None:
 
 
 def same_file(a: str | Path, b: str | Path) -> bool:
-    """Whether two paths lead to one file, also where it does not exist yet. Hard links count as files of their own."""
+    """Whether two paths lead to one file, also where it does not exist yet. Hard links count as
+    files of their own.
+    """
     if os.path.realpath(a) == os.path.realpath(b):
         return True
     try:
@@ -94,11 +113,17 @@ class FolderListing:
 
     def describe_skipped(self) -> str:
         """ "2 folders, 3 .txt files", or nothing."""
-        return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in sorted(self.skipped.items()))
+        return ", ".join(
+            f"{count} {kind}{'' if count == 1 else 's'}"
+            for kind, count in sorted(self.skipped.items())
+        )
 
 
-def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = False) -> FolderListing:
-    """The files of a folder whose names end in one of `suffixes` (lower case, with the dot), without hidden ones.
+def list_files(
+    folder: str | Path, suffixes: Collection[str], recursive: bool = False
+) -> FolderListing:
+    """The files of a folder whose names end in one of `suffixes` (lower case, with the dot),
+    without hidden ones.
 
     Hidden files include what macOS writes beside each file of a foreign disk (._photo.jpg).
 
@@ -134,7 +159,9 @@ def list_files(folder: str | Path, suffixes: Collection[str], recursive: bool = 
 
 
 def delete_leftovers(directory: Path) -> None:
-    """Delete what killed processes left half-written by `write_atomically`; what another may be writing now stays."""
+    """Delete what killed processes left half-written by `write_atomically`; what another may be
+    writing now stays.
+    """
     for path in directory.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
@@ -187,7 +214,8 @@ def file_digest(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Where everything is cached: $REGIONSPOT_CACHE, or ~/.cache/regionspot where that is unset or empty.
+    """Where everything is cached: $REGIONSPOT_CACHE, or ~/.cache/regionspot where that is unset or
+    empty.
 
     A user without a home directory gets a private folder among the temporary files.
 
@@ -216,7 +244,8 @@ def expand_home(path: str | Path, what: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(
-            f"{what} is {str(path)!r}, but there is no such home directory: set HOME, or write the whole path"
+            f"{what} is {str(path)!r}, but there is no such home directory: set HOME, or write the "
+            "whole path"
         ) from error
 
 
@@ -230,7 +259,9 @@ def in_units(num_bytes: float) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put a new file in the place of `path`, which is no link; it takes over the old one's owner and mode."""
+    """Put a new file in the place of `path`, which is no link; it takes over the old one's owner
+    and mode.
+    """
     if os.path.islink(path):  # realpath leaves a loop as it is
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     aside = path.with_name(f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -245,7 +276,9 @@ def _replace(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # the file is in its place; at worst a power failure brings back the old one
+    with contextlib.suppress(
+        OSError
+    ):  # the file is in its place; at worst a power failure brings back the old one
         flush_directory(path.parent)
 
 
@@ -266,7 +299,9 @@ def _is_special(path: str | Path) -> bool:
 
 
 def _status(path: str | Path) -> os.stat_result | None:
-    """What a path leads to; None where there is nothing. Other errors, such as a loop of links, are raised."""
+    """What a path leads to; None where there is nothing. Other errors, such as a loop of links, are
+    raised.
+    """
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -281,14 +316,20 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 @cache
 def private_folder() -> Path:
-    """A folder that only this user can write to, the same one for each process where nobody else took its name."""
+    """A folder that only this user can write to, the same one for each process where nobody else
+    took its name.
+    """
     try:
         if hasattr(os, "getuid"):
             path = Path(tempfile.gettempdir()) / f"regionspot-cache-{os.getuid()}"
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             status = path.lstat()
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
+            if (
+                stat.S_ISDIR(status.st_mode)
+                and status.st_uid == os.getuid()
+                and not status.st_mode & 0o077
+            ):
                 return path
         return Path(tempfile.mkdtemp(prefix="regionspot-cache-"))
     except OSError:  # nowhere to write: as a cache that is read-only

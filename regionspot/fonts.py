@@ -47,12 +47,15 @@ def read_font(path: str | os.PathLike[str]) -> FontFile:
         font = FontFile(os.fspath(path))
         _load(font, _PROBE_SIZE)
     except (OSError, TypeError, ValueError) as error:
-        raise InputError(f"font {str(path)!r} cannot be used ({error}): give a .ttf, .otf or .ttc file") from error
+        raise InputError(
+            f"font {str(path)!r} cannot be used ({error}): give a .ttf, .otf or .ttc file"
+        ) from error
     return font
 
 
 def font_for(text: str, size: int, given: FontFile | None = None) -> Font | None:
-    """A font with a glyph for every letter of the text, which it can also set; None where there is none.
+    """A font with a glyph for every letter of the text, which it can also set; None where there is
+    none.
 
     `given` is asked first, then Pillow's own font, then those of the system.
     """
@@ -76,7 +79,9 @@ def _file_for(letters: str, given: FontFile | None) -> FontFile | None:
 
 def _needs_shaping(letter: str) -> bool:
     code = ord(letter)
-    return unicodedata.bidirectional(letter) in ("R", "AL") or any(low <= code <= high for low, high in _SHAPED)
+    return unicodedata.bidirectional(letter) in ("R", "AL") or any(
+        low <= code <= high for low, high in _SHAPED
+    )
 
 
 def _has_all(font: FontFile, letters: str) -> bool:
@@ -108,7 +113,9 @@ def _load(font: FontFile, size: int) -> Font:
 
 
 def _system_fonts(letters: str) -> Iterator[FontFile]:
-    """The system's fonts, those that a label should have first; fontconfig leaves out what lacks a letter."""
+    """The system's fonts, those that a label should have first; fontconfig leaves out what lacks a
+    letter.
+    """
     listed = _listed_by_fontconfig(letters)
     yield from sorted(_in_folders() if listed is None else listed, key=_preference)
 
@@ -116,7 +123,9 @@ def _system_fonts(letters: str) -> Iterator[FontFile]:
 def _preference(font: FontFile) -> tuple[bool, bool, bool, str, int]:
     """Sans-serif fonts of normal weight and width come first, in an order that stays."""
     name = os.path.basename(font.path or "").lower()
-    special = "serif" in name.replace("sansserif", "") or re.search(r"mono|math|symbol", name) is not None
+    special = (
+        "serif" in name.replace("sansserif", "") or re.search(r"mono|math|symbol", name) is not None
+    )
     styled = re.search(r"bold|black|heavy|thin|light|italic|oblique|condensed", name) is not None
     return special, styled, "sans" not in name, name, font.index
 
@@ -130,12 +139,19 @@ def _listed_by_fontconfig(letters: str) -> list[FontFile] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     lines = (os.fsdecode(line).rpartition("\t") for line in run.stdout.splitlines())
-    return list({FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if path})  # above: its instances
+    return list(
+        {FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if path}
+    )  # above: its instances
 
 
 @lru_cache(maxsize=1)
 def _in_folders() -> list[FontFile]:
-    found = (path for folder in _folders() for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    found = (
+        path
+        for folder in _folders()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES
+    )
     return [FontFile(str(path)) for path in found]
 
 

@@ -1,4 +1,6 @@
-"""JPEG files that lack nothing but their end marker: browsers and OpenCV show them, and they are complete."""
+"""JPEG files that lack nothing but their end marker: browsers and OpenCV show them, and they are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ _COEFFICIENTS = 64
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive, in Huffman's code
 _SCAN = 0xDA
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
-_FIRST_BYTES = (0x00, 0x60, 0x80, 0xB0, 0xC0, 0xE0, 0xF0, 0xF8)  # they begin Huffman codes of all lengths
+_FIRST_BYTES = (
+    0x00,
+    0x60,
+    0x80,
+    0xB0,
+    0xC0,
+    0xE0,
+    0xF0,
+    0xF8,
+)  # they begin Huffman codes of all lengths
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 Pixels = npt.NDArray[np.uint8]
@@ -22,7 +33,8 @@ Pixels = npt.NDArray[np.uint8]
 def with_end_marker(content: bytes, decode: Callable[[bytes], Pixels]) -> bytes | None:
     """The file with its end marker, or None where more is missing.
 
-    Nothing is missing where all scans are there and the pixels do not depend on what follows the data.
+    Nothing is missing where all scans are there and the pixels do not depend on what follows the
+    data.
 
     Args:
         content: a JPEG file that cannot be decoded to its end.
@@ -40,16 +52,22 @@ def with_end_marker(content: bytes, decode: Callable[[bytes], Pixels]) -> bytes 
 def _fillers(scan: bytes) -> Iterator[bytes]:
     """What could follow a scan's data: each stands for other pixels, wherever any are missing."""
     restarts = _RESTART.findall(scan)
-    following = [((restarts[-1][0] + step if restarts else step - 1) & 7) | 0xD0 for step in range(1, 9)]
+    following = [
+        ((restarts[-1][0] + step if restarts else step - 1) & 7) | 0xD0 for step in range(1, 9)
+    ]
     rng = np.random.default_rng(0)
     for first in _FIRST_BYTES:
-        intervals = [bytes([first]) + rng.integers(0, 255, 64, np.uint8).tobytes() for _ in range(9)]  # without 0xff
+        intervals = [
+            bytes([first]) + rng.integers(0, 255, 64, np.uint8).tobytes() for _ in range(9)
+        ]  # without 0xff
         marked = zip(following, intervals[1:], strict=True)
         yield intervals[0] + b"".join(bytes([0xFF, marker]) + data for marker, data in marked)
 
 
 def _last_scan(content: bytes) -> bytes | None:
-    """The last scan's data, where the scans bring all coefficients of all components to full precision."""
+    """The last scan's data, where the scans bring all coefficients of all components to full
+    precision.
+    """
     missing: dict[int, set[int]] = {}  # component -> coefficients
     position, data = 2, b""
     while position + 4 <= len(content):
@@ -80,7 +98,9 @@ def _take_scan(segment: bytes, missing: dict[int, set[int]]) -> None:
 
 
 def _next_marker(content: bytes, position: int) -> int:
-    """Where a scan's data end: at a byte 0xff that neither stands for itself (0xff00) nor begins a restart marker."""
+    """Where a scan's data end: at a byte 0xff that neither stands for itself (0xff00) nor begins a
+    restart marker.
+    """
     while True:
         position = content.find(b"\xff", position)
         if position < 0 or position + 1 >= len(content):

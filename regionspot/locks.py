@@ -18,18 +18,21 @@ LOCK_FILE = ".regionspot.lock"
 def locked(directory: Path, busy: str | None = None) -> Iterator[None]:
     """Holds the lock of a directory, which is created if it does not exist.
 
-    The operating system releases the lock of a process that is killed. The file `LOCK_FILE` is never deleted: a process
-    that waits for the deleted file and one that creates a new file would both get a lock. On a file system without
-    locks nothing is held.
+    The operating system releases the lock of a process that is killed. The file `LOCK_FILE` is
+    never deleted: a process that waits for the deleted file and one that creates a new file would
+    both get a lock. On a file system without locks nothing is held.
 
     Args:
-        busy: Error message for a lock that another process holds. None waits until that process releases it.
+        busy: Error message for a lock that another process holds. None waits until that process
+            releases it.
 
     Raises:
         InputError: Another process holds the lock, and `busy` is given.
         ArtifactError: The directory cannot be created or written to.
     """
-    lock = filelock.FileLock(_create_lock_file(directory), preserve_lock_file=True)  # no fallback to marker files
+    lock = filelock.FileLock(
+        _create_lock_file(directory), preserve_lock_file=True
+    )  # no fallback to marker files
     try:
         lock.acquire(blocking=busy is None)
     except filelock.Timeout as error:

@@ -1,7 +1,8 @@
-"""Shows what the package logs on a standard stream: lines of text for people, lines of JSON for programs.
+"""Shows what the package logs on a standard stream: lines of text for people, lines of JSON for
+programs.
 
-Modules log with `logging.getLogger(__name__)`, and nothing is shown unless an application configures logging. The
-commands are such applications, and use `log_to`.
+Modules log with `logging.getLogger(__name__)`, and nothing is shown unless an application
+configures logging. The commands are such applications, and use `log_to`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ PACKAGE = logging.getLogger("regionspot")
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as a line of JSON: `time`, in seconds since 1970, and its fields, those that are None left out.
+    """Formats a record as a line of JSON: `time`, in seconds since 1970, and its fields, those that
+    are None left out.
 
-    The fields are those of `logger.info(message, extra={"fields": {...}})`, or else `event`, the last part of the
-    logger's name, and `message`.
+    The fields are those of `logger.info(message, extra={"fields": {...}})`, or else `event`, the
+    last part of the logger's name, and `message`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -30,7 +32,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class StandardStreamHandler(logging.Handler):
-    """Writes to what `sys.stdout` or `sys.stderr` is at the time of each record, since commands replace them."""
+    """Writes to what `sys.stdout` or `sys.stderr` is at the time of each record, since commands
+    replace them.
+    """
 
     def __init__(self, stream: Literal["stdout", "stderr"]) -> None:
         super().__init__()
@@ -43,8 +47,11 @@ class StandardStreamHandler(logging.Handler):
             self.handleError(record)
 
 
-def install_handler(stream: Literal["stdout", "stderr"], formatter: logging.Formatter | None = None) -> None:
-    """Sends what the package logs, from INFO on, to a stream only, in place of all earlier handlers.
+def install_handler(
+    stream: Literal["stdout", "stderr"], formatter: logging.Formatter | None = None
+) -> None:
+    """Sends what the package logs, from INFO on, to a stream only, in place of all earlier
+    handlers.
 
     Args:
         formatter: by default the message alone.
@@ -57,7 +64,9 @@ def install_handler(stream: Literal["stdout", "stderr"], formatter: logging.Form
 
 
 @contextmanager
-def log_to(stream: Literal["stdout", "stderr"], formatter: logging.Formatter | None = None) -> Iterator[None]:
+def log_to(
+    stream: Literal["stdout", "stderr"], formatter: logging.Formatter | None = None
+) -> Iterator[None]:
     """Does as `install_handler` while the block lasts."""
     handlers, propagate, level = PACKAGE.handlers, PACKAGE.propagate, PACKAGE.level
     install_handler(stream, formatter)

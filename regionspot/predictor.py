@@ -1,4 +1,6 @@
-"""Recognises regions of an image: encode it once, then ask any number of times, with any regions and any words."""
+"""Recognises regions of an image: encode it once, then ask any number of times, with any regions
+and any words.
+"""
 
 from __future__ import annotations
 
@@ -91,13 +93,15 @@ class _Regions:
 class RegionPredictor:
     """Recognises regions of images.
 
-    Thread-safe: each result is that of a serial call. `set_image` sets the image for the calling thread; threads that
-    set none use the one that the creating thread has set. A pickled copy has no image set.
+    Thread-safe: each result is that of a serial call. `set_image` sets the image for the calling
+    thread; threads that set none use the one that the creating thread has set. A pickled copy has
+    no image set.
 
     Args:
         model: a model on any device, which does the work there, or a pipeline of exported graphs.
         cache_dir: where embeddings of class names are cached, see `VocabularyEncoder`.
-        clean_coco_suffixes: remove COCO's `-other`, `-merged` and `-stuff` from class names, see `VocabularyEncoder`.
+        clean_coco_suffixes: remove COCO's `-other`, `-merged` and `-stuff` from class names, see
+            `VocabularyEncoder`.
 
     Examples:
         >>> predictor = RegionPredictor(model)
@@ -116,23 +120,32 @@ class RegionPredictor:
         self._cache_dir, self._clean_coco_suffixes = cache_dir, clean_coco_suffixes
         self._sam_transform = SamTransform(self.pipeline.info.sam_image_size)
         self._clip_transform = ClipTransform(self.pipeline.info.clip_image_size)
-        self._vocabulary: tuple[str, Vocabulary] | None = None  # the last one, and of which text tower
+        self._vocabulary: tuple[str, Vocabulary] | None = (
+            None  # the last one, and of which text tower
+        )
         self._encoder: tuple[str, VocabularyEncoder] | None = None
         self._image: EncodedPicture | None = None  # set by the thread that made this predictor
         self._of_thread = threading.local()
-        self._of_thread.is_maker = True  # not the thread's number, which a later thread may have again
+        self._of_thread.is_maker = (
+            True  # not the thread's number, which a later thread may have again
+        )
 
-    def __reduce__(self) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None, bool]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None, bool]]:
         return type(self), (self.model, self._cache_dir, self._clean_coco_suffixes)
 
     def encode(self, image: ImageSource) -> EncodedPicture:
-        """Reads an image (see `read_image`) and runs both encoders on it, for `predict` or `set_image`, now or later.
+        """Reads an image (see `read_image`) and runs both encoders on it, for `predict` or
+        `set_image`, now or later.
 
         Raises:
             InputError: the image cannot be used.
         """
         pixels = read_image(image)
-        sam_image, input_size, clip_image = model_inputs(pixels, self._sam_transform, self._clip_transform)
+        sam_image, input_size, clip_image = model_inputs(
+            pixels, self._sam_transform, self._clip_transform
+        )
         return EncodedPicture(
             height=pixels.shape[0],
             width=pixels.shape[1],
@@ -145,7 +158,8 @@ class RegionPredictor:
         """Sets the image that this thread asks about from now on; returns self.
 
         Raises:
-            InputError: as `encode`, or encoded by another model. An image that was set before stays.
+            InputError: as `encode`, or encoded by another model. An image that was set before
+                stays.
         """
         encoded = self._encoded(image)
         self._of_thread.image = encoded
@@ -170,36 +184,38 @@ class RegionPredictor:
     ) -> RegionPredictions:
         """Recognises regions of an image.
 
-        All regions of one call attend to each other in the head, so the scores of a region depend on the other regions
-        of the call. Coordinates are pixels of the original image.
+        All regions of one call attend to each other in the head, so the scores of a region depend
+        on the other regions of the call. Coordinates are pixels of the original image.
 
         Args:
-            image: a path, bytes, an array or a Pillow image (see `read_image`), or the result of `encode`; None uses
-                the image of `set_image`. Does not affect later calls.
-            vocabulary: class names to choose from: a list, one string ("cat,dog", a file or a preset, see
-                `parse_vocabulary`), or a `Vocabulary` with its embeddings.
+            image: a path, bytes, an array or a Pillow image (see `read_image`), or the result of
+                `encode`; None uses the image of `set_image`. Does not affect later calls.
+            vocabulary: class names to choose from: a list, one string ("cat,dog", a file or a
+                preset, see `parse_vocabulary`), or a `Vocabulary` with its embeddings.
             boxes: (N, 4) xyxy; parts outside the image are clipped.
             points: (N, 2), or (N, P, 2) for P points on each region.
             point_labels: (N,) or (N, P), 1 for foreground (the default), 0 for background.
             masks: (N, H, W) bool, at the image's size.
-            prompts: instead of boxes, points and masks: the regions as `Prompts`, or several of them in a list, since
-                the regions of one have the same number of points. Those that `Prompts.validated` has checked for an
-                image of this size are not checked again.
+            prompts: instead of boxes, points and masks: the regions as `Prompts`, or several of
+                them in a list, since the regions of one have the same number of points. Those that
+                `Prompts.validated` has checked for an image of this size are not checked again.
             top_k: number of best classes to return.
-            multimask: classify all three of SAM's masks of each prompt (whole, part, subpart): each prompt has three
-                results in a row. The same mask token of all prompts is classified together. Without it, a head that was
-                trained on these tokens classifies the one with the highest predicted IoU.
+            multimask: classify all three of SAM's masks of each prompt (whole, part, subpart): each
+                prompt has three results in a row. The same mask token of all prompts is classified
+                together. Without it, a head that was trained on these tokens classifies the one
+                with the highest predicted IoU.
             return_masks: also return SAM's mask of each region. Recognition does not need it.
-            mask_chunk: number of prompts whose masks are decoded at once; bounds memory and changes no result.
+            mask_chunk: number of prompts whose masks are decoded at once; bounds memory and changes
+                no result.
 
         Returns:
-            Regions in the order boxes, points, masks, or in that of `prompts`. The box of a point is the box of its
-            mask if masks are returned, otherwise the point itself.
+            Regions in the order boxes, points, masks, or in that of `prompts`. The box of a point
+            is the box of its mask if masks are returned, otherwise the point itself.
 
         Raises:
-            InputError: no image given or set, an image that another model encoded, no prompt, an invalid prompt (see
-                `Prompts.validated`), invalid class names; with exported graphs also more regions than they accept, or
-                masks as prompts.
+            InputError: no image given or set, an image that another model encoded, no prompt, an
+                invalid prompt (see `Prompts.validated`), invalid class names; with exported graphs
+                also more regions than they accept, or masks as prompts.
             ArtifactError: the model's output is NaN.
         """
         top_k, mask_chunk = checked_count(top_k, "top_k"), checked_count(mask_chunk, "mask_chunk")
@@ -219,8 +235,13 @@ class RegionPredictor:
         found = _Regions.concatenate(parts)
         logits = self._classify(encoded, found.tokens, words)  # (N, T, V)
         if readings and not multimask:
-            found, logits = found.best(), best_reading(logits, found.iou_predictions)[:, None]  # T is 1 now
-        top_scores, top_class_ids = best_classes(softmax(logits.reshape(-1, len(words))), top_k)  # (N * T, K)
+            found, logits = (
+                found.best(),
+                best_reading(logits, found.iou_predictions)[:, None],
+            )  # T is 1 now
+        top_scores, top_class_ids = best_classes(
+            softmax(logits.reshape(-1, len(words))), top_k
+        )  # (N * T, K)
         return RegionPredictions(
             image_height=encoded.height,
             image_width=encoded.width,
@@ -241,8 +262,8 @@ class RegionPredictor:
         self.pipeline.check_encoded(image.encoded)
         if image.clip_fingerprint != self.pipeline.clip_fingerprint():
             raise InputError(
-                "this image was encoded by another CLIP, or by other weights, precision or runtime, than this model's: "
-                "encode it again with this predictor"
+                "this image was encoded by another CLIP, or by other weights, precision or "
+                "runtime, than this model's: encode it again with this predictor"
             )
         return image
 
@@ -250,7 +271,8 @@ class RegionPredictor:
         image = getattr(self._of_thread, "image", None) or self._image
         if image is None:
             raise InputError(
-                "no image is set for this thread: call predict(image, ...), or set_image(image) in this thread before"
+                "no image is set for this thread: call predict(image, ...), or set_image(image) in "
+                "this thread before"
             )
         return image
 
@@ -259,7 +281,9 @@ class RegionPredictor:
         last = self._encoder  # read once: another thread may replace it
         if last is None or last[0] != fingerprint:
             encoder = VocabularyEncoder(
-                self.model.text_encoder, self._cache_dir, clean_coco_suffixes=self._clean_coco_suffixes
+                self.model.text_encoder,
+                self._cache_dir,
+                clean_coco_suffixes=self._clean_coco_suffixes,
             )
             self._encoder = last = fingerprint, encoder
         return last[1]
@@ -268,26 +292,38 @@ class RegionPredictor:
         if isinstance(vocabulary, Vocabulary):
             if vocabulary.embeddings.shape[1] != self.pipeline.info.embed_dim:
                 raise InputError(
-                    f"the vocabulary's embeddings have {vocabulary.embeddings.shape[1]} numbers each, this model needs "
-                    f"{self.pipeline.info.embed_dim}: encode the words with this model's own CLIP"
+                    f"the vocabulary's embeddings have {vocabulary.embeddings.shape[1]} numbers "
+                    f"each, this model needs {self.pipeline.info.embed_dim}: encode the words with "
+                    "this model's own CLIP"
                 )
             return vocabulary
-        names = parse_vocabulary(vocabulary) if isinstance(vocabulary, str) else as_class_names(vocabulary)
+        names = (
+            parse_vocabulary(vocabulary)
+            if isinstance(vocabulary, str)
+            else as_class_names(vocabulary)
+        )
         fingerprint = self.pipeline.fingerprint("clip_text_encoder")
         last = self._vocabulary  # read once: another thread may replace it
         if last is None or last[0] != fingerprint or last[1].names != names:
-            self._vocabulary = last = fingerprint, self._vocabulary_encoder(fingerprint).encode(names)
+            self._vocabulary = last = (
+                fingerprint,
+                self._vocabulary_encoder(fingerprint).encode(names),
+            )
         return last[1]
 
     def _no_regions(self, multimask: bool) -> _Regions:
         tokens = np.zeros((0, 3 if multimask else 1, self.pipeline.info.token_dim), np.float32)
         return _Regions(tokens, tokens[..., 0], np.zeros((0, 4), np.float32), ())
 
-    def _decode(self, image: EncodedPicture, prompts: Prompts, multimask: bool, return_masks: bool) -> _Regions:
+    def _decode(
+        self, image: EncodedPicture, prompts: Prompts, multimask: bool, return_masks: bool
+    ) -> _Regions:
         transform, mask_inputs = self._sam_transform, None
         points = transform.apply_points(prompts.points, image.height, image.width)  # (n, P, 2)
         if prompts.mask_inputs is not None:
-            mask_inputs = transform.apply_masks(prompts.mask_inputs, self.pipeline.info.mask_size)[None]
+            mask_inputs = transform.apply_masks(prompts.mask_inputs, self.pipeline.info.mask_size)[
+                None
+            ]
         asked = (image.encoded, points[None], prompts.labels[None], multimask, mask_inputs)
         if not return_masks:
             tokens, ious = self.pipeline.mask_tokens(*asked)
@@ -299,7 +335,9 @@ class RegionPredictor:
     def _draw_masks(
         self, image: EncodedPicture, prompts: Prompts, low_res_masks: FloatArray
     ) -> tuple[FloatArray, tuple[Rle, ...]]:
-        """(n, T, 4h, 4w) to boxes (n * T, 4) and masks; where a prompt has no box, that of its mask if there is one."""
+        """(n, T, 4h, 4w) to boxes (n * T, 4) and masks; where a prompt has no box, that of its mask
+        if there is one.
+        """
         readings = low_res_masks.shape[1]
         masks = self._sam_transform.encode_masks(
             low_res_masks.reshape(-1, *low_res_masks.shape[2:]), image.height, image.width
@@ -311,11 +349,13 @@ class RegionPredictor:
 
     def _classify(self, image: EncodedPicture, tokens: FloatArray, words: Vocabulary) -> FloatArray:
         """(N, T, C) to logits (N, T, V). Raises ArtifactError where they are not finite."""
-        logits: FloatArray = self.pipeline.classify_readings(tokens[None], image.patch_tokens, None, words.embeddings)[
-            0
-        ]
+        logits: FloatArray = self.pipeline.classify_readings(
+            tokens[None], image.patch_tokens, None, words.embeddings
+        )[0]
         if not np.isfinite(logits).all():
-            raise ArtifactError("the model answers with NaN: its weights are damaged, or half precision overflowed")
+            raise ArtifactError(
+                "the model answers with NaN: its weights are damaged, or half precision overflowed"
+            )
         return logits
 
 
@@ -336,17 +376,22 @@ def _given_prompts(
         return as_prompts(boxes, points, point_labels, masks)
     arrays = (boxes, points, point_labels, masks)
     if any(array is not None for array in arrays):
-        raise InputError("regions were given as prompts and as arrays: give prompts, or boxes, points and masks")
+        raise InputError(
+            "regions were given as prompts and as arrays: give prompts, or boxes, points and masks"
+        )
     parts = [prompts] if isinstance(prompts, Prompts) else prompts
     if not isinstance(parts, (list, tuple)) or not all(isinstance(part, Prompts) for part in parts):
         raise InputError(
-            "prompts must be Prompts or a list of them: build them with from_boxes, from_points, from_masks"
+            "prompts must be Prompts or a list of them: build them with from_boxes, from_points, "
+            "from_masks"
         )
     return tuple(parts)
 
 
 def as_pipeline(model: RegionSpot | RegionPipeline) -> RegionPipeline:
-    """A pipeline over a model, for which PyTorch is loaded; a pipeline as it is. Raises as `pipeline_from_model`."""
+    """A pipeline over a model, for which PyTorch is loaded; a pipeline as it is. Raises as
+    `pipeline_from_model`.
+    """
     if isinstance(model, RegionPipeline):
         return model
     from regionspot.modeling.pipelines import pipeline_from_model

@@ -1,4 +1,6 @@
-"""How far a long job is: one line that renews itself on a terminal, a line now and then anywhere else."""
+"""How far a long job is: one line that renews itself on a terminal, a line now and then anywhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Progress:
         stream: standard error by default, since results may go to standard output.
     """
 
-    def __init__(self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, total: int, unit: str, start: int = 0, stream: TextIO | None = None
+    ) -> None:
         self.label, self.total, self.unit, self.start = label, total, unit, start
         self.stream = stream or sys.stderr
         self.on_terminal = self.stream.isatty()
@@ -43,7 +47,9 @@ class Progress:
     def eta_s(self) -> float | None:
         """Seconds to go at the mean speed so far; None at the beginning."""
         done = self.done - self.start
-        return (time.monotonic() - self._began) / done * (self.total - self.done) if done > 0 else None
+        return (
+            (time.monotonic() - self._began) / done * (self.total - self.done) if done > 0 else None
+        )
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of `total` are finished; `note` goes behind it."""

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-CPU_FEATURES = {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512-VNNI", "amx_tile": "AMX", "asimd": "NEON"}
+CPU_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX512",
+    "avx512_vnni": "AVX512-VNNI",
+    "amx_tile": "AMX",
+    "asimd": "NEON",
+}
 GIT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Processor:
-    """`cpus` are those that this process may use; `flags` what the system says of it, nothing where it says nothing."""
+    """`cpus` are those that this process may use; `flags` what the system says of it, nothing where
+    it says nothing.
+    """
 
     model: str
     cpus: int | None
@@ -61,7 +69,9 @@ def git_commit(mark_changes: bool = False) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS
+        ).stdout.strip()
 
     try:
         commit = git("rev-parse", "--verify", "HEAD")

@@ -25,8 +25,8 @@ RowT = TypeVar("RowT", bound=Named)
 class Plugins:
     """The rows that other packages announce by entry points of one group.
 
-    They are loaded when a register is first read, not when its module is imported: a plug-in imports that module
-    itself.
+    They are loaded when a register is first read, not when its module is imported: a plug-in
+    imports that module itself.
 
     Args:
         group: of the entry points; each names a sequence of rows.
@@ -39,18 +39,25 @@ class Plugins:
         self._begun = self._loaded = False
 
     def load(self) -> None:
-        """Adds the rows, once. A plug-in that fails is a warning: it must not take regionspot down."""
+        """Adds the rows, once. A plug-in that fails is a warning: it must not take regionspot
+        down.
+        """
         if self._loaded:
             return
         with self._lock:
-            if self._begun:  # by another thread before, or by this one: a plug-in reads the register
+            if (
+                self._begun
+            ):  # by another thread before, or by this one: a plug-in reads the register
                 return
             self._begun = True
             for point in entry_points(group=self._group):
                 try:
                     self._register(*point.load())
                 except Exception as error:
-                    warnings.warn(f"the plug-in {point.name} ({point.value}) cannot be used: {error}", stacklevel=4)
+                    warnings.warn(
+                        f"the plug-in {point.name} ({point.value}) cannot be used: {error}",
+                        stacklevel=4,
+                    )
             self._loaded = True
 
 

@@ -1,7 +1,8 @@
 """The few types that everything here speaks: prompts in, a vocabulary beside them, predictions out.
 
-All coordinates are pixels of the original image, x to the right and y down, the origin at the top-left corner of the
-top-left pixel. Boxes are xyxy: `(x0, y0, x1, y1)` with `x0 < x1` and `y0 < y1`.
+All coordinates are pixels of the original image, x to the right and y down, the origin at the
+top-left corner of the top-left pixel. Boxes are xyxy: `(x0, y0, x1, y1)` with `x0 < x1` and `y0 <
+y1`.
 """
 
 from __future__ import annotations
@@ -35,17 +36,19 @@ class Prompts:
 
     Args:
         points: (N, P, 2) xy in original-image pixels.
-        labels: (N, P) in SAM's ONNX convention: 1 foreground, 0 background, 2 and 3 the top-left and bottom-right
-            corner of a box, -1 padding (its coordinates mean nothing).
-        mask_inputs: (N, H, W) at the original image's size, a mask for each region as SAM's dense prompt, or None.
+        labels: (N, P) in SAM's ONNX convention: 1 foreground, 0 background, 2 and 3 the top-left
+            and bottom-right corner of a box, -1 padding (its coordinates mean nothing).
+        mask_inputs: (N, H, W) at the original image's size, a mask for each region as SAM's dense
+            prompt, or None.
 
-    `validated_for` is the height and width of the image that `validated` has checked them against, None before that.
+    `validated_for` is the height and width of the image that `validated` has checked them against,
+    None before that.
 
     Lists and arrays of other types are converted.
 
     Raises:
-        InputError: shapes that do not belong together, no numbers, an unknown label, half a box, a region without any
-            point.
+        InputError: shapes that do not belong together, no numbers, an unknown label, half a box, a
+            region without any point.
     """
 
     points: FloatArray
@@ -54,27 +57,40 @@ class Prompts:
     validated_for: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _set(self, points=as_numbers(self.points, "points"), labels=as_whole_numbers(self.labels, "point labels"))
+        _set(
+            self,
+            points=as_numbers(self.points, "points"),
+            labels=as_whole_numbers(self.labels, "point labels"),
+        )
         if self.mask_inputs is not None:
             _set(self, mask_inputs=_as_masks(self.mask_inputs))
         n, p = self.points.shape[:2] if self.points.ndim == 3 else (-1, -1)
         if p < 1 or self.points.shape != (n, p, 2) or self.labels.shape != (n, p):
             raise InputError(
-                f"prompts need points (N, P, 2) and labels (N, P), got {self.points.shape} and {self.labels.shape}; "
-                "build them with Prompts.from_boxes, from_points or from_masks"
+                f"prompts need points (N, P, 2) and labels (N, P), got {self.points.shape} and "
+                f"{self.labels.shape}; build them with Prompts.from_boxes, from_points or "
+                "from_masks"
             )
         if not np.isin(self.labels, POINT_LABELS).all():
             unknown = sorted(set(self.labels.ravel().tolist()) - set(POINT_LABELS))
-            raise InputError(f"unknown point labels {unknown}: use 1 for foreground and 0 for background")
-        corners = np.stack([(self.labels == corner).sum(1) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)])  # (2, N)
+            raise InputError(
+                f"unknown point labels {unknown}: use 1 for foreground and 0 for background"
+            )
+        corners = np.stack(
+            [(self.labels == corner).sum(1) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)]
+        )  # (2, N)
         if (corners[0] != corners[1]).any() or (corners > 1).any():
-            raise InputError("a box is exactly one point labelled 2 and one labelled 3: build it with from_boxes")
+            raise InputError(
+                "a box is exactly one point labelled 2 and one labelled 3: build it with from_boxes"
+            )
         if (self.labels == PADDING).all(1).any():
             empty = int((self.labels == PADDING).all(1).argmax())
             raise InputError(f"region {empty} has no point, only padding: give each at least one")
         masks = self.mask_inputs
         if masks is not None and (masks.ndim != 3 or len(masks) != n):
-            raise InputError(f"mask_inputs must have shape ({n}, H, W), one for each region, got {masks.shape}")
+            raise InputError(
+                f"mask_inputs must have shape ({n}, H, W), one for each region, got {masks.shape}"
+            )
 
     @classmethod
     def empty(cls) -> Prompts:
@@ -97,17 +113,19 @@ class Prompts:
 
     @classmethod
     def from_points(cls, points: npt.ArrayLike, labels: npt.ArrayLike | None = None) -> Prompts:
-        """One region for each row: (N, 2), a click each, or (N, K, 2), K clicks each; labels (N,) or (N, K).
+        """One region for each row: (N, 2), a click each, or (N, K, 2), K clicks each; labels (N,)
+        or (N, K).
 
-        Labels are 1 (foreground, the default) or 0 (background). SAM's padding point is appended, as SAM's own
-        predictor does for every prompt without a box: P = K + 1.
+        Labels are 1 (foreground, the default) or 0 (background). SAM's padding point is appended,
+        as SAM's own predictor does for every prompt without a box: P = K + 1.
         """
         array = as_numbers(points, "points")
         if array.ndim and len(array) == 0:
             return cls.empty()
         if array.ndim not in (2, 3) or array.shape[-1] != 2 or array.size == 0:
             raise InputError(
-                f"points must have shape (N, 2) or (N, K, 2), x, y for each click, got {array.shape}"
+                "points must have shape (N, 2) or (N, K, 2), x, y for each click, got "
+                f"{array.shape}"
                 + ("; wrap a single point in a list" if array.shape == (2,) else "")
             )
         clicks = array.reshape(len(array), -1, 2)  # (N, K, 2)
@@ -119,7 +137,8 @@ class Prompts:
 
     @classmethod
     def from_masks(cls, masks: npt.ArrayLike) -> Prompts:
-        """One region for each mask: (N, H, W) at the original image's size; its box, and the mask as dense prompt.
+        """One region for each mask: (N, H, W) at the original image's size; its box, and the mask
+        as dense prompt.
 
         Masks are bool, or whole numbers of two values: 0, and 1 or 255.
         """
@@ -134,25 +153,38 @@ class Prompts:
         array = _as_masks(array)
         for index, mask in enumerate(array):
             if not mask.any():
-                raise InputError(f"mask {index} is empty: it covers no pixel, so it names no region; leave it out")
+                raise InputError(
+                    f"mask {index} is empty: it covers no pixel, so it names no region; leave it "
+                    "out"
+                )
         boxes = cls.from_boxes(np.stack([mask_to_box(mask) for mask in array]))
         return cls(boxes.points, boxes.labels, array)
 
     @classmethod
     def concatenate(cls, prompts: Sequence[Prompts]) -> Prompts:
-        """All regions in order. Every part needs the same P: padding a prompt further would change SAM's answer."""
+        """All regions in order. Every part needs the same P: padding a prompt further would change
+        SAM's answer.
+        """
         prompts = list(prompts)
         if not all(isinstance(prompt, Prompts) for prompt in prompts):
-            raise InputError("only Prompts can be joined: build them with from_boxes, from_points or from_masks")
+            raise InputError(
+                "only Prompts can be joined: build them with from_boxes, from_points or from_masks"
+            )
         parts = [part for part in prompts if len(part)]
         if not parts:
             return cls.empty()
         widths = sorted({part.points.shape[1] for part in parts})
         if len(widths) > 1:
-            raise InputError(f"cannot join prompts of {widths} points each: keep them apart, one Prompts for each kind")
+            raise InputError(
+                f"cannot join prompts of {widths} points each: keep them apart, one Prompts for "
+                "each kind"
+            )
         masks = [part.mask_inputs for part in parts if part.mask_inputs is not None]
         if masks and (len(masks) < len(parts) or len({mask.shape[1:] for mask in masks}) > 1):
-            raise InputError("cannot join prompts with mask inputs to ones without, or with masks of another size")
+            raise InputError(
+                "cannot join prompts with mask inputs to ones without, or with masks of another "
+                "size"
+            )
         return cls(
             np.concatenate([part.points for part in parts]),
             np.concatenate([part.labels for part in parts]),
@@ -164,52 +196,72 @@ class Prompts:
 
     def __getitem__(self, regions: slice) -> Prompts:
         if not isinstance(regions, slice):
-            raise InputError(f"prompts are cut by slices: take prompts[{shown(regions)}:...] with both ends")
+            raise InputError(
+                f"prompts are cut by slices: take prompts[{shown(regions)}:...] with both ends"
+            )
         masks = None if self.mask_inputs is None else self.mask_inputs[regions]
         return Prompts(self.points[regions], self.labels[regions], masks)
 
     @property
     def boxes(self) -> FloatArray:
-        """(N, 4) xyxy: a region's box, or the bounding box of its foreground points (its area may be zero)."""
+        """(N, 4) xyxy: a region's box, or the bounding box of its foreground points (its area may
+        be zero).
+        """
         corner = (self.labels == BOX_TOP_LEFT) | (self.labels == BOX_BOTTOM_RIGHT)  # (N, P)
         used = np.where(corner.any(1, keepdims=True), corner, self.labels == FOREGROUND)
-        used = np.where(used.any(1, keepdims=True), used, self.labels != PADDING)[..., None]  # (N, P, 1)
+        used = np.where(used.any(1, keepdims=True), used, self.labels != PADDING)[
+            ..., None
+        ]  # (N, P, 1)
         low = np.where(used, self.points, np.inf).min(1, initial=np.inf)  # (N, 2)
         high = np.where(used, self.points, -np.inf).max(1, initial=-np.inf)
         return np.concatenate([low, high], axis=1).astype(np.float32)
 
     def validated(self, height: int, width: int) -> Prompts:
-        """These prompts checked against an image of height x width pixels; a box partly outside is clipped to it.
+        """These prompts checked against an image of height x width pixels; a box partly outside is
+        clipped to it.
 
         Prompts that were validated for an image of this size are returned as they are.
 
         Raises:
-            InputError: NaN or infinite coordinates, an inverted or empty box, a box wholly outside the image, a click
-                outside it, a mask of another size; the message names the region's index and its value.
+            InputError: NaN or infinite coordinates, an inverted or empty box, a box wholly outside
+                the image, a click outside it, a mask of another size; the message names the
+                region's index and its value.
         """
         if self.validated_for == (height, width):
             return self
         size = np.array([width, height], np.float32)
-        image = f"the image is {width} x {height} pixels (width x height); prompts are in its pixels, origin top left"
+        image = (
+            f"the image is {width} x {height} pixels (width x height); prompts are in its pixels, "
+            "origin top left"
+        )
         finite = np.isfinite(self.points).all(-1) | (self.labels == PADDING)  # (N, P)
-        self._refuse(~finite.all(1), "has a coordinate that is NaN or infinite; every coordinate must be a number")
+        self._refuse(
+            ~finite.all(1),
+            "has a coordinate that is NaN or infinite; every coordinate must be a number",
+        )
         has_box = (self.labels == BOX_TOP_LEFT).any(1)  # (N,)
         low, high = self._corner(BOX_TOP_LEFT), self._corner(BOX_BOTTOM_RIGHT)  # (N, 2) each
         self._refuse(
             has_box & ~(low < high).all(1),
-            "is inverted or empty: boxes are x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, width, height)",
+            "is inverted or empty: boxes are x0, y0, x1, y1 with x0 < x1 and y0 < y1 (not x, y, "
+            "width, height)",
         )
-        self._refuse(has_box & ((low >= size) | (high <= 0)).any(1), f"lies wholly outside the image: {image}")
+        self._refuse(
+            has_box & ((low >= size) | (high <= 0)).any(1),
+            f"lies wholly outside the image: {image}",
+        )
         click = (self.labels == FOREGROUND) | (self.labels == BACKGROUND)
         outside = ((self.points < 0) | (self.points > size)).any(-1)
         self._refuse((click & outside).any(1), f"lies outside the image: {image}")
         masks = self.mask_inputs
         if masks is not None and masks.shape[1:] != (height, width):
             raise InputError(
-                f"masks are {masks.shape[2]} x {masks.shape[1]} pixels (width x height) but the image is "
-                f"{width} x {height}: give them at the image's own size"
+                f"masks are {masks.shape[2]} x {masks.shape[1]} pixels (width x height) but the "
+                f"image is {width} x {height}: give them at the image's own size"
             )
-        inside = np.where(np.isfinite(self.points), np.clip(self.points, 0, size), 0)  # padding may hold anything
+        inside = np.where(
+            np.isfinite(self.points), np.clip(self.points, 0, size), 0
+        )  # padding may hold anything
         valid = Prompts(inside.astype(np.float32), self.labels, masks)
         _set(valid, validated_for=(height, width))
         return valid
@@ -237,7 +289,8 @@ def as_prompts(
     point_labels: npt.ArrayLike | None = None,
     masks: npt.ArrayLike | None = None,
 ) -> tuple[Prompts, ...]:
-    """The regions that a caller gives as arrays: one `Prompts` for each kind that is not None, in this order.
+    """The regions that a caller gives as arrays: one `Prompts` for each kind that is not None, in
+    this order.
 
     Args:
         boxes: (N, 4), see `Prompts.from_boxes`.
@@ -269,14 +322,19 @@ class Vocabulary:
     Lists and arrays of other types are converted.
 
     Raises:
-        InputError: bad names (see `as_class_names`), embeddings of another shape or not of unit length.
+        InputError: bad names (see `as_class_names`), embeddings of another shape or not of unit
+            length.
     """
 
     names: tuple[str, ...]
     embeddings: FloatArray
 
     def __post_init__(self) -> None:
-        _set(self, names=as_class_names(self.names), embeddings=as_numbers(self.embeddings, "embeddings"))
+        _set(
+            self,
+            names=as_class_names(self.names),
+            embeddings=as_numbers(self.embeddings, "embeddings"),
+        )
         if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.names):
             raise InputError(
                 f"a vocabulary of {len(self.names)} names needs embeddings ({len(self.names)}, E), "
@@ -286,7 +344,9 @@ class Vocabulary:
         wrong = np.flatnonzero(~(np.abs(lengths - 1) < UNIT_LENGTH_TOLERANCE))
         if len(wrong):
             name, length = self.names[wrong[0]], lengths[wrong[0]]
-            raise InputError(f"the embedding of {name!r} has length {length:.4g}, not 1: normalise the rows")
+            raise InputError(
+                f"the embedding of {name!r} has length {length:.4g}, not 1: normalise the rows"
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -297,23 +357,28 @@ def as_class_names(names: Iterable[str], ids: Sequence[object] | None = None) ->
 
     Args:
         names: a list, a tuple, an array, or anything else that gives one name after the other.
-        ids: what messages call the names by, such as the ids of their categories; None stands for 0, 1, ...
+        ids: what messages call the names by, such as the ids of their categories; None stands for
+            0, 1, ...
 
     Raises:
-        InputError: one text in place of a list, names that are not text (bytes, numbers, None, lists), no name, a
-            blank or repeated one, text that is not valid Unicode.
+        InputError: one text in place of a list, names that are not text (bytes, numbers, None,
+            lists), no name, a blank or repeated one, text that is not valid Unicode.
     """
     if isinstance(names, (str, bytes)):
         raise InputError(f"the vocabulary must be a list of names, got one text: [{shown(names)}]")
     if isinstance(names, Mapping):
-        raise InputError("the vocabulary must be a list of names, got a dictionary: give list(names.values())")
+        raise InputError(
+            "the vocabulary must be a list of names, got a dictionary: give list(names.values())"
+        )
     listed = _listed(names, "the vocabulary")
     check_class_names(listed, ids)
     return tuple(map(str, listed))  # without NumPy's own type of text
 
 
 def check_class_names(names: Sequence[str], ids: Sequence[object] | None = None) -> None:
-    """Raises InputError for an empty vocabulary and names that `as_class_names` refuses; `ids` as there."""
+    """Raises InputError for an empty vocabulary and names that `as_class_names` refuses; `ids` as
+    there.
+    """
     if not names:
         raise InputError("the vocabulary is empty: name at least one class")
     called = range(len(names)) if ids is None else ids
@@ -323,28 +388,36 @@ def check_class_names(names: Sequence[str], ids: Sequence[object] | None = None)
         places.setdefault(name, []).append(place)
     repeated = {name: where for name, where in places.items() if len(where) > 1}
     if repeated:
-        listed = ", ".join(map(shown, list(repeated)[:10])) + (", ..." if len(repeated) > 10 else "")
+        listed = ", ".join(map(shown, list(repeated)[:10])) + (
+            ", ..." if len(repeated) > 10 else ""
+        )
         name, where = next(iter(repeated.items()))
         numbers = ", ".join(map(shown, where[:5])) + (", ..." if len(where) > 5 else "")
         kind = "names" if ids is None else "the ids"
         raise InputError(
-            f"the vocabulary names {listed} more than once: give each class once ({shown(name)} is {kind} {numbers})"
+            f"the vocabulary names {listed} more than once: give each class once ({shown(name)} is "
+            f"{kind} {numbers})"
         )
 
 
 def _check_class_name(name: object, place: object) -> None:
     if not isinstance(name, str):
         hint = "decode it" if isinstance(name, bytes) else "name each class by text"
-        raise InputError(f"name {place} of the vocabulary is {shown(name)}, a {type(name).__name__}: {hint}")
+        raise InputError(
+            f"name {place} of the vocabulary is {shown(name)}, a {type(name).__name__}: {hint}"
+        )
     if all(unicodedata.category(letter) in _INVISIBLE for letter in name):
         raise InputError(f"name {place} of the vocabulary is blank: leave it out")
     if plain_text(name) != name:
-        raise InputError(f"name {place} of the vocabulary, {shown(name)}, is not valid Unicode: write it anew")
+        raise InputError(
+            f"name {place} of the vocabulary, {shown(name)}, is not valid Unicode: write it anew"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class RegionPredictions:
-    """Predicted classes, scores and masks of the N regions of one image, over a vocabulary of V classes.
+    """Predicted classes, scores and masks of the N regions of one image, over a vocabulary of V
+    classes.
 
     Args:
         image_height: of the original image, in pixels.
@@ -361,8 +434,8 @@ class RegionPredictions:
     Lists and arrays of other types are converted.
 
     Raises:
-        InputError: lengths that do not match, NaN or infinite numbers, an inverted box, a class id out of range, a mask
-            of another size than the image.
+        InputError: lengths that do not match, NaN or infinite numbers, an inverted box, a class id
+            out of range, a mask of another size than the image.
     """
 
     image_height: int
@@ -381,12 +454,21 @@ class RegionPredictions:
         n = len(self.boxes) if self.boxes.ndim else 0
         lengths = {
             name: len(value)
-            for name in ("scores", "class_ids", "top_class_ids", "top_scores", "masks", "iou_predictions")
+            for name in (
+                "scores",
+                "class_ids",
+                "top_class_ids",
+                "top_scores",
+                "masks",
+                "iou_predictions",
+            )
             if (value := getattr(self, name)) is not None
         }
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong or self.boxes.shape != (n, 4):
-            raise InputError(f"predictions of {self.boxes.shape} boxes need every field as long, got {wrong}")
+            raise InputError(
+                f"predictions of {self.boxes.shape} boxes need every field as long, got {wrong}"
+            )
         self._check_values()
 
     def _convert(self) -> None:
@@ -407,27 +489,38 @@ class RegionPredictions:
 
     def _check_values(self) -> None:
         if self.top_class_ids.ndim != 2 or self.top_class_ids.shape != self.top_scores.shape:
-            raise InputError(f"top_class_ids and top_scores must be (N, K), got {self.top_scores.shape}")
+            raise InputError(
+                f"top_class_ids and top_scores must be (N, K), got {self.top_scores.shape}"
+            )
         for name in ("boxes", "scores", "top_scores", "iou_predictions"):
             values = getattr(self, name)
             if values is not None and not np.isfinite(values).all():
-                raise InputError(f"predictions hold {name} that are NaN or infinite: the model or its input is damaged")
+                raise InputError(
+                    f"predictions hold {name} that are NaN or infinite: the model or its input is "
+                    "damaged"
+                )
         if (self.boxes[:, :2] > self.boxes[:, 2:]).any():
             raise InputError(
-                "predictions hold a box that is inverted: boxes are x0, y0, x1, y1 with x0 <= x1, y0 <= y1"
+                "predictions hold a box that is inverted: boxes are x0, y0, x1, y1 with x0 <= x1, "
+                "y0 <= y1"
             )
         for ids in (self.class_ids, self.top_class_ids):
             if ids.size and not 0 <= ids.min() <= ids.max() < len(self.class_names):
-                raise InputError(f"class ids must be 0 to {len(self.class_names) - 1}, indices of class_names")
+                raise InputError(
+                    f"class ids must be 0 to {len(self.class_names) - 1}, indices of class_names"
+                )
         size = [self.image_height, self.image_width]
         if any(mask["size"] != size for mask in self.masks or ()):
-            raise InputError(f"masks must be {size[1]} x {size[0]} pixels (width x height), as the image")
+            raise InputError(
+                f"masks must be {size[1]} x {size[0]} pixels (width x height), as the image"
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to_json(self, file_name: str) -> dict[str, Any]:
-        r"""The image and its regions as plain JSON values; `mask` and `iou` are null where there are none.
+        r"""The image and its regions as plain JSON values; `mask` and `iou` are null where there
+        are none.
 
         What UTF-8 cannot hold of the file's name is escaped, as `\xe9`.
 
@@ -440,7 +533,9 @@ class RegionPredictions:
         image = {"file_name": file_name, "width": self.image_width, "height": self.image_height}
         return {"image": image, "regions": [self._region(index) for index in range(len(self))]}
 
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+    def to_coco(
+        self, image_id: int | str, category_ids: Sequence[int | str]
+    ) -> list[dict[str, Any]]:
         """COCO results as plain JSON values, one for each region's best class.
 
         Args:
@@ -448,12 +543,15 @@ class RegionPredictions:
             category_ids: (V,) the ids of `class_names` in order, each as `image_id`.
 
         Raises:
-            InputError: another number of ids than of classes, or an id that is neither a whole number nor text.
+            InputError: another number of ids than of classes, or an id that is neither a whole
+                number nor text.
         """
         image_id = _plain_id(image_id, "image_id")
         ids = _listed(category_ids, "category_ids")
         if len(ids) != len(self.class_names):
-            raise InputError(f"{len(ids)} category ids for {len(self.class_names)} classes: give one for each")
+            raise InputError(
+                f"{len(ids)} category ids for {len(self.class_names)} classes: give one for each"
+            )
         results: list[dict[str, Any]] = []
         for index, (x0, y0, x1, y1) in enumerate(self.boxes.astype(np.float64).tolist()):
             result = {
@@ -462,7 +560,9 @@ class RegionPredictions:
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "score": float(self.scores[index]),
             }
-            results.append(result if self.masks is None else result | {"segmentation": self.masks[index]})
+            results.append(
+                result if self.masks is None else result | {"segmentation": self.masks[index]}
+            )
         return results
 
     def _region(self, index: int) -> dict[str, Any]:
@@ -506,13 +606,20 @@ def _plain_id(value: object, name: str) -> int | str:
 
 
 def _as_masks(masks: object) -> BoolArray:
-    """Masks (N, H, W), or of another shape, as bool; whole numbers must be two values, one of them 0."""
+    """Masks (N, H, W), or of another shape, as bool; whole numbers must be two values, one of them
+    0.
+    """
     array = as_array(masks, "masks")
     if array.dtype.kind not in "bui":
-        raise InputError(f"masks must be bool or 0 and 1, got {array.dtype}; threshold them first (masks > 0)")
+        raise InputError(
+            f"masks must be bool or 0 and 1, got {array.dtype}; threshold them first (masks > 0)"
+        )
     if array.dtype.kind != "b" and array.size and not ((array == 0) | (array == array.max())).all():
         values = ", ".join(map(str, np.unique(array)[:5]))
-        raise InputError(f"masks must be bool or 0 and 1, got the values {values}, ...; threshold them (masks > 127)")
+        raise InputError(
+            f"masks must be bool or 0 and 1, got the values {values}, ...; threshold them (masks > "
+            "127)"
+        )
     return array.astype(bool)
 
 
@@ -521,7 +628,12 @@ def _click_labels(labels: npt.ArrayLike | None, shape: tuple[int, ...]) -> IntAr
         return np.full(shape, FOREGROUND, np.int32)
     array = as_numbers(labels, "point labels", booleans=True)
     if array.shape != shape:
-        raise InputError(f"point labels must have shape {shape}, one for each click, got {array.shape}")
+        raise InputError(
+            f"point labels must have shape {shape}, one for each click, got {array.shape}"
+        )
     if not np.isin(array, (FOREGROUND, BACKGROUND)).all():
-        raise InputError(f"point labels must be 1 (foreground) or 0 (background), got {np.unique(array).tolist()}")
+        raise InputError(
+            "point labels must be 1 (foreground) or 0 (background), got "
+            f"{np.unique(array).tolist()}"
+        )
     return array.astype(np.int32)

@@ -1,4 +1,6 @@
-"""Class names that a text encoder cannot tell apart: unknown words, spellings that it reads alike, names cut short."""
+"""Class names that a text encoder cannot tell apart: unknown words, spellings that it reads alike,
+names cut short.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ _ROUNDING = 1e-5  # of squared distances in single precision, generously
 
 
 def same_meaning(vocabulary: Vocabulary) -> list[tuple[str, ...]]:
-    """Groups of names whose embeddings have a cosine above SAME_COSINE, in the order of the vocabulary.
+    """Groups of names whose embeddings have a cosine above SAME_COSINE, in the order of the
+    vocabulary.
 
-    A name belongs to a group if it is that close to any other of the group. Memory grows with V, not with its square.
+    A name belongs to a group if it is that close to any other of the group. Memory grows with V,
+    not with its square.
     """
     labels = _labels(vocabulary.embeddings)
     order = np.argsort(labels, kind="stable")
@@ -33,7 +37,9 @@ def describe_groups(vocabulary: Vocabulary, groups: list[tuple[str, ...]], most:
     place = {name: index for index, name in enumerate(vocabulary.names)}
     texts = []
     for group in groups[:most]:
-        first, second = (vocabulary.embeddings[place[name]].astype(np.float64) for name in group[:2])
+        first, second = (
+            vocabulary.embeddings[place[name]].astype(np.float64) for name in group[:2]
+        )
         more = f" and {len(group) - 4} more" if len(group) > 4 else ""
         texts.append(f"{' and '.join(map(shown, group[:4]))}{more} (cosine {first @ second:.4f})")
     rest = len(groups) - most
@@ -41,7 +47,9 @@ def describe_groups(vocabulary: Vocabulary, groups: list[tuple[str, ...]], most:
 
 
 def _labels(embeddings: FloatArray) -> npt.NDArray[np.int64]:
-    """(V,) a number for each name, the same for all names of a group: the index of the group's first name."""
+    """(V,) a number for each name, the same for all names of a group: the index of the group's
+    first name.
+    """
     labels = np.arange(len(embeddings))
     projected = _projected(embeddings)
     for start in range(0, len(embeddings), _BLOCK):
@@ -64,8 +72,12 @@ def _projected(embeddings: FloatArray) -> FloatArray:
 
 
 def _near_earlier(projected: FloatArray, start: int, end: int) -> BoolArray:
-    """(end - start,) which rows may be close to an earlier one; most are ruled out, at little cost."""
+    """(end - start,) which rows may be close to an earlier one; most are ruled out, at little
+    cost.
+    """
     norms = (projected[:end] ** 2).sum(axis=1)
-    distances = norms[start:, None] + norms - 2 * projected[start:end] @ projected[:end].T  # squared
+    distances = (
+        norms[start:, None] + norms - 2 * projected[start:end] @ projected[:end].T
+    )  # squared
     near: BoolArray = np.tril(distances < 2 * (1 - SAME_COSINE) + _ROUNDING, start - 1).any(axis=1)
     return near

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Returns lines whose columns are as wide as their widest cells, two blanks apart, without blanks at the end.
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
+) -> str:
+    """Returns lines whose columns are as wide as their widest cells, two blanks apart, without
+    blanks at the end.
 
     Args:
         right: the indices of columns that are aligned to the right.
@@ -26,8 +29,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Coll
     return "\n".join(lines)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Returns lines of a table in GitHub's Markdown; bars in cells are escaped. Arguments as of `text_table`."""
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
+) -> str:
+    """Returns lines of a table in GitHub's Markdown; bars in cells are escaped. Arguments as of
+    `text_table`.
+    """
     rule = ["---:" if index in right else "---" for index in range(len(header))]
     return "\n".join(_markdown_row(row) for row in (header, rule, *rows))
 

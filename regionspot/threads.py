@@ -17,9 +17,11 @@ _SIBLINGS = ("core_cpus_list", "thread_siblings_list")  # the second is the name
 
 
 def default_threads() -> int:
-    """$OMP_NUM_THREADS where it is set, as PyTorch does; else the physical cores that this process may use.
+    """$OMP_NUM_THREADS where it is set, as PyTorch does; else the physical cores that this process
+    may use.
 
-    Two threads of one core share its arithmetic units, and more threads than a container's quota wait for each other.
+    Two threads of one core share its arithmetic units, and more threads than a container's quota
+    wait for each other.
     """
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
@@ -28,22 +30,27 @@ def default_threads() -> int:
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Cores that this process may run on, by its CPU affinity. A CPU counts as a core of its own where the system does
-    not say with which others it shares one.
+    """Cores that this process may run on, by its CPU affinity. A CPU counts as a core of its own
+    where the system does not say with which others it shares one.
 
     Args:
         root: of the file system that describes the machine.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    allowed = (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
     return len({_core(root, cpu) for cpu in allowed})
 
 
 @cache
 def cpu_quota(root: Path = ROOT) -> int:
-    """CPUs' worth of time that the control groups of this process allow, rounded up; NO_LIMIT where none limits it.
+    """CPUs' worth of time that the control groups of this process allow, rounded up; NO_LIMIT where
+    none limits it.
 
-    Its own group and all of those above it count, of both versions: the smallest quota holds. systemd's CPUQuota= and a
-    container's --cpus are such quotas.
+    Its own group and all of those above it count, of both versions: the smallest quota holds.
+    systemd's CPUQuota= and a container's --cpus are such quotas.
     """
     quotas = [quota for group in _cpu_groups(root) if (quota := _quota_of(group)) is not None]
     return min(map(math.ceil, quotas), default=NO_LIMIT)
@@ -51,7 +58,9 @@ def cpu_quota(root: Path = ROOT) -> int:
 
 @dataclass(frozen=True)
 class _Mount:
-    """Where a hierarchy of control groups can be seen: `top`, a group's path in it, lies at `point`."""
+    """Where a hierarchy of control groups can be seen: `top`, a group's path in it, lies at
+    `point`.
+    """
 
     version: int
     top: PurePosixPath
@@ -69,7 +78,9 @@ def _core(root: Path, cpu: int) -> str:
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
-    """The folders of the groups that bound this process's time, its own first, then those above it."""
+    """The folders of the groups that bound this process's time, its own first, then those
+    above it.
+    """
     paths = dict(_own_paths(_read(root / "proc/self/cgroup")))
     for mount in _mounts(_read(root / "proc/self/mountinfo")):
         if mount.version not in paths:
@@ -104,7 +115,9 @@ def _mounts(text: str) -> Iterator[_Mount]:
 
 
 def _below(path: PurePosixPath, top: PurePosixPath) -> PurePosixPath:
-    """A group's path below the mounted one; the mounted one itself where it lies elsewhere, as in some containers."""
+    """A group's path below the mounted one; the mounted one itself where it lies elsewhere, as in
+    some containers.
+    """
     if ".." in path.parts:
         return PurePosixPath()
     return path.relative_to(top) if path.is_relative_to(top) else PurePosixPath()
@@ -112,7 +125,10 @@ def _below(path: PurePosixPath, top: PurePosixPath) -> PurePosixPath:
 
 def _quota_of(group: Path) -> float | None:
     """CPUs' worth of time; None where there is no limit."""
-    text = _read(group / "cpu.max") or f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}"
+    text = (
+        _read(group / "cpu.max")
+        or f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}"
+    )
     try:
         quota, period = map(int, text.split())
     except ValueError:  # "max", -1 alone, or no such files

@@ -1,12 +1,14 @@
-"""The only code that reads, resizes or flips an image, or moves coordinates from one frame to another.
+"""The only code that reads, resizes or flips an image, or moves coordinates from one frame to
+another.
 
-Every resize of pixels is Pillow's antialiased bilinear on uint8. It is what SAM's own preprocessing does
-(`segment_anything.utils.transforms.ResizeLongestSide` through Pillow); for CLIP, which the authors resize in two ways,
-it is our choice, and the same in training, evaluation, every runtime and the server. Colours are resized by the native
-extension, which gives Pillow's numbers much sooner and both encoders' pictures from one reading of the pixels.
+Every resize of pixels is Pillow's antialiased bilinear on uint8. It is what SAM's own preprocessing
+does (`segment_anything.utils.transforms.ResizeLongestSide` through Pillow); for CLIP, which the
+authors resize in two ways, it is our choice, and the same in training, evaluation, every runtime
+and the server. Colours are resized by the native extension, which gives Pillow's numbers much
+sooner and both encoders' pictures from one reading of the pixels.
 
-Frames: original-image pixels are the public one; the SAM frame is the image resized to a longest side of S, at the top
-left of an S x S square. Normalisation is not here: it belongs to the models.
+Frames: original-image pixels are the public one; the SAM frame is the image resized to a longest
+side of S, at the top left of an S x S square. Normalisation is not here: it belongs to the models.
 """
 
 from __future__ import annotations
@@ -42,15 +44,19 @@ class BinaryFile(Protocol):
     def read(self) -> bytes: ...
 
 
-ImageSource = str | PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | UInt8Array
+ImageSource = (
+    str | PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | UInt8Array
+)
 
 MAX_PIXELS = 178_000_000
 """Larger images are refused from their header; it is where Pillow, too, stops believing one."""
 
 RESIZE = "Pillow bilinear on uint8, antialiased"
-"""What `resize_image` does, in words: caches and artefacts that were made with another resize are not used.
+"""What `resize_image` does, in words: caches and artefacts that were made with another resize are
+not used.
 
-The words stay as long as the numbers are Pillow's, whoever computes them: tests/test_transforms.py compares every byte.
+The words stay as long as the numbers are Pillow's, whoever computes them: tests/test_transforms.py
+compares every byte.
 """
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -62,7 +68,9 @@ MASK_PROMPT_EPSILON = 1e-3
 MASK_THRESHOLD = 127
 """A mask is True where a colour is brighter than this, of 255."""
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters or more: one is a drive of Windows
+_URL = re.compile(
+    r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE
+)  # two letters or more: one is a drive of Windows
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,19 +91,19 @@ def read_image(
 ) -> UInt8Array:
     """Any picture as (H, W, 3) uint8 RGB, upright.
 
-    EXIF orientation is applied; transparency is laid over the background; palette, grey, CMYK, 1-bit and 16-bit
-    pictures are converted; of an animation the first frame is taken.
+    EXIF orientation is applied; transparency is laid over the background; palette, grey, CMYK,
+    1-bit and 16-bit pictures are converted; of an animation the first frame is taken.
 
     Args:
-        source: a path, an encoded file's bytes, a file object (read from its beginning where it can seek), a Pillow
-            image, or a (H, W, 3) uint8 RGB array, returned as it is.
+        source: a path, an encoded file's bytes, a file object (read from its beginning where it can
+            seek), a Pillow image, or a (H, W, 3) uint8 RGB array, returned as it is.
         max_pixels: refuse larger pictures, judging by the header before any pixel is decoded.
         background: a colour's name.
         formats: of files that are opened, by Pillow's names.
 
     Raises:
-        InputError: no such file, not a picture, a damaged or truncated one, one that is too large; of a JPEG file only
-            the end marker may be missing. The message names the whole path.
+        InputError: no such file, not a picture, a damaged or truncated one, one that is too large;
+            of a JPEG file only the end marker may be missing. The message names the whole path.
     """
     _check_colour(background)
     if isinstance(source, np.ndarray):
@@ -115,11 +123,12 @@ def read_image(
 
 
 def read_mask(source: ImageSource) -> BoolArray:
-    """A picture as a mask (H, W): True where any of its colours is bright, False where it is dark or transparent.
+    """A picture as a mask (H, W): True where any of its colours is bright, False where it is dark
+    or transparent.
 
     Raises:
-        InputError: as `read_image`; nothing is bright: a mask of the values 0 and 1, a dark one, an empty one; or more
-            of it is grey than white, as of class indices with a white border.
+        InputError: as `read_image`; nothing is bright: a mask of the values 0 and 1, a dark one, an
+            empty one; or more of it is grey than white, as of class indices with a white border.
     """
     brightness = read_image(source, background="black").max(axis=2)
     mask: BoolArray = brightness > MASK_THRESHOLD
@@ -128,23 +137,40 @@ def read_mask(source: ImageSource) -> BoolArray:
         name = _described("mask", source)
         wanted = "white (255) is wanted on the region, black (0) or transparent elsewhere"
         if mask.any():
-            raise InputError(f"more of {name} is grey than white ({grey} and {int(mask.sum())} pixels), and {wanted}")
-        raise InputError(f"{name} is empty: its brightest value is {brightness.max()}, and {wanted}")
+            raise InputError(
+                f"more of {name} is grey than white ({grey} and {int(mask.sum())} pixels), and "
+                f"{wanted}"
+            )
+        raise InputError(
+            f"{name} is empty: its brightest value is {brightness.max()}, and {wanted}"
+        )
     return mask
 
 
-def resize_image(image: UInt8Array, height: int, width: int, threads: int | None = None) -> UInt8Array:
-    """(H, W, 3) or (H, W) to height x width by Pillow's antialiased bilinear: the one definition of a resize.
+def resize_image(
+    image: UInt8Array, height: int, width: int, threads: int | None = None
+) -> UInt8Array:
+    """(H, W, 3) or (H, W) to height x width by Pillow's antialiased bilinear: the one definition of
+    a resize.
 
     Args:
-        threads: at most so many, of those a small image uses fewer; None stands for `default_threads()`.
+        threads: at most so many, of those a small image uses fewer; None stands for
+            `default_threads()`.
 
     Raises:
-        InputError: another type or shape, no pixels, or a size that is not two whole numbers of 1 or more.
+        InputError: another type or shape, no pixels, or a size that is not two whole numbers of 1
+            or more.
     """
     image = as_array(image, "an image")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
-        raise InputError(f"an image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}")
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or image.shape[2:] not in ((), (3,))
+        or image.size == 0
+    ):
+        raise InputError(
+            f"an image must be (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}"
+        )
     height, width = checked_count(height, "height"), checked_count(width, "width")
     if height * width > 2**31:
         raise InputError(f"an image of {width} x {height} pixels is too large")
@@ -161,8 +187,8 @@ def model_inputs(
     """An image (H, W, 3) as both encoders take it, from one reading of its pixels.
 
     Returns:
-        What `sam.apply_image` gives, (S, S, 3) and the (height, width) of its valid part; and what `clip.apply_image`
-        gives, (S', S', 3).
+        What `sam.apply_image` gives, (S, S, 3) and the (height, width) of its valid part; and what
+        `clip.apply_image` gives, (S', S', 3).
     """
     frame, valid = sam.empty_frame(image)
     square = np.empty((clip.image_size, clip.image_size, 3), np.uint8)
@@ -170,7 +196,9 @@ def model_inputs(
     return frame, valid, square
 
 
-def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]) -> FloatArray:
+def scale_points(
+    points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]
+) -> FloatArray:
     """Points (..., 2) xy from a frame of from_size (height, width) to one of to_size.
 
     Raises:
@@ -178,7 +206,9 @@ def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tup
     """
     points = as_array(points, "points")
     if points.ndim == 0 or points.shape[-1] != 2 or points.dtype.kind not in "fiu":
-        raise InputError(f"points must be numbers of the shape (..., 2), got {points.shape} {points.dtype}")
+        raise InputError(
+            f"points must be numbers of the shape (..., 2), got {points.shape} {points.dtype}"
+        )
     (from_height, from_width), (to_height, to_width) = from_size, to_size
     factors = np.array([to_width / from_width, to_height / from_height])
     scaled: FloatArray = (points.astype(np.float64) * factors).astype(np.float32)
@@ -187,7 +217,9 @@ def scale_points(points: npt.ArrayLike, from_size: tuple[int, int], to_size: tup
 
 @dataclass(frozen=True)
 class SamTransform:
-    """Between original-image pixels and the SAM frame: longest side to image_size, the rest zero, right and below."""
+    """Between original-image pixels and the SAM frame: longest side to image_size, the rest zero,
+    right and below.
+    """
 
     image_size: int
 
@@ -195,29 +227,39 @@ class SamTransform:
         checked_count(self.image_size, "image_size")
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) that an image takes within the frame, rounded as SAM's ResizeLongestSide rounds."""
+        """The (height, width) that an image takes within the frame, rounded as SAM's
+        ResizeLongestSide rounds.
+        """
         scale = self.image_size * 1.0 / max(height, width)
         return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
-    def apply_image(self, image: UInt8Array, threads: int | None = None) -> tuple[UInt8Array, tuple[int, int]]:
-        """(H, W, 3) to (S, S, 3), and the (height, width) of its valid part; `threads` as `resize_image`."""
+    def apply_image(
+        self, image: UInt8Array, threads: int | None = None
+    ) -> tuple[UInt8Array, tuple[int, int]]:
+        """(H, W, 3) to (S, S, 3), and the (height, width) of its valid part; `threads` as
+        `resize_image`.
+        """
         frame, (height, width) = self.empty_frame(image)
         _resize_into(image, [frame[:height, :width]], threads)
         return frame, (height, width)
 
     def empty_frame(self, image: UInt8Array) -> tuple[UInt8Array, tuple[int, int]]:
         """Zeros (S, S, 3), and the (height, width) that the image (H, W, 3) takes there."""
-        return np.zeros((self.image_size, self.image_size, 3), np.uint8), self.input_size(*image.shape[:2])
+        return np.zeros((self.image_size, self.image_size, 3), np.uint8), self.input_size(
+            *image.shape[:2]
+        )
 
     def apply_points(self, points: npt.ArrayLike, height: int, width: int) -> FloatArray:
         """Points (..., 2) xy of a height x width image, in the SAM frame."""
         return scale_points(points, (height, width), self.input_size(height, width))
 
     def apply_masks(self, masks: BoolArray, mask_size: tuple[int, int]) -> FloatArray:
-        """Masks (N, H, W) as SAM's dense prompt: logits (N, 1, m, m) in the low-resolution SAM frame.
+        """Masks (N, H, W) as SAM's dense prompt: logits (N, 1, m, m) in the low-resolution SAM
+        frame.
 
-        The logits are those of how much of each cell the mask covers. SAM was trained on its own earlier logits as mask
-        prompts; a mask from elsewhere has none, so its certainty is set by MASK_PROMPT_EPSILON.
+        The logits are those of how much of each cell the mask covers. SAM was trained on its own
+        earlier logits as mask prompts; a mask from elsewhere has none, so its certainty is set by
+        MASK_PROMPT_EPSILON.
         """
         n, height, width = masks.shape
         valid_height, valid_width = self.input_size(height, width)
@@ -227,13 +269,17 @@ class SamTransform:
             frame = np.zeros((self.image_size, self.image_size), np.float32)
             grey = mask.astype(np.uint8) * np.uint8(255)
             frame[:valid_height, :valid_width] = resize_image(grey, valid_height, valid_width)
-            coverage[index] = frame.reshape(mask_size[0], rows, mask_size[1], columns).mean((1, 3)) / 255
+            coverage[index] = (
+                frame.reshape(mask_size[0], rows, mask_size[1], columns).mean((1, 3)) / 255
+            )
         probability = np.clip(coverage, MASK_PROMPT_EPSILON, 1 - MASK_PROMPT_EPSILON)
         logits: FloatArray = np.log(probability / (1 - probability))[:, None]  # (N, 1, m, m)
         return logits
 
     def encode_masks(self, low_res_masks: FloatArray, height: int, width: int) -> EncodedMasks:
-        """Logits (n, m, m) to n masks of a height x width image, see `regionspot.masks.encode_mask_logits`."""
+        """Logits (n, m, m) to n masks of a height x width image, see
+        `regionspot.masks.encode_mask_logits`.
+        """
         valid = self.input_size(height, width)
         return encode_mask_logits(low_res_masks, self.image_size, valid, (height, width))
 
@@ -253,7 +299,8 @@ class ClipTransform:
 
 
 def crop_boxes(image: UInt8Array, boxes: npt.ArrayLike, scale: float = 1.0) -> list[UInt8Array]:
-    """Cut boxes (N, 4) out of an image, each scaled about its centre, clipped to the image, rounded outwards.
+    """Cut boxes (N, 4) out of an image, each scaled about its centre, clipped to the image, rounded
+    outwards.
 
     Raises:
         InputError: boxes that are not (N, 4) finite numbers.
@@ -287,7 +334,9 @@ def _checked_boxes(boxes: npt.ArrayLike) -> FloatArray:
 
 
 def _resize_into(image: UInt8Array, targets: Sequence[UInt8Array], threads: int | None) -> None:
-    """Fill views (h, w, 3) whose pixels lie side by side in each row with an image (H, W, 3) at their sizes."""
+    """Fill views (h, w, 3) whose pixels lie side by side in each row with an image (H, W, 3) at
+    their sizes.
+    """
     if image.strides[1:] != (3, 1):
         image = np.ascontiguousarray(image)
     _native.resize_rgb(image, targets, threads or default_threads())
@@ -307,13 +356,17 @@ def _check_colour(background: str) -> None:
     try:
         ImageColor.getrgb(background)
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"background must be a colour's name, such as 'white', got {shown(background)}") from error
+        raise InputError(
+            f"background must be a colour's name, such as 'white', got {shown(background)}"
+        ) from error
 
 
 def _described(kind: str, source: Any) -> str:
     """What messages call a picture: "image 'cat.jpg'", or "the image" where it has no name."""
     return (
-        f"{kind} {plain_text(shown(os.fspath(source), 300))}" if isinstance(source, (str, PathLike)) else f"the {kind}"
+        f"{kind} {plain_text(shown(os.fspath(source), 300))}"
+        if isinstance(source, (str, PathLike))
+        else f"the {kind}"
     )
 
 
@@ -325,11 +378,15 @@ def _open_file(source: Any, name: str) -> IO[bytes]:
         return _copied(source, name)
     if not isinstance(source, (str, PathLike)):
         raise InputError(
-            f"an image is a path, a file's bytes, a Pillow image or an array, not a {type(source).__name__}"
+            "an image is a path, a file's bytes, a Pillow image or an array, not a "
+            f"{type(source).__name__}"
         )
     try:
         file = open(source, "rb")  # noqa: SIM115
-    except (OSError, ValueError) as error:  # no such file, a directory, no permission, a null character
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # no such file, a directory, no permission, a null character
         text = os.fsdecode(source)
         if _URL.match(text):
             raise InputError(
@@ -354,7 +411,9 @@ def _copied(source: Any, name: str) -> io.BytesIO:
             raise
         raise InputError(f"{name} cannot be read ({_reason(error)}): check the file") from error
     if not isinstance(content, bytes):
-        raise InputError(f"{name} is a file of {type(content).__name__}, not of bytes: open it with mode 'rb'")
+        raise InputError(
+            f"{name} is a file of {type(content).__name__}, not of bytes: open it with mode 'rb'"
+        )
     return io.BytesIO(content)
 
 
@@ -365,12 +424,16 @@ def _reason(error: Exception) -> str:
 def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Image:
     """The header alone: pixels are decoded later."""
     Image.init()
-    known = [file_format for file_format in formats if file_format in Image.OPEN]  # a small Pillow lacks some
+    known = [
+        file_format for file_format in formats if file_format in Image.OPEN
+    ]  # a small Pillow lacks some
     try:
         with _SILENCE:
             return Image.open(file, formats=known)
     except UnidentifiedImageError as error:
-        raise InputError(f"{name} is not a picture that can be read: give one of {', '.join(known)}") from error
+        raise InputError(
+            f"{name} is not a picture that can be read: give one of {', '.join(known)}"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): scale it down first") from error
     except Exception as error:  # damaged headers raise almost anything
@@ -382,8 +445,9 @@ def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Ima
 class _Silence:
     """Keeps Pillow's warnings back while any thread reads a picture.
 
-    Pillow warns of every picture from half of MAX_PIXELS on, and of EXIF, TIFF and PNG parts that it leaves out.
-    Warning filters are shared by all threads: the first that reads sets them, the last restores them.
+    Pillow warns of every picture from half of MAX_PIXELS on, and of EXIF, TIFF and PNG parts that
+    it leaves out. Warning filters are shared by all threads: the first that reads sets them, the
+    last restores them.
     """
 
     def __init__(self) -> None:
@@ -439,13 +503,18 @@ def _decode(image: Image.Image, name: str, max_pixels: int, background: str) -> 
     except Exception as error:  # on damaged data Pillow's decoders raise almost anything
         if is_interrupt(error):
             raise
-        raise _Undecoded(f"{name} is damaged or truncated ({error}): copy or export it again") from error
+        raise _Undecoded(
+            f"{name} is damaged or truncated ({error}): copy or export it again"
+        ) from error
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise InputError(f"{name} is too large: {width} x {height} pixels, at most {max_pixels:,}; scale it down first")
+        raise InputError(
+            f"{name} is too large: {width} x {height} pixels, at most {max_pixels:,}; scale it "
+            "down first"
+        )
     if width * height == 0:
         raise InputError(f"{name} has no pixels: {width} x {height}")
 
@@ -462,11 +531,15 @@ def _to_rgb(image: Image.Image, name: str, background: str) -> Image.Image:
         return _to_eight_bits(np.asarray(image), name).convert("RGB")
     if image.has_transparency_data:
         foreground = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", foreground.size, background), foreground).convert("RGB")
+        return Image.alpha_composite(
+            Image.new("RGBA", foreground.size, background), foreground
+        ).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _to_eight_bits(samples: npt.NDArray[np.generic], name: str) -> Image.Image:
     if samples.dtype.kind == "f" or samples.min() < 0 or samples.max() >= 2**16:
-        raise InputError(f"{name} holds 32-bit samples of unknown range: save it with 8 or 16 bits for each")
+        raise InputError(
+            f"{name} holds 32-bit samples of unknown range: save it with 8 or 16 bits for each"
+        )
     return Image.fromarray(((samples.astype(np.uint32) + 128) // 257).astype(np.uint8))

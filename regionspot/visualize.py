@@ -74,17 +74,19 @@ def draw_predictions(
 ) -> UInt8Array:
     """The picture with its regions on it.
 
-    A class name is drawn in a font that has its letters: the given one, Pillow's own, or one of the system. Where there
-    is none, and where two names are too long to be told apart, labels show the class's number (its index in
-    `predictions.class_names`), and a strip below the picture says what the numbers mean.
+    A class name is drawn in a font that has its letters: the given one, Pillow's own, or one of the
+    system. Where there is none, and where two names are too long to be told apart, labels show the
+    class's number (its index in `predictions.class_names`), and a strip below the picture says what
+    the numbers mean.
 
     Args:
         image: (H, W, 3) uint8 RGB, as `read_image` gives it.
         predictions: of this image.
-        min_long_side: smaller pictures are enlarged to it, so that labels can be read; 0 keeps the size.
+        min_long_side: smaller pictures are enlarged to it, so that labels can be read; 0 keeps the
+            size.
         masks: draw masks where the predictions have them.
-        tint: fill them with their colours too; without it their outlines alone are drawn, and the picture's own colours
-            stay as they are.
+        tint: fill them with their colours too; without it their outlines alone are drawn, and the
+            picture's own colours stay as they are.
         font: a .ttf, .otf or .ttc file to draw class names with.
 
     Returns:
@@ -99,13 +101,23 @@ def draw_predictions(
     height, width = image.shape[:2]
     if (height, width) != (predictions.image_height, predictions.image_width):
         raise InputError(
-            f"the image is {width} x {height} pixels but the predictions are of one of {predictions.image_width} x "
-            f"{predictions.image_height}: draw on the picture as read_image gives it"
+            f"the image is {width} x {height} pixels but the predictions are of one of "
+            f"{predictions.image_width} x {predictions.image_height}: draw on the picture as "
+            "read_image gives it"
         )
-    enlargement = max(1.0, checked_count(min_long_side, "min_long_side", least=0) / max(height, width))
-    drawn_height, drawn_width = max(1, round(height * enlargement)), max(1, round(width * enlargement))
-    canvas = Image.fromarray(resize_image(image, drawn_height, drawn_width) if enlargement > 1 else image)
-    corners = scale_points(predictions.boxes.reshape(-1, 2, 2), (height, width), (drawn_height, drawn_width))
+    enlargement = max(
+        1.0, checked_count(min_long_side, "min_long_side", least=0) / max(height, width)
+    )
+    drawn_height, drawn_width = (
+        max(1, round(height * enlargement)),
+        max(1, round(width * enlargement)),
+    )
+    canvas = Image.fromarray(
+        resize_image(image, drawn_height, drawn_width) if enlargement > 1 else image
+    )
+    corners = scale_points(
+        predictions.boxes.reshape(-1, 2, 2), (height, width), (drawn_height, drawn_width)
+    )
     far = 2 * max(canvas.size)  # outside, where boxes need no exact place
     boxes = np.clip(np.rint(corners.reshape(-1, 4)), -far, far).astype(int)
     style = _style(drawn_height, drawn_width, len(predictions))
@@ -136,7 +148,12 @@ class _Style:
 
     def name_width(self, canvas_width: int) -> int:
         """What is left of that for the class name."""
-        return self.label_width(canvas_width) - 2 * self.padding - self.gap - round(self.font.getlength("0.00"))
+        return (
+            self.label_width(canvas_width)
+            - 2 * self.padding
+            - self.gap
+            - round(self.font.getlength("0.00"))
+        )
 
     @property
     def gap(self) -> int:
@@ -158,11 +175,15 @@ class _Text:
 def _style(height: int, width: int, num_regions: int) -> _Style:
     side = (max(height, width) + 2 * min(height, width)) / 3
     crowding = 0.75 if num_regions >= CROWD else 1.0
-    return _Style(line=max(2, round(side / 380 * crowding)), font_size=max(13, round(side / 42 * crowding)))
+    return _Style(
+        line=max(2, round(side / 380 * crowding)), font_size=max(13, round(side / 42 * crowding))
+    )
 
 
 def _class_colours(predictions: RegionPredictions) -> list[Colour]:
-    """A colour for each region. A class prefers the same colour in every picture; no two share one while they last."""
+    """A colour for each region. A class prefers the same colour in every picture; no two share one
+    while they last.
+    """
     taken: dict[str, int] = {}
     for name in sorted({predictions.class_names[int(index)] for index in predictions.class_ids}):
         preferred = crc32(name.encode("utf-8", "surrogatepass")) % len(PALETTE)
@@ -174,7 +195,9 @@ def _class_colours(predictions: RegionPredictions) -> list[Colour]:
 def _class_labels(
     predictions: RegionPredictions, style: _Style, canvas_width: int, given_font: FontFile | None
 ) -> tuple[dict[int, _Text], dict[str, _Text]]:
-    """What labels of each class that is there say; and for those that say a number, what it stands for."""
+    """What labels of each class that is there say; and for those that say a number, what it stands
+    for.
+    """
     full: dict[int, _Text] = {}
     short: dict[int, _Text] = {}
     for index in sorted(set(predictions.class_ids.tolist())):
@@ -192,7 +215,9 @@ def _class_labels(
 
 
 def _one_line(name: str) -> str:
-    """A name as it can be drawn: composed, without ends of lines; what has no shape of its own is escaped."""
+    """A name as it can be drawn: composed, without ends of lines; what has no shape of its own is
+    escaped.
+    """
     letters = " ".join(unicodedata.normalize("NFC", name).split())
     return "".join(_code(letter) if _is_invisible(letter) else letter for letter in letters)
 
@@ -228,43 +253,63 @@ def _draw_masks(
     margin = int(4 * blur) + style.line
     for index in order if tint else ():
         coverage, corner = _mask_patch(decode_rle(masks[index]), canvas.size, margin)
-        canvas.paste(colours[index], corner, coverage.point([round(FILL_OPACITY * value) for value in range(256)]))
+        canvas.paste(
+            colours[index],
+            corner,
+            coverage.point([round(FILL_OPACITY * value) for value in range(256)]),
+        )
     for index in order:
         coverage, corner = _mask_patch(decode_rle(masks[index]), canvas.size, margin)
         blurred = coverage.filter(ImageFilter.GaussianBlur(blur))
-        canvas.paste(INK, corner, blurred.point(_contour_opacity(style.line + 2, blur, HALO_OPACITY)))
+        canvas.paste(
+            INK, corner, blurred.point(_contour_opacity(style.line + 2, blur, HALO_OPACITY))
+        )
         canvas.paste(colours[index], corner, blurred.point(_contour_opacity(style.line, blur, 1.0)))
 
 
 def _mask_patch(
     mask: npt.NDArray[np.bool_], canvas_size: tuple[int, int], margin: int
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """A mask's coverage (0..255) in the drawn picture, cut to its surroundings, and where its top-left corner lies."""
+    """A mask's coverage (0..255) in the drawn picture, cut to its surroundings, and where its
+    top-left corner lies.
+    """
     height, width = mask.shape
     canvas_width, canvas_height = canvas_size
-    low, high = scale_points(mask_to_box(mask).reshape(2, 2), (height, width), (canvas_height, canvas_width))
+    low, high = scale_points(
+        mask_to_box(mask).reshape(2, 2), (height, width), (canvas_height, canvas_width)
+    )
     x0, y0 = np.maximum(np.floor(low).astype(int) - margin, 0).tolist()
     x1, y1 = np.minimum(np.ceil(high).astype(int) + margin, canvas_size).tolist()
     if (canvas_height, canvas_width) == mask.shape:
         coverage = mask[y0:y1, x0:x1].astype(np.uint8) * np.uint8(255)
     else:
         grey = mask.astype(np.uint8) * np.uint8(255)
-        coverage = np.ascontiguousarray(resize_image(grey, canvas_height, canvas_width)[y0:y1, x0:x1])
+        coverage = np.ascontiguousarray(
+            resize_image(grey, canvas_height, canvas_width)[y0:y1, x0:x1]
+        )
     return Image.fromarray(coverage), (x0, y0)
 
 
 def _contour_opacity(width: float, blur: float, opacity: float) -> list[int]:
-    """Opacity for each blurred coverage 0..255: a line of that width, antialiased, where the coverage passes one half.
+    """Opacity for each blurred coverage 0..255: a line of that width, antialiased, where the
+    coverage passes one half.
 
-    Across a straight edge the blurred coverage is the normal distribution of the distance from it, so its inverse is
-    that distance.
+    Across a straight edge the blurred coverage is the normal distribution of the distance from it,
+    so its inverse is that distance.
     """
     normal = NormalDist()
-    distances = [blur * normal.inv_cdf(min(max(value / 255, 1e-4), 1 - 1e-4)) for value in range(256)]
-    return [round(255 * opacity * min(max(width / 2 + 0.5 - abs(distance), 0), 1)) for distance in distances]
+    distances = [
+        blur * normal.inv_cdf(min(max(value / 255, 1e-4), 1 - 1e-4)) for value in range(256)
+    ]
+    return [
+        round(255 * opacity * min(max(width / 2 + 0.5 - abs(distance), 0), 1))
+        for distance in distances
+    ]
 
 
-def _draw_boxes(canvas: Image.Image, boxes: npt.NDArray[np.int_], colours: Sequence[Colour], style: _Style) -> None:
+def _draw_boxes(
+    canvas: Image.Image, boxes: npt.NDArray[np.int_], colours: Sequence[Colour], style: _Style
+) -> None:
     """Outlines on a dark halo; a dot for a box without area, which is a click."""
     halo = Image.new("L", canvas.size)
     halo_pen, pen = ImageDraw.Draw(halo), ImageDraw.Draw(canvas)
@@ -275,14 +320,20 @@ def _draw_boxes(canvas: Image.Image, boxes: npt.NDArray[np.int_], colours: Seque
         _outline(pen, box, colour, style.line)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Sequence[int], fill: int | Colour, line: int, grown: int = 0) -> None:
+def _outline(
+    pen: ImageDraw.ImageDraw, box: Sequence[int], fill: int | Colour, line: int, grown: int = 0
+) -> None:
     x0, y0, x1, y1 = box
     if x0 == x1 and y0 == y1:
         radius = 2 * line + grown
         pen.ellipse((x0 - radius, y0 - radius, x0 + radius, y0 + radius), fill=fill)
         return
     right, bottom = max(x1, x0 + 2) - 1, max(y1, y0 + 2) - 1
-    pen.rectangle((x0 - grown, y0 - grown, right + grown, bottom + grown), outline=fill, width=line + 2 * grown)
+    pen.rectangle(
+        (x0 - grown, y0 - grown, right + grown, bottom + grown),
+        outline=fill,
+        width=line + 2 * grown,
+    )
 
 
 def _draw_labels(
@@ -306,15 +357,22 @@ def _draw_labels(
 def _chip(name: _Text, score: str, colour: Colour, style: _Style) -> Image.Image:
     """An RGBA label: the name, and the score in a quieter tone."""
     gap, padding = style.gap, style.padding
-    name_width, score_width = round(name.font.getlength(name.text)), round(style.font.getlength(score))
+    name_width, score_width = (
+        round(name.font.getlength(name.text)),
+        round(style.font.getlength(score)),
+    )
     size = (name_width + score_width + gap + 2 * padding, round(1.45 * style.font_size))
     large = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     corner = round(0.3 * style.font_size * SUPERSAMPLING)
-    ImageDraw.Draw(large).rounded_rectangle((0, 0, large.width - 1, large.height - 1), corner, fill=255)
+    ImageDraw.Draw(large).rounded_rectangle(
+        (0, 0, large.width - 1, large.height - 1), corner, fill=255
+    )
     chip = Image.new("RGBA", size, colour)
     chip.putalpha(large.resize(size, Image.Resampling.BOX))
     ink = INK if _luminance(colour) > 0.27 else PAPER
-    quiet = tuple(round(0.75 * strong + 0.25 * weak) for strong, weak in zip(ink, colour, strict=True))
+    quiet = tuple(
+        round(0.75 * strong + 0.25 * weak) for strong, weak in zip(ink, colour, strict=True)
+    )
     pen = ImageDraw.Draw(chip)
     middle = round(size[1] / 2)
     pen.text((padding, middle), name.text, font=name.font, fill=ink, anchor="lm")
@@ -323,7 +381,9 @@ def _chip(name: _Text, score: str, colour: Colour, style: _Style) -> Image.Image
 
 
 def _with_legend(canvas: Image.Image, legend: dict[str, _Text], style: _Style) -> Image.Image:
-    """The picture with a strip below it that says what numbers stand for; without numbers the picture itself."""
+    """The picture with a strip below it that says what numbers stand for; without numbers the
+    picture itself.
+    """
     if not legend:
         return canvas
     margin, height = style.padding, round(1.45 * style.font_size)
@@ -376,9 +436,13 @@ def _luminance(colour: Colour) -> float:
     return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 
-def _draw_leader(pen: ImageDraw.ImageDraw, box: Sequence[int], chip: Rectangle, colour: Colour, style: _Style) -> None:
+def _draw_leader(
+    pen: ImageDraw.ImageDraw, box: Sequence[int], chip: Rectangle, colour: Colour, style: _Style
+) -> None:
     """A line from a chip to its box, where they do not touch."""
-    nearest = [min(max((chip[axis] + chip[axis + 2]) // 2, box[axis]), box[axis + 2]) for axis in (0, 1)]
+    nearest = [
+        min(max((chip[axis] + chip[axis + 2]) // 2, box[axis]), box[axis + 2]) for axis in (0, 1)
+    ]
     start = [min(max(nearest[axis], chip[axis]), chip[axis + 2]) for axis in (0, 1)]
     if max(abs(start[0] - nearest[0]), abs(start[1] - nearest[1])) > style.line:
         pen.line((*start, *nearest), fill=INK, width=style.line + 2)

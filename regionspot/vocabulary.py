@@ -1,4 +1,6 @@
-"""Class names to text embeddings: the prompt templates, the cache on disk, and the ways to name a vocabulary."""
+"""Class names to text embeddings: the prompt templates, the cache on disk, and the ways to name a
+vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,17 @@ PRESET_VOCABULARIES = ("mini", "coco", "imagenet")
 _CUT_SUFFIXES = ("-other", "-merged", "-stuff")
 _DIGEST_BYTES = 16
 PROGRESS_FROM = 300
-"""From this many words on, which take a minute or more, `VocabularyEncoder.encode` shows how far it is."""
+"""From this many words on, which take a minute or more, `VocabularyEncoder.encode` shows how far it
+is.
+"""
 
 OnSameMeaning = Literal["warn", "error", "ignore"]
 
 
 class VocabularyWarning(UserWarning):
-    """Class names that a text encoder cannot tell apart, has not seen in training, or does not read to their end."""
+    """Class names that a text encoder cannot tell apart, has not seen in training, or does not read
+    to their end.
+    """
 
 
 class SameMeaningError(InputError):
@@ -52,7 +58,8 @@ class SameMeaningError(InputError):
 
 
 def clean_coco_name(name: str) -> str:
-    """A class name of COCO's "stuff" without its `-other`, `-merged` and `-stuff`, which are no part of the word.
+    """A class name of COCO's "stuff" without its `-other`, `-merged` and `-stuff`, which are no
+    part of the word.
 
     >>> clean_coco_name("wall-other-merged")
     'wall'
@@ -63,7 +70,9 @@ def clean_coco_name(name: str) -> str:
 
 
 class TextEncoder(Protocol):
-    """A text tower: `ClipBackbone`, or `regionspot.runtime.text_encoder.GraphTextEncoder` of an exported one."""
+    """A text tower: `ClipBackbone`, or `regionspot.runtime.text_encoder.GraphTextEncoder` of an
+    exported one.
+    """
 
     @property
     def embed_dim(self) -> int:
@@ -94,7 +103,9 @@ class TextEncoder(Protocol):
         ...
 
     def encode_text(self, texts: list[str]) -> Any:
-        """Un-normalised embeddings (n, E) of n texts, an array or a tensor without gradients on any device."""
+        """Un-normalised embeddings (n, E) of n texts, an array or a tensor without gradients on any
+        device.
+        """
         ...
 
 
@@ -109,9 +120,11 @@ class EmbeddingStore(Protocol):
 
 
 class EmbeddingDirectory:
-    """Embeddings as files, each with its checksum. A directory that cannot be written keeps nothing.
+    """Embeddings as files, each with its checksum. A directory that cannot be written keeps
+    nothing.
 
-    Files are not flushed to the disk one by one: what a crash damages fails its checksum, and is made again.
+    Files are not flushed to the disk one by one: what a crash damages fails its checksum, and is
+    made again.
 
     Args:
         directory: of all text towers.
@@ -152,7 +165,9 @@ class EmbeddingDirectory:
 
 
 class EmbeddingMemory:
-    """The `capacity` embeddings that were asked for last, for a server: strangers' words must not fill its disk."""
+    """The `capacity` embeddings that were asked for last, for a server: strangers' words must not
+    fill its disk.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity, self._kept = capacity, OrderedDict[str, FloatArray]()
@@ -180,18 +195,20 @@ class EmbeddingMemory:
 class VocabularyEncoder:
     """Embeds class names with CLIP's text tower, each name once and then from a store.
 
-    A name's embedding is the mean of its un-normalised embeddings in all templates, normalised. Names are encoded one
-    by one, so that to the last bit no embedding depends on the company it is in, and kept one by one, so that a new
-    word costs one word. On disk an entry is found by the text tower's weights, the tokenizer, the templates and the
-    name; a damaged one is made again.
+    A name's embedding is the mean of its un-normalised embeddings in all templates, normalised.
+    Names are encoded one by one, so that to the last bit no embedding depends on the company it is
+    in, and kept one by one, so that a new word costs one word. On disk an entry is found by the
+    text tower's weights, the tokenizer, the templates and the name; a damaged one is made again.
 
     Args:
         text_encoder: with its weights loaded by now.
-        cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder "vocabulary".
+        cache_dir: None stands for $REGIONSPOT_CACHE, or ~/.cache/regionspot, and there the folder
+            "vocabulary".
         templates: with `{}` for the name; None stands for the text encoder's own.
         store: in place of a directory.
-        clean_coco_suffixes: leave out COCO's `-other`, `-merged` and `-stuff` (see `clean_coco_name`). Ask for it only
-            where the class names are COCO's, and then in training, evaluation and prediction alike.
+        clean_coco_suffixes: leave out COCO's `-other`, `-merged` and `-stuff` (see
+            `clean_coco_name`). Ask for it only where the class names are COCO's, and then in
+            training, evaluation and prediction alike.
 
     Raises:
         InputError: no template, or one without `{}`.
@@ -208,15 +225,23 @@ class VocabularyEncoder:
         self.text_encoder = text_encoder
         self._known_tokens = text_encoder.known_tokens()
         self.clean_coco_suffixes = clean_coco_suffixes
-        self.templates: tuple[str, ...] = _checked_templates(text_encoder.templates if templates is None else templates)
+        self.templates: tuple[str, ...] = _checked_templates(
+            text_encoder.templates if templates is None else templates
+        )
         if store is None:
-            key = xxhash.xxh3_128_hexdigest(json.dumps([text_encoder.fingerprint(), self.templates]).encode())
+            key = xxhash.xxh3_128_hexdigest(
+                json.dumps([text_encoder.fingerprint(), self.templates]).encode()
+            )
             directory = Path(cache_dir) if cache_dir is not None else default_cache_dir()
             store = EmbeddingDirectory(directory, key, text_encoder.embed_dim)
         self.store = store
 
     def encode(
-        self, names: Iterable[str], *, same_meaning: OnSameMeaning = "warn", progress: bool | None = None
+        self,
+        names: Iterable[str],
+        *,
+        same_meaning: OnSameMeaning = "warn",
+        progress: bool | None = None,
     ) -> Vocabulary:
         """The vocabulary of `names`, in their order.
 
@@ -224,13 +249,16 @@ class VocabularyEncoder:
 
         Args:
             same_meaning: what to do about names that the text encoder cannot tell apart (see
-                `regionspot.synonyms.same_meaning`), whose classes would share every score: a `VocabularyWarning`, an
-                InputError, or nothing. Names with words that it has not seen in training, and names that it does not
-                read to their end, are a `VocabularyWarning` unless this is "ignore".
-            progress: show on standard error how far it is; None does so from PROGRESS_FROM new words on.
+                `regionspot.synonyms.same_meaning`), whose classes would share every score: a
+                `VocabularyWarning`, an InputError, or nothing. Names with words that it has not
+                seen in training, and names that it does not read to their end, are a
+                `VocabularyWarning` unless this is "ignore".
+            progress: show on standard error how far it is; None does so from PROGRESS_FROM new
+                words on.
 
         Raises:
-            InputError: bad names, see `as_class_names`; or, but for "ignore", names that are cut to the same beginning.
+            InputError: bad names, see `as_class_names`; or, but for "ignore", names that are cut to
+                the same beginning.
             ArtifactError: the text encoder answers with NaN. Nothing is stored of that word.
         """
         names = as_class_names(names)
@@ -238,7 +266,9 @@ class VocabularyEncoder:
         stored = {word: self.store.read(word) for word in words}
         embeddings = {word: kept for word, kept in stored.items() if kept is not None}
         new = [word for word in stored if word not in embeddings]
-        embeddings |= self._encode_words(new, len(new) >= PROGRESS_FROM if progress is None else progress)
+        embeddings |= self._encode_words(
+            new, len(new) >= PROGRESS_FROM if progress is None else progress
+        )
         vocabulary = Vocabulary(names, np.stack([embeddings[word] for word in words]))
         if same_meaning != "ignore":
             self._check_meanings(vocabulary, same_meaning == "error")
@@ -260,14 +290,18 @@ class VocabularyEncoder:
 
     def _encode_word(self, word: str) -> FloatArray:
         """The embedding (E,), which is also put into the store."""
-        embeddings = self.text_encoder.encode_text([template.replace("{}", word) for template in self.templates])
-        on_cpu = embeddings if isinstance(embeddings, np.ndarray) else embeddings.cpu().double().numpy()
+        embeddings = self.text_encoder.encode_text(
+            [template.replace("{}", word) for template in self.templates]
+        )
+        on_cpu = (
+            embeddings if isinstance(embeddings, np.ndarray) else embeddings.cpu().double().numpy()
+        )
         mean = on_cpu.mean(axis=0, dtype=np.float64)  # (templates, E) to (E,)
         length = np.linalg.norm(mean)
         if not (np.isfinite(length) and length > 0):
             raise ArtifactError(
-                f"the text encoder has no finite embedding of {shown(word)}: its weights are damaged, or half "
-                "precision overflowed"
+                f"the text encoder has no finite embedding of {shown(word)}: its weights are "
+                "damaged, or half precision overflowed"
             )
         embedding: FloatArray = (mean / length).astype(np.float32)
         self.store.write(word, embedding)
@@ -281,22 +315,33 @@ class VocabularyEncoder:
             ends = [name for name in group if name in cut]
             if len(ends) > 1:
                 raise InputError(
-                    f"this text encoder reads {self.text_encoder.context_length} tokens, and {shown(ends[0])} and "
-                    f"{shown(ends[1])} are the same that far: shorten them to what tells them apart"
+                    f"this text encoder reads {self.text_encoder.context_length} tokens, and "
+                    f"{shown(ends[0])} and {shown(ends[1])} are the same that far: shorten them to "
+                    "what tells them apart"
                 )
         if unknown := self._unknown_names(vocabulary.names):
             few = first_few(map(shown, unknown))
-            _warn(f"this text encoder has not seen in training all words of {few}: scores of such names mean nothing")
+            _warn(
+                f"this text encoder has not seen in training all words of {few}: scores of such "
+                "names mean nothing"
+            )
         if groups and refuse:
             raise SameMeaningError(
-                f"class names look the same to this text encoder: {describe_groups(vocabulary, groups)}. No training "
-                "can tell them apart: rename them, or merge their classes"
+                "class names look the same to this text encoder: "
+                f"{describe_groups(vocabulary, groups)}. No training can tell them apart: rename "
+                "them, or merge their classes"
             )
         if groups:
-            _warn(f"{describe_groups(vocabulary, groups)} look the same to this text encoder; their scores are shared")
+            _warn(
+                f"{describe_groups(vocabulary, groups)} look the same to this text encoder; their "
+                "scores are shared"
+            )
         if cut:
             few = first_few(map(shown, cut))
-            _warn(f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the end of {few}")
+            _warn(
+                f"this text encoder reads {self.text_encoder.context_length} tokens and cuts the "
+                f"end of {few}"
+            )
 
     def _unknown_names(self, names: Sequence[str]) -> list[str]:
         """Names with a token that the text encoder has not seen in training."""
@@ -310,10 +355,14 @@ class VocabularyEncoder:
         """Names that the text encoder does not read to their end in the longest template."""
         longest = max(len(template.encode()) for template in self.templates)
         room = self.text_encoder.context_length - 2 - longest  # a token is one byte or more
-        long = [name for name in names if 2 * len(name.encode()) > room]  # in lower case, some letters take more bytes
+        long = [
+            name for name in names if 2 * len(name.encode()) > room
+        ]  # in lower case, some letters take more bytes
         if not long:
             return []
-        counts = (self._tokens([template.replace("{}", "x") for template in self.templates]) != 0).sum(axis=1)
+        counts = (
+            self._tokens([template.replace("{}", "x") for template in self.templates]) != 0
+        ).sum(axis=1)
         template = self.templates[int(counts.argmax())]
         tokens = self._tokens([template.replace("{}", self.word(name)) for name in long])
         return [name for name, is_cut in zip(long, tokens[:, -1] != 0, strict=True) if is_cut]
@@ -326,9 +375,13 @@ class VocabularyEncoder:
 def _checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     if isinstance(templates, str):
         raise InputError(f"templates must be a list of texts, got one text: [{shown(templates)}]")
-    wrong = [template for template in templates if not isinstance(template, str) or "{}" not in template]
+    wrong = [
+        template for template in templates if not isinstance(template, str) or "{}" not in template
+    ]
     if wrong or not templates:
-        raise InputError(f"each template must be text with {{}} for the name, got {shown(wrong or templates)}")
+        raise InputError(
+            f"each template must be text with {{}} for the name, got {shown(wrong or templates)}"
+        )
     return tuple(templates)
 
 
@@ -353,7 +406,8 @@ def parse_vocabulary(spec: str) -> tuple[str, ...]:
     """
     if not isinstance(spec, str):
         raise InputError(
-            f"a vocabulary is text: a preset, a file, or names with commas between them, not {shown(spec)}"
+            "a vocabulary is text: a preset, a file, or names with commas between them, not "
+            f"{shown(spec)}"
         )
     spec = spec.strip()
     if spec in PRESET_VOCABULARIES:
@@ -382,4 +436,6 @@ def _preset_names(preset: str) -> tuple[str, ...]:
         return tuple(category.name for category in CATEGORIES)
     from regionspot.modeling.clip import IMAGENET_CLASS_NAMES
 
-    return tuple(dict.fromkeys(IMAGENET_CLASS_NAMES))  # two of the 1000 names stand for two classes each
+    return tuple(
+        dict.fromkeys(IMAGENET_CLASS_NAMES)
+    )  # two of the 1000 names stand for two classes each

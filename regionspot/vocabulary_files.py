@@ -1,4 +1,6 @@
-"""Class names from files: plain text, CSV, COCO and LVIS annotations, JSON lists, and YOLO's data.yaml."""
+"""Class names from files: plain text, CSV, COCO and LVIS annotations, JSON lists, and YOLO's
+data.yaml.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ MAX_BYTES = 64 << 20
 """What is read of a device or a pipe, which may never end."""
 
 READABLE = (
-    "a text file with a name on each line (in UTF-8), a CSV file of one column, a COCO or LVIS .json, a JSON list of "
-    "names, or a YOLO data.yaml with `names`"
+    "a text file with a name on each line (in UTF-8), a CSV file of one column, a COCO or LVIS "
+    ".json, a JSON list of names, or a YOLO data.yaml with `names`"
 )
 _HEADERS = ("name", "names", "class", "class_name", "category", "label")
 _BYTE_ORDER_MARKS = (
@@ -36,11 +38,12 @@ _BYTE_ORDER_MARKS = (
 def names_in_file(path: str | Path) -> tuple[str, ...]:
     """The class names that a file lists, checked.
 
-    The name's ending tells the format; without a known one, the first character: `{` or `[` begins JSON.
+    The name's ending tells the format; without a known one, the first character: `{` or `[` begins
+    JSON.
 
     Raises:
-        InputError: the file is missing, in another format or encoding, or its names cannot be used (see
-            `as_class_names`); the message names the file.
+        InputError: the file is missing, in another format or encoding, or its names cannot be used
+            (see `as_class_names`); the message names the file.
     """
     path = Path(path)
     text = _read_text(path)
@@ -75,7 +78,9 @@ def text_lines(text: str) -> list[str]:
 def _lines(text: str) -> Names:
     names = text_lines(text)
     if len(names) == 1 and "," in names[0]:
-        raise InputError(f"it is one line with commas ({shown(names[0])}): put each name on its own line")
+        raise InputError(
+            f"it is one line with commas ({shown(names[0])}): put each name on its own line"
+        )
     return names, None
 
 
@@ -87,20 +92,28 @@ def _csv(text: str) -> Names:
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = next((one for one in ";\t" if lines and all(one in line for line in lines)), ",")
     try:
-        rows = [[cell.strip() for cell in row if cell.strip()] for row in csv.reader(lines, delimiter=delimiter)]
+        rows = [
+            [cell.strip() for cell in row if cell.strip()]
+            for row in csv.reader(lines, delimiter=delimiter)
+        ]
     except csv.Error as error:
         raise InputError(f"it is not CSV ({error}); what is read is {READABLE}") from error
     rows = [row for row in rows if row]
     wide = next((row for row in rows if len(row) > 1), None)
     if wide:
-        raise InputError(f"it has several columns ({shown(wide)}): leave the names alone, one on each line")
+        raise InputError(
+            f"it has several columns ({shown(wide)}): leave the names alone, one on each line"
+        )
     if rows and rows[0][0].lower() in _HEADERS:
         rows = rows[1:]
     return [row[0] for row in rows], None
 
 
 def _json(text: str) -> Names:
-    from regionspot.data.json_reading import FieldError, unique_keys  # here, because it belongs to a higher layer
+    from regionspot.data.json_reading import (
+        FieldError,
+        unique_keys,
+    )  # here, because it belongs to a higher layer
 
     try:
         content = json.loads(text, object_pairs_hook=unique_keys)
@@ -127,7 +140,9 @@ def _yaml(text: str) -> Names:
 
 
 def _names(content: Any) -> Names:
-    """A list of names, or what stands under `names`: a list, or YOLO's dictionary from class index to name."""
+    """A list of names, or what stands under `names`: a list, or YOLO's dictionary from class index
+    to name.
+    """
     names = content.get("names") if isinstance(content, Mapping) else content
     if isinstance(names, list):
         return _texts(names, [f"names[{index}]" for index in range(len(names))]), None
@@ -140,10 +155,14 @@ def _names(content: Any) -> Names:
 def _categories(categories: Any) -> Names:
     """COCO's and LVIS's categories, in the order of their ids."""
     if not isinstance(categories, list):
-        raise InputError(f"its `categories` are {shown(categories)}, not a list of objects with id and name")
+        raise InputError(
+            f"its `categories` are {shown(categories)}, not a list of objects with id and name"
+        )
     for index, category in enumerate(categories):
         if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
-            raise InputError(f"categories[{index}] is {shown(category)}, not an object with id and name")
+            raise InputError(
+                f"categories[{index}] is {shown(category)}, not an object with id and name"
+            )
     key = _sort_key([category["id"] for category in categories], "the ids of `categories`")
     ordered = sorted(categories, key=lambda category: key((category["id"], None)))
     ids = [category["id"] for category in ordered]
@@ -152,13 +171,17 @@ def _categories(categories: Any) -> Names:
 
 
 def _sort_key(ids: list[Any], what: str) -> Callable[[tuple[Any, Any]], Any]:
-    """Orders (id, anything) by whole numbers, also those written as text, or where ids are all other text, by that."""
+    """Orders (id, anything) by whole numbers, also those written as text, or where ids are all
+    other text, by that.
+    """
     if all(_as_number(value) is not None for value in ids):
         convert: Callable[[Any], Any] = _as_number
     elif all(isinstance(value, str) for value in ids):
         convert = str
     else:
-        wrong = next(value for value in ids if not isinstance(value, str) or _as_number(value) is None)
+        wrong = next(
+            value for value in ids if not isinstance(value, str) or _as_number(value) is None
+        )
         raise InputError(f"{what} must all be whole numbers or all be text, got {shown(wrong)}")
     seen: dict[Any, Any] = {}
     for value in ids:
@@ -177,7 +200,9 @@ def _as_number(value: Any) -> int | None:
 def _texts(names: list[Any], places: list[str]) -> list[str]:
     for name, place in zip(names, places, strict=True):
         if not isinstance(name, str):
-            raise InputError(f"{place} is {shown(name)}, not text: write each name as text, in quotes")
+            raise InputError(
+                f"{place} is {shown(name)}, not text: write each name as text, in quotes"
+            )
     return [name.strip() for name in names]
 
 
@@ -197,9 +222,15 @@ def _read_text(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        refuse(f"it is not text in {encoding.upper()} ({error}); save it as UTF-8. What is read is {READABLE}", error)
+        refuse(
+            f"it is not text in {encoding.upper()} ({error}); save it as UTF-8. What is read is "
+            f"{READABLE}",
+            error,
+        )
     if "\0" in text:
-        refuse("it holds null characters, so it is no text, or in another encoding; save it as UTF-8")
+        refuse(
+            "it holds null characters, so it is no text, or in another encoding; save it as UTF-8"
+        )
     return text
 
 

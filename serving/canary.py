@@ -41,7 +41,9 @@ def picture() -> bytes:
 def question_for(info: ServerInfo, return_masks: bool = False) -> Question:
     """What to ask a server: registered words need no text encoder."""
     vocabulary = next(iter(info.vocabularies), None) or WORDS
-    return Question(picture(), vocabulary, (Prompts.from_boxes([BOX]),), top_k=1, return_masks=return_masks)
+    return Question(
+        picture(), vocabulary, (Prompts.from_boxes([BOX]),), top_k=1, return_masks=return_masks
+    )
 
 
 def check(client: RegionClient, timeout_s: float, return_masks: bool = False) -> None:
@@ -57,14 +59,22 @@ def judge(answer: Answer) -> None:
     """Raises ServingError unless an answer to the canary is one."""
     found = answer.predictions
     if len(found) != 1 or not (np.isfinite(found.scores).all() and 0 < found.scores[0] <= 1):
-        raise ServingError("INTERNAL", f"the server answers the canary with scores {found.scores.tolist()}")
+        raise ServingError(
+            "INTERNAL", f"the server answers the canary with scores {found.scores.tolist()}"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0, or 1 with a sentence."""
-    parser = argparse.ArgumentParser(prog="python -m regionspot.serving.canary", description="Does a server answer?")
-    parser.add_argument("--url", default="127.0.0.1:8001", help="its gRPC port (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        prog="python -m regionspot.serving.canary", description="Does a server answer?"
+    )
+    parser.add_argument(
+        "--url", default="127.0.0.1:8001", help="its gRPC port (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
     try:
         with RegionClient(arguments.url, arguments.timeout) as client:

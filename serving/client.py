@@ -17,7 +17,14 @@ import numpy.typing as npt
 
 from regionspot.errors import InputError
 from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, ServingError, base64_hint
-from regionspot.serving.conversation import ConfigRequest, Conversation, Request, ResultT, ServerInfo, Steps
+from regionspot.serving.conversation import (
+    ConfigRequest,
+    Conversation,
+    Request,
+    ResultT,
+    ServerInfo,
+    Steps,
+)
 from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
 from regionspot.structures import RegionPredictions, Vocabulary, as_prompts
@@ -33,8 +40,8 @@ class RegionClient:
 
     Args:
         url: "HOST:PORT" of the server's gRPC port, or "http://HOST:PORT".
-        timeout_s: of one call, retries included. A server that cannot be reached, restarts or is overloaded is asked
-            again until then, with growing pauses; nothing else is.
+        timeout_s: of one call, retries included. A server that cannot be reached, restarts or is
+            overloaded is asked again until then, with growing pauses; nothing else is.
         retry: False asks once.
     """
 
@@ -54,20 +61,24 @@ class RegionClient:
         return_masks: bool = False,
         timeout_s: float | None = None,
     ) -> RegionPredictions:
-        """Recognises regions of an image. Regions of one call attend to each other, as in `RegionPredictor.predict`.
+        """Recognises regions of an image. Regions of one call attend to each other, as in
+        `RegionPredictor.predict`.
 
         Args:
-            image: a file's path or bytes, a Pillow image, an (H, W, 3) uint8 RGB array, or the result of `encode`.
+            image: a file's path or bytes, a Pillow image, an (H, W, 3) uint8 RGB array, or the
+                result of `encode`.
             boxes: (N, 4) xyxy in pixels of the upright image.
             vocabulary: the name of a vocabulary that is registered on the server, or class names.
             points: (N, 2) or (N, P, 2) xy in pixels of the upright image.
-            point_labels: (N,) or (N, P), 1 for foreground and 0 for background; None is foreground throughout.
+            point_labels: (N,) or (N, P), 1 for foreground and 0 for background; None is foreground
+                throughout.
             top_k: number of best classes to return.
             return_masks: also return SAM's mask of each region.
             timeout_s: overrides the client's.
 
         Raises:
-            RequestError: the image, the regions or the class names are invalid; see its `code` and message.
+            RequestError: the image, the regions or the class names are invalid; see its `code` and
+                message.
             ServingError: the server failed, did not respond in time, or cannot be reached.
             InputError: a file that does not exist, arrays of other shapes.
         """
@@ -82,8 +93,12 @@ class RegionClient:
         )
         return self.ask(question, timeout_s=timeout_s).predictions
 
-    def ask(self, question: Question, *, request_id: str = "", timeout_s: float | None = None) -> Answer:
-        """As `recognize`, with what else the server says, and with a name for the request in the server's log."""
+    def ask(
+        self, question: Question, *, request_id: str = "", timeout_s: float | None = None
+    ) -> Answer:
+        """As `recognize`, with what else the server says, and with a name for the request in the
+        server's log.
+        """
         return self._hold(self._conversation.ask(question, request_id, timeout_s))
 
     def encode(self, image: ImageSource, timeout_s: float | None = None) -> RemoteImage:
@@ -120,13 +135,18 @@ class RegionClient:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
 
 class AsyncRegionClient:
-    """As `RegionClient`, for asyncio: hundreds of questions may be under way. Cancelling a task cancels its request."""
+    """As `RegionClient`, for asyncio: hundreds of questions may be under way. Cancelling a task
+    cancels its request.
+    """
 
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
         self._connection = AsyncConnection(url, timeout_s, retry)
@@ -156,7 +176,9 @@ class AsyncRegionClient:
         )
         return (await self.ask(question, timeout_s=timeout_s)).predictions
 
-    async def ask(self, question: Question, *, request_id: str = "", timeout_s: float | None = None) -> Answer:
+    async def ask(
+        self, question: Question, *, request_id: str = "", timeout_s: float | None = None
+    ) -> Answer:
         """See `RegionClient.ask`."""
         return await self._hold(self._conversation.ask(question, request_id, timeout_s))
 
@@ -190,7 +212,10 @@ class AsyncRegionClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -222,7 +247,8 @@ def make_question(
 
 
 def encoded_picture(image: ImageSource) -> bytes:
-    """A picture as the server takes it: a JPEG, PNG or WebP file as it is, anything else as PNG, which loses nothing.
+    """A picture as the server takes it: a JPEG, PNG or WebP file as it is, anything else as PNG,
+    which loses nothing.
 
     Raises:
         InputError: the file does not exist, or is no picture.
@@ -234,18 +260,24 @@ def encoded_picture(image: ImageSource) -> bytes:
         try:
             content = Path(image).read_bytes()
         except OSError as error:
-            raise InputError(f"image {Path(image).name!r} cannot be read ({error.strerror}): check the path") from error
+            raise InputError(
+                f"image {Path(image).name!r} cannot be read ({error.strerror}): check the path"
+            ) from error
     if content is not None and (content.startswith(_SENT_AS_IT_IS) or content[8:12] == b"WEBP"):
         return content
     from PIL import Image
 
     encoded = io.BytesIO()
-    Image.fromarray(_read(image if content is None else content, image)).save(encoded, "PNG", compress_level=1)
+    Image.fromarray(_read(image if content is None else content, image)).save(
+        encoded, "PNG", compress_level=1
+    )
     return encoded.getvalue()
 
 
 def _read(source: ImageSource, named: ImageSource) -> UInt8Array:
-    """(H, W, 3) uint8 RGB. `source` may be the content of the file `named`: a pipe can be read once alone."""
+    """(H, W, 3) uint8 RGB. `source` may be the content of the file `named`: a pipe can be read once
+    alone.
+    """
     try:
         return read_image(source)
     except InputError as error:

@@ -1,4 +1,5 @@
-"""The public model's contract: its tensors, limits and error codes. Server, client, gateway and documentation share it.
+"""The public model's contract: its tensors, limits and error codes. Server, client, gateway and
+documentation share it.
 
 Free of Triton and of PyTorch.
 """
@@ -21,7 +22,9 @@ MODEL = "regionspot"
 """The public model's name in Triton: encoded pictures in, names of regions out."""
 
 TARGETS = ("cpu", "tensorrt", "onnxruntime")
-"""What a repository is made for: Python and its own runtimes on a CPU, or Triton's backend of that name on a GPU."""
+"""What a repository is made for: Python and its own runtimes on a CPU, or Triton's backend of that
+name on a GPU.
+"""
 
 MAX_BATCH = 8
 """Pictures of one request, and requests that a GPU's repository answers together."""
@@ -31,7 +34,8 @@ DEFAULT_TOP_K = 5
 
 @dataclass(frozen=True)
 class Field:
-    """A tensor of the public model. Every shape has the pictures of the request in front: (B, *dims).
+    """A tensor of the public model. Every shape has the pictures of the request in front: (B,
+    *dims).
 
     Args:
         dtype: numpy's name, or "bytes".
@@ -48,10 +52,22 @@ class Field:
 
 INPUTS = (
     Field("image", "bytes", (1,), "an encoded image: JPEG, PNG or WebP"),
-    Field("image_handle", "bytes", (1,), "instead of `image`: the handle that an earlier response returned"),
+    Field(
+        "image_handle",
+        "bytes",
+        (1,),
+        "instead of `image`: the handle that an earlier response returned",
+    ),
     Field("boxes", "float32", (-1, 4), "N boxes, xyxy in pixels of the upright image"),
-    Field("points", "float32", (-1, -1, 2), "N regions of P points each, xy in pixels; they follow the boxes"),
-    Field("point_labels", "int32", (-1, -1), "for each point: 1 foreground (default), 0 background"),
+    Field(
+        "points",
+        "float32",
+        (-1, -1, 2),
+        "N regions of P points each, xy in pixels; they follow the boxes",
+    ),
+    Field(
+        "point_labels", "int32", (-1, -1), "for each point: 1 foreground (default), 0 background"
+    ),
     Field("vocabulary", "bytes", (1,), "name of a registered vocabulary"),
     Field("words", "bytes", (-1,), "instead of `vocabulary`: the V class names, UTF-8"),
     Field("top_k", "int32", (1,), f"number of best classes to return (default {DEFAULT_TOP_K})"),
@@ -64,16 +80,29 @@ OUTPUTS = (
     Field("top_class_ids", "int32", (-1, -1), "K best classes of each region, best first"),
     Field("top_class_names", "bytes", (-1, -1), "their names"),
     Field("top_scores", "float32", (-1, -1), "their probabilities"),
-    Field("boxes", "float32", (-1, 4), "box of each region; for points, the box of the mask or of the points"),
+    Field(
+        "boxes",
+        "float32",
+        (-1, 4),
+        "box of each region; for points, the box of the mask or of the points",
+    ),
     Field("iou_predictions", "float32", (-1,), "SAM's estimate of the IoU of its mask"),
-    Field("masks", "bytes", (-1,), "compressed counts of a COCO RLE at the image's size; empty unless `return_masks`"),
+    Field(
+        "masks",
+        "bytes",
+        (-1,),
+        "compressed counts of a COCO RLE at the image's size; empty unless `return_masks`",
+    ),
     Field("image_size", "int32", (2,), "height and width of the upright image"),
     Field("image_handle", "bytes", (1,), "send it instead of the same image to skip the encoders"),
-    Field("cached", "bool", (1,), "whether the encoders were skipped, because the image was cached"),
+    Field(
+        "cached", "bool", (1,), "whether the encoders were skipped, because the image was cached"
+    ),
 )
 
 CODES = {
-    "REQUEST_INVALID": "the request does not match this contract: a tensor is missing, unknown, or of another type",
+    "REQUEST_INVALID": "the request does not match this contract: a tensor is missing, unknown, "
+    "or of another type",
     "IMAGE_INVALID": "unsupported image format, or a corrupt file",
     "IMAGE_TOO_LARGE": "more bytes or pixels than the server accepts",
     "IMAGE_UNKNOWN": "no image with that handle is cached (any more): send the image",
@@ -110,7 +139,11 @@ class RequestError(ServingError, InputError):
 
 def error_of(code: str, message: str) -> ServingError:
     """The exception of a code."""
-    kind = ServingError if code in ("OVERLOADED", "UNAVAILABLE", "TIMEOUT", "INTERNAL") else RequestError
+    kind = (
+        ServingError
+        if code in ("OVERLOADED", "UNAVAILABLE", "TIMEOUT", "INTERNAL")
+        else RequestError
+    )
     return kind(code, message)
 
 
@@ -120,7 +153,9 @@ def as_text(error: ServingError) -> str:
 
 
 def from_text(text: str) -> ServingError | None:
-    """The error that `as_text` wrote, perhaps behind words of Triton's own; None where there is none."""
+    """The error that `as_text` wrote, perhaps behind words of Triton's own; None where there is
+    none.
+    """
     found = _CODED.search(text)
     return error_of(found[1], found[2]) if found else None
 
@@ -136,7 +171,9 @@ def coded(code: str = "REQUEST_INVALID") -> Iterator[None]:
         raise RequestError(code, str(error)) from error
 
 
-def check_tensors(tensors: Mapping[str, Array], table: Sequence[Field], complete: bool = False) -> int:
+def check_tensors(
+    tensors: Mapping[str, Array], table: Sequence[Field], complete: bool = False
+) -> int:
     """Checks the tensors of a message against INPUTS or OUTPUTS.
 
     Args:
@@ -146,7 +183,8 @@ def check_tensors(tensors: Mapping[str, Array], table: Sequence[Field], complete
         The number of images B that they are about, 0 without any tensor.
 
     Raises:
-        InputError: a tensor is unknown, missing, of another type or shape, or not about as many images as the others.
+        InputError: a tensor is unknown, missing, of another type or shape, or not about as many
+            images as the others.
     """
     known = {field.name: field for field in table}
     for name, array in tensors.items():
@@ -180,14 +218,17 @@ def to_utf8(text: object, what: str) -> bytes:
     """Encodes a name or a word for the wire.
 
     Raises:
-        InputError: it is no text, or holds half of a surrogate pair, which JSON's escapes and file names can carry.
+        InputError: it is no text, or holds half of a surrogate pair, which JSON's escapes and file
+            names can carry.
     """
     if not isinstance(text, str):
         raise InputError(f"{what} must be text, not {type(text).__name__}: {shown(text)}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{what} {shown(text)} is no Unicode text: it holds half of a surrogate pair") from error
+        raise InputError(
+            f"{what} {shown(text)} is no Unicode text: it holds half of a surrogate pair"
+        ) from error
 
 
 def base64_hint(content: bytes) -> str:
@@ -202,8 +243,8 @@ def base64_hint(content: bytes) -> str:
     if not head.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM")):
         return ""
     return (
-        "; it is base64 text: decode it, and send the bytes themselves (over Triton's HTTP by its binary tensor data "
-        "extension, since JSON cannot hold them)"
+        "; it is base64 text: decode it, and send the bytes themselves (over Triton's HTTP by its "
+        "binary tensor data extension, since JSON cannot hold them)"
     )
 
 

@@ -1,7 +1,9 @@
-"""A client's side of the conversation with a server, without any I/O: what to send next, given the answers so far.
+"""A client's side of the conversation with a server, without any I/O: what to send next, given the
+answers so far.
 
-A conversation is a generator. It yields requests, is sent the answer of each (or is thrown the error), and returns what
-the caller wants to know. `RegionClient` and `AsyncRegionClient` send the requests.
+A conversation is a generator. It yields requests, is sent the answer of each (or is thrown the
+error), and returns what the caller wants to know. `RegionClient` and `AsyncRegionClient` send the
+requests.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class ServerInfo:
 
 @dataclass(frozen=True, eq=False)
 class InferenceRequest:
-    """Asks the public model; its answer is the output tensors by name. `timeout_s` None is the connection's."""
+    """Asks the public model; its answer is the output tensors by name. `timeout_s` None is the
+    connection's.
+    """
 
     tensors: Mapping[str, Array]
     request_id: str = ""
@@ -61,7 +65,9 @@ class InferenceRequest:
 
 @dataclass(frozen=True)
 class ConfigRequest:
-    """Asks for the parameters of the public model's configuration; its answer is their texts by name."""
+    """Asks for the parameters of the public model's configuration; its answer is their texts by
+    name.
+    """
 
     timeout_s: float | None = None
 
@@ -82,15 +88,21 @@ class Conversation:
             self.known = ServerInfo.from_parameters((yield ConfigRequest(timeout_s)))
         return self.known
 
-    def ask(self, question: Question, request_id: str = "", timeout_s: float | None = None) -> Steps[Answer]:
-        """The answer to a question. An image that the server no longer has is sent again if its bytes are at hand."""
+    def ask(
+        self, question: Question, request_id: str = "", timeout_s: float | None = None
+    ) -> Steps[Answer]:
+        """The answer to a question. An image that the server no longer has is sent again if its
+        bytes are at hand.
+        """
         encoded = question.image if isinstance(question.image, bytes) else question.image.encoded
         try:
             tensors = yield InferenceRequest(question.to_tensors(), request_id, timeout_s)
         except RequestError as error:
             if error.code != "IMAGE_UNKNOWN" or encoded is None:
                 raise
-            tensors = yield InferenceRequest(replace(question, image=encoded).to_tensors(), request_id, timeout_s)
+            tensors = yield InferenceRequest(
+                replace(question, image=encoded).to_tensors(), request_id, timeout_s
+            )
         answer = yield from self._read(question, tensors)
         return replace(answer, image=replace(answer.image, encoded=encoded))
 
@@ -98,11 +110,15 @@ class Conversation:
         """Has the server read and encode an image, for questions later."""
         info = yield from self.info()
         vocabulary = next(iter(info.vocabularies), None) or ("a",)
-        answer = yield from self.ask(Question(encoded, vocabulary, (Prompts.empty(),)), timeout_s=timeout_s)
+        answer = yield from self.ask(
+            Question(encoded, vocabulary, (Prompts.empty(),)), timeout_s=timeout_s
+        )
         return answer.image
 
     def _read(self, question: Question, tensors: Mapping[str, Array]) -> Steps[Answer]:
-        """Reads an answer by the class names of the question, or of the vocabulary that it names."""
+        """Reads an answer by the class names of the question, or of the vocabulary that it
+        names.
+        """
         name, masks = question.vocabulary, question.return_masks
         if not isinstance(name, str):
             return Answer.from_tensors(tensors, name, masks)

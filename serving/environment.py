@@ -1,7 +1,8 @@
-"""Where the Triton server comes from: that of NVIDIA's container, or one of PyPI in an environment of its own.
+"""Where the Triton server comes from: that of NVIDIA's container, or one of PyPI in an environment
+of its own.
 
-The server's Python must not be the user's: it needs an older NumPy, and does without PyTorch. What it imports of this
-package is copied beside it, once for each state of the code.
+The server's Python must not be the user's: it needs an older NumPy, and does without PyTorch. What
+it imports of this package is copied beside it, once for each state of the code.
 """
 
 from __future__ import annotations
@@ -50,24 +51,32 @@ class Installation:
         """For the server's process: this process's own with `variables` put in.
 
         Args:
-            plain: gives a path in the place of one that the server cannot take, see `PlainPaths.path`.
+            plain: gives a path in the place of one that the server cannot take, see
+                `PlainPaths.path`.
         """
         own = dict(os.environ)
         for name, given in self.variables.items():
             value = str(plain(given)) if name == PACKAGE_VARIABLE else given
-            joined = [value, own[name]] if name in ("PATH", "LD_LIBRARY_PATH") and own.get(name) else [value]
+            joined = (
+                [value, own[name]]
+                if name in ("PATH", "LD_LIBRARY_PATH") and own.get(name)
+                else [value]
+            )
             own[name] = os.pathsep.join(joined)
         return own
 
 
 def default_home() -> Path:
-    """Where the server's environment is kept unless told otherwise: $REGIONSPOT_SERVER_HOME, or in the cache."""
+    """Where the server's environment is kept unless told otherwise: $REGIONSPOT_SERVER_HOME, or in
+    the cache.
+    """
     named = os.environ.get("REGIONSPOT_SERVER_HOME")
     return expand_home(named, "REGIONSPOT_SERVER_HOME") if named else cache_root() / "server"
 
 
 def find_installation(home: str | Path | None = None) -> Installation:
-    """The container's server where this runs in one, else one from PyPI, installed when first asked for.
+    """The container's server where this runs in one, else one from PyPI, installed when first asked
+    for.
 
     Logs the installation, which takes minutes.
 
@@ -82,13 +91,21 @@ def find_installation(home: str | Path | None = None) -> Installation:
         return Installation(CONTAINER / "bin" / "tritonserver", CONTAINER / "backends")
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         raise InputError(
-            "PyPI has a Triton server for Linux on x86-64 alone: elsewhere run NVIDIA's container (serving/deploy)"
+            "PyPI has a Triton server for Linux on x86-64 alone: elsewhere run NVIDIA's container "
+            "(serving/deploy)"
         )
-    home = Path(os.path.abspath(home if home is not None else default_home()))  # links and variables need it whole
+    home = Path(
+        os.path.abspath(home if home is not None else default_home())
+    )  # links and variables need it whole
     with locked(home):
         environment = _prepared(home)
         package = _copied_package(home)
-    python = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    python = (
+        environment
+        / "lib"
+        / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        / "site-packages"
+    )
     libraries = [str(python / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
     return Installation(
         python / "pytriton" / "tritonserver" / "bin" / "tritonserver",
@@ -111,13 +128,25 @@ def _prepared(home: Path) -> Path:
     shutil.rmtree(environment, ignore_errors=True)
     logger.info(f"Installing the Triton server into {environment}: once, about 600 MB on disk.")
     venv.create(environment, with_pip=True)
-    command = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run([*command, "--no-deps", "-r", str(REQUIREMENTS)], capture_output=True, text=True)
+    command = [
+        str(environment / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
+    done = subprocess.run(
+        [*command, "--no-deps", "-r", str(REQUIREMENTS)], capture_output=True, text=True
+    )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        lines = [
+            line for line in done.stderr.splitlines() if line.startswith("ERROR")
+        ] or done.stderr.splitlines()
         raise ArtifactError(
-            f"the Triton server could not be installed: {' '.join(lines[-2:]) or 'pip gave no reason'}. Is there a "
-            "package index? Python 3.10 to 3.12 has all of the packages."
+            "the Triton server could not be installed: "
+            f"{' '.join(lines[-2:]) or 'pip gave no reason'}. Is there a package index? Python "
+            "3.10 to 3.12 has all of the packages."
         )
     _make_backends(environment, version)
     (environment / _READY).touch()
@@ -125,11 +154,17 @@ def _prepared(home: Path) -> Path:
 
 
 def _make_backends(environment: Path, version: str) -> None:
-    """A directory of backends whose Python backend starts this Python: the one in the package is built for another."""
-    shipped = environment / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
+    """A directory of backends whose Python backend starts this Python: the one in the package is
+    built for another.
+    """
+    shipped = (
+        environment / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
+    )
     stub = shipped / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        raise InputError(f"this Triton server has no backend for Python {version}: use Python 3.10 to 3.12")
+        raise InputError(
+            f"this Triton server has no backend for Python {version}: use Python 3.10 to 3.12"
+        )
     target = environment / "backends" / "python"
     target.mkdir(parents=True, exist_ok=True)
     for path in (shipped / "backends" / "python").iterdir():
@@ -140,7 +175,9 @@ def _make_backends(environment: Path, version: str) -> None:
 
 
 def _copied_package(home: Path) -> Path:
-    """A folder with this package as it is now, without weights, for a Python in which it is not installed."""
+    """A folder with this package as it is now, without weights, for a Python in which it is not
+    installed.
+    """
     files = dict(_package_files())
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
@@ -156,11 +193,16 @@ def _copied_package(home: Path) -> Path:
 
 
 def _package_files() -> Iterator[tuple[str, Path]]:
-    """Name in the copy -> file. In a checkout `serving` lies beside the package, and the extension elsewhere."""
+    """Name in the copy -> file. In a checkout `serving` lies beside the package, and the extension
+    elsewhere.
+    """
     from regionspot import _native
 
     yield f"regionspot/{Path(_native.__file__).name}", Path(_native.__file__)
-    roots = {"regionspot": Path(regionspot.__file__).parent, "regionspot/serving": Path(__file__).parent}
+    roots = {
+        "regionspot": Path(regionspot.__file__).parent,
+        "regionspot/serving": Path(__file__).parent,
+    }
     for prefix, root in roots.items():
         for path in root.rglob("*.py"):
             inside = path.relative_to(root)

@@ -1,7 +1,8 @@
-"""A question about one image and its answer, as every part of serving passes them on, and as tensors.
+"""A question about one image and its answer, as every part of serving passes them on, and as
+tensors.
 
-Client, gateway and server share these types. Each knows its own form in the tensors of `regionspot.serving.contract`.
-Free of Triton and of PyTorch.
+Client, gateway and server share these types. Each knows its own form in the tensors of
+`regionspot.serving.contract`. Free of Triton and of PyTorch.
 """
 
 from __future__ import annotations
@@ -39,13 +40,15 @@ from regionspot.structures import (
 
 @dataclass(frozen=True)
 class RemoteImage:
-    """An image that a server has cached. Pass it instead of the image, which then need not be sent or encoded again.
+    """An image that a server has cached. Pass it instead of the image, which then need not be sent
+    or encoded again.
 
     Args:
         handle: the server's identifier of it.
         height: of the upright image, in pixels; 0 where only the handle is known.
         width: of the upright image, in pixels; 0 where only the handle is known.
-        encoded: the image file's bytes, sent again if the server no longer has it; None if they are not available.
+        encoded: the image file's bytes, sent again if the server no longer has it; None if they are
+            not available.
     """
 
     handle: str
@@ -66,7 +69,8 @@ class Question:
         return_masks: also return each region's mask.
 
     Raises:
-        RequestError: VOCABULARY_UNKNOWN or VOCABULARY_INVALID, text that UTF-8 cannot hold or a word that is no text.
+        RequestError: VOCABULARY_UNKNOWN or VOCABULARY_INVALID, text that UTF-8 cannot hold or a
+            word that is no text.
     """
 
     image: bytes | RemoteImage
@@ -96,16 +100,19 @@ class Question:
         if self.num_regions > limits.max_regions:
             raise RequestError(
                 "TOO_MANY_REGIONS",
-                f"{self.num_regions} regions are more than {limits.max_regions}: ask about fewer at a time",
+                f"{self.num_regions} regions are more than {limits.max_regions}: ask about fewer "
+                "at a time",
             )
         if self.top_k is not None and not 1 <= self.top_k <= limits.max_top_k:
             raise RequestError(
-                "REQUEST_INVALID", f"top_k must be from 1 to {limits.max_top_k}, not {shown(self.top_k)}"
+                "REQUEST_INVALID",
+                f"top_k must be from 1 to {limits.max_top_k}, not {shown(self.top_k)}",
             )
         if isinstance(self.image, bytes) and len(self.image) > limits.max_image_bytes:
             raise RequestError(
                 "IMAGE_TOO_LARGE",
-                f"the image file has {len(self.image)} bytes, at most {limits.max_image_bytes}: scale it down",
+                f"the image file has {len(self.image)} bytes, at most {limits.max_image_bytes}: "
+                "scale it down",
             )
         if not isinstance(self.vocabulary, str):
             _check_words(self.vocabulary, limits)
@@ -114,7 +121,8 @@ class Question:
         """The inputs of the contract, (1, ...) each.
 
         Raises:
-            RequestError: the image's handle is no Unicode text, or regions are neither boxes nor points.
+            RequestError: the image's handle is no Unicode text, or regions are neither boxes nor
+                points.
         """
         tensors: dict[str, Array] = {"return_masks": np.array([[self.return_masks]])}
         if self.top_k is not None:
@@ -140,20 +148,26 @@ class Question:
             tensors: inputs of the contract by name, (B, ...) each; what was left out is absent.
 
         Raises:
-            RequestError: tensors that do not match the contract or each other, or text that is not UTF-8.
+            RequestError: tensors that do not match the contract or each other, or text that is not
+                UTF-8.
         """
         with coded():
             batch = check_tensors(tensors, INPUTS)
             if batch == 0:
-                raise InputError("the request is empty: send image or image_handle, boxes, and words")
+                raise InputError(
+                    "the request is empty: send image or image_handle, boxes, and words"
+                )
         rows = [{name: array[row] for name, array in tensors.items()} for row in range(batch)]
         questions = [cls._from_row(row) for row in rows]
         options = {(question.top_k, question.return_masks) for question in questions}
-        names = {question.vocabulary for question in questions if isinstance(question.vocabulary, str)}
+        names = {
+            question.vocabulary for question in questions if isinstance(question.vocabulary, str)
+        }
         if len(options) > 1 or len(names) > 1:
             raise RequestError(
                 "REQUEST_INVALID",
-                "the pictures of one request need the same top_k, return_masks and vocabulary: send them one by one",
+                "the pictures of one request need the same top_k, return_masks and vocabulary: "
+                "send them one by one",
             )
         return questions
 
@@ -174,7 +188,9 @@ class OtherWordsError(ServingError):
     """A server's answer names other classes than those that its class ids were to be read by."""
 
     def __init__(self) -> None:
-        super().__init__("INTERNAL", "the server's answer and its description name different classes: ask again")
+        super().__init__(
+            "INTERNAL", "the server's answer and its description name different classes: ask again"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,12 +228,15 @@ class Answer:
         """The answer to a request of one image.
 
         Args:
-            tensors: outputs of the contract by name, (1, ...) each. Others, of a later release, are passed over.
-            class_names: of the question's vocabulary, which the answer names in part only; None if they are not known.
+            tensors: outputs of the contract by name, (1, ...) each. Others, of a later release, are
+                passed over.
+            class_names: of the question's vocabulary, which the answer names in part only; None if
+                they are not known.
             return_masks: whether the question asked for masks.
 
         Raises:
-            OtherWordsError: `class_names` are not those that the server answered from, as far as its answer shows.
+            OtherWordsError: `class_names` are not those that the server answered from, as far as
+                its answer shows.
             ServingError: INTERNAL, the tensors are no such answer.
         """
         known = [field.name for field in OUTPUTS]
@@ -230,14 +249,21 @@ class Answer:
                 raise OtherWordsError
             return cls._from_row(found, class_names, return_masks)
         except ValueError as error:  # InputError and UnicodeDecodeError are such
-            raise ServingError("INTERNAL", f"the server's answer cannot be used: {error}") from error
+            raise ServingError(
+                "INTERNAL", f"the server's answer cannot be used: {error}"
+            ) from error
 
     @classmethod
-    def _from_row(cls, found: Mapping[str, Array], class_names: Sequence[str], return_masks: bool) -> Answer:
+    def _from_row(
+        cls, found: Mapping[str, Array], class_names: Sequence[str], return_masks: bool
+    ) -> Answer:
         height, width = (int(side) for side in found["image_size"])
         masks = None
         if return_masks:
-            masks = tuple(Rle(size=[height, width], counts=counts.decode("ascii")) for counts in found["masks"])
+            masks = tuple(
+                Rle(size=[height, width], counts=counts.decode("ascii"))
+                for counts in found["masks"]
+            )
         predictions = RegionPredictions(
             image_height=height,
             image_width=width,
@@ -265,7 +291,9 @@ def _image_of(given: Mapping[str, Array]) -> bytes | RemoteImage:
 
 def _vocabulary_of(given: Mapping[str, Array]) -> str | tuple[str, ...]:
     if ("vocabulary" in given) == ("words" in given):
-        raise RequestError("REQUEST_INVALID", "send either words, or vocabulary with the name of a registered one")
+        raise RequestError(
+            "REQUEST_INVALID", "send either words, or vocabulary with the name of a registered one"
+        )
     if "vocabulary" in given:
         return _text(given["vocabulary"][0], "vocabulary")
     return tuple(_text(word, "words", "VOCABULARY_INVALID") for word in given["words"])
@@ -273,11 +301,14 @@ def _vocabulary_of(given: Mapping[str, Array]) -> str | tuple[str, ...]:
 
 def _check_words(words: tuple[str, ...], limits: Limits) -> None:
     if len(words) > limits.max_words:
-        raise RequestError("TOO_MANY_WORDS", f"{len(words)} words are more than {limits.max_words}: send fewer")
+        raise RequestError(
+            "TOO_MANY_WORDS", f"{len(words)} words are more than {limits.max_words}: send fewer"
+        )
     for index, word in enumerate(words):
         if len(word) > limits.max_word_length:
             raise RequestError(
-                "VOCABULARY_INVALID", f"word {index} is longer than {limits.max_word_length} characters: shorten it"
+                "VOCABULARY_INVALID",
+                f"word {index} is longer than {limits.max_word_length} characters: shorten it",
             )
 
 
@@ -286,14 +317,18 @@ def _encoded_words(words: Sequence[str]) -> list[bytes]:
 
 
 def _tensors_of_regions(prompts: Sequence[Prompts]) -> dict[str, Array]:
-    """The inverse of `as_prompts`: `boxes`, and `points` with their labels, as far as there are any."""
+    """The inverse of `as_prompts`: `boxes`, and `points` with their labels, as far as there are
+    any.
+    """
     tensors: dict[str, Array] = {}
     for part in prompts:
         if not len(part):
             continue
         more = _tensors_of_part(part)
         if "points" in tensors or "boxes" in tensors.keys() & more.keys():
-            raise InputError("a server takes boxes first, then points: give at most one Prompts of each kind")
+            raise InputError(
+                "a server takes boxes first, then points: give at most one Prompts of each kind"
+            )
         tensors |= more
     return tensors or {"boxes": np.zeros((1, 0, 4), np.float32)}
 
@@ -307,20 +342,29 @@ def _tensors_of_part(prompts: Prompts) -> dict[str, Array]:
             return {"boxes": points.reshape(1, -1, 4)}
         if np.isin(clicks, (FOREGROUND, BACKGROUND)).all() and (labels[:, -1] == PADDING).all():
             return {"points": points[None, :, :-1], "point_labels": clicks[None]}
-    raise InputError("a server takes regions as boxes or points: build the prompts with from_boxes or from_points")
+    raise InputError(
+        "a server takes regions as boxes or points: build the prompts with from_boxes or "
+        "from_points"
+    )
 
 
 def _is_named_by(found: Mapping[str, Array], names: Sequence[str]) -> bool:
-    """Whether the K best classes of each region bear these names. Raises InputError where names are missing."""
+    """Whether the K best classes of each region bear these names. Raises InputError where names are
+    missing.
+    """
     if found["top_class_ids"].shape != found["top_class_names"].shape:
         raise InputError("it does not have a name for each of top_class_ids")
     pairs = zip(found["top_class_ids"].flat, found["top_class_names"].flat, strict=True)
     return all(0 <= index < len(names) and names[index] == name.decode() for index, name in pairs)
 
 
-def _class_names(found: RegionPredictions, class_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.object_]:
+def _class_names(
+    found: RegionPredictions, class_ids: npt.NDArray[np.integer]
+) -> npt.NDArray[np.object_]:
     """Of the shape of `class_ids`, UTF-8."""
-    return _objects([found.class_names[index].encode() for index in class_ids.flat]).reshape(class_ids.shape)
+    return _objects([found.class_names[index].encode() for index in class_ids.flat]).reshape(
+        class_ids.shape
+    )
 
 
 def _text(value: bytes, name: str, code: str = "REQUEST_INVALID") -> str:

@@ -1,4 +1,6 @@
-"""Triton's model configurations, built as protobuf from the graphs' specs, and a lint for what parsing alone misses."""
+"""Triton's model configurations, built as protobuf from the graphs' specs, and a lint for what
+parsing alone misses.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ DTYPES = {
 }
 BATCH_AXIS = "batch"
 MAX_QUEUE_DELAY_US = 500
-"""How long Triton waits for requests to batch with: far below what an image encoder takes on any GPU."""
+"""How long Triton waits for requests to batch with: far below what an image encoder takes on any
+GPU.
+"""
 
 BACKENDS = {"cpu": "python", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime"}
 """Target -> what runs a graph."""
@@ -33,7 +37,8 @@ BACKENDS = {"cpu": "python", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime
 def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig:
     """Of one graph's model.
 
-    Triton batches requests only where each tensor has the images in front; the others take whole arrays.
+    Triton batches requests only where each tensor has the images in front; the others take whole
+    arrays.
 
     Args:
         target: one of `regionspot.serving.contract.TARGETS`.
@@ -48,9 +53,17 @@ def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig
     )
     skipped = 1 if batched else 0
     for tensor in spec.inputs:
-        config.input.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(spec, tensor.shape[skipped:]))
+        config.input.add(
+            name=tensor.name,
+            data_type=DTYPES[tensor.dtype],
+            dims=_dims(spec, tensor.shape[skipped:]),
+        )
     for tensor in spec.outputs:
-        config.output.add(name=tensor.name, data_type=DTYPES[tensor.dtype], dims=_dims(spec, tensor.shape[skipped:]))
+        config.output.add(
+            name=tensor.name,
+            data_type=DTYPES[tensor.dtype],
+            dims=_dims(spec, tensor.shape[skipped:]),
+        )
     config.instance_group.add(count=1, kind=_kind(target))
     if batched and target != "cpu":
         config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
@@ -65,7 +78,9 @@ def pipeline_config(target: str, parameters: Mapping[str, Any]) -> pb.ModelConfi
     Args:
         parameters: name -> a plain value, stored as JSON: what clients and the model itself read.
     """
-    config = pb.ModelConfig(name=MODEL, backend="python", max_batch_size=MAX_BATCH, default_model_filename="model.py")
+    config = pb.ModelConfig(
+        name=MODEL, backend="python", max_batch_size=MAX_BATCH, default_model_filename="model.py"
+    )
     for field in INPUTS:
         config.input.add(
             name=field.name,
@@ -85,8 +100,9 @@ def pipeline_config(target: str, parameters: Mapping[str, Any]) -> pb.ModelConfi
 
 
 def can_batch(spec: GraphSpec) -> bool:
-    """Whether every tensor of a graph has the images in front, and it takes several: Triton's backends want an open
-    axis there."""
+    """Whether every tensor of a graph has the images in front, and it takes several: Triton's
+    backends want an open axis there.
+    """
     in_front = all(tensor.shape[0] == BATCH_AXIS for tensor in (*spec.inputs, *spec.outputs))
     return in_front and spec.ranges[BATCH_AXIS].min == 1 < spec.ranges[BATCH_AXIS].max
 
@@ -104,7 +120,9 @@ def write_config(config: pb.ModelConfig) -> str:
 def read_config(path: Path) -> pb.ModelConfig:
     """Raises ArtifactError for a file that is no model configuration."""
     try:
-        config: pb.ModelConfig = text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+        config: pb.ModelConfig = text_format.Parse(
+            path.read_text(encoding="utf-8"), pb.ModelConfig()
+        )
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ArtifactError(
             f"{path} is no model configuration of Triton ({error}): run `regionspot-serve init`"
@@ -125,16 +143,31 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
     if not versions:
         found.append("has no version folder, such as 1/")
     for version in versions:
-        names = {config.default_model_filename or "model.py", parameters_of(config).get("file", "model.py")}
-        found += [f"{version.name}/{name} is missing" for name in sorted(names) if not (version / name).is_file()]
+        names = {
+            config.default_model_filename or "model.py",
+            parameters_of(config).get("file", "model.py"),
+        }
+        found += [
+            f"{version.name}/{name} is missing"
+            for name in sorted(names)
+            if not (version / name).is_file()
+        ]
     if not config.input or not config.output:
         found.append("has no inputs or no outputs")
     for tensor in (*config.input, *config.output):
-        found += [f"{tensor.name} has an axis of {size}" for size in tensor.dims if size == 0 or size < -1]
+        found += [
+            f"{tensor.name} has an axis of {size}" for size in tensor.dims if size == 0 or size < -1
+        ]
         if tensor.data_type == pb.TYPE_INVALID:
             found.append(f"{tensor.name} has no type")
-    found += [f"two tensors are called {name}" for name in _repeated(tensor.name for tensor in config.input)]
-    found += [f"two tensors are called {name}" for name in _repeated(tensor.name for tensor in config.output)]
+    found += [
+        f"two tensors are called {name}"
+        for name in _repeated(tensor.name for tensor in config.input)
+    ]
+    found += [
+        f"two tensors are called {name}"
+        for name in _repeated(tensor.name for tensor in config.output)
+    ]
     for group in config.instance_group:
         if group.gpus and group.kind == pb.ModelInstanceGroup.KIND_CPU:
             found.append("names GPUs for instances on the CPU")
@@ -144,7 +177,9 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
     if any(size > config.max_batch_size for size in batching.preferred_batch_size):
         found.append(f"prefers batches of more than max_batch_size, {config.max_batch_size}")
     if config.HasField("dynamic_batching") and batching.HasField("default_queue_policy"):
-        found.append("has a default_queue_policy: with one instance some requests would wait for 500 ms")
+        found.append(
+            "has a default_queue_policy: with one instance some requests would wait for 500 ms"
+        )
     for warmup in config.model_warmup:
         if any(-1 in tensor.dims for tensor in warmup.inputs.values()):
             found.append(f"warm-up {warmup.name} leaves an axis open")
@@ -156,7 +191,10 @@ def fields_of(fields: Iterable[Field], batched: bool = True) -> str:
     rows = ["| name | type | shape | |", "|---|---|---|---|"]
     for field in fields:
         shape = ", ".join(["B"] * batched + [str(size) if size > 0 else "?" for size in field.dims])
-        rows.append(f"| `{field.name}` | {pb.DataType.Name(DTYPES[field.dtype])} | ({shape}) | {field.meaning} |")
+        rows.append(
+            f"| `{field.name}` | {pb.DataType.Name(DTYPES[field.dtype])} | ({shape}) | "
+            f"{field.meaning} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,4 +1,6 @@
-"""Paths that Triton's Python backend can take: it starts its processes by a shell command, and quotes nothing in it."""
+"""Paths that Triton's Python backend can take: it starts its processes by a shell command, and
+quotes nothing in it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./%+-]*")
 
 
 class PlainPaths:
-    """Stands links without spaces and letters beyond ASCII in for paths that have such; call `remove` in the end.
+    """Stands links without spaces and letters beyond ASCII in for paths that have such; call
+    `remove` in the end.
 
-    The links lie in a private folder among the temporary files, which is made for the first of them.
+    The links lie in a private folder among the temporary files, which is made for the first of
+    them.
     """
 
     def __init__(self) -> None:
@@ -27,7 +31,8 @@ class PlainPaths:
         """The absolute path itself where it is plain, else a link to it, the same one each time.
 
         Raises:
-            ArtifactError: no link can be made, or the folder of temporary files has such a path itself.
+            ArtifactError: no link can be made, or the folder of temporary files has such a path
+                itself.
         """
         target = Path(os.path.realpath(path))
         if _PLAIN.fullmatch(str(target)):
@@ -56,7 +61,8 @@ class PlainPaths:
             link.symlink_to(target)
         except OSError as error:
             raise ArtifactError(
-                f"Triton cannot use the path {target}: it takes letters of ASCII without spaces, and no link to it can "
-                f"be made ({error}). Move it, or set TMPDIR to a folder with such a path"
+                f"Triton cannot use the path {target}: it takes letters of ASCII without spaces, "
+                f"and no link to it can be made ({error}). Move it, or set TMPDIR to a folder with "
+                "such a path"
             ) from error
         return link

@@ -41,8 +41,9 @@ class Ports:
                     _bind(listener, self.host, port)
                 except (OSError, OverflowError) as error:
                     raise InputError(
-                        f"port {port} cannot be used for {name} ({error}): another server may listen there, "
-                        f"`regionspot-serve down` stops ours; or choose one with --{name}-port"
+                        f"port {port} cannot be used for {name} ({error}): another server may "
+                        "listen there, `regionspot-serve down` stops ours; or choose one with "
+                        f"--{name}-port"
                     ) from error
                 chosen[name] = listener.getsockname()[1]
         return Ports(**chosen, host=self.host)
@@ -61,7 +62,9 @@ class Ports:
 
     @property
     def _client_host(self) -> str:
-        """The address to connect to: a server that listens on every interface is reached at localhost."""
+        """The address to connect to: a server that listens on every interface is reached at
+        localhost.
+        """
         return "127.0.0.1" if self.host == "0.0.0.0" else self.host
 
 

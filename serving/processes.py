@@ -1,4 +1,6 @@
-"""The processes of a Triton server, their lifetimes, and what they keep in shared memory (Linux)."""
+"""The processes of a Triton server, their lifetimes, and what they keep in shared memory
+(Linux).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def stub_processes(server_pid: int) -> list[psutil.Process]:
-    """Returns the stubs of a server, also those that died and are defunct until Triton waits for them."""
+    """Returns the stubs of a server, also those that died and are defunct until Triton waits for
+    them.
+    """
     try:
         children = psutil.Process(server_pid).children()
     except psutil.NoSuchProcess:
@@ -40,7 +44,11 @@ def _is_stub(process: psutil.Process) -> bool:
 
 def running_stubs(server_pid: int) -> list[tuple[str, int]]:
     """Returns (model, process id) of each stub that runs."""
-    return [(model, stub.pid) for stub in stub_processes(server_pid) if (model := _model_of(stub)) is not None]
+    return [
+        (model, stub.pid)
+        for stub in stub_processes(server_pid)
+        if (model := _model_of(stub)) is not None
+    ]
 
 
 def _model_of(stub: psutil.Process) -> str | None:
@@ -62,10 +70,11 @@ def has_dead_stub(server_pid: int) -> bool:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Returns when a process was started, in clock ticks since the system's boot; None if it has ended.
+    """Returns when a process was started, in clock ticks since the system's boot; None if it has
+    ended.
 
-    With its process id they identify a process, since the system reuses ids. psutil's `create_time` does not: it adds
-    the time of the boot, which moves whenever the clock is set.
+    With its process id they identify a process, since the system reuses ids. psutil's `create_time`
+    does not: it adds the time of the boot, which moves whenever the clock is set.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -76,13 +85,17 @@ def start_ticks(pid: int) -> int | None:
 
 
 def terminate_with_parent() -> None:
-    """Makes the kernel send SIGTERM to this process when its parent dies, even by SIGKILL. Call it in the child."""
+    """Makes the kernel send SIGTERM to this process when its parent dies, even by SIGKILL. Call it
+    in the child.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def shared_memory_prefix() -> str:
-    """Returns a new prefix for the names of a server's shared-memory segments. It names this process as their owner."""
+    """Returns a new prefix for the names of a server's shared-memory segments. It names this
+    process as their owner.
+    """
     return f"regionspot_{os.getpid()}_{secrets.token_hex(4)}_"
 
 

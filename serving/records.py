@@ -1,4 +1,6 @@
-"""Servers that run in the background: started detached, found by their records on disk, and stopped."""
+"""Servers that run in the background: started detached, found by their records on disk, and
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class ServerRecord:
 
     @classmethod
     def read_all(cls, home: Path) -> list[ServerRecord]:
-        """Returns the records of servers that are alive, and removes those of supervisors that were killed."""
+        """Returns the records of servers that are alive, and removes those of supervisors that were
+        killed.
+        """
         records = []
         for path in sorted((home / "running").glob("*.json")):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -70,15 +74,21 @@ class ServerRecord:
 
 
 def start_detached(
-    repository: str | Path, home: Path, ports: Ports, target: str | None = None, log: Path | None = None
+    repository: str | Path,
+    home: Path,
+    ports: Ports,
+    target: str | None = None,
+    log: Path | None = None,
 ) -> ServerRecord:
-    """Runs `regionspot-serve up` in a process that outlives this one, and returns once its server answers.
+    """Runs `regionspot-serve up` in a process that outlives this one, and returns once its server
+    answers.
 
     Args:
         ports: From `Ports.resolved`.
 
     Raises:
-        ServingError: The process ended, with its error message, or the server does not answer in time.
+        ServingError: The process ended, with its error message, or the server does not answer in
+            time.
     """
     output = home / "logs" / f"{ports.grpc}.up.log"
     with open_log(output, "wb") as file:
@@ -104,13 +114,32 @@ def start_detached(
             raise
     child.terminate()
     logs = f"{output} and {log or home / 'logs' / f'{ports.grpc}.log'}"
-    raise ServingError("TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {logs}")
+    raise ServingError(
+        "TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {logs}"
+    )
 
 
-def _up_command(repository: str | Path, home: Path, ports: Ports, target: str | None, log: Path | None) -> list[str]:
-    command = [sys.executable, "-m", "regionspot.cli.main", "serve", "up", "--repository", str(repository)]
+def _up_command(
+    repository: str | Path, home: Path, ports: Ports, target: str | None, log: Path | None
+) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "regionspot.cli.main",
+        "serve",
+        "up",
+        "--repository",
+        str(repository),
+    ]
     command += ["--home", str(home), "--host", ports.host]
-    command += ["--http-port", str(ports.http), "--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)]
+    command += [
+        "--http-port",
+        str(ports.http),
+        "--grpc-port",
+        str(ports.grpc),
+        "--metrics-port",
+        str(ports.metrics),
+    ]
     for option, value in (("--target", target), ("--log", log)):
         if value is not None:
             command += [option, str(value)]
@@ -118,7 +147,9 @@ def _up_command(repository: str | Path, home: Path, ports: Ports, target: str | 
 
 
 @contextlib.contextmanager
-def running_server(repository: str | Path, home: Path, target: str | None = None) -> Iterator[ServerRecord]:
+def running_server(
+    repository: str | Path, home: Path, target: str | None = None
+) -> Iterator[ServerRecord]:
     """Runs a supervised server on free ports for the duration of a `with` block."""
     record = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), target)
     try:
@@ -137,9 +168,13 @@ def stop_server(record: ServerRecord, timeout_s: float = EXIT_TIMEOUT_S + 20.0) 
         try:
             os.kill(record.pid, signal.SIGTERM)
         except PermissionError as error:
-            raise ServingError("UNAVAILABLE", f"process {record.pid} is another user's: let them stop it") from error
+            raise ServingError(
+                "UNAVAILABLE", f"process {record.pid} is another user's: let them stop it"
+            ) from error
     deadline = time.monotonic() + timeout_s
     while record.alive:
         if time.monotonic() > deadline:
-            raise ServingError("TIMEOUT", f"process {record.pid} does not end: kill it, and look into {record.log}")
+            raise ServingError(
+                "TIMEOUT", f"process {record.pid} does not end: kill it, and look into {record.log}"
+            )
         time.sleep(0.1)

@@ -1,8 +1,9 @@
-"""A Triton model repository out of a directory of artefacts: one model for each graph, and the public one over them.
+"""A Triton model repository out of a directory of artefacts: one model for each graph, and the
+public one over them.
 
-    model_repository/
-      manifest.json, tokenizer.json  of the graphs that lie below: the repository is itself a directory of artefacts
-      regionspot/                   the public model: pictures in, names of regions out
+    model_repository/ manifest.json, tokenizer.json  of the graphs that lie below: the repository is
+      itself a directory of artefacts regionspot/                   the public model: pictures in,
+      names of regions out
         configs/cpu.pbtxt           a configuration for each target that was asked for
         1/model.py, vocabularies/cpu/NAME.npz
       sam_image_encoder/            and so on: the graphs
@@ -32,7 +33,13 @@ from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
 from regionspot.serving.contract import MODEL, TARGETS, Limits
-from regionspot.serving.model_config import graph_config, lint, pipeline_config, read_config, write_config
+from regionspot.serving.model_config import (
+    graph_config,
+    lint,
+    pipeline_config,
+    read_config,
+    write_config,
+)
 from regionspot.structures import Vocabulary, check_class_names
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
@@ -45,7 +52,9 @@ MODEL_PARTS = ("model", "preprocessing", "tokenizer", "templates")
 """What all targets of a repository share, as fields of `Manifest`."""
 
 PACKAGE_VARIABLE = "REGIONSPOT_PACKAGE"
-"""Names the folder that holds this package where the server's Python has none installed; it ignores PYTHONPATH."""
+"""Names the folder that holds this package where the server's Python has none installed; it ignores
+PYTHONPATH.
+"""
 
 _MODEL_PY = '''"""{text}"""
 
@@ -54,7 +63,9 @@ import sys
 
 sys.path[:0] = filter(None, [os.environ.get("{variable}")])
 
-from regionspot.serving.backends.{module} import TritonPythonModel as TritonPythonModel  # noqa: E402
+from regionspot.serving.backends.{module} import (  # noqa: E402
+    TritonPythonModel as TritonPythonModel,
+)
 '''
 
 
@@ -64,12 +75,13 @@ class RepositoryOptions:
 
     Args:
         target: one of TARGETS.
-        runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and the finest precision.
-        vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed now. None
-            registers the words that a model comes with.
+        runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and the
+            finest precision.
+        vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed
+            now. None registers the words that a model comes with.
         limits: of a request.
-        graphs: where the public model's graphs run: inside of it, or as models of their own in the same server, which
-            is what a GPU's repository always does.
+        graphs: where the public model's graphs run: inside of it, or as models of their own in the
+            same server, which is what a GPU's repository always does.
     """
 
     target: str = "cpu"
@@ -85,15 +97,20 @@ class RepositoryOptions:
         return self.graphs or (GRAPHS_INSIDE if self.target == "cpu" else GRAPHS_IN_TRITON)
 
 
-def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryOptions) -> list[str]:
+def make_repository(
+    artifacts: str | Path, out: str | Path, options: RepositoryOptions
+) -> list[str]:
     """Make a repository, or add a target to one of the same artefacts; the names of its models.
 
     Raises:
         InputError: options that do not go together, or `out` is no repository and not empty.
-        ArtifactError: artefacts that are missing, damaged, of another model, or not made for the target.
+        ArtifactError: artefacts that are missing, damaged, of another model, or not made for the
+            target.
     """
     if options.target not in TARGETS:
-        raise InputError(f"there is no target {options.target!r}: choose one of {', '.join(TARGETS)}")
+        raise InputError(
+            f"there is no target {options.target!r}: choose one of {', '.join(TARGETS)}"
+        )
     out, manifest = Path(out), Manifest.load(artifacts)
     runtime = _runtime(manifest, options)
     artefact_format, precision = choose_artifacts(manifest, runtime, options.precision)
@@ -114,7 +131,9 @@ def make_repository(artifacts: str | Path, out: str | Path, options: RepositoryO
         served.save()
         for there in moved:
             _write_graph(out, there, options.target)
-        for name in set(served_graphs()) - {entry.name for entry in entries}:  # of an earlier export
+        for name in set(served_graphs()) - {
+            entry.name for entry in entries
+        }:  # of an earlier export
             (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
         kind = runtime, artefact_format, precision
         _write_pipeline(out, manifest, kind, options, words, [entry.name for entry in entries])
@@ -133,7 +152,8 @@ def check_repository(repository: Path, target: str, names: Sequence[str]) -> Non
     for name in names:
         folder = repository / name
         problems += [
-            f"{name}: {problem}" for problem in lint(read_config(folder / "configs" / f"{target}.pbtxt"), folder)
+            f"{name}: {problem}"
+            for problem in lint(read_config(folder / "configs" / f"{target}.pbtxt"), folder)
         ]
     if problems:
         raise ArtifactError(f"{repository} would not be served as it should: {'; '.join(problems)}")
@@ -149,15 +169,17 @@ def targets_of(repository: str | Path) -> list[str]:
     found = [target for target in TARGETS if (folder / f"{target}.pbtxt").is_file()]
     if not found:
         raise ArtifactError(
-            f"{repository} is no model repository of regionspot. Make one: regionspot-serve init --artifacts artifacts "
-            f"--out {shlex.quote(str(repository))} --target cpu"
+            f"{repository} is no model repository of regionspot. Make one: regionspot-serve init "
+            f"--artifacts artifacts --out {shlex.quote(str(repository))} --target cpu"
         )
     return found
 
 
 def models_of(repository: str | Path, target: str) -> list[str]:
     """Its models that have a configuration for a target, the public one first."""
-    found = sorted(path.parents[1].name for path in Path(repository).glob(f"*/configs/{target}.pbtxt"))
+    found = sorted(
+        path.parents[1].name for path in Path(repository).glob(f"*/configs/{target}.pbtxt")
+    )
     return [MODEL, *(name for name in found if name != MODEL)]
 
 
@@ -172,18 +194,24 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
 def _runtime(manifest: Manifest, options: RepositoryOptions) -> str:
     if options.target != "cpu":
         if options.runtime not in (None, options.target) or options.graphs == GRAPHS_INSIDE:
-            raise InputError(f"the target {options.target} runs graphs in Triton's own backend of that name")
+            raise InputError(
+                f"the target {options.target} runs graphs in Triton's own backend of that name"
+            )
         return options.target
     if options.runtime is not None:
         if options.runtime not in CPU_RUNTIMES:
-            raise InputError(f"on a CPU the runtime is {' or '.join(CPU_RUNTIMES)}, not {options.runtime}")
+            raise InputError(
+                f"on a CPU the runtime is {' or '.join(CPU_RUNTIMES)}, not {options.runtime}"
+            )
         return options.runtime
     made = {entry.format for entry in manifest.graphs if entry.usable}
     return next((name for name in CPU_RUNTIMES if RUNTIMES[name].opens[0] in made), "onnxruntime")
 
 
 def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[GraphEntry]:
-    """The usable graphs that are served. Raises ArtifactError where one that must be there is not."""
+    """The usable graphs that are served. Raises ArtifactError where one that must be there is
+    not.
+    """
     found = []
     for name in served_graphs():
         entry = manifest.get(name, artefact_format, precision)
@@ -191,7 +219,9 @@ def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[G
             continue
         entry = manifest.find(name, artefact_format, precision)
         if not entry.usable:
-            raise ArtifactError(f"{entry.title} failed its parity check, so it is not served: {entry.reason}")
+            raise ArtifactError(
+                f"{entry.title} failed its parity check, so it is not served: {entry.reason}"
+            )
         found.append(entry)
     return found
 
@@ -205,8 +235,8 @@ def _served_manifest(manifest: Manifest, out: Path) -> Manifest:
     served = Manifest.load(out)
     if any(getattr(served, part) != getattr(manifest, part) for part in MODEL_PARTS):
         raise InputError(
-            f"{out} serves {served.model.name}, and {manifest.directory} holds {manifest.model.name} or other weights "
-            "of it: choose another --out, or delete it"
+            f"{out} serves {served.model.name}, and {manifest.directory} holds "
+            f"{manifest.model.name} or other weights of it: choose another --out, or delete it"
         )
     return served
 
@@ -215,24 +245,33 @@ def _moved(entry: GraphEntry, served: Manifest) -> GraphEntry:
     """The entry with its files where they will lie in the repository.
 
     Raises:
-        InputError: another precision of it lies there by the same name, or the same graph of other weights.
+        InputError: another precision of it lies there by the same name, or the same graph of other
+            weights.
     """
     folder = PurePosixPath(entry.name) / VERSION
     files = {str(folder / PurePosixPath(name).name): sha for name, sha in entry.files.items()}
-    others = [other for other in served.graphs if other.name == entry.name and other.key != entry.key]
+    others = [
+        other for other in served.graphs if other.name == entry.name and other.key != entry.key
+    ]
     for other in others:
         if set(other.files) & set(files) or other.weights != entry.weights:
-            what = "other weights" if other.weights != entry.weights else "another precision of the same format"
+            what = (
+                "other weights"
+                if other.weights != entry.weights
+                else "another precision of the same format"
+            )
             raise InputError(
-                f"{served.directory} holds {other.title}, and this would put {what} beside it: choose another --out, "
-                "or delete it"
+                f"{served.directory} holds {other.title}, and this would put {what} beside it: "
+                "choose another --out, or delete it"
             )
     assert entry.file is not None
     return replace(entry, file=str(folder / PurePosixPath(entry.file).name), files=files)
 
 
 def _with_kernels(manifest: Manifest, entries: Sequence[GraphEntry], served: Manifest) -> Manifest:
-    """The repository's manifest with the weights for our own kernels, which lie beside their graphs, and no others."""
+    """The repository's manifest with the weights for our own kernels, which lie beside their
+    graphs, and no others.
+    """
     for old in native_entries(served).values():
         served = served.without(old.key)
     for entry in entries:
@@ -251,7 +290,9 @@ def _place(manifest: Manifest, entry: GraphEntry, moved: GraphEntry, out: Path) 
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A second name of the same file where that is possible: exporting again replaces files and does not edit them."""
+    """A second name of the same file where that is possible: exporting again replaces files and
+    does not edit them.
+    """
     if target.exists() and source.samefile(target):
         return
     aside = target.with_name(f".{target.name}.tmp")
@@ -265,7 +306,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _write_graph(out: Path, entry: GraphEntry, target: str) -> None:
     assert entry.file is not None
-    _write(out / entry.name / VERSION / "model.py", _model_py(entry.spec.description, "graph_model"))
+    _write(
+        out / entry.name / VERSION / "model.py", _model_py(entry.spec.description, "graph_model")
+    )
     config = graph_config(entry.spec, target, PurePosixPath(entry.file).name)
     config.parameters["format"].string_value = entry.format
     config.parameters["precision"].string_value = entry.precision
@@ -281,7 +324,9 @@ def _write_pipeline(
     words: Mapping[str, tuple[str, ...]],
     graphs: Sequence[str],
 ) -> None:
-    """`kind` is the runtime, the format and the precision of the graphs, which lie in `out` by now."""
+    """`kind` is the runtime, the format and the precision of the graphs, which lie in `out`
+    by now.
+    """
     runtime, artefact_format, precision = kind
     folder = out / MODEL / VERSION
     _write(
@@ -302,7 +347,8 @@ def _write_pipeline(
         "templates": list(manifest.templates),
     }
     _write(
-        out / MODEL / "configs" / f"{options.target}.pbtxt", write_config(pipeline_config(options.target, parameters))
+        out / MODEL / "configs" / f"{options.target}.pbtxt",
+        write_config(pipeline_config(options.target, parameters)),
     )
 
 
@@ -314,22 +360,31 @@ def _words(
     asked = options.vocabularies
     if asked is None:
         asked = {"mini": "mini"} if manifest.model.name == "regionspot_mini" and can_encode else {}
-    words = {name: parse_vocabulary(text) if isinstance(text, str) else tuple(text) for name, text in asked.items()}
+    words = {
+        name: parse_vocabulary(text) if isinstance(text, str) else tuple(text)
+        for name, text in asked.items()
+    }
     if wrong := [name for name in words if not name.isidentifier()]:
-        raise InputError(f"{wrong[0]!r} cannot be the name of a vocabulary: use letters, digits and _")
+        raise InputError(
+            f"{wrong[0]!r} cannot be the name of a vocabulary: use letters, digits and _"
+        )
     for names in words.values():
         check_class_names(names)
     if (words and not can_encode) or (not words and "clip_text_encoder" not in graphs):
         raise ArtifactError(
-            f"{manifest.directory} has no clip_text_encoder that runs on a CPU, so no vocabulary can be registered and "
-            "no words be served: add it with regionspot-export --graphs clip_text_encoder --onnx --out "
-            f"{manifest.directory}"
+            f"{manifest.directory} has no clip_text_encoder that runs on a CPU, so no vocabulary "
+            "can be registered and no words be served: add it with regionspot-export --graphs "
+            f"clip_text_encoder --onnx --out {manifest.directory}"
         )
     return words
 
 
 def _vocabularies(
-    manifest: Manifest, precision: str, words: Mapping[str, tuple[str, ...]], folder: Path, target: str
+    manifest: Manifest,
+    precision: str,
+    words: Mapping[str, tuple[str, ...]],
+    folder: Path,
+    target: str,
 ) -> dict[str, Vocabulary]:
     """The registered vocabularies, encoded now and written."""
     text_runtime = _text_runtime(manifest, precision)
@@ -344,7 +399,9 @@ def _vocabularies(
 
 
 def _text_runtime(manifest: Manifest, precision: str) -> tuple[str, str] | None:
-    """The runtime and the precision of the text encoder that registers words: single precision where there is one."""
+    """The runtime and the precision of the text encoder that registers words: single precision
+    where there is one.
+    """
     for wanted in dict.fromkeys(("fp32", precision)):
         for runtime in CPU_RUNTIMES:
             entry = manifest.get("clip_text_encoder", RUNTIMES[runtime].opens[0], wanted)

@@ -1,4 +1,6 @@
-"""A Triton server as a child process: its command line, start, first answer, and a stop that leaves nothing behind."""
+"""A Triton server as a child process: its command line, start, first answer, and a stop that leaves
+nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,14 @@ READY_TIMEOUT_S = 600.0
 
 POLL_S = 0.5
 DEAD_STUB_S = 5.0
-"""A server is given up at its start when a stub has been dead for this long: Triton waits for it without end."""
+"""A server is given up at its start when a stub has been dead for this long: Triton waits for it
+without end.
+"""
 
 CONNECTION_AGE_MS = 300_000
-"""Clients resolve a server's name again when a connection ends, and so find servers that were added."""
+"""Clients resolve a server's name again when a connection ends, and so find servers that were
+added.
+"""
 
 CONNECTION_GRACE_MS = 120_000
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
@@ -112,7 +118,8 @@ class TritonServer:
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            # Whoever may load a model may run any program: it takes a key that only users of this machine can see.
+            # Whoever may load a model may run any program: it takes a key that only users of this
+            # machine can see.
             f"--http-restricted-api={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-restricted-protocol={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
@@ -152,12 +159,20 @@ class TritonServer:
         masks = "sam_mask_decoder" in self.models
         while time.monotonic() < deadline:
             if not self.running:
-                raise ServingError("UNAVAILABLE", f"the Triton server ended before it was ready:\n{self.log_tail()}")
+                raise ServingError(
+                    "UNAVAILABLE",
+                    f"the Triton server ended before it was ready:\n{self.log_tail()}",
+                )
             if self._stub_stays_dead():
-                reason = "processes of its Python backend died when they were started, and it waits for them"
+                reason = (
+                    "processes of its Python backend died when they were started, and it waits for "
+                    "them"
+                )
                 break
             try:
-                with RegionClient(self.ports.grpc_url, max(deadline - time.monotonic(), 1.0), retry=False) as client:
+                with RegionClient(
+                    self.ports.grpc_url, max(deadline - time.monotonic(), 1.0), retry=False
+                ) as client:
                     canary.check(client, max(deadline - time.monotonic(), 1.0), return_masks=masks)
                     return
             except ServingError as error:
@@ -165,7 +180,9 @@ class TritonServer:
                 if error.code not in ("UNAVAILABLE", "TIMEOUT") or STUB_DIED in reason:
                     break
             time.sleep(POLL_S)
-        raise ServingError("UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.log_tail()}")
+        raise ServingError(
+            "UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.log_tail()}"
+        )
 
     def _stub_stays_dead(self) -> bool:
         """Returns whether some stub has been dead for `DEAD_STUB_S`."""
@@ -178,7 +195,9 @@ class TritonServer:
         return time.monotonic() - self._dead_since > DEAD_STUB_S
 
     def missing_stubs(self) -> list[str]:
-        """Returns the models of the Python backend whose process is gone. Triton goes on reporting them as ready."""
+        """Returns the models of the Python backend whose process is gone. Triton goes on reporting
+        them as ready.
+        """
         if self.pid is None:
             return sorted(self._python_models)
         running = {model for model, _ in running_stubs(self.pid)}
@@ -190,7 +209,9 @@ class TritonServer:
         Raises:
             ServingError: Triton cannot load it.
         """
-        with Connection(self.ports.grpc_url, READY_TIMEOUT_S, admin_key=self._admin_key) as connection:
+        with Connection(
+            self.ports.grpc_url, READY_TIMEOUT_S, admin_key=self._admin_key
+        ) as connection:
             connection.reload(model)
 
     def log_tail(self) -> str:
@@ -213,7 +234,9 @@ class TritonServer:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(EXIT_TIMEOUT_S + 5)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # the stubs of a server that was killed
+                os.killpg(
+                    self._process.pid, signal.SIGKILL
+                )  # the stubs of a server that was killed
             self._process.wait()
             self._process = None
         remove_shared_memory(self._memory_prefix)
@@ -229,11 +252,14 @@ class TritonServer:
         self.stop()
 
     def _backend(self, model: str) -> str:
-        return str(read_config(self.repository / model / "configs" / f"{self.target}.pbtxt").backend)
+        return str(
+            read_config(self.repository / model / "configs" / f"{self.target}.pbtxt").backend
+        )
 
 
 def choose_target(repository: str | Path, target: str | None) -> str:
-    """Returns `target` if the repository was made for it; for None the repository's cpu target, or its first one.
+    """Returns `target` if the repository was made for it; for None the repository's cpu target, or
+    its first one.
 
     Raises:
         ArtifactError: The repository was not made for it.
@@ -243,8 +269,8 @@ def choose_target(repository: str | Path, target: str | None) -> str:
         return "cpu" if "cpu" in available else available[0]
     if target not in available:
         raise ArtifactError(
-            f"{repository} was made for {', '.join(available)}, not for {target}: add it with regionspot-serve init "
-            f"--target {target} --out {shlex.quote(str(repository))}"
+            f"{repository} was made for {', '.join(available)}, not for {target}: add it with "
+            f"regionspot-serve init --target {target} --out {shlex.quote(str(repository))}"
         )
     return target
 
@@ -259,4 +285,6 @@ def open_log(path: Path, mode: Literal["ab", "wb"]) -> BinaryIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, mode)
     except OSError as error:
-        raise ArtifactError(f"the log {path} cannot be written: {why_not_written(error)}") from error
+        raise ArtifactError(
+            f"the log {path} cannot be written: {why_not_written(error)}"
+        ) from error

@@ -1,4 +1,6 @@
-"""Keeps a Triton server answering: reloads models whose process died, restarts a server that died or hangs."""
+"""Keeps a Triton server answering: reloads models whose process died, restarts a server that died
+or hangs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ logger = logging.getLogger(__name__)
 CANARY_PERIOD_S = 10.0
 CANARY_TIMEOUT_S = 30.0
 HANG_S = 600.0
-"""A server is restarted when the canary has waited for this long, and nobody else was answered either."""
+"""A server is restarted when the canary has waited for this long, and nobody else was answered
+either.
+"""
 
 MAX_RESTARTS = 10
 """The supervisor gives up after more restarts and reloads than this within `RESTART_WINDOW_S`."""
@@ -91,7 +95,10 @@ class Supervisor:
         recent = [moment for moment in self._restart_times if now - moment < RESTART_WINDOW_S]
         self._restart_times = [*recent, now]
         if len(self._restart_times) > MAX_RESTARTS:
-            raise ServingError("UNAVAILABLE", f"giving up: the server failed {len(self._restart_times)} times in a row")
+            raise ServingError(
+                "UNAVAILABLE",
+                f"giving up: the server failed {len(self._restart_times)} times in a row",
+            )
 
 
 class CanaryThread:
@@ -122,14 +129,18 @@ class CanaryThread:
         self._waiting_since = None
 
     def hangs(self) -> bool:
-        """Returns whether the server has answered neither the canary nor anybody else for `HANG_S`."""
+        """Returns whether the server has answered neither the canary nor anybody else for
+        `HANG_S`.
+        """
         since = self._waiting_since
         return since is not None and time.monotonic() - since > HANG_S
 
     def _run(self) -> None:
         while not self._stop.wait(CANARY_PERIOD_S):
             try:
-                with RegionClient(self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False) as client:
+                with RegionClient(
+                    self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False
+                ) as client:
                     canary.check(client, CANARY_TIMEOUT_S)
                 self.reset()
             except ServingError as error:
@@ -141,9 +152,14 @@ class CanaryThread:
                 self.failure = repr(error)
 
     def _check_progress(self) -> None:
-        """Restarts the waiting time if the server has answered others: under load the canary waits in a queue."""
+        """Restarts the waiting time if the server has answered others: under load the canary waits
+        in a queue.
+        """
         count = None
-        with contextlib.suppress(RegionSpotError), Connection(self._server.ports.grpc_url, POLL_S) as connection:
+        with (
+            contextlib.suppress(RegionSpotError),
+            Connection(self._server.ports.grpc_url, POLL_S) as connection,
+        ):
             count = int(connection.statistics().get("execution_count", 0))
         if self._waiting_since is None or (count is not None and count != self._execution_count):
             self._execution_count = count

@@ -1,4 +1,5 @@
-"""Talking to a Triton server: connections over gRPC or HTTP, its errors as ours, retries, a `Runner` over its models.
+"""Talking to a Triton server: connections over gRPC or HTTP, its errors as ours, retries, a
+`Runner` over its models.
 
 The only module that imports a Triton client.
 """
@@ -28,14 +29,23 @@ from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
 from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
 from regionspot.runtime.text_encoder import TextInput
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
-from regionspot.serving.contract import MODEL, RETRYABLE, RequestError, ServingError, error_of, from_text
+from regionspot.serving.contract import (
+    MODEL,
+    RETRYABLE,
+    RequestError,
+    ServingError,
+    error_of,
+    from_text,
+)
 
 try:
     import tritonclient.grpc
     import tritonclient.grpc.aio
     from tritonclient.utils import InferenceServerException
 except ImportError as error:
-    raise InputError(f"a Triton client is needed ({error}): pip install 'regionspot[serving]'") from error
+    raise InputError(
+        f"a Triton client is needed ({error}): pip install 'regionspot[serving]'"
+    ) from error
 
 DEFAULT_TIMEOUT_S = 60.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
@@ -48,12 +58,35 @@ _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),  # gRPC's own is two minutes: too long for a server that was restarted
+    (
+        "grpc.max_reconnect_backoff_ms",
+        1000,
+    ),  # gRPC's own is two minutes: too long for a server that was restarted
 ]
 _GONE = (
-    *("unavailable", "failed to connect", "connection refused", "connection reset", "connection closed"),
-    *("is not healthy", "is not ready", "unknown model", "no available versions", "server exiting", "stub process"),
-    *("connection dropped", "socket closed", "cannot connect", "server disconnected", "broken pipe", "is not found"),
+    *(
+        "unavailable",
+        "failed to connect",
+        "connection refused",
+        "connection reset",
+        "connection closed",
+    ),
+    *(
+        "is not healthy",
+        "is not ready",
+        "unknown model",
+        "no available versions",
+        "server exiting",
+        "stub process",
+    ),
+    *(
+        "connection dropped",
+        "socket closed",
+        "cannot connect",
+        "server disconnected",
+        "broken pipe",
+        "is not found",
+    ),
 )
 _PERHAPS_HTTP = ("http1.x server", "failed parsing http/2", "socket closed")
 """gRPC's words for an HTTP/1 server that answers it, or hangs up."""
@@ -89,13 +122,22 @@ class Address:
         scheme, separator, host = url.rpartition("://")
         protocol = scheme if separator else "grpc"
         name, _, port = host.rstrip("/").rpartition(":")
-        if protocol not in ("grpc", "http") or not name or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InputError(f"{url!r} is no server's address: write HOST:PORT of its gRPC port, or http://HOST:PORT")
+        if (
+            protocol not in ("grpc", "http")
+            or not name
+            or not port.isdecimal()
+            or not 0 < int(port) < 65536
+        ):
+            raise InputError(
+                f"{url!r} is no server's address: write HOST:PORT of its gRPC port, or "
+                "http://HOST:PORT"
+            )
         return cls(protocol, f"{name}:{port}")
 
 
 class _Connector:
-    """What connections of both kinds share: where the server is, how long to try, and Triton's calls.
+    """What connections of both kinds share: where the server is, how long to try, and Triton's
+    calls.
 
     A call takes a client and the seconds left; over asyncio it gives something to await.
     """
@@ -109,7 +151,9 @@ class _Connector:
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self.timeout_s if timeout_s is None else timeout_s, self._retry)
 
-    def _inference(self, model: str, inputs: Mapping[str, Array], request_id: str) -> Callable[[Any, float], Any]:
+    def _inference(
+        self, model: str, inputs: Mapping[str, Array], request_id: str
+    ) -> Callable[[Any, float], Any]:
         def ask(client: Any, left_s: float) -> Any:
             tensors = _inputs(self._library, inputs)
             return client.infer(model, tensors, request_id=request_id, **self._limit(left_s))
@@ -118,7 +162,9 @@ class _Connector:
 
     def _model_config(self, model: str) -> Callable[[Any, float], Any]:
         options = {} if self.address.protocol == "http" else {"as_json": True}
-        return lambda client, left_s: client.get_model_config(model, **options, **self._limit(left_s))
+        return lambda client, left_s: client.get_model_config(
+            model, **options, **self._limit(left_s)
+        )
 
     def _parameters(self, content: Mapping[str, Any]) -> dict[str, str]:
         """Of a model's configuration."""
@@ -130,33 +176,48 @@ class _Connector:
 
 
 class Connection(_Connector):
-    """To one server, kept open. Safe to share between threads; over HTTP each has a connection of its own.
+    """To one server, kept open. Safe to share between threads; over HTTP each has a connection of
+    its own.
 
     Args:
         timeout_s: of each call, retries included.
         retry: ask again where that may help.
-        admin_key: lets `reload` work, over gRPC; `regionspot.serving.server` makes one for each server.
+        admin_key: lets `reload` work, over gRPC; `regionspot.serving.server` makes one for each
+            server.
     """
 
     def __init__(
-        self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True, admin_key: str | None = None
+        self,
+        url: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: bool = True,
+        admin_key: str | None = None,
     ) -> None:
         super().__init__(url, timeout_s, retry, for_asyncio=False)
-        self._open_client: Any = SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
+        self._open_client: Any = (
+            SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
+        )
         self._lock = threading.Lock()
         self._admin = {} if admin_key is None else {ADMIN_HEADER: admin_key}
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        request_id: str = "",
+        timeout_s: float | None = None,
     ) -> dict[str, Array]:
-        """One request, tried again while the server cannot be reached or is overloaded, until the time is over.
+        """One request, tried again while the server cannot be reached or is overloaded, until the
+        time is over.
 
         A recognition changes nothing, so that it is safe to ask twice.
 
         Raises:
             ServingError: what `regionspot.serving.contract.CODES` lists.
         """
-        return _outputs(self.call(self._inference(model, inputs, request_id), timeout_s), self.address)
+        return _outputs(
+            self.call(self._inference(model, inputs, request_id), timeout_s), self.address
+        )
 
     def call(self, ask: Callable[[Any, float], ResultT], timeout_s: float | None = None) -> ResultT:
         """`ask(client, seconds left)` with retries; errors as in `infer`."""
@@ -169,7 +230,9 @@ class Connection(_Connector):
                     raise
                 time.sleep(attempts.delay_after(self._translated(error)))
 
-    def _ask(self, ask: Callable[[Any, float], ResultT], timeout_s: float, left_s: float) -> ResultT:
+    def _ask(
+        self, ask: Callable[[Any, float], ResultT], timeout_s: float, left_s: float
+    ) -> ResultT:
         if self.address.protocol == "grpc":
             return _without_signals(lambda: ask(self._open(timeout_s), left_s))
         try:
@@ -187,7 +250,9 @@ class Connection(_Connector):
         return self._parameters(self.call(self._model_config(model), timeout_s))
 
     def statistics(self, model: str = MODEL) -> dict[str, Any]:
-        """Triton's own: how many requests of a model succeeded and failed, and what their stages took."""
+        """Triton's own: how many requests of a model succeeded and failed, and what their stages
+        took.
+        """
         return self.all_statistics(model)[model]
 
     def all_statistics(self, model: str = "") -> dict[str, dict[str, Any]]:
@@ -196,19 +261,26 @@ class Connection(_Connector):
             content = self.call(lambda client, _: client.get_inference_statistics(model))
         else:
             content = self.call(
-                lambda client, left: client.get_inference_statistics(model, as_json=True, **self._limit(left))
+                lambda client, left: client.get_inference_statistics(
+                    model, as_json=True, **self._limit(left)
+                )
             )
         return {found["name"]: dict(found) for found in content["model_stats"]}
 
     def reload(self, model: str) -> None:
-        """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes back. Over gRPC."""
+        """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes
+        back. Over gRPC.
+        """
         with_time = {"client_timeout": self.timeout_s, "headers": self._admin}
         client = self._open(self.timeout_s)
 
         def reloaded() -> None:
             client.unload_model(model, **with_time)
             deadline = time.monotonic() + self.timeout_s
-            while client.is_model_ready(model, client_timeout=self.timeout_s) and time.monotonic() < deadline:
+            while (
+                client.is_model_ready(model, client_timeout=self.timeout_s)
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.05)
             client.load_model(model, **with_time)
 
@@ -229,13 +301,18 @@ class Connection(_Connector):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
     def _open(self, timeout_s: float) -> Any:
         http, opened = self.address.protocol == "http", self._open_client
-        if http and getattr(opened, "timeout_s", timeout_s) != timeout_s:  # over HTTP it belongs to the connection
+        if (
+            http and getattr(opened, "timeout_s", timeout_s) != timeout_s
+        ):  # over HTTP it belongs to the connection
             self.close()
         with self._lock:
             if getattr(opened, "client", None) is None:
@@ -257,16 +334,24 @@ class AsyncConnection(_Connector):
         self._client: Any = None
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], request_id: str = "", timeout_s: float | None = None
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        request_id: str = "",
+        timeout_s: float | None = None,
     ) -> dict[str, Array]:
         """See `Connection.infer`."""
-        return _outputs(await self.call(self._inference(model, inputs, request_id), timeout_s), self.address)
+        return _outputs(
+            await self.call(self._inference(model, inputs, request_id), timeout_s), self.address
+        )
 
     async def config(self, model: str = MODEL, timeout_s: float | None = None) -> dict[str, str]:
         """See `Connection.config`."""
         return self._parameters(await self.call(self._model_config(model), timeout_s))
 
-    async def call(self, ask: Callable[[Any, float], Awaitable[ResultT]], timeout_s: float | None = None) -> ResultT:
+    async def call(
+        self, ask: Callable[[Any, float], Awaitable[ResultT]], timeout_s: float | None = None
+    ) -> ResultT:
         """See `Connection.call`."""
         attempts = self._attempts(timeout_s)
         while True:
@@ -275,7 +360,9 @@ class AsyncConnection(_Connector):
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                failure = await asyncio.to_thread(translated, error, self.address)  # it may ask the port
+                failure = await asyncio.to_thread(
+                    translated, error, self.address
+                )  # it may ask the port
                 await asyncio.sleep(attempts.delay_after(failure))
 
     async def close(self) -> None:
@@ -291,9 +378,11 @@ class AsyncConnection(_Connector):
 
 
 class Attempts:
-    """How often and how long one call is tried: with growing, random pauses, until its time is over.
+    """How often and how long one call is tried: with growing, random pauses, until its time is
+    over.
 
-    A call that met the death of a model's process MAX_DEATHS times may be what kills it, and is not sent again.
+    A call that met the death of a model's process MAX_DEATHS times may be what kills it, and is not
+    sent again.
     """
 
     def __init__(self, timeout_s: float, retry: bool = True) -> None:
@@ -312,7 +401,12 @@ class Attempts:
         """Seconds to wait before the next attempt. Raises `error` if there is none."""
         delay_s = next(self._delays)
         self._deaths += STUB_DIED in str(error)
-        if not self._retry or error.code not in RETRYABLE or self.left_s <= delay_s or self._deaths > MAX_DEATHS:
+        if (
+            not self._retry
+            or error.code not in RETRYABLE
+            or self.left_s <= delay_s
+            or self._deaths > MAX_DEATHS
+        ):
             raise error
         return delay_s
 
@@ -321,15 +415,25 @@ def translated(error: Exception, address: Address) -> ServingError:
     """What a Triton client raised, as ours."""
     if isinstance(error, ServingError):
         return error
-    message = error.message() if isinstance(error, InferenceServerException) else str(error) or type(error).__name__
-    status = str(error.status() or "") if isinstance(error, InferenceServerException) else type(error).__name__
+    message = (
+        error.message()
+        if isinstance(error, InferenceServerException)
+        else str(error) or type(error).__name__
+    )
+    status = (
+        str(error.status() or "")
+        if isinstance(error, InferenceServerException)
+        else type(error).__name__
+    )
     if (known := from_text(message)) is not None:
         return known
     text = f"{status} {message}".lower()
     if (misnamed := _misnamed(text, address)) is not None:
         return misnamed
     if "deadline" in text or "timeout" in text or "timed out" in text or "failed to obtain" in text:
-        return error_of("TIMEOUT", f"{address.host} gave no answer in time: allow more, or ask for less at once")
+        return error_of(
+            "TIMEOUT", f"{address.host} gave no answer in time: allow more, or ask for less at once"
+        )
     unreachable = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
         "aiohttp",
         "geventhttpclient",
@@ -337,7 +441,8 @@ def translated(error: Exception, address: Address) -> ServingError:
     if unreachable or any(sign in text for sign in _GONE):
         return error_of(
             "UNAVAILABLE",
-            f"{address.host} cannot answer at the moment ({message}); `regionspot-serve up` starts a server",
+            f"{address.host} cannot answer at the moment ({message}); `regionspot-serve up` "
+            "starts a server",
         )
     if "invalid_argument" in text or status == "400":
         return error_of("REQUEST_INVALID", message)
@@ -345,18 +450,24 @@ def translated(error: Exception, address: Address) -> ServingError:
 
 
 def _misnamed(text: str, address: Address) -> ServingError | None:
-    """The error to report where the server's other port was named; None where nothing speaks for that."""
-    if address.protocol == "grpc" and any(sign in text for sign in _PERHAPS_HTTP) and _speaks_http(address.host):
+    """The error to report where the server's other port was named; None where nothing speaks for
+    that.
+    """
+    if (
+        address.protocol == "grpc"
+        and any(sign in text for sign in _PERHAPS_HTTP)
+        and _speaks_http(address.host)
+    ):
         return error_of(
             "REQUEST_INVALID",
-            f"{address.host} is an HTTP port: name the server's gRPC port (8001 unless told otherwise), or write "
-            f"http://{address.host}",
+            f"{address.host} is an HTTP port: name the server's gRPC port (8001 unless told "
+            f"otherwise), or write http://{address.host}",
         )
     if address.protocol == "http" and any(sign in text for sign in _NO_HTTP):
         return error_of(
             "REQUEST_INVALID",
-            f"{address.host} does not speak HTTP: name the server's HTTP port (8000 unless told otherwise), or write "
-            f"{address.host} if it is the gRPC port",
+            f"{address.host} does not speak HTTP: name the server's HTTP port (8000 unless told "
+            f"otherwise), or write {address.host} if it is the gRPC port",
         )
     return None
 
@@ -389,10 +500,13 @@ class TritonRunner:
         try:
             outputs = self.connection.infer(self.spec.name, feeds)
         except RequestError as error:
-            raise InputError(f"{self.connection.address.host} refused {self.spec.name}: {error}") from error
+            raise InputError(
+                f"{self.connection.address.host} refused {self.spec.name}: {error}"
+            ) from error
         if missing := [name for name in self.spec.output_names if name not in outputs]:
             raise ArtifactError(
-                f"{self.connection.address.host} answered {self.spec.name} without {', '.join(missing)}"
+                f"{self.connection.address.host} answered {self.spec.name} without "
+                f"{', '.join(missing)}"
             )
         found = {name: outputs[name] for name in self.spec.output_names}
         check_outputs(self.spec, feeds, found, self.connection.address.host, "Triton")
@@ -405,7 +519,10 @@ class TritonRunner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -425,13 +542,17 @@ class TritonPipeline(RegionPipeline):
 
         super().__init__(
             ModelInfo.from_json(json.loads(public["model_info"])),
-            lambda graph: TritonRunner(connection, spec_from_json(json.loads(config_of(graph)["spec"]))),
+            lambda graph: TritonRunner(
+                connection, spec_from_json(json.loads(config_of(graph)["spec"]))
+            ),
             runtime="triton",
             precision=json.loads(public["precision"]),
             fingerprint=lambda graph: config_of(graph)["fingerprint"],
             prompt_chunk=GPU_PROMPT_CHUNK,  # a round trip for each
             reopen=partial(pipeline_from_triton, str(connection.address), connection.timeout_s),
-            text_input=lambda: TextInput(ClipTokenizer(tokenizer_json()), tuple(json.loads(public["templates"]))),
+            text_input=lambda: TextInput(
+                ClipTokenizer(tokenizer_json()), tuple(json.loads(public["templates"]))
+            ),
         )
 
     def close(self) -> None:
@@ -458,8 +579,8 @@ def pipeline_from_triton(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Regi
 def _without_signals(call: Callable[[], ResultT]) -> ResultT:
     """`call()`, in a thread in which no signal handler runs.
 
-    gRPC reports what a handler raises while it serializes or deserializes a message as an error of its own. An
-    interrupted call goes on in its thread until its time-out; its answer is dropped.
+    gRPC reports what a handler raises while it serializes or deserializes a message as an error of
+    its own. An interrupted call goes on in its thread until its time-out; its answer is dropped.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
@@ -481,7 +602,9 @@ def _library(address: Address, for_asyncio: bool) -> ModuleType:
     try:
         return import_module("tritonclient.http.aio" if for_asyncio else "tritonclient.http")
     except ImportError as error:
-        raise InputError(f"HTTP needs more of the Triton client ({error}): pip install 'tritonclient[http]'") from error
+        raise InputError(
+            f"HTTP needs more of the Triton client ({error}): pip install 'tritonclient[http]'"
+        ) from error
 
 
 def _inputs(library: ModuleType, arrays: Mapping[str, Array]) -> list[Any]:

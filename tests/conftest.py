@@ -1,4 +1,6 @@
-"""What every test gets: a cache folder of its own, a name that stays, and no `gpu` tests where there is no GPU."""
+"""What every test gets: a cache folder of its own, a name that stays, and no `gpu` tests where
+there is no GPU.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_run(run_directory: Path) -> Iterator[None]:
-    """Text embeddings are cached for this run alone, not in the user's cache; child processes inherit it."""
+    """Text embeddings are cached for this run alone, not in the user's cache; child processes
+    inherit it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REGIONSPOT_CACHE", str(run_directory / "cache"))
         yield
@@ -28,7 +32,9 @@ def cache_of_the_run(run_directory: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mini_artifacts(run_directory: Path) -> Path:
-    """regionspot_mini as ONNX in single precision, all that recognising boxes takes, verified. Copy it to change it."""
+    """regionspot_mini as ONNX in single precision, all that recognising boxes takes, verified. Copy
+    it to change it.
+    """
     from regionspot.runtime.graphs import required_graphs
 
     return _exported(run_directory / "mini_artifacts", [*required_graphs(), "clip_text_encoder"])
@@ -36,9 +42,13 @@ def mini_artifacts(run_directory: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mini_artifacts_with_masks(mini_artifacts: Path, run_directory: Path) -> Path:
-    """With the graphs that draw masks and take them as prompts, put beside the others by a second export."""
+    """With the graphs that draw masks and take them as prompts, put beside the others by a second
+    export.
+    """
     return _exported(
-        run_directory / "mini_artifacts_with_masks", ["sam_mask_decoder", "sam_mask_prompt"], mini_artifacts
+        run_directory / "mini_artifacts_with_masks",
+        ["sam_mask_decoder", "sam_mask_prompt"],
+        mini_artifacts,
     )
 
 
@@ -51,7 +61,14 @@ def _exported(directory: Path, graphs: list[str], beside: Path | None = None) ->
         if not directory.with_suffix(".made").exists():
             if beside is not None:
                 shutil.copytree(beside, directory)
-            options = ["--out", str(directory), "--graphs", ",".join(graphs), "--parity-images", "2"]
+            options = [
+                "--out",
+                str(directory),
+                "--graphs",
+                ",".join(graphs),
+                "--parity-images",
+                "2",
+            ]
             assert main(["export", *options]) == 0
             directory.with_suffix(".made").touch()
     return directory
@@ -61,13 +78,20 @@ TESTS = Path(__file__).parent
 SERVING = TESTS / "serving"
 FIRST = [
     TESTS / name
-    for name in ("test_documentation.py", "cli/test_export.py", "export/test_build.py", "export/test_parity.py")
+    for name in (
+        "test_documentation.py",
+        "cli/test_export.py",
+        "export/test_build.py",
+        "export/test_parity.py",
+    )
 ]
 """Files that take longest: begun first, several processes end at about the same time."""
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """No bytes in a test's name: compressed ones hold the time, and xdist wants the same names of all its workers."""
+    """No bytes in a test's name: compressed ones hold the time, and xdist wants the same names of
+    all its workers.
+    """
     return argname if isinstance(val, bytes) else None
 
 
@@ -85,7 +109,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests run in one process; those of a server all in the same, so that one server does for all."""
+    """A file's tests run in one process; those of a server all in the same, so that one server does
+    for all.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

@@ -13,9 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def install_page(page: str, folder: Path) -> dict[str, str]:
-    """Writes the titled code blocks of a page of `docs/` into a folder; the environment that finds them there."""
+    """Writes the titled code blocks of a page of `docs/` into a folder; the environment that finds
+    them there.
+    """
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    blocks = dict(re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE))
+    blocks = dict(
+        re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    )
     for name, content in blocks.items():
         (folder / name).write_text(content)
     ((group, points),) = tomllib.loads(blocks["pyproject.toml"])["project"]["entry-points"].items()

@@ -1,4 +1,6 @@
-"""What callers pass in becomes arrays and plain numbers, or one clear line: never something else in silence."""
+"""What callers pass in becomes arrays and plain numbers, or one clear line: never something else in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -81,17 +83,36 @@ def test_whole_numbers() -> None:
             as_whole_numbers(wrong, "labels")
 
 
-@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), torch.tensor(3)])
+@pytest.mark.parametrize(
+    "value", [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), torch.tensor(3)]
+)
 def test_counts(value: Any) -> None:
     count = checked_count(value, "top_k")
     assert count == 3 and type(count) is int
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, 1.5, True, np.True_, "3", None, [3], float("nan"), float("inf"), 10**30, [10**5000], torch.ones(2)]
+    "value",
+    [
+        0,
+        -1,
+        1.5,
+        True,
+        np.True_,
+        "3",
+        None,
+        [3],
+        float("nan"),
+        float("inf"),
+        10**30,
+        [10**5000],
+        torch.ones(2),
+    ],
 )
 def test_what_is_no_count(value: Any) -> None:
-    with pytest.raises(InputError, match=r"top_k must be a whole number, 1 or more, got .") as error:
+    with pytest.raises(
+        InputError, match=r"top_k must be a whole number, 1 or more, got ."
+    ) as error:
         checked_count(value, "top_k")
     assert len(str(error.value)) < 200
 

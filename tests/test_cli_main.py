@@ -55,7 +55,9 @@ def test_unknown_command(typed: str, meant: str, capsys: pytest.CaptureFixture[s
     assert cli.main([typed]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"error: there is no command '{typed}'.") and meant in captured.err
+    assert (
+        captured.err.startswith(f"error: there is no command '{typed}'.") and meant in captured.err
+    )
 
 
 def test_arguments_and_status_are_passed_through(command: Callable) -> None:
@@ -76,11 +78,19 @@ def test_arguments_and_status_are_passed_through(command: Callable) -> None:
         (InputError("box 3 is empty"), 2, "error: box 3 is empty\n"),
         (ArtifactError("head.safetensors is damaged"), 2, "error: head.safetensors is damaged\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (MemoryError(), 2, "error: out of memory: ask for less at a time, or use a machine with more\n"),
+        (
+            MemoryError(),
+            2,
+            "error: out of memory: ask for less at a time, or use a machine with more\n",
+        ),
     ],
 )
 def test_what_a_user_meets(
-    raised: BaseException, status: int, printed: str, command: Callable, capsys: pytest.CaptureFixture[str]
+    raised: BaseException,
+    status: int,
+    printed: str,
+    command: Callable,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def stand_in(argv: list[str]) -> int:
         raise raised
@@ -100,7 +110,9 @@ def test_a_defect_of_ours_is_not_hidden(command: Callable) -> None:
 
 
 @pytest.mark.parametrize(("script", "name"), [(cli.train, "train"), (cli.evaluate, "eval")])
-def test_console_scripts(script: Callable[[], int], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_scripts(
+    script: Callable[[], int], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli, "main", lambda argv: 7 if argv == [name, "--config", "x.yaml"] else 1)
     monkeypatch.setattr(sys, "argv", ["script", "--config", "x.yaml"])
     assert script() == 7
@@ -115,7 +127,9 @@ def test_every_command_describes_itself(name: str, capsys: pytest.CaptureFixture
 
 
 def test_convert_reports_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "head.safetensors")]) == 2
+    assert (
+        cli.main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "head.safetensors")]) == 2
+    )
     assert "none.pth does not exist" in capsys.readouterr().err
 
 
@@ -147,7 +161,9 @@ sys.exit(cli.main(["doctor"]))
         ("2>&1 >/dev/null | true", 141, ""),
     ],
 )
-@pytest.mark.skipif(not Path("/dev/full").exists() or shutil.which("bash") is None, reason="Linux, with bash")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists() or shutil.which("bash") is None, reason="Linux, with bash"
+)
 def test_output_that_nobody_reads(tmp_path: Path, redirection: str, status: int, said: str) -> None:
     """The work is done, its files are written, and the end is quiet."""
     (tmp_path / "command.py").write_text(STAND_IN)
@@ -159,17 +175,30 @@ def test_output_that_nobody_reads(tmp_path: Path, redirection: str, status: int,
 
 
 def test_text_that_the_output_cannot_hold(tmp_path: Path) -> None:
-    """A file's name that is not UTF-8, and any letter where the locale has few: escaped, not a traceback."""
-    code = "from regionspot.cli.streams import KeptStreams\nwith KeptStreams(): print('caf\\udce9', '猫')"
-    for encoding, expected in (("utf-8", b"caf\\udce9 \xe7\x8c\xab\n"), ("ascii", b"caf\\udce9 \\u732b\n")):
+    """A file's name that is not UTF-8, and any letter where the locale has few: escaped, not a
+    traceback.
+    """
+    code = (
+        "from regionspot.cli.streams import KeptStreams\nwith KeptStreams(): print('caf\\udce9', "
+        "'猫')"
+    )
+    for encoding, expected in (
+        ("utf-8", b"caf\\udce9 \xe7\x8c\xab\n"),
+        ("ascii", b"caf\\udce9 \\u732b\n"),
+    ):
         environment = os.environ | {"PYTHONIOENCODING": encoding}
-        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+        )
         assert run.stdout == expected
 
 
 def test_a_user_without_home_and_account(tmp_path: Path) -> None:
     """`env -i`, and a user id that no account has: libraries that insist on a home get one."""
-    code = "import os, sys; from regionspot.cli.main import main; main(['--version']); print(os.environ['HOME'])"
+    code = (
+        "import os, sys; from regionspot.cli.main import main; main(['--version']); "
+        "print(os.environ['HOME'])"
+    )
     command = [sys.executable, "-c", f"import pwd; pwd.getpwuid = {{}}.__getitem__; {code}"]
     run = subprocess.run(command, env={"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -184,10 +213,14 @@ def test_warnings_are_lines(command: Callable, capsys: pytest.CaptureFixture[str
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             for category in (own, UserWarning):
-                sys.stderr.write(warnings.formatwarning("two names look the same", category, "x.py", 1, ""))
+                sys.stderr.write(
+                    warnings.formatwarning("two names look the same", category, "x.py", 1, "")
+                )
         return 0
 
     command(stand_in)
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "warning: two names look the same" and said[1].startswith("x.py:1: UserWarning")
+    assert said[0] == "warning: two names look the same" and said[1].startswith(
+        "x.py:1: UserWarning"
+    )

@@ -37,14 +37,33 @@ def test_the_defaults_are_the_authors_recipe() -> None:
     """The numbers of spec.md, "Training recipe"."""
     config = config_from_dict(MINIMAL)
     optimizer = config.optimizer
-    assert (optimizer.learning_rate, optimizer.weight_decay, config.batch_size) == (2.5e-5, 1e-4, 16)
-    assert (optimizer.warmup_steps, optimizer.warmup_factor, optimizer.max_grad_norm) == (1000, 0.01, 1.0)
-    assert (optimizer.milestones, optimizer.decay_factor, config.steps) == ((350_000, 420_000), 0.1, 450_000)
-    assert (config.model.num_layers, config.model.feedforward_dim, config.model.dropout) == (3, 2048, 0.1)
+    assert (optimizer.learning_rate, optimizer.weight_decay, config.batch_size) == (
+        2.5e-5,
+        1e-4,
+        16,
+    )
+    assert (optimizer.warmup_steps, optimizer.warmup_factor, optimizer.max_grad_norm) == (
+        1000,
+        0.01,
+        1.0,
+    )
+    assert (optimizer.milestones, optimizer.decay_factor, config.steps) == (
+        (350_000, 420_000),
+        0.1,
+        450_000,
+    )
+    assert (config.model.num_layers, config.model.feedforward_dim, config.model.dropout) == (
+        3,
+        2048,
+        0.1,
+    )
 
 
 def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
-    full, default = flatten(load_config(CONFIGS / "regionspot_bb_stage1.yaml")), flatten(config_from_dict(MINIMAL))
+    full, default = (
+        flatten(load_config(CONFIGS / "regionspot_bb_stage1.yaml")),
+        flatten(config_from_dict(MINIMAL)),
+    )
     recipe = [key for key in default if key.startswith(("optimizer.", "steps", "batch_size"))]
     assert {key: full[key] for key in recipe} == {key: default[key] for key in recipe}
     assert full["augmentation.flip_probability"] == full["augmentation.crop_probability"] == 0.5
@@ -56,7 +75,11 @@ def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
     ("override", "key", "value"),
     [
         ("steps=12", "steps", 12),
-        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate", 1e-3),  # YAML alone would say: a string
+        (
+            "optimizer.learning_rate=1e-3",
+            "optimizer.learning_rate",
+            1e-3,
+        ),  # YAML alone would say: a string
         ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
         ("optimizer.milestones=[]", "optimizer.milestones", ()),
         ("optimizer.milestones=[3,5]", "optimizer.milestones", (3, 5)),
@@ -77,7 +100,10 @@ def test_overrides(override: str, key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimizer.learnign_rate=1", "unknown key optimizer.learnign_rate; did you mean optimizer.learning_rate?"),
+        (
+            "optimizer.learnign_rate=1",
+            "unknown key optimizer.learnign_rate; did you mean optimizer.learning_rate?",
+        ),
         ("learning_rate=1", "unknown key learning_rate; did you mean optimizer.learning_rate?"),
         ("datasets.0.anotations=a", "did you mean datasets.0.annotations?"),
         ("qqq=1", "unknown key qqq; the top-level keys are datasets, name"),
@@ -99,16 +125,31 @@ def test_overrides(override: str, key: str, value: object) -> None:
         ("features.dtype=float64", "features.dtype must be one of float32, float16, got 'float64'"),
         ("batch_size=0", "batch_size must be 1 or more, got 0"),
         ("model.dropout=1", r"model.dropout must be in \[0, 1\), got 1.0"),
-        ("optimizer.learning_rate=.nan", "optimizer.learning_rate must be more than 0 and finite, got nan"),
-        ("optimizer.learning_rate=.inf", "optimizer.learning_rate must be more than 0 and finite, got inf"),
+        (
+            "optimizer.learning_rate=.nan",
+            "optimizer.learning_rate must be more than 0 and finite, got nan",
+        ),
+        (
+            "optimizer.learning_rate=.inf",
+            "optimizer.learning_rate must be more than 0 and finite, got inf",
+        ),
         ("optimizer.decay_factor=0", r"optimizer.decay_factor must be in \(0, 1\], got 0.0"),
         ("optimizer.decay_factor=10", r"optimizer.decay_factor must be in \(0, 1\]"),
-        ("optimizer.milestones=[5,3]", r"optimizer.milestones must be increasing, 0 or more, got \(5, 3\)"),
+        (
+            "optimizer.milestones=[5,3]",
+            r"optimizer.milestones must be increasing, 0 or more, got \(5, 3\)",
+        ),
         ("optimizer.milestones=[3,3]", "optimizer.milestones must be increasing"),
         ("optimizer.milestones=[-1]", "optimizer.milestones must be increasing, 0 or more"),
-        ("features.max_skipped=1.5", r"features.max_skipped must be a fraction in \[0, 1\], got 1.5"),
+        (
+            "features.max_skipped=1.5",
+            r"features.max_skipped must be a fraction in \[0, 1\], got 1.5",
+        ),
         ("max_regions_per_image=0", "max_regions_per_image must be null or 1 or more, got 0"),
-        ("datasets.0.clean_names=lvis", "datasets.0.clean_names must be one of none, coco, got 'lvis'"),
+        (
+            "datasets.0.clean_names=lvis",
+            "datasets.0.clean_names must be one of none, coco, got 'lvis'",
+        ),
         ("features.max_memory_gib=-1", "features.max_memory_gib must be 0 or more"),
         ("name=a/b", "name must be a directory's name"),
         ("augmentation.crop_size=[5]", "crop_size must be two lengths"),
@@ -139,16 +180,34 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_exported_graphs_extract_features_where_all_is_said() -> None:
     graphs = ["features.runtime=openvino", "features.artifacts=artifacts"]
     features = load_config(CONFIGS / "mini.yaml", graphs).features
-    assert (features.runtime, features.artifacts, features.precision) == ("openvino", "artifacts", None)
-    assert load_config(CONFIGS / "mini.yaml", [*graphs, "features.precision=fp16"]).features.precision == "fp16"
-    with pytest.raises(InputError, match=r"features.runtime openvino runs exported graphs: .*features.artifacts=DIR"):
+    assert (features.runtime, features.artifacts, features.precision) == (
+        "openvino",
+        "artifacts",
+        None,
+    )
+    assert (
+        load_config(CONFIGS / "mini.yaml", [*graphs, "features.precision=fp16"]).features.precision
+        == "fp16"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"features.runtime openvino runs exported graphs: .*features.artifacts=DIR",
+    ):
         load_config(CONFIGS / "mini.yaml", graphs[:1])
-    with pytest.raises(InputError, match=r"torch runs the weights themselves: set features\.runtime too"):
+    with pytest.raises(
+        InputError, match=r"torch runs the weights themselves: set features\.runtime too"
+    ):
         load_config(CONFIGS / "mini.yaml", graphs[1:])
-    with pytest.raises(InputError, match=r"int8 exists as exported graphs only: set features\.runtime too"):
+    with pytest.raises(
+        InputError, match=r"int8 exists as exported graphs only: set features\.runtime too"
+    ):
         load_config(CONFIGS / "mini.yaml", ["features.precision=int8"])
-    assert load_config(CONFIGS / "mini.yaml", ["features.precision=bf16"]).features.precision == "bf16"  # PyTorch
-    with pytest.raises(InputError, match=r"features\.runtime must be one of torch, onnxruntime, openvino"):
+    assert (
+        load_config(CONFIGS / "mini.yaml", ["features.precision=bf16"]).features.precision == "bf16"
+    )  # PyTorch
+    with pytest.raises(
+        InputError, match=r"features\.runtime must be one of torch, onnxruntime, openvino"
+    ):
         load_config(CONFIGS / "mini.yaml", ["features.runtime=abacus"])
 
 
@@ -157,22 +216,41 @@ def test_what_a_resumed_run_may_change() -> None:
         old: TrainConfig = load_config(CONFIGS / "mini.yaml")
         return differences_on_resume(old, load_config(CONFIGS / "mini.yaml", overrides))
 
-    assert changed("logging.every=3", "features.workers=9", "datasets.0.annotations=elsewhere.json", "name=b") == []
-    assert changed("features.on_error=skip", "datasets.0.exclude=novel", "features.verify=true") == []
-    graphs = ["features.runtime=openvino", "features.artifacts=artifacts", "features.precision=fp16"]
+    assert (
+        changed(
+            "logging.every=3",
+            "features.workers=9",
+            "datasets.0.annotations=elsewhere.json",
+            "name=b",
+        )
+        == []
+    )
+    assert (
+        changed("features.on_error=skip", "datasets.0.exclude=novel", "features.verify=true") == []
+    )
+    graphs = [
+        "features.runtime=openvino",
+        "features.artifacts=artifacts",
+        "features.precision=fp16",
+    ]
     assert changed(*graphs) == [
         "features.runtime ('torch', now 'openvino')",
         "features.precision (None, now 'fp16')",
     ]
     assert changed("loss_reduction=per_image") == ["loss_reduction ('per_region', now 'per_image')"]
     assert changed("model.sam_weights=elsewhere.pth", "model.clip_weights=elsewhere.pt") == []
-    assert changed("seed=3", "optimizer.warmup_steps=7") == ["seed (0, now 3)", "optimizer.warmup_steps (100, now 7)"]
+    assert changed("seed=3", "optimizer.warmup_steps=7") == [
+        "seed (0, now 3)",
+        "optimizer.warmup_steps (100, now 7)",
+    ]
     assert changed("augmentation={}")[0] == "augmentation.flip_probability (None, now 0.5)"
 
 
 def test_steps_may_grow_where_no_learning_rate_depends_on_them() -> None:
     def changed(schedule: str, steps: int) -> list[str]:
-        old, new = ({**MINIMAL, "steps": s, "optimizer": {"schedule": schedule}} for s in (40, steps))
+        old, new = (
+            {**MINIMAL, "steps": s, "optimizer": {"schedule": schedule}} for s in (40, steps)
+        )
         return differences_on_resume(config_from_dict(old), config_from_dict(new))
 
     assert changed("multistep", 80) == []
@@ -182,11 +260,17 @@ def test_steps_may_grow_where_no_learning_rate_depends_on_them() -> None:
 
 
 def test_a_run_from_before_a_key_is_read_as_what_it_did() -> None:
-    """An earlier version summed over regions, cleaned names, and averaged without a ramp; it wrote none of the keys."""
+    """An earlier version summed over regions, cleaned names, and averaged without a ramp; it wrote
+    none of the keys.
+    """
     tree = config_to_dict(config_from_dict({**MINIMAL, "optimizer": {"ema_decay": 0.9}}))
     del tree["loss_reduction"], tree["datasets"][0]["clean_names"], tree["optimizer"]["ema_ramp"]
     old = config_of_run(tree)
-    assert (old.loss_reduction, old.datasets[0].clean_names, old.optimizer.ema_ramp) == ("per_region", "coco", False)
+    assert (old.loss_reduction, old.datasets[0].clean_names, old.optimizer.ema_ramp) == (
+        "per_region",
+        "coco",
+        False,
+    )
     assert "loss_reduction" not in tree  # the caller's is left alone
     differing = differences_on_resume(old, config_from_dict(tree))
     assert [text.split()[0] for text in differing] == [
@@ -196,10 +280,14 @@ def test_a_run_from_before_a_key_is_read_as_what_it_did() -> None:
     ]
 
 
-def test_packaged_files_are_found_by_their_bare_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packaged_files_are_found_by_their_bare_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config("mini.yaml") == load_config("mini") == load_config(CONFIGS / "mini.yaml")
-    with pytest.raises(InputError, match=r"cannot read the configuration sub/mini.yaml: No such file"):
+    with pytest.raises(
+        InputError, match=r"cannot read the configuration sub/mini.yaml: No such file"
+    ):
         load_config("sub/mini.yaml")
     (tmp_path / "mini.yaml").write_text("datasets: [{name: own, annotations: own.json}]")
     assert load_config("mini.yaml").datasets[0].name == "own"  # the user's own file comes first
@@ -207,7 +295,10 @@ def test_packaged_files_are_found_by_their_bare_names(tmp_path: Path, monkeypatc
 
 def test_reading_a_configuration_does_not_import_torch() -> None:
     code = "import sys, regionspot.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parents[1], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parents[1], check=False).returncode
+        == 0
+    )
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from regionspot.cli import doctor, probes
 from regionspot.cli.main import main
 from regionspot.cli.probes import Finding, Probe
 
-OPTIONAL = {"hotcoco", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tritonclient"}
+OPTIONAL = {
+    "hotcoco",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tritonclient",
+}
 
 
 def test_report_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +34,9 @@ def test_report_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     for finding in findings.values():
         assert set(finding) == {"name", "status", "detail", "mend", "required"}
         assert finding["status"] in ("OK", "WARN", "FAIL") and finding["detail"]
-        assert finding["status"] == "OK" or finding["mend"], f"{finding['name']} does not say how to mend it"
+        assert finding["status"] == "OK" or finding["mend"], (
+            f"{finding['name']} does not say how to mend it"
+        )
     assert {name for name, finding in findings.items() if finding["required"]}.isdisjoint(OPTIONAL)
     assert findings["torchvision"]["status"] == findings["native extension"]["status"] == "OK"
 
@@ -50,7 +60,9 @@ def test_text_says_what_fails_and_how_to_mend_it() -> None:
 def test_only_what_is_required_makes_it_fail(
     required: bool, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("thing", "FAIL", "broken", "mend it", required)])
+    monkeypatch.setattr(
+        doctor, "examine", lambda: [Finding("thing", "FAIL", "broken", "mend it", required)]
+    )
     assert doctor.main(["--json"]) == status
     assert json.loads(capsys.readouterr().out)["ok"] is not required
 
@@ -61,7 +73,9 @@ def test_probe_of_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -
         probe = Probe(lambda: probes._version("no_such_library"), "regionspot[thing]", required)
         monkeypatch.setitem(probes.PROBES, "thing", probe)
         mend = "pip install 'regionspot[thing]'"
-        assert probes.run("thing") == Finding("thing", status, "not installed (no_such_library)", mend, required)
+        assert probes.run("thing") == Finding(
+            "thing", status, "not installed (no_such_library)", mend, required
+        )
 
 
 def test_probe_of_a_library_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,21 +85,40 @@ def test_probe_of_a_library_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(probes.PROBES, "thing", Probe(broken, "regionspot[thing]"))
     finding = probes.run("thing")
     assert finding.status == "FAIL" and not finding.required
-    assert finding.detail == "installed, but does not work: OSError: libcudart.so.13: cannot open shared object file"
+    assert (
+        finding.detail
+        == "installed, but does not work: OSError: libcudart.so.13: cannot open shared object file"
+    )
     assert "--force-reinstall" in finding.mend
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_probe_that_takes_its_process_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The others are tried all the same. The stand-in libraries are found first on the child's path."""
+def test_a_probe_that_takes_its_process_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The others are tried all the same. The stand-in libraries are found first on the child's
+    path.
+    """
     (tmp_path / "onnx.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    (tmp_path / "openvino.py").write_text("import os, sys\nsys.stderr.write('no licence\\n')\nos._exit(3)\n")
-    (tmp_path / "tritonclient.py").write_text("print('chatter of a library')\nraise ImportError('mismatch')\n")
+    (tmp_path / "openvino.py").write_text(
+        "import os, sys\nsys.stderr.write('no licence\\n')\nos._exit(3)\n"
+    )
+    (tmp_path / "tritonclient.py").write_text(
+        "print('chatter of a library')\nraise ImportError('mismatch')\n"
+    )
     (tmp_path / "hotcoco.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[2])]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(doctor.__file__).parents[2])])
+    )
     monkeypatch.setattr(doctor, "PROBES_SECONDS", 3)
     found = doctor.run_probes(["native extension", "onnx", "openvino", "tritonclient", "hotcoco"])
-    assert [finding.name for finding in found] == ["native extension", "onnx", "openvino", "tritonclient", "hotcoco"]
+    assert [finding.name for finding in found] == [
+        "native extension",
+        "onnx",
+        "openvino",
+        "tritonclient",
+        "hotcoco",
+    ]
     assert [finding.status for finding in found] == ["OK", "FAIL", "FAIL", "FAIL", "FAIL"]
     assert [finding.detail for finding in found[1:]] == [
         "trying it crashed (SIGSEGV)",
@@ -97,7 +130,9 @@ def test_a_probe_that_takes_its_process_down(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_cpu(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor : 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_tile\n\n")
+    cpuinfo.write_text(
+        "processor : 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_tile\n\n"
+    )
     assert doctor.check_cpu(cpuinfo).status == "OK"
     assert doctor.check_cpu(cpuinfo).detail.startswith("A CPU, ")
     assert doctor.check_cpu(cpuinfo).detail.endswith("AVX2 AVX512 AMX")
@@ -131,7 +166,11 @@ def test_mini_weights(tmp_path: Path) -> None:
     from regionspot.mini.shipped import save_sam
 
     missing = probes.mini_weights(tmp_path)
-    assert isinstance(missing, Finding) and missing.status == "FAIL" and "sam.safetensors" in missing.detail
+    assert (
+        isinstance(missing, Finding)
+        and missing.status == "FAIL"
+        and "sam.safetensors" in missing.detail
+    )
     path = save_sam(build_mini_sam(), tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -146,20 +185,35 @@ def test_mini_weights(tmp_path: Path) -> None:
     [
         (4, 4, "x86_64", "OK", "kernels use AVX-512 and are built for up to AVX-512"),
         (3, 4, "amd64", "OK", "kernels use AVX2 and are built for up to AVX-512"),
-        (1, 1, "x86_64", "WARN", "kernels use SSE2 and are built for up to SSE2: they are slower than none"),
+        (
+            1,
+            1,
+            "x86_64",
+            "WARN",
+            "kernels use SSE2 and are built for up to SSE2: they are slower than none",
+        ),
         (1, 1, "aarch64", "OK", "this processor's baseline"),
     ],
 )
-def test_the_instruction_set_of_the_kernels(used: int, built: int, machine: str, status: str, said: str) -> None:
+def test_the_instruction_set_of_the_kernels(
+    used: int, built: int, machine: str, status: str, said: str
+) -> None:
     found = probes.kernel_level(used, built, machine)
     assert (found.status if isinstance(found, Finding) else "OK") == status
     assert said in (found.detail if isinstance(found, Finding) else found)
     assert not isinstance(found, Finding) or "GCC 12" in found.mend
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.uname().machine != "x86_64", reason="x86-64's levels")
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.uname().machine != "x86_64", reason="x86-64's levels"
+)
 @pytest.mark.parametrize(
-    ("asked", "said"), [("1", "kernels use SSE2"), ("v1", "kernels use SSE2"), ("avx9", "is ignored: use 1, 2, 3 or 4")]
+    ("asked", "said"),
+    [
+        ("1", "kernels use SSE2"),
+        ("v1", "kernels use SSE2"),
+        ("avx9", "is ignored: use 1, 2, 3 or 4"),
+    ],
 )
 def test_the_level_that_is_asked_for(asked: str, said: str) -> None:
     command = [sys.executable, "-m", "regionspot.cli.probes", "native extension"]
@@ -167,10 +221,14 @@ def test_the_level_that_is_asked_for(asked: str, said: str) -> None:
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert said in run.stdout + run.stderr
     if asked == "avx9":
-        assert "kernels use SSE2" not in run.stdout or "avx2" not in Path("/proc/cpuinfo").read_text()
+        assert (
+            "kernels use SSE2" not in run.stdout or "avx2" not in Path("/proc/cpuinfo").read_text()
+        )
 
 
-def test_disk_of_a_user_without_home_or_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_disk_of_a_user_without_home_or_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

@@ -1,4 +1,6 @@
-"""README and the documentation site: every ```bash and ```python block runs, options exist, links lead somewhere."""
+"""README and the documentation site: every ```bash and ```python block runs, options exist, links
+lead somewhere.
+"""
 
 from __future__ import annotations
 
@@ -49,23 +51,38 @@ def commands(script: str) -> list[str]:
 @pytest.fixture
 def environment() -> dict[str, str]:
     scripts = sysconfig.get_path("scripts")
-    found = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
-    return found | {"REGIONSPOT_SERVER_HOME": str(ROOT / "build" / "server")}  # installed once, see tests/serving
+    found = os.environ | {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",
+    }
+    return found | {
+        "REGIONSPOT_SERVER_HOME": str(ROOT / "build" / "server")
+    }  # installed once, see tests/serving
 
 
-def test_blocks_run_in_order_in_an_empty_folder(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_blocks_run_in_order_in_an_empty_folder(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     """A command or a piece of Python that an earlier page had runs once."""
     executed: set[str] = set()
 
     def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        )
 
     try:
         for language, text in blocks("bash", "python"):
-            new = [part for part in (commands(text) if language == "bash" else [text]) if part not in executed]
+            new = [
+                part
+                for part in (commands(text) if language == "bash" else [text])
+                if part not in executed
+            ]
             executed.update(new)
             script = "\n".join(new)
-            shell = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+            shell = (
+                ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+            )
             done = run([*shell, script])
             assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
     finally:
@@ -76,7 +93,11 @@ def test_blocks_run_in_order_in_an_empty_folder(tmp_path: Path, environment: dic
     assert len(json.loads((tmp_path / "served.json").read_text())["regions"]) == 2
     assert len(json.loads((tmp_path / "answer.json").read_text())["regions"]) == 1
     assert (tmp_path / "runs/first/head.safetensors").is_file()
-    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {"head", "clip_crops", "roi_pooling"}
+    assert set(json.loads((tmp_path / "metrics.json").read_text())) == {
+        "head",
+        "clip_crops",
+        "roi_pooling",
+    }
 
 
 @pytest.mark.parametrize(
@@ -95,12 +116,18 @@ def test_commands_that_need_the_users_files_name_options_that_exist(command: str
     from regionspot.cli import benchmark, evaluate, export, parity, predict, query, serve, train
 
     modules = {"regionspot-train": train, "regionspot-eval": evaluate, "regionspot-export": export}
-    modules |= {"regionspot predict": predict, "regionspot parity": parity, "regionspot-query": query}
+    modules |= {
+        "regionspot predict": predict,
+        "regionspot parity": parity,
+        "regionspot-query": query,
+    }
     parsers = {name: module.build_parser() for name, module in modules.items()}
     for command_name, module in (("regionspot-serve", serve), ("regionspot-benchmark", benchmark)):
         actions = module.build_parser()._subparsers
         assert actions is not None
-        parsers |= {f"{command_name} {name}": one for name, one in actions._group_actions[0].choices.items()}
+        parsers |= {
+            f"{command_name} {name}": one for name, one in actions._group_actions[0].choices.items()
+        }
     for _, text in blocks("sh", "bash"):
         for line in text.replace("\\\n", " ").splitlines():
             for prefix, parser in parsers.items():
@@ -110,20 +137,34 @@ def test_commands_that_need_the_users_files_name_options_that_exist(command: str
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    targets = re.findall(
+        r"\]\(([^)#]+)(?:#[\w-]+)?\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
     local = [target for target in targets if not target.startswith("http")]
     assert local
     assert [target for target in local if not (ROOT / target).exists()] == []
 
 
 def test_results_that_the_pages_quote_exist() -> None:
-    quoted = {name for page in pages() for name in re.findall(r"benchmarks/results/[\w.]+", page.read_text())}
+    quoted = {
+        name
+        for page in pages()
+        for name in re.findall(r"benchmarks/results/[\w.]+", page.read_text())
+    }
     assert quoted
     assert [name for name in sorted(quoted) if not (ROOT / name).is_file()] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
     reference = (tmp_path / "site/reference/predict/index.html").read_text(encoding="utf-8")

@@ -33,25 +33,36 @@ def test_only_libraries_of_extras_get_a_hint() -> None:
         "this needs torch, which is not installed: pip install 'regionspot[torch]'"
     )
     assert install_hint(ModuleNotFoundError(name="regionspot.nothing")) is None
-    assert str(install_hint(ModuleNotFoundError(name="torch"), "export")).endswith("'regionspot[export]'")
-    assert str(install_hint(ModuleNotFoundError(name="openvino"), "export")).endswith("'regionspot[openvino]'")
-    assert install_hint(ImportError(name="torch")) is None  # installed, but broken: its own words say why
+    assert str(install_hint(ModuleNotFoundError(name="torch"), "export")).endswith(
+        "'regionspot[export]'"
+    )
+    assert str(install_hint(ModuleNotFoundError(name="openvino"), "export")).endswith(
+        "'regionspot[openvino]'"
+    )
+    assert (
+        install_hint(ImportError(name="torch")) is None
+    )  # installed, but broken: its own words say why
 
 
 @pytest.mark.parametrize("extra", WITH_TORCH)
 def test_extras_of_commands_include_torch(extra: str) -> None:
-    assert any(re.match(r"regionspot\[torch\b", line) for line in PROJECT["optional-dependencies"][extra])
+    assert any(
+        re.match(r"regionspot\[torch\b", line) for line in PROJECT["optional-dependencies"][extra]
+    )
 
 
 def test_without_pytorch_its_users_are_told_what_to_install() -> None:
     block = "import sys; sys.modules['torch'] = None\n"
     cases = [
         "import regionspot; regionspot.create_model",
-        "from regionspot.cli.main import main; sys.exit(main(['mini', 'pretrain', 'sam', '--out', 'nowhere']))",
+        "from regionspot.cli.main import main; sys.exit(main(['mini', 'pretrain', 'sam', '--out', "
+        "'nowhere']))",
     ]
     for case in cases:
         run = subprocess.run([sys.executable, "-c", block + case], capture_output=True, text=True)
-        assert run.returncode != 0 and "pip install 'regionspot[torch]'" in run.stderr.splitlines()[-1]
+        assert (
+            run.returncode != 0 and "pip install 'regionspot[torch]'" in run.stderr.splitlines()[-1]
+        )
 
 
 def test_the_base_installs_none_of_them() -> None:

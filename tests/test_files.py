@@ -37,7 +37,9 @@ def test_writes_and_makes_directories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+def test_a_full_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -45,12 +47,16 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, function, full)
-    with pytest.raises(ArtifactError, match=r"cannot write .*file: the disk is full; free some space"):
+    with pytest.raises(
+        ArtifactError, match=r"cannot write .*file: the disk is full; free some space"
+    ):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_write_the_same_file_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All have written aside before any renames, so each needs a place of its own."""
     barrier, real = threading.Barrier(4), os.replace
 
@@ -72,7 +78,11 @@ def test_threads_that_write_the_same_file_do_not_meet(tmp_path: Path, monkeypatc
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failures and len(set((tmp_path / "file").read_bytes())) == 1 and os.listdir(tmp_path) == ["file"]
+    assert (
+        not failures
+        and len(set((tmp_path / "file").read_bytes())) == 1
+        and os.listdir(tmp_path) == ["file"]
+    )
 
 
 def test_only_old_leftovers_are_deleted(tmp_path: Path) -> None:
@@ -88,7 +98,11 @@ def test_only_old_leftovers_are_deleted(tmp_path: Path) -> None:
 
 def test_the_root_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for value, expected in [("~/c", tmp_path / "c"), ("", tmp_path / ".cache/regionspot"), ("a/b", Path("a/b"))]:
+    for value, expected in [
+        ("~/c", tmp_path / "c"),
+        ("", tmp_path / ".cache/regionspot"),
+        ("a/b", Path("a/b")),
+    ]:
         monkeypatch.setenv("REGIONSPOT_CACHE", value)
         assert cache_root() == expected
     monkeypatch.delenv("REGIONSPOT_CACHE")
@@ -106,7 +120,12 @@ def test_digest_and_units(tmp_path: Path) -> None:
     first = file_digest(tmp_path / "file")
     (tmp_path / "file").write_bytes(b"x" * 2_999_999 + b"y")
     assert len(first) == 16 and first != file_digest(tmp_path / "file")
-    sizes: list[tuple[Any, str]] = [(0, "0 bytes"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 40, "5.0 TiB")]
+    sizes: list[tuple[Any, str]] = [
+        (0, "0 bytes"),
+        (1536, "1.5 KiB"),
+        (3 << 20, "3.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+    ]
     check: Callable[[Any], str] = in_units
     assert [check(size) for size, _ in sizes] == [text for _, text in sizes]
 
@@ -137,7 +156,9 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
 def test_a_socket_is_refused_and_stays(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
-        with pytest.raises(ArtifactError, match=r"cannot write .*socket: No such device or address"):
+        with pytest.raises(
+            ArtifactError, match=r"cannot write .*socket: No such device or address"
+        ):
             write_atomically(tmp_path / "socket", b"content")
     assert stat.S_ISSOCK((tmp_path / "socket").lstat().st_mode)
 
@@ -145,7 +166,9 @@ def test_a_socket_is_refused_and_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 @pytest.mark.parametrize("sink", ["file", "pipe", "socket"])
 def test_the_processes_own_output(tmp_path: Path, name: str, sink: str) -> None:
-    """Opening /dev/stdout fails where it is a socket, and a rename would part a file from its redirection."""
+    """Opening /dev/stdout fails where it is a socket, and a rename would part a file from its
+    redirection.
+    """
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = (
         "import sys; from regionspot.files import write_atomically; print('before');"
@@ -198,7 +221,9 @@ def test_modes_are_kept_and_new_files_follow_the_umask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_folder_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_folder_that_cannot_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     """As on FUSE and SMB: the file is in its place, so nothing is reported as unwritten."""
     real = os.fsync
 
@@ -239,11 +264,16 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("REGIONSPOT_CACHE", raising=False)
     files.private_folder.cache_clear()
     root = cache_root()
-    assert root == tmp_path / f"regionspot-cache-{os.getuid()}" and stat.S_IMODE(root.stat().st_mode) == 0o700
+    assert (
+        root == tmp_path / f"regionspot-cache-{os.getuid()}"
+        and stat.S_IMODE(root.stat().st_mode) == 0o700
+    )
     root.chmod(0o777)  # as one that somebody else has made for us
     files.private_folder.cache_clear()
     assert cache_root() != root and cache_root().parent == tmp_path and cache_root() == cache_root()
     files.private_folder.cache_clear()
     monkeypatch.setenv("REGIONSPOT_CACHE", "~nobody-of-that-name/x")
-    with pytest.raises(InputError, match="REGIONSPOT_CACHE is '~nobody-of-that-name/x', but there is no such home"):
+    with pytest.raises(
+        InputError, match="REGIONSPOT_CACHE is '~nobody-of-that-name/x', but there is no such home"
+    ):
         cache_root()

@@ -1,4 +1,6 @@
-"""A font is chosen by the letters that it has; these tests hold on machines with many fonts and with none."""
+"""A font is chosen by the letters that it has; these tests hold on machines with many fonts and
+with none.
+"""
 
 from __future__ import annotations
 
@@ -47,17 +49,23 @@ def test_letters_that_no_font_has(text: str) -> None:
 
 def test_no_letter_is_taken_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
-    assert font_for("犬", 20) is None and font_for("cat 犬", 20) is None and font_for("🐕", 20) is None
+    assert (
+        font_for("犬", 20) is None and font_for("cat 犬", 20) is None and font_for("🐕", 20) is None
+    )
 
 
 def test_fonts_are_found_in_folders(default_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_listed_by_fontconfig", lambda letters: None)
-    monkeypatch.setattr(fonts, "_folders", lambda: [default_file.parent, default_file.parent / "none"])
+    monkeypatch.setattr(
+        fonts, "_folders", lambda: [default_file.parent, default_file.parent / "none"]
+    )
     assert list(fonts._system_fonts("cat")) == [
         FontFile(str(default_file)),
         FontFile(str(default_file.with_name("a-damaged.ttf"))),
     ]
-    monkeypatch.setattr(fonts, "_has", lambda font, letter: font.path is not None and bool(fonts._load(font, 20)))
+    monkeypatch.setattr(
+        fonts, "_has", lambda font, letter: font.path is not None and bool(fonts._load(font, 20))
+    )
     found = font_for("cat", 20)
     assert isinstance(found, ImageFont.FreeTypeFont) and found.path == str(default_file)
 
@@ -71,7 +79,8 @@ def test_fonts_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fontconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "fc-list"
     program.write_text(
-        "#!/bin/sh\necho \"$@\" > $(dirname $0)/asked\nprintf '/a b.ttc\\t1\\n/v.ttf\\t65536\\n/v.ttf\\t0\\n'\n"
+        '#!/bin/sh\necho "$@" > $(dirname $0)/asked\nprintf \'/a '
+        "b.ttc\\t1\\n/v.ttf\\t65536\\n/v.ttf\\t0\\n'\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -85,13 +94,24 @@ def test_fontconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plain_fonts_without_serifs_come_first() -> None:
-    names = ["DejaVuMathTeXGyre.ttf", "NotoSansCJK-Bold.ttc", "NotoSerifCJK-Regular.ttc", "NotoSansCJK-Regular.ttc"]
+    names = [
+        "DejaVuMathTeXGyre.ttf",
+        "NotoSansCJK-Bold.ttc",
+        "NotoSerifCJK-Regular.ttc",
+        "NotoSansCJK-Regular.ttc",
+    ]
     names += ["wqy-microhei.ttc", "DejaVuSansMono.ttf"]
     ordered = [font.path for font in sorted(map(FontFile, names), key=fonts._preference)]
     assert ordered[:3] == ["NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "NotoSansCJK-Bold.ttc"]
 
 
-def test_scripts_that_need_shaping_are_not_drawn_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_that_need_shaping_are_not_drawn_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fonts.features, "check", lambda name: False)
-    assert font_for("كلب", 20) is None and font_for("שלום", 20) is None and font_for("हिन्दी", 20) is None
+    assert (
+        font_for("كلب", 20) is None
+        and font_for("שלום", 20) is None
+        and font_for("हिन्दी", 20) is None
+    )
     assert font_for("cat", 20) is not None

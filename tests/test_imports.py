@@ -1,4 +1,6 @@
-"""The direction of imports, the fences around third-party libraries, and what an import must not load."""
+"""The direction of imports, the fences around third-party libraries, and what an import must not
+load.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,27 @@ import pytest
 from tools.import_circles import arrows, circles
 
 ROOT = Path(__file__).resolve().parents[1]
-MAPPED = ("export", "serving", "benchmarks")  # folders of the checkout, installed as regionspot.export and so on
+MAPPED = (
+    "export",
+    "serving",
+    "benchmarks",
+)  # folders of the checkout, installed as regionspot.export and so on
 
-# What is imported when a module loads comes from a lower layer, or from the same component of its own.
-# An import inside a function may reach up (a preset builds the mini model), except across MAPPED.
+# What is imported when a module loads comes from a lower layer, or from the same component of its
+# own. An import inside a function may reach up (a preset builds the mini model), except across
+# MAPPED.
 LAYERS = (
     {"errors", "extras", "_native", "_version"},
-    {"files", "logs", "progress", "tables", "child_process", "provenance", "threads", "mapped_files"}
+    {
+        "files",
+        "logs",
+        "progress",
+        "tables",
+        "child_process",
+        "provenance",
+        "threads",
+        "mapped_files",
+    }
     | {"arrays", "jpeg_end", "fonts", "label_places", "registers"},
     {"masks", "config", "locks"},
     {"structures"},
@@ -89,11 +105,14 @@ def imports_of(path: Path) -> Iterator[Import]:
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             return
         if isinstance(node, ast.Import):
-            yield from (Import(relative, node.lineno, alias.name, inside_function) for alias in node.names)
+            yield from (
+                Import(relative, node.lineno, alias.name, inside_function) for alias in node.names
+            )
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{relative}:{node.lineno}: relative import"
             yield from (
-                Import(relative, node.lineno, f"{node.module}.{alias.name}", inside_function) for alias in node.names
+                Import(relative, node.lineno, f"{node.module}.{alias.name}", inside_function)
+                for alias in node.names
             )
         inside_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
@@ -103,7 +122,9 @@ def imports_of(path: Path) -> Iterator[Import]:
 
 
 def all_imports() -> list[Import]:
-    files = [path for folder in ("regionspot", *MAPPED) for path in sorted((ROOT / folder).rglob("*.py"))]
+    files = [
+        path for folder in ("regionspot", *MAPPED) for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
     return [item for path in files for item in imports_of(path)]
 
 
@@ -111,7 +132,9 @@ IMPORTS = all_imports()
 
 
 def component_of_file(path: str) -> str:
-    """`regionspot/modeling/sam.py` -> modeling, `export/graphs.py` -> export, `regionspot/__init__.py` -> ""."""
+    """`regionspot/modeling/sam.py` -> modeling, `export/graphs.py` -> export,
+    `regionspot/__init__.py` -> "".
+    """
     parts = Path(path).with_suffix("").parts
     name = parts[0] if parts[0] in MAPPED else parts[1]
     return "" if name == "__init__" else name
@@ -126,7 +149,10 @@ def component_of_name(name: str) -> str | None:
 
 
 def test_every_file_has_a_layer() -> None:
-    components = {component_of_file(path.relative_to(ROOT).as_posix()) for path in (ROOT / "regionspot").rglob("*.py")}
+    components = {
+        component_of_file(path.relative_to(ROOT).as_posix())
+        for path in (ROOT / "regionspot").rglob("*.py")
+    }
     assert components - {""} <= set(RANK), "add the new component to LAYERS, at its place"
 
 
@@ -142,7 +168,9 @@ def test_imports_go_down() -> None:
 
 
 def test_modules_do_not_import_each_other() -> None:
-    """Also through others, inside functions, or for a type's name: each module can be read before those that use it."""
+    """Also through others, inside functions, or for a type's name: each module can be read before
+    those that use it.
+    """
     found = circles(arrows(ROOT))
     assert not found, "\n\n".join("\n".join(str(arrow) for arrow in circle) for circle in found)
 
@@ -169,14 +197,19 @@ def test_fence(library: str) -> None:
     outside = [
         str(item)
         for item in IMPORTS
-        if item.name.split(".")[0] == library and not item.path.startswith(tuple(FENCES[library]) or ("nowhere",))
+        if item.name.split(".")[0] == library
+        and not item.path.startswith(tuple(FENCES[library]) or ("nowhere",))
     ]
-    assert not outside, "\n".join([f"{library} belongs in {FENCES[library] or 'no file'}", *outside])
+    assert not outside, "\n".join(
+        [f"{library} belongs in {FENCES[library] or 'no file'}", *outside]
+    )
 
 
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return {name.split(".")[0] for name in run.stdout.splitlines()[-1].split()}
 
 
@@ -184,7 +217,9 @@ HEAVY = {"torch", "torchvision", "open_clip", "segment_anything", "hotcoco"}
 HEAVY |= {"onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings", "tritonclient"}
 
 
-@pytest.mark.parametrize("module", ["regionspot", "regionspot.transforms", "regionspot.structures", "regionspot.masks"])
+@pytest.mark.parametrize(
+    "module", ["regionspot", "regionspot.transforms", "regionspot.structures", "regionspot.masks"]
+)
 def test_loads_nothing_heavy(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY
 
@@ -212,7 +247,10 @@ def test_the_package_itself_loads_no_numpy() -> None:
     ],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
-    call = f"from regionspot.cli.main import main\ntry: main({[*command.split(), '--help']})\nexcept SystemExit: pass"
+    call = (
+        f"from regionspot.cli.main import main\ntry: main({[*command.split(), '--help']})\nexcept "
+        "SystemExit: pass"
+    )
     assert not loaded_by(call) & HEAVY
 
 
@@ -235,10 +273,20 @@ def test_mypy_follows_every_module_of_ours() -> None:
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert options["files"] == ["regionspot", "tests", "tools"]
     assert all((ROOT / "regionspot" / folder).resolve() == ROOT / folder for folder in MAPPED)
-    assert not [name for table in options["overrides"] for name in table["module"] if name.startswith("regionspot")]
+    assert not [
+        name
+        for table in options["overrides"]
+        for name in table["module"]
+        if name.startswith("regionspot")
+    ]
 
 
 def test_mapped_folders_are_found_in_a_checkout() -> None:
-    code = "import regionspot.export, regionspot.serving, regionspot.benchmarks; print(regionspot.export.__file__)"
-    run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import regionspot.export, regionspot.serving, regionspot.benchmarks; "
+        "print(regionspot.export.__file__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert Path(run.stdout.strip()).resolve() == ROOT / "export" / "__init__.py"

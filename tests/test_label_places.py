@@ -32,7 +32,9 @@ def all_places(box: np.ndarray, width: int, height: int) -> list[tuple[float, fl
     xs = (x0, x1 - width, (x0 + x1 - width) / 2)
     rows = [(y0 - height, 0.0), (y0, 0.12), (y1, 0.16), (y1 - height, 0.2)]
     places = [(x, y, cost + 0.04 * rank) for y, cost in rows for rank, x in enumerate(xs)]
-    places += [(x, y, 0.3) for x in (x0 - width, x1) for y in (y0, y1 - height, (y0 + y1 - height) / 2)]
+    places += [
+        (x, y, 0.3) for x in (x0 - width, x1) for y in (y0, y1 - height, (y0 + y1 - height) / 2)
+    ]
     return places + [
         (x + across * width / 2, y + down * height / 2, 0.5 + 0.15 * (abs(across) + abs(down)))
         for x, y in ((x0, y0 - height), (x1 - width, y1))
@@ -41,7 +43,9 @@ def all_places(box: np.ndarray, width: int, height: int) -> list[tuple[float, fl
     ]
 
 
-def by_trying_all(boxes: np.ndarray, sizes: list[tuple[int, int]], canvas: tuple[int, int]) -> list[tuple[int, int]]:
+def by_trying_all(
+    boxes: np.ndarray, sizes: list[tuple[int, int]], canvas: tuple[int, int]
+) -> list[tuple[int, int]]:
     chosen: dict[int, np.ndarray] = {}
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     for index in np.argsort(areas, kind="stable").tolist():
@@ -54,7 +58,9 @@ def by_trying_all(boxes: np.ndarray, sizes: list[tuple[int, int]], canvas: tuple
         for other in range(len(boxes)):
             shared = shared_area(labels, boxes[other][None].astype(float))[:, 0]
             smaller = max(min(areas[other], size.prod()), 1)
-            costs = costs + (0.8 * shared / max(areas[index], 1) if other == index else 0.25 * shared / smaller)
+            costs = costs + (
+                0.8 * shared / max(areas[index], 1) if other == index else 0.25 * shared / smaller
+            )
         chosen[index] = labels[costs.round(9).argmin()]
     return [(int(chosen[index][0]), int(chosen[index][1])) for index in range(len(boxes))]
 

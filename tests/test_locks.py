@@ -1,4 +1,6 @@
-"""A lock on a directory: refused or waited for, released by a killed process, not needed where there are no locks."""
+"""A lock on a directory: refused or waited for, released by a killed process, not needed where
+there are no locks.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ with locked(Path(sys.argv[1])):
 def other_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that holds the lock of a directory until its input ends."""
     command = [sys.executable, "-c", HOLD, str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "locked\n"
         try:
             yield process
@@ -40,7 +44,11 @@ def other_process(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_held_lock_is_refused_with_the_callers_message(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "directory"
-    with other_process(directory), pytest.raises(InputError, match=r"^try later$"), locked(directory, busy="try later"):
+    with (
+        other_process(directory),
+        pytest.raises(InputError, match=r"^try later$"),
+        locked(directory, busy="try later"),
+    ):
         pytest.fail("two processes hold one lock")
 
 
@@ -79,13 +87,17 @@ def test_the_lock_file_stays(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="flock is of Unix")
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_nothing_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_without_locks_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def unsupported(descriptor: int, operation: int) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with locked(tmp_path), locked(tmp_path, busy="held"):
-        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]  # no marker that outlives a killed process
+        assert [path.name for path in tmp_path.iterdir()] == [
+            LOCK_FILE
+        ]  # no marker that outlives a killed process
 
 
 def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
@@ -98,5 +110,8 @@ def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     below_a_file = tmp_path / "file" / "directory"
-    with pytest.raises(ArtifactError, match=r"cannot write to .*file.directory"), locked(below_a_file):
+    with (
+        pytest.raises(ArtifactError, match=r"cannot write to .*file.directory"),
+        locked(below_a_file),
+    ):
         pytest.fail("no such directory")

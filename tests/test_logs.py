@@ -39,10 +39,15 @@ def test_messages_are_plain_lines_on_the_chosen_stream(capsys: Captured) -> None
             logger.info("inside")
         logger.info("outside again")
     logger.info("behind")
-    assert tuple(capsys.readouterr()) == ("100 % of a plan\nof two lines\noutside again\n", "inside\n")
+    assert tuple(capsys.readouterr()) == (
+        "100 % of a plan\nof two lines\noutside again\n",
+        "inside\n",
+    )
 
 
-def test_the_stream_is_looked_up_for_each_record(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stream_is_looked_up_for_each_record(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with log_to("stdout"), monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", sys.stderr)
         logger.info("where stdout is now")
@@ -51,7 +56,10 @@ def test_the_stream_is_looked_up_for_each_record(capsys: Captured, monkeypatch: 
 
 def test_json_has_the_fields_that_are_known(capsys: Captured) -> None:
     with log_to("stderr", JsonFormatter()):
-        logger.info("refused", extra={"fields": {"request_id": "a", "regions": 0, "message": "Größe\n", "path": None}})
+        logger.info(
+            "refused",
+            extra={"fields": {"request_id": "a", "regions": 0, "message": "Größe\n", "path": None}},
+        )
         logger.info("the server is back")
     fields, message = map(json.loads, capsys.readouterr().err.splitlines())
     assert abs(fields.pop("time") - time.time()) < 60 and message.pop("time") > 0

@@ -17,14 +17,22 @@ def resident_kb(path: Path) -> int:
     """Of the file's mappings in this process."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     starts = [index for index, line in enumerate(lines) if line.endswith(f" {path}")]
-    return sum(int(line.split()[1]) for start in starts for line in lines[start : start + 8] if line.startswith("Rss:"))
+    return sum(
+        int(line.split()[1])
+        for start in starts
+        for line in lines[start : start + 8]
+        if line.startswith("Rss:")
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it does nothing")
 def test_read_again_when_needed(tmp_path: Path) -> None:
     path = tmp_path / "weights with a space.bin"
     path.write_bytes(CONTENT)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped,
+    ):
         assert mapped[:] == CONTENT
         assert resident_kb(path) == 1024
         assert forget_pages(path) == len(CONTENT)

@@ -17,7 +17,9 @@ from pycocotools import mask as coco
 from regionspot.errors import InputError
 from regionspot.masks import Rle, decode_rle, encode_mask_logits, encode_rle, mask_to_box, rle_area
 
-masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=150), elements=st.booleans())
+masks = hnp.arrays(
+    np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=150), elements=st.booleans()
+)
 
 
 def oracle(mask: NDArray) -> dict:
@@ -42,7 +44,9 @@ def test_any_mask_equals_pycocotools(mask: NDArray) -> None:
     np.testing.assert_array_equal(mask_to_box(mask), np.array([x, y, x + w, y + h], np.float32))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (37, 53), (64, 64), (65, 129), (427, 641)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 7), (7, 1), (37, 53), (64, 64), (65, 129), (427, 641)]
+)
 @pytest.mark.parametrize("kind", ["empty", "full", "first", "last", "blobs", "noise"])
 def test_shapes_and_kinds(shape: tuple[int, int], kind: str) -> None:
     random = np.random.default_rng(0)
@@ -70,7 +74,14 @@ def test_any_memory_order_and_any_nonzero_byte() -> None:
     base = (np.random.default_rng(1).random((90, 141)) < 0.4).astype(np.uint8) * 255
     read_only = base.copy()
     read_only.flags.writeable = False
-    for view in (base[::2, 1::3], base.T, base[::-1, ::-1], np.asfortranarray(base), base[5:70, 9:80], read_only):
+    for view in (
+        base[::2, 1::3],
+        base.T,
+        base[::-1, ::-1],
+        np.asfortranarray(base),
+        base[5:70, 9:80],
+        read_only,
+    ):
         assert encode_rle(view) == oracle(view != 0)
         np.testing.assert_array_equal(mask_to_box(view), mask_to_box(np.ascontiguousarray(view)))
 
@@ -93,7 +104,9 @@ def test_encodes_in_threads() -> None:
 
 
 def test_a_few_bytes_never_fill_the_memory() -> None:
-    text = coco.frPyObjects({"size": [2**16 - 1, 2**16 - 1], "counts": [(2**16 - 1) ** 2]}, 2**16 - 1, 2**16 - 1)
+    text = coco.frPyObjects(
+        {"size": [2**16 - 1, 2**16 - 1], "counts": [(2**16 - 1) ** 2]}, 2**16 - 1, 2**16 - 1
+    )
     assert rle_area(text) == 0
     with pytest.raises(InputError, match="too large to decode"):
         decode_rle(text)
@@ -125,7 +138,12 @@ def test_masks_of_lists_and_tensors() -> None:
     ],
 )
 def test_what_cannot_be_drawn(change: dict[str, Any], message: str) -> None:
-    asked = {"low_res_masks": np.zeros((1, 8, 8), np.float32), "frame": 32, "valid": (32, 32), "picture": (9, 9)}
+    asked = {
+        "low_res_masks": np.zeros((1, 8, 8), np.float32),
+        "frame": 32,
+        "valid": (32, 32),
+        "picture": (9, 9),
+    }
     assert encode_mask_logits(**asked).areas.tolist() == [0]  # type: ignore[arg-type]
     with pytest.raises(InputError, match=message):
         encode_mask_logits(**asked | change)  # type: ignore[arg-type]
@@ -187,7 +205,11 @@ def test_damaged_encodings_are_refused(rle: Any, message: str) -> None:
             function(rle)
 
 
-@given(st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=30), st.integers(0, 40), st.integers(0, 40))
+@given(
+    st.text(alphabet=[chr(c) for c in range(48, 112)], max_size=30),
+    st.integers(0, 40),
+    st.integers(0, 40),
+)
 @settings(deadline=None)
 def test_foreign_text_never_does_more_than_raise(counts: str, height: int, width: int) -> None:
     try:

@@ -26,14 +26,17 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def checkout(tmp_path: Path) -> Path:
     """Two modules import each other when they load, two more lazily; mypy cannot see the latter."""
     body = "".join(f"    x = {number}\n" for number in range(41))
-    typing = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import regionspot.export.plan\n"
+    typing = (
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import regionspot.export.plan\n"
+    )
     files = {
         "regionspot/__init__.py": '"""Not openvino, only prose."""\n',
         "regionspot/above.py": "from regionspot.below import f\n\ng = [x for x in f]\n",
         "regionspot/below.py": "from regionspot import above\n\nf = above\n",
         "regionspot/apart.py": "import regionspot.above\n# a comment\n",
         "export/__init__.py": "",
-        "export/plan.py": f'def make():\n    """One.\n\n    Two."""\n    from regionspot.export import made\n{body}',
+        "export/plan.py": 'def make():\n    """One.\n\n    Two."""\n'
+        f"    from regionspot.export import made\n{body}",
         "export/made.py": typing + 'RUNTIME = "openvino"\n',
         "README.md": "three short words\n",
     }
@@ -45,7 +48,9 @@ def measures(checkout: Path) -> Measures:
     return measure(checkout)
 
 
-def test_circles_are_found_at_load_time_and_among_lazy_imports(checkout: Path, measures: Measures) -> None:
+def test_circles_are_found_at_load_time_and_among_lazy_imports(
+    checkout: Path, measures: Measures
+) -> None:
     assert measures.in_circles_at_load == [
         "regionspot/above.py:1 imports regionspot.below",
         "regionspot/below.py:1 imports regionspot.above",
@@ -61,7 +66,10 @@ def test_circles_are_found_at_load_time_and_among_lazy_imports(checkout: Path, m
 
 def test_a_circle_through_a_third_module_is_one(tmp_path: Path) -> None:
     text = {"a": "b", "b": "c", "c": "a", "d": "a"}
-    root = write(tmp_path, {f"regionspot/{name}.py": f"import regionspot.{to}\n" for name, to in text.items()})
+    root = write(
+        tmp_path,
+        {f"regionspot/{name}.py": f"import regionspot.{to}\n" for name, to in text.items()},
+    )
     (circle,) = circles(arrows(root))
     assert {arrow.source for arrow in circle} == {"regionspot.a", "regionspot.b", "regionspot.c"}
 
@@ -75,8 +83,14 @@ def test_a_body_is_long_without_its_docstring(checkout: Path, measures: Measures
 
 def test_names_count_in_code_and_not_in_prose(checkout: Path, measures: Measures) -> None:
     assert measures.naming["a runtime or format"] == ["export/made.py"]
-    write(checkout, {"regionspot/apart.py": "from regionspot.runtime.formats import NATIVE\n\nuse(NATIVE)\n"})
-    assert measure(checkout).naming["a runtime or format"] == ["regionspot/apart.py", "export/made.py"]
+    write(
+        checkout,
+        {"regionspot/apart.py": "from regionspot.runtime.formats import NATIVE\n\nuse(NATIVE)\n"},
+    )
+    assert measure(checkout).naming["a runtime or format"] == [
+        "regionspot/apart.py",
+        "export/made.py",
+    ]
 
 
 def test_every_kind_is_named_in_this_checkout() -> None:
@@ -86,7 +100,11 @@ def test_every_kind_is_named_in_this_checkout() -> None:
 
 
 def test_modules_that_mypy_does_not_find(checkout: Path, measures: Measures) -> None:
-    assert measures.unseen == ["regionspot.export", "regionspot.export.made", "regionspot.export.plan"]
+    assert measures.unseen == [
+        "regionspot.export",
+        "regionspot.export.made",
+        "regionspot.export.plan",
+    ]
     (checkout / "regionspot/export").symlink_to("../export")
     assert measure(checkout).unseen == []
     assert measure(checkout).files == measures.files == 7
@@ -94,7 +112,11 @@ def test_modules_that_mypy_does_not_find(checkout: Path, measures: Measures) -> 
 
 def test_the_table_shows_a_commit_beside_the_checkout(checkout: Path) -> None:
     git = ["git", "-C", str(checkout), "-c", "user.name=A", "-c", "user.email=a@example.org"]
-    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "First"]):
+    for arguments in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["commit", "--quiet", "--message", "First"],
+    ):
         subprocess.run([*git, *arguments], check=True)
     write(checkout, {"README.md": "short\n"})
     command = [
@@ -111,5 +133,7 @@ def test_the_table_shows_a_commit_beside_the_checkout(checkout: Path) -> None:
     assert "|  | HEAD | now |" in printed
     assert "| words in the README | 3 | 1 |" in printed
     assert "  export/plan.py:1 make: 42 lines" in printed
-    trees = subprocess.run([*git, "worktree", "list"], capture_output=True, text=True, check=True).stdout
+    trees = subprocess.run(
+        [*git, "worktree", "list"], capture_output=True, text=True, check=True
+    ).stdout
     assert len(trees.splitlines()) == 1

@@ -24,8 +24,23 @@ MINI = ROOT / "regionspot" / "mini"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-build-isolation", "--no-deps", "--quiet"]
-    command += ["--no-cache-dir", "--wheel-dir", str(folder), "--config-settings", f"build-dir={folder / 'build'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-build-isolation",
+        "--no-deps",
+        "--quiet",
+    ]
+    command += [
+        "--no-cache-dir",
+        "--wheel-dir",
+        str(folder),
+        "--config-settings",
+        f"build-dir={folder / 'build'}",
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return next(folder.glob("*.whl"))
@@ -39,12 +54,22 @@ def names(wheel: Path) -> list[str]:
 
 def test_the_sdist_holds_every_file_once(tmp_path: Path) -> None:
     code = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, check=True
+    )
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
-        members = {Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()}
-    expected = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    files = {line.split("\t")[1] for line in expected.splitlines() if not line.startswith("120000 ")}  # no links
-    assert members - {"PKG-INFO"} == {name for name in files if not name.startswith((".ci/", ".github/"))}
+        members = {
+            Path(*Path(member.name).parts[1:]).as_posix() for member in archive if member.isfile()
+        }
+    expected = subprocess.run(
+        ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    files = {
+        line.split("\t")[1] for line in expected.splitlines() if not line.startswith("120000 ")
+    }  # no links
+    assert members - {"PKG-INFO"} == {
+        name for name in files if not name.startswith((".ci/", ".github/"))
+    }
 
 
 def test_one_top_level_name(names: list[str]) -> None:
@@ -55,12 +80,21 @@ def test_one_top_level_name(names: list[str]) -> None:
 def test_every_module_of_the_checkout(names: list[str]) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "regionspot").rglob("*.py")}
     for folder in ("export", "serving", "benchmarks"):
-        expected |= {f"regionspot/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
+        expected |= {
+            f"regionspot/{path.relative_to(ROOT).as_posix()}"
+            for path in (ROOT / folder).rglob("*.py")
+        }
     assert expected == {name for name in names if name.endswith(".py")}
 
 
 def test_native_extension_and_types(names: list[str]) -> None:
-    assert sum(name.startswith("regionspot/_native.") and name.endswith((".so", ".pyd")) for name in names) == 1
+    assert (
+        sum(
+            name.startswith("regionspot/_native.") and name.endswith((".so", ".pyd"))
+            for name in names
+        )
+        == 1
+    )
     assert {"regionspot/_native.pyi", "regionspot/py.typed"} <= set(names)
 
 
@@ -70,15 +104,37 @@ def test_one_wheel_serves_all_pythons_that_have_a_stable_abi(wheel: Path) -> Non
 
 
 def test_package_data(names: list[str]) -> None:
-    data = [*(ROOT / "regionspot" / "configs").glob("*.yaml"), *MINI.glob("*.md"), *(MINI / "weights").iterdir()]
-    data += [path for path in (ROOT / "serving").rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert {path.suffix for path in data} >= {".yaml", ".md", ".safetensors", ".js", ".html", ".css", ".txt", ".tpl"}
-    installed = {path.relative_to(ROOT).as_posix().replace("serving/", "regionspot/serving/", 1) for path in data}
+    data = [
+        *(ROOT / "regionspot" / "configs").glob("*.yaml"),
+        *MINI.glob("*.md"),
+        *(MINI / "weights").iterdir(),
+    ]
+    data += [
+        path for path in (ROOT / "serving").rglob("*") if path.is_file() and path.suffix != ".pyc"
+    ]
+    assert {path.suffix for path in data} >= {
+        ".yaml",
+        ".md",
+        ".safetensors",
+        ".js",
+        ".html",
+        ".css",
+        ".txt",
+        ".tpl",
+    }
+    installed = {
+        path.relative_to(ROOT).as_posix().replace("serving/", "regionspot/serving/", 1)
+        for path in data
+    }
     assert installed | {"regionspot/benchmarks/page.html.jinja"} <= set(names)
 
 
 def test_nothing_else(names: list[str]) -> None:
-    assert not [name for name in names if "__pycache__" in name or name.endswith((".cpp", ".hpp", ".a", ".o"))]
+    assert not [
+        name
+        for name in names
+        if "__pycache__" in name or name.endswith((".cpp", ".hpp", ".a", ".o"))
+    ]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
@@ -86,9 +142,10 @@ def test_the_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> No
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import sys; sys.path.insert(0, '.'); sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in"
-        " type(f).__name__]; import regionspot.masks, regionspot.export, regionspot.serving, regionspot.benchmarks;"
-        " print(regionspot.masks.__file__, regionspot.export.__file__, regionspot.masks._native.__file__)"
+        "import sys; sys.path.insert(0, '.'); sys.meta_path[:] = [f for f in sys.meta_path if "
+        "'ScikitBuild' not in type(f).__name__]; import regionspot.masks, regionspot.export, "
+        "regionspot.serving, regionspot.benchmarks; print(regionspot.masks.__file__, "
+        "regionspot.export.__file__, regionspot.masks._native.__file__)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -98,8 +155,14 @@ def test_the_wheel_works_without_the_checkout(wheel: Path, tmp_path: Path) -> No
 
 def test_every_dependency_is_pinned() -> None:
     """`constraints.txt` names every direct dependency of `make setup` with one exact version."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), "an inexact pin"
+    lines = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line) for line in lines), (
+        "an inexact pin"
+    )
     pinned = {_normal(line.split("==")[0]) for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
@@ -117,29 +180,50 @@ def _normal(distribution: str) -> str:
 
 @pytest.mark.parametrize(
     ("compiler", "version", "builds"),
-    [("GNU", "11.4.0", False), ("GNU", "12.2.0", True), ("Clang", "17.0.1", False), ("Clang", "18.1.0", True)],
+    [
+        ("GNU", "11.4.0", False),
+        ("GNU", "12.2.0", True),
+        ("Clang", "17.0.1", False),
+        ("Clang", "18.1.0", True),
+    ],
 )
-def test_an_old_compiler_is_refused(tmp_path: Path, compiler: str, version: str, builds: bool) -> None:
+def test_an_old_compiler_is_refused(
+    tmp_path: Path, compiler: str, version: str, builds: bool
+) -> None:
     """It would build kernels for SSE2 alone, without a word."""
     pretended = {"ID_RUN": "1", "ID": compiler, "VERSION": version}
     pretended |= {"STANDARD_COMPUTED_DEFAULT": "17", "EXTENSIONS_COMPUTED_DEFAULT": "ON"}
-    pretended = {f"CMAKE_CXX_{'' if 'COMPUTED' in name else 'COMPILER_'}{name}": pretended[name] for name in pretended}
+    pretended = {
+        f"CMAKE_CXX_{'' if 'COMPUTED' in name else 'COMPILER_'}{name}": pretended[name]
+        for name in pretended
+    }
     options = {"REGIONSPOT_EXTENSION": "OFF", "BUILD_TESTING": "OFF", "CMAKE_SYSTEM_NAME": "Linux"}
     options |= {"CMAKE_SYSTEM_PROCESSOR": "x86_64", **pretended}
-    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), *(f"-D{name}={value}" for name, value in options.items())]
+    command = [
+        "cmake",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(tmp_path),
+        *(f"-D{name}={value}" for name, value in options.items()),
+    ]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": path})
     refused = "cannot make kernels for AVX2 and AVX-512" in run.stderr
     assert refused != builds and (run.returncode == 0) == builds, run.stderr
     if not builds:
         allowed = subprocess.run(
-            [*command, "-DREGIONSPOT_BASELINE=ON"], capture_output=True, env=os.environ | {"PATH": path}
+            [*command, "-DREGIONSPOT_BASELINE=ON"],
+            capture_output=True,
+            env=os.environ | {"PATH": path},
         )
         assert allowed.returncode == 0 and b"SSE2 alone" in allowed.stderr
 
 
 def test_one_range_of_pythons() -> None:
-    """What the package asks for, what `make setup` lets pass, what doctor says and what the linter assumes."""
+    """What the package asks for, what `make setup` lets pass, what doctor says and what the linter
+    assumes.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     makefile, cmake = ((ROOT / name).read_text() for name in ("Makefile", "CMakeLists.txt"))
     bounds = re.search(r"\((\d), (\d+)\) <= sys\.version_info\[:2\] <= \((\d), (\d+)\)", makefile)
@@ -148,9 +232,14 @@ def test_one_range_of_pythons() -> None:
     assert project["project"]["requires-python"] == f">={first[0]}.{first[1]}"
     assert project["tool"]["ruff"]["target-version"] == f"py{first[0]}{first[1]}"
     assert first == OLDEST_PYTHON and f"find_package(Python {first[0]}.{first[1]} " in cmake
-    assert f"for Python {first[0]}.{first[1]} to {last[0]}.{last[1]}." in (ROOT / "constraints.txt").read_text()
+    assert (
+        f"for Python {first[0]}.{first[1]} to {last[0]}.{last[1]}."
+        in (ROOT / "constraints.txt").read_text()
+    )
     named = [line for line in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", line)]
-    assert named == [f"Programming Language :: Python :: 3.{minor}" for minor in range(first[1], last[1] + 1)]
+    assert named == [
+        f"Programming Language :: Python :: 3.{minor}" for minor in range(first[1], last[1] + 1)
+    ]
     assert first <= sys.version_info[:2] <= last
 
 
@@ -160,8 +249,15 @@ def test_make_setup_refuses_other_pythons_at_once(tmp_path: Path, version: tuple
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "CMakeLists.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c \"import sys; sys.version_info = {version}; $2\"\n")
+    python.write_text(
+        f"#!/bin/sh\nexec '{sys.executable}' -c \"import sys; sys.version_info = {version}; $2\"\n"
+    )
     python.chmod(0o755)
-    run = subprocess.run(["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        ["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode != 0 and not (tmp_path / ".venv").exists()
-    assert "is not Python 3.11 to 3.14, for which the packages pinned in constraints.txt have releases" in run.stderr
+    assert (
+        "is not Python 3.11 to 3.14, for which the packages pinned in constraints.txt have releases"
+        in run.stderr
+    )

@@ -1,6 +1,7 @@
 """Encode once, ask many; the regions of one call see each other; wrong questions get clear answers.
 
-The model is regionspot_mini's architecture with random weights: genuine segment_anything and open_clip models.
+The model is regionspot_mini's architecture with random weights: genuine segment_anything and
+open_clip models.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def photo() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def predictor(model: RegionSpot, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> RegionPredictor:
+def predictor(
+    model: RegionSpot, photo: np.ndarray, tmp_path_factory: pytest.TempPathFactory
+) -> RegionPredictor:
     return RegionPredictor(model, tmp_path_factory.mktemp("vocabulary")).set_image(photo)
 
 
@@ -70,10 +73,21 @@ def image_calls(model: RegionSpot) -> Iterator[list[Calls]]:
 
 
 class TestNothing:
-    @pytest.mark.parametrize("prompts", [{"boxes": []}, {"points": np.zeros((0, 2))}, {"boxes": [], "masks": []}])
+    @pytest.mark.parametrize(
+        "prompts", [{"boxes": []}, {"points": np.zeros((0, 2))}, {"boxes": [], "masks": []}]
+    )
     @pytest.mark.parametrize("multimask", [False, True])
-    def test_no_region(self, predictor: RegionPredictor, prompts: dict[str, Any], multimask: bool) -> None:
-        assert len(predictor.predict(**prompts, vocabulary=WORDS, multimask=multimask, return_masks=False)) == 0
+    def test_no_region(
+        self, predictor: RegionPredictor, prompts: dict[str, Any], multimask: bool
+    ) -> None:
+        assert (
+            len(
+                predictor.predict(
+                    **prompts, vocabulary=WORDS, multimask=multimask, return_masks=False
+                )
+            )
+            == 0
+        )
         found = predictor.predict(**prompts, vocabulary=WORDS, multimask=multimask)
         assert len(found) == 0
         assert found.boxes.shape == (0, 4)
@@ -82,12 +96,16 @@ class TestNothing:
         assert found.to_json("a.png")["regions"] == []
 
     def test_before_set_image(self, model: RegionSpot) -> None:
-        with pytest.raises(InputError, match=r"no image is set for this thread: call predict\(image"):
+        with pytest.raises(
+            InputError, match=r"no image is set for this thread: call predict\(image"
+        ):
             RegionPredictor(model).predict(boxes=BOXES, vocabulary=WORDS)
 
 
 class TestEncodeOnce:
-    def test_many_questions(self, predictor: RegionPredictor, photo: np.ndarray, image_calls: list[Calls]) -> None:
+    def test_many_questions(
+        self, predictor: RegionPredictor, photo: np.ndarray, image_calls: list[Calls]
+    ) -> None:
         predictor.set_image(photo)
         assert [call.count for call in image_calls] == [1, 1]
         predictor.predict(boxes=BOXES, vocabulary=WORDS)
@@ -104,18 +122,26 @@ class TestEncodeOnce:
         assert calls.count == 1
         calls.handle.remove()
 
-    def test_a_vocabulary_with_embeddings(self, predictor: RegionPredictor, model: RegionSpot) -> None:
+    def test_a_vocabulary_with_embeddings(
+        self, predictor: RegionPredictor, model: RegionSpot
+    ) -> None:
         embeddings = np.eye(2, model.clip.embed_dim, dtype=np.float32)
         found = predictor.predict(boxes=BOXES, vocabulary=Vocabulary(("x", "y"), embeddings))
         assert found.class_names == ("x", "y")
-        with pytest.raises(InputError, match=r"embeddings have 2 numbers each, this model needs 128"):
-            predictor.predict(boxes=BOXES, vocabulary=Vocabulary(("x", "y"), np.eye(2, dtype=np.float32)))
+        with pytest.raises(
+            InputError, match=r"embeddings have 2 numbers each, this model needs 128"
+        ):
+            predictor.predict(
+                boxes=BOXES, vocabulary=Vocabulary(("x", "y"), np.eye(2, dtype=np.float32))
+            )
 
     def test_a_bad_picture_leaves_the_last_one(self, predictor: RegionPredictor) -> None:
         before = predictor.predict(boxes=BOXES, vocabulary=WORDS)
         with pytest.raises(InputError):
             predictor.set_image(b"not a picture")
-        np.testing.assert_array_equal(predictor.predict(boxes=BOXES, vocabulary=WORDS).scores, before.scores)
+        np.testing.assert_array_equal(
+            predictor.predict(boxes=BOXES, vocabulary=WORDS).scores, before.scores
+        )
 
 
 class TestAnswers:
@@ -130,7 +156,9 @@ class TestAnswers:
         everything = predictor.predict(boxes=BOXES, vocabulary=WORDS, top_k=99)
         np.testing.assert_allclose(everything.top_scores.sum(1), 1, rtol=1e-5)
 
-    def test_equals_the_model_called_by_hand(self, predictor: RegionPredictor, model: RegionSpot) -> None:
+    def test_equals_the_model_called_by_hand(
+        self, predictor: RegionPredictor, model: RegionSpot
+    ) -> None:
         image, words = predictor._image, predictor._encode_vocabulary(WORDS)
         assert image is not None
         points = torch.from_numpy(BOXES.reshape(1, 3, 2, 2)) * (256 / WIDTH)
@@ -138,7 +166,9 @@ class TestAnswers:
             embeddings = torch.from_numpy(image.encoded.parts[0].tensors[0])
             tokens = model.sam.mask_tokens(embeddings, points, torch.tensor([[[2, 3]] * 3])).tokens
             patch_tokens = torch.from_numpy(image.patch_tokens)
-            logits = model.classify(tokens[:, :, 0], patch_tokens, torch.from_numpy(words.embeddings))
+            logits = model.classify(
+                tokens[:, :, 0], patch_tokens, torch.from_numpy(words.embeddings)
+            )
         expected = logits[0].softmax(-1).max(-1).values
         found = predictor.predict(boxes=BOXES, vocabulary=WORDS)
         np.testing.assert_allclose(found.scores, expected, atol=1e-5)
@@ -161,7 +191,9 @@ class TestAnswers:
             np.testing.assert_allclose(other.top_scores, whole.top_scores, atol=1e-5)
             np.testing.assert_allclose(ious(other), ious(whole), atol=1e-5)
 
-    def test_only_drawing_is_chunked(self, predictor: RegionPredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_drawing_is_chunked(
+        self, predictor: RegionPredictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         graphs, run = [], predictor.pipeline._run
 
         def noted(graph: str, *arguments: Any, **options: Any) -> Any:
@@ -174,7 +206,9 @@ class TestAnswers:
         predictor.predict(boxes=BOXES, vocabulary=WORDS, mask_chunk=1)
         assert graphs[2:] == ["sam_mask_decoder"] * len(BOXES) + ["region_head"]
 
-    def test_dropout_is_off_and_the_mode_put_back(self, predictor: RegionPredictor, model: RegionSpot) -> None:
+    def test_dropout_is_off_and_the_mode_put_back(
+        self, predictor: RegionPredictor, model: RegionSpot
+    ) -> None:
         first = predictor.predict(boxes=BOXES, vocabulary=WORDS)
         assert not model.head.training
         model.train()
@@ -254,12 +288,16 @@ class TestPrompts:
         if validated:
             parts = [part.validated(HEIGHT, WIDTH) for part in parts]
         found = predictor.predict(prompts=parts, vocabulary=WORDS)
-        expected = predictor.predict(boxes=BOXES, points=points, point_labels=labels, vocabulary=WORDS)
+        expected = predictor.predict(
+            boxes=BOXES, points=points, point_labels=labels, vocabulary=WORDS
+        )
         np.testing.assert_array_equal(found.top_scores, expected.top_scores)
         np.testing.assert_array_equal(found.boxes, expected.boxes)
         assert found.masks == expected.masks
         alone = predictor.predict(prompts=parts[0], vocabulary=WORDS)
-        np.testing.assert_array_equal(alone.scores, predictor.predict(boxes=BOXES, vocabulary=WORDS).scores)
+        np.testing.assert_array_equal(
+            alone.scores, predictor.predict(boxes=BOXES, vocabulary=WORDS).scores
+        )
 
     def test_prompts_are_answered_in_the_order_given(self, predictor: RegionPredictor) -> None:
         parts = [Prompts.from_points([[80, 50]]), Prompts.empty(), Prompts.from_boxes(BOXES[:1])]
@@ -267,7 +305,9 @@ class TestPrompts:
         np.testing.assert_array_equal(found.boxes, [[80, 50, 80, 50], BOXES[0]])
         assert len(predictor.predict(prompts=[], vocabulary=WORDS)) == 0
 
-    def test_prompts_validated_for_another_image_are_checked_again(self, predictor: RegionPredictor) -> None:
+    def test_prompts_validated_for_another_image_are_checked_again(
+        self, predictor: RegionPredictor
+    ) -> None:
         elsewhere = Prompts.from_boxes([[200, 0, 300, 9]]).validated(1000, 1000)
         with pytest.raises(InputError, match="image is 160 x 100 pixels"):
             predictor.predict(prompts=elsewhere, vocabulary=WORDS)
@@ -276,10 +316,16 @@ class TestPrompts:
         ("question", "message"),
         [
             ({}, "no region was asked for"),
-            ({"prompts": Prompts.from_boxes(BOXES), "boxes": BOXES}, "given as prompts and as arrays"),
+            (
+                {"prompts": Prompts.from_boxes(BOXES), "boxes": BOXES},
+                "given as prompts and as arrays",
+            ),
             ({"prompts": Prompts.empty(), "point_labels": [1]}, "given as prompts and as arrays"),
             ({"prompts": BOXES}, "prompts must be Prompts or a list of them"),
-            ({"prompts": Prompts.from_boxes([[10, 5, 9, 60]])}, r"box 0 \[10, 5, 9, 60\] is inverted"),
+            (
+                {"prompts": Prompts.from_boxes([[10, 5, 9, 60]])},
+                r"box 0 \[10, 5, 9, 60\] is inverted",
+            ),
             ({"point_labels": [1], "boxes": BOXES}, "point_labels were given without points"),
             ({"boxes": [[10, 5, 9, 60]]}, r"box 0 \[10, 5, 9, 60\] is inverted"),
             ({"boxes": [[0, 0, 9, float("nan")]]}, r"box 0 \[0, 0, 9, nan\]"),
@@ -291,13 +337,17 @@ class TestPrompts:
             ({"boxes": BOXES, "top_k": 0}, "top_k"),
         ],
     )
-    def test_refuses(self, predictor: RegionPredictor, question: dict[str, Any], message: str) -> None:
+    def test_refuses(
+        self, predictor: RegionPredictor, question: dict[str, Any], message: str
+    ) -> None:
         with pytest.raises(InputError, match=message):
             predictor.predict(**{"vocabulary": WORDS, **question})
 
 
 class TestPictures:
-    def test_grey_is_three_equal_channels(self, predictor: RegionPredictor, photo: np.ndarray) -> None:
+    def test_grey_is_three_equal_channels(
+        self, predictor: RegionPredictor, photo: np.ndarray
+    ) -> None:
         grey = photo[..., 0]
         by_mode = predictor.set_image(Image.fromarray(grey)).predict(boxes=BOXES, vocabulary=WORDS)
         by_array = predictor.set_image(np.dstack([grey] * 3)).predict(boxes=BOXES, vocabulary=WORDS)

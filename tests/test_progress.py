@@ -20,7 +20,10 @@ def test_a_log_gets_the_first_and_the_last_line() -> None:
         for step in range(1, 1001):
             progress.update(step, "loss 0.5" if step % 100 == 0 else "")
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("run: 1/1000 steps") and lines[-1] == "run: 1000/1000 steps  loss 0.5  done"
+    assert (
+        lines[0].startswith("run: 1/1000 steps")
+        and lines[-1] == "run: 1000/1000 steps  loss 0.5  done"
+    )
     assert len(lines) <= 3
 
 

@@ -1,4 +1,6 @@
-"""Facts about this machine and checkout. What is read of a processor is tested in test_doctor.py."""
+"""Facts about this machine and checkout. What is read of a processor is tested in
+test_doctor.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a release brings besides the package: workflows, issue forms, citation. Checked against published schemas."""
+"""What a release brings besides the package: workflows, issue forms, citation. Checked against
+published schemas.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ import regionspot
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = {
     "CITATION.cff": "citation-file-format",
-    **{f".github/workflows/{path.name}": "github-workflows" for path in (ROOT / ".github/workflows").iterdir()},
+    **{
+        f".github/workflows/{path.name}": "github-workflows"
+        for path in (ROOT / ".github/workflows").iterdir()
+    },
     **{f".github/ISSUE_TEMPLATE/{name}.yml": "github-issue-forms" for name in ("bug", "feature")},
     ".github/ISSUE_TEMPLATE/config.yml": "github-issue-config",
 }

@@ -1,4 +1,6 @@
-"""Prompts refuse what cannot be meant and say how to mend it; predictions become JSON and COCO results."""
+"""Prompts refuse what cannot be meant and say how to mend it; predictions become JSON and COCO
+results.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ import torch
 
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle, encode_rle
-from regionspot.structures import Prompts, RegionPredictions, Vocabulary, as_class_names, as_prompts, check_class_names
+from regionspot.structures import (
+    Prompts,
+    RegionPredictions,
+    Vocabulary,
+    as_class_names,
+    as_prompts,
+    check_class_names,
+)
 
 HEIGHT, WIDTH = 40, 60
 ROW_MASK = np.zeros((HEIGHT, WIDTH), bool)
@@ -65,16 +74,24 @@ class TestBuilding:
         np.testing.assert_array_equal(single.boxes, [[3, 4, 3, 4], [5, 6, 5, 6]])
         several = Prompts.from_points([[[30, 4], [5, 6], [50, 30]]], [[1, 1, 0]])
         np.testing.assert_array_equal(several.labels, [[1, 1, 0, -1]])
-        np.testing.assert_array_equal(several.boxes, [[5, 4, 30, 6]])  # background clicks are not part of the region
+        np.testing.assert_array_equal(
+            several.boxes, [[5, 4, 30, 6]]
+        )  # background clicks are not part of the region
         np.testing.assert_array_equal(Prompts.from_points([[7, 8]], [0]).boxes, [[7, 8, 7, 8]])
 
-    @pytest.mark.parametrize("convert", [list, np.array, torch.tensor, lambda rows: np.array(rows, object)])
+    @pytest.mark.parametrize(
+        "convert", [list, np.array, torch.tensor, lambda rows: np.array(rows, object)]
+    )
     def test_lists_arrays_and_tensors(self, convert: Callable[[Any], Any]) -> None:
         prompts = Prompts(convert([[[1, 2], [3, 4]]]), convert([[2, 3]]))
         np.testing.assert_array_equal(prompts.boxes, [[1, 2, 3, 4]])
         assert (prompts.points.dtype, prompts.labels.dtype) == (np.float32, np.int32)
-        np.testing.assert_array_equal(Prompts.from_boxes(convert([[1, 2, 3, 4]])).boxes, [[1, 2, 3, 4]])
-        np.testing.assert_array_equal(Prompts.from_points(convert([[1, 2]]), convert([True])).boxes, [[1, 2, 1, 2]])
+        np.testing.assert_array_equal(
+            Prompts.from_boxes(convert([[1, 2, 3, 4]])).boxes, [[1, 2, 3, 4]]
+        )
+        np.testing.assert_array_equal(
+            Prompts.from_points(convert([[1, 2]]), convert([True])).boxes, [[1, 2, 1, 2]]
+        )
 
     @pytest.mark.parametrize("value", [True, 1, 255])
     def test_masks_of_two_values(self, value: int) -> None:
@@ -108,41 +125,90 @@ class TestBuilding:
     @pytest.mark.parametrize(
         ("build", "message"),
         [
-            (lambda: Prompts.from_boxes([1, 2, 3, 4]), r"shape \(N, 4\).*got \(4,\); wrap a single box in a list"),
+            (
+                lambda: Prompts.from_boxes([1, 2, 3, 4]),
+                r"shape \(N, 4\).*got \(4,\); wrap a single box in a list",
+            ),
             (lambda: Prompts.from_boxes([[1, 2, 3]]), r"shape \(N, 4\).*got \(1, 3\)"),
             (lambda: Prompts.from_boxes(5), r"shape \(N, 4\).*got \(\)"),
-            (lambda: Prompts.from_boxes([[1, 2, 3, 4], [1, 2]]), "boxes must be a rectangular array of numbers"),
-            (lambda: Prompts.from_boxes([["a", "2", "3", "4"]]), "boxes must be a rectangular array of numbers.*'a'"),
+            (
+                lambda: Prompts.from_boxes([[1, 2, 3, 4], [1, 2]]),
+                "boxes must be a rectangular array of numbers",
+            ),
+            (
+                lambda: Prompts.from_boxes([["a", "2", "3", "4"]]),
+                "boxes must be a rectangular array of numbers.*'a'",
+            ),
             (lambda: Prompts.from_points([1, 2]), "wrap a single point in a list"),
-            (lambda: Prompts.from_points([[1, 2, 3]]), r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 3\)"),
-            (lambda: Prompts.from_points([[1, 2]], [1, 0]), r"shape \(1,\), one for each click, got \(2,\)"),
+            (
+                lambda: Prompts.from_points([[1, 2, 3]]),
+                r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 3\)",
+            ),
+            (
+                lambda: Prompts.from_points([[1, 2]], [1, 0]),
+                r"shape \(1,\), one for each click, got \(2,\)",
+            ),
             (lambda: Prompts.from_boxes([["1", "2", "3", "4"]]), "boxes must be .* not of text"),
-            (lambda: Prompts.from_points(np.zeros((1, 0, 2))), r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 0, 2\)"),
+            (
+                lambda: Prompts.from_points(np.zeros((1, 0, 2))),
+                r"shape \(N, 2\) or \(N, K, 2\).*got \(1, 0, 2\)",
+            ),
             (lambda: Prompts.from_points([[1, 2]], ["1"]), "point labels must be .* not of text"),
             (lambda: Prompts.from_points([[1, 2]], [0.5]), r"got \[0.5\]"),
-            (lambda: Prompts.from_masks([ROW_MASK, ROW_MASK.T]), "masks must be a rectangular array"),
+            (
+                lambda: Prompts.from_masks([ROW_MASK, ROW_MASK.T]),
+                "masks must be a rectangular array",
+            ),
             (lambda: Prompts.from_masks(any_of([[[None]]])), "threshold them first"),
             (lambda: Prompts.from_masks([ROW_MASK * np.uint8(3) + EDGE]), r"values 0, 3, 7"),
             (lambda: Prompts(any_of([["a"]]), any_of([[1]])), "points must be .* not of text"),
-            (lambda: Prompts(any_of([[[1, 2]]]), any_of([["1"]])), "point labels must be .* not of text"),
-            (lambda: Prompts(any_of([[[1, 2]]]), any_of([[1.5]])), "point labels must be whole numbers, got 1.5"),
-            (lambda: Prompts(any_of([[[1, 2]]]), any_of([[-1]])), "region 0 has no point, only padding"),
-            (lambda: Prompts(any_of([[[1, 2]]]), any_of([[1]]), any_of([[["x"]]])), "masks must be bool"),
+            (
+                lambda: Prompts(any_of([[[1, 2]]]), any_of([["1"]])),
+                "point labels must be .* not of text",
+            ),
+            (
+                lambda: Prompts(any_of([[[1, 2]]]), any_of([[1.5]])),
+                "point labels must be whole numbers, got 1.5",
+            ),
+            (
+                lambda: Prompts(any_of([[[1, 2]]]), any_of([[-1]])),
+                "region 0 has no point, only padding",
+            ),
+            (
+                lambda: Prompts(any_of([[[1, 2]]]), any_of([[1]]), any_of([[["x"]]])),
+                "masks must be bool",
+            ),
             (lambda: Prompts.concatenate(any_of([[1, 2, 3, 4]])), "only Prompts can be joined"),
             (lambda: Prompts.from_boxes([[1, 2, 3, 4]])[any_of(0)], "cut by slices"),
-            (lambda: Prompts.from_points([[1, 2]], [3]), r"1 \(foreground\) or 0 \(background\), got \[3.0\]"),
+            (
+                lambda: Prompts.from_points([[1, 2]], [3]),
+                r"1 \(foreground\) or 0 \(background\), got \[3.0\]",
+            ),
             (lambda: Prompts.from_masks(ROW_MASK), "wrap a single mask in a list"),
             (lambda: Prompts.from_masks([ROW_MASK, ROW_MASK & False]), "mask 1 is empty"),
             (lambda: Prompts.from_masks([ROW_MASK * 0.5]), "threshold them first"),
-            (lambda: Prompts(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.int32)), r"points \(N, P, 2\)"),
-            (lambda: Prompts(np.zeros((1, 2, 2), np.float32), np.full((1, 2), 7, np.int32)), r"labels \[7\]"),
-            (lambda: Prompts(np.zeros((1, 2, 2), np.float32), np.full((1, 2), 2, np.int32)), "from_boxes"),
             (
-                lambda: Prompts.concatenate([Prompts.from_boxes([[1, 2, 3, 4]]), Prompts.from_points([[[1, 2]] * 4])]),
+                lambda: Prompts(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.int32)),
+                r"points \(N, P, 2\)",
+            ),
+            (
+                lambda: Prompts(np.zeros((1, 2, 2), np.float32), np.full((1, 2), 7, np.int32)),
+                r"labels \[7\]",
+            ),
+            (
+                lambda: Prompts(np.zeros((1, 2, 2), np.float32), np.full((1, 2), 2, np.int32)),
+                "from_boxes",
+            ),
+            (
+                lambda: Prompts.concatenate(
+                    [Prompts.from_boxes([[1, 2, 3, 4]]), Prompts.from_points([[[1, 2]] * 4])]
+                ),
                 r"prompts of \[2, 5\] points each",
             ),
             (
-                lambda: Prompts.concatenate([Prompts.from_boxes([[1, 2, 3, 4]]), Prompts.from_masks([ROW_MASK])]),
+                lambda: Prompts.concatenate(
+                    [Prompts.from_boxes([[1, 2, 3, 4]]), Prompts.from_masks([ROW_MASK])]
+                ),
                 "with mask inputs to ones without",
             ),
         ],
@@ -154,7 +220,9 @@ class TestBuilding:
 
 class TestAsPrompts:
     def test_one_for_each_kind_in_order(self) -> None:
-        parts = as_prompts(boxes=[[1, 2, 3, 4]], points=[[5, 6]], point_labels=[0], masks=[ROW_MASK])
+        parts = as_prompts(
+            boxes=[[1, 2, 3, 4]], points=[[5, 6]], point_labels=[0], masks=[ROW_MASK]
+        )
         assert [part.labels.tolist() for part in parts] == [[[2, 3]], [[0, -1]], [[2, 3]]]
         assert parts[2].mask_inputs is not None and parts[0].mask_inputs is None
 
@@ -178,10 +246,14 @@ class TestValidated:
         assert valid[:1].validated_for is None  # a part is checked as any other
 
     def test_clips_a_box_that_is_partly_outside(self) -> None:
-        prompts = Prompts.from_boxes([[-5, -6, 30, 20], [10, 10, 1000, 1000], [0, 0, WIDTH, HEIGHT]])
+        prompts = Prompts.from_boxes(
+            [[-5, -6, 30, 20], [10, 10, 1000, 1000], [0, 0, WIDTH, HEIGHT]]
+        )
         expected = [[0, 0, 30, 20], [10, 10, WIDTH, HEIGHT], [0, 0, WIDTH, HEIGHT]]
         np.testing.assert_array_equal(prompts.validated(HEIGHT, WIDTH).boxes, expected)
-        np.testing.assert_array_equal(prompts.boxes[0], [-5, -6, 30, 20])  # the original stays as it was
+        np.testing.assert_array_equal(
+            prompts.boxes[0], [-5, -6, 30, 20]
+        )  # the original stays as it was
 
     def test_keeps_points_on_the_border_and_padding_anywhere(self) -> None:
         prompts = Prompts.from_points([[0, 0], [WIDTH, HEIGHT]])
@@ -194,13 +266,29 @@ class TestValidated:
     @pytest.mark.parametrize(
         ("boxes", "message"),
         [
-            ([[0, 0, 9, 9], [1, float("nan"), 5, 6]], r"box 1 \[1, nan, 5, 6\] has a coordinate that is NaN"),
-            ([[0, 0, float("inf"), 9]], r"box 0 \[0, 0, inf, 9\] has a coordinate that is NaN or infinite"),
+            (
+                [[0, 0, 9, 9], [1, float("nan"), 5, 6]],
+                r"box 1 \[1, nan, 5, 6\] has a coordinate that is NaN",
+            ),
+            (
+                [[0, 0, float("inf"), 9]],
+                r"box 0 \[0, 0, inf, 9\] has a coordinate that is NaN or infinite",
+            ),
             ([[0, 0, 1e300, 9]], r"box 0 \[0, 0, inf, 9\]"),
-            ([[30, 1, 10, 9]], r"box 0 \[30, 1, 10, 9\] is inverted or empty.*x0 < x1 and y0 < y1 \(not x, y, width"),
+            (
+                [[30, 1, 10, 9]],
+                r"box 0 \[30, 1, 10, 9\] is inverted or empty.*"
+                r"x0 < x1 and y0 < y1 \(not x, y, width",
+            ),
             ([[1, 2, 3, 4], [5.25, 9, 7, 9]], r"box 1 \[5.25, 9, 7, 9\] is inverted or empty"),
-            ([[60, 0, 70, 9]], r"box 0 \[60, 0, 70, 9\] lies wholly outside.*image is 60 x 40 pixels"),
-            ([[-9, 0, 0, 9], [0, -9, 5, -1]], r"box 0 \[-9, 0, 0, 9\] lies wholly outside.*\(1 more like it\)"),
+            (
+                [[60, 0, 70, 9]],
+                r"box 0 \[60, 0, 70, 9\] lies wholly outside.*image is 60 x 40 pixels",
+            ),
+            (
+                [[-9, 0, 0, 9], [0, -9, 5, -1]],
+                r"box 0 \[-9, 0, 0, 9\] lies wholly outside.*\(1 more like it\)",
+            ),
         ],
     )
     def test_names_the_wrong_box(self, boxes: list[list[float]], message: str) -> None:
@@ -220,7 +308,9 @@ class TestValidated:
             Prompts.from_points(points).validated(HEIGHT, WIDTH)
 
     def test_refuses_masks_of_another_size(self) -> None:
-        with pytest.raises(InputError, match=r"masks are 60 x 40 pixels .* but the image is 40 x 60"):
+        with pytest.raises(
+            InputError, match=r"masks are 60 x 40 pixels .* but the image is 40 x 60"
+        ):
             Prompts.from_masks([ROW_MASK]).validated(WIDTH, HEIGHT)
 
 
@@ -236,7 +326,10 @@ class TestVocabulary:
             (("cat", "  "), "name 1 of the vocabulary is blank"),
             (("cat", "\u200b"), "name 1 of the vocabulary is blank"),
             (("cat", "\ud800"), r"name 1 of the vocabulary, '\\ud800', is not valid Unicode"),
-            (("cat", "dog", "cat", "dog", "cow"), r"names 'cat', 'dog' more than once.*\('cat' is names 0, 2\)"),
+            (
+                ("cat", "dog", "cat", "dog", "cow"),
+                r"names 'cat', 'dog' more than once.*\('cat' is names 0, 2\)",
+            ),
         ],
     )
     def test_refuses_names(self, names: tuple[str, ...], message: str) -> None:
@@ -266,7 +359,12 @@ class TestVocabulary:
             Vocabulary(names, np.eye(2, dtype=np.float32))
 
     def test_names_of_any_iterable(self) -> None:
-        for names in (["cat", "dog"], np.array(["cat", "dog"]), iter(["cat", "dog"]), {"cat": 1, "dog": 2}.keys()):
+        for names in (
+            ["cat", "dog"],
+            np.array(["cat", "dog"]),
+            iter(["cat", "dog"]),
+            {"cat": 1, "dog": 2}.keys(),
+        ):
             found = as_class_names(names)
             assert found == ("cat", "dog") and all(type(name) is str for name in found)
 
@@ -313,7 +411,9 @@ def predictions(n: int, masks: bool = True) -> RegionPredictions:
 
 
 def changed(whole: RegionPredictions, **fields: Any) -> RegionPredictions:
-    return RegionPredictions(**{name: getattr(whole, name) for name in whole.__dataclass_fields__} | fields)
+    return RegionPredictions(
+        **{name: getattr(whole, name) for name in whole.__dataclass_fields__} | fields
+    )
 
 
 class TestRegionPredictions:
@@ -352,7 +452,12 @@ class TestRegionPredictions:
 
     @pytest.mark.parametrize("image_id", [np.int64(7), np.uint8(7), 7.0, torch.tensor(7), 7])
     def test_coco_holds_plain_numbers(self, image_id: Any) -> None:
-        for category_ids in ([5, 6, 7], np.array([5, 6, 7], np.int16), torch.tensor([5, 6, 7]), (5.0, 6.0, 7.0)):
+        for category_ids in (
+            [5, 6, 7],
+            np.array([5, 6, 7], np.int16),
+            torch.tensor([5, 6, 7]),
+            (5.0, 6.0, 7.0),
+        ):
             (result,) = json.loads(json.dumps(predictions(1).to_coco(image_id, category_ids)))  # type: ignore[arg-type]
             assert (result["image_id"], result["category_id"]) == (7, 7)
             assert type(result["image_id"]) is int and type(result["category_id"]) is int
@@ -372,7 +477,8 @@ class TestRegionPredictions:
             predictions(1).to_coco(1, None)  # type: ignore[arg-type]
 
     def test_json_holds_file_names_of_any_kind(self) -> None:
-        named = [predictions(0).to_json(name)["image"]["file_name"] for name in ("caf\udce9.jpg", Path("a/b.png"))]  # type: ignore[arg-type]
+        names: tuple[Any, ...] = ("caf\udce9.jpg", Path("a/b.png"))
+        named = [predictions(0).to_json(name)["image"]["file_name"] for name in names]
         assert named == ["caf\\xe9.jpg", "a/b.png"]
         with pytest.raises(InputError, match="file_name must be text"):
             predictions(0).to_json(7)  # type: ignore[arg-type]

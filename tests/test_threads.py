@@ -24,7 +24,10 @@ def write_files(root: Path, contents: Mapping[str, str]) -> Path:
 def write_topology(root: Path, siblings: Sequence[str], name: str = "core_cpus_list") -> Path:
     """A CPU for each list of the CPUs that share its core."""
     folder = "sys/devices/system/cpu"
-    return write_files(root, {f"{folder}/cpu{cpu}/topology/{name}": f"{text}\n" for cpu, text in enumerate(siblings)})
+    return write_files(
+        root,
+        {f"{folder}/cpu{cpu}/topology/{name}": f"{text}\n" for cpu, text in enumerate(siblings)},
+    )
 
 
 def allow(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> None:
@@ -49,7 +52,9 @@ def test_threads_of_one_core_count_once(
 
 
 def test_numbers_of_cores_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel without topology prints package -1 and core 0 for every CPU: they are not one core."""
+    """A kernel without topology prints package -1 and core 0 for every CPU: they are not one
+    core.
+    """
     allow(monkeypatch, 0, 1, 2, 3)
     topology = {
         f"sys/devices/system/cpu/cpu{cpu}/topology/{name}": value
@@ -59,7 +64,9 @@ def test_numbers_of_cores_are_not_believed(tmp_path: Path, monkeypatch: pytest.M
     assert physical_cores(write_files(tmp_path, topology)) == 4
 
 
-def test_only_cpus_that_the_process_may_use_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cpus_that_the_process_may_use_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allow(monkeypatch, 1, 2)
     assert physical_cores(write_topology(tmp_path, ["0", "1", "2", "3"])) == 2
 
@@ -77,11 +84,19 @@ V1 = (
 MACHINES: dict[str, tuple[dict[str, str], int]] = {
     "no control groups": ({}, NO_LIMIT),
     "a container": (
-        {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, "sys/fs/cgroup/cpu.max": "150000 100000\n"},
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/cpu.max": "150000 100000\n",
+        },
         2,
     ),
     "no limit": (
-        {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, "sys/fs/cgroup/cpu.max": "max 100000\n"},
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/cpu.max": "max 100000\n",
+        },
         NO_LIMIT,
     ),
     "systemd's CPUQuota=": (
@@ -133,7 +148,8 @@ MACHINES: dict[str, tuple[dict[str, str], int]] = {
     "both versions": (
         {
             "proc/self/cgroup": "4:cpu,cpuacct:/a\n0::/b\n",
-            "proc/self/mountinfo": V1.format(top="/") + V2.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
+            "proc/self/mountinfo": V1.format(top="/")
+            + V2.replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
             "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us": "700000\n",
             "sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000\n",
             "sys/fs/cgroup/unified/b/cpu.max": "600000 100000\n",
@@ -141,7 +157,11 @@ MACHINES: dict[str, tuple[dict[str, str], int]] = {
         6,
     ),
     "a group outside of the namespace": (
-        {"proc/self/cgroup": "0::/../other\n", "proc/self/mountinfo": V2, "sys/fs/cgroup/cpu.max": "500000 100000\n"},
+        {
+            "proc/self/cgroup": "0::/../other\n",
+            "proc/self/mountinfo": V2,
+            "sys/fs/cgroup/cpu.max": "500000 100000\n",
+        },
         5,
     ),
     "a mount with a space": (
@@ -174,7 +194,9 @@ def test_quotas_bound_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mach
 
 
 @pytest.mark.parametrize(("asked", "count"), [("3", 3), ("5,2", 5), ("0", 8), ("many", 8), ("", 8)])
-def test_what_the_environment_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, count: int) -> None:
+def test_what_the_environment_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, count: int
+) -> None:
     allow(monkeypatch, *range(8))
     monkeypatch.setattr(threads, "ROOT", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
@@ -188,5 +210,7 @@ def test_a_process_that_is_kept_to_one_cpu() -> None:
         " from regionspot.threads import default_threads; print(default_threads())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+    ).stdout
     assert printed == b"1\n"

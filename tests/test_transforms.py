@@ -1,4 +1,6 @@
-"""Resizes and frames equal segment_anything's own; every kind of picture becomes upright RGB or a clear error."""
+"""Resizes and frames equal segment_anything's own; every kind of picture becomes upright RGB or a
+clear error.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,16 @@ import_safely()
 from segment_anything.modeling import Sam  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
-SIZES = [(480, 640), (640, 480), (333, 500), (1, 7), (1023, 511), (256, 256), (90, 300), (1500, 1001)]
+SIZES = [
+    (480, 640),
+    (640, 480),
+    (333, 500),
+    (1, 7),
+    (1023, 511),
+    (256, 256),
+    (90, 300),
+    (1500, 1001),
+]
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +60,9 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 1, height)[:, None] * np.linspace(0.2, 1, width)
     return np.clip(
-        np.stack([ramp, 1 - ramp, ramp**2], -1) * 200 + rng.integers(0, 55, (height, width, 3)), 0, 255
+        np.stack([ramp, 1 - ramp, ramp**2], -1) * 200 + rng.integers(0, 55, (height, width, 3)),
+        0,
+        255,
     ).astype(np.uint8)
 
 
@@ -57,7 +70,9 @@ def blobs(size: int) -> np.ndarray:
     """Logits of discs, some of which reach over the edge."""
     y, x = np.mgrid[:size, :size] / size
     centres = [(0.5, 0.5, 0.3), (0.1, 0.9, 0.25), (0.7, 0.2, 0.05)]
-    return np.stack([20 * (r - np.hypot(x - cx, y - cy)) for cx, cy, r in centres]).astype(np.float32)
+    return np.stack([20 * (r - np.hypot(x - cx, y - cy)) for cx, cy, r in centres]).astype(
+        np.float32
+    )
 
 
 LOGITS: dict[str, Callable[[int], np.ndarray]] = {
@@ -82,12 +97,16 @@ def same(side: int) -> st.SearchStrategy[int]:
     return st.one_of(st.just(side), st.integers(1, 100))
 
 
-# Up to its version 12 Pillow always resized the width first; of pictures that become much less high some bytes differ.
+# Up to its version 12 Pillow always resized the width first; of pictures that become much less high
+# some bytes differ.
 @pytest.mark.skipif(
-    int(PIL.__version__.split(".")[0]) < 13, reason="this Pillow resizes tall pictures in another order"
+    int(PIL.__version__.split(".")[0]) < 13,
+    reason="this Pillow resizes tall pictures in another order",
 )
 class TestResize:
-    """Every byte is Pillow's: what RESIZE promises of caches and artefacts that Pillow's own numbers went into."""
+    """Every byte is Pillow's: what RESIZE promises of caches and artefacts that Pillow's own
+    numbers went into.
+    """
 
     @settings(max_examples=300, deadline=None)
     @given(st.data())
@@ -123,9 +142,13 @@ class TestResize:
         ],
     )
     @pytest.mark.parametrize("threads", [1, 3])
-    def test_pictures_and_slivers(self, source: tuple[int, int], target: tuple[int, int], threads: int) -> None:
+    def test_pictures_and_slivers(
+        self, source: tuple[int, int], target: tuple[int, int], threads: int
+    ) -> None:
         image = photo(*source)
-        np.testing.assert_array_equal(resize_image(image, *target, threads=threads), pillow_resize(image, *target))
+        np.testing.assert_array_equal(
+            resize_image(image, *target, threads=threads), pillow_resize(image, *target)
+        )
 
     @pytest.mark.parametrize("value", [0, 1, 254, 255])
     def test_one_colour_stays(self, value: int) -> None:
@@ -156,13 +179,22 @@ class TestResize:
         grey = photo(90, 300)[..., 0]
         np.testing.assert_array_equal(resize_image(grey, 31, 41), pillow_resize(grey, 31, 41))
 
-    @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0), (-1, 5), (5, 1.5), ("5", 5), (2**40, 2**40)])
+    @pytest.mark.parametrize(
+        ("height", "width"), [(0, 5), (5, 0), (-1, 5), (5, 1.5), ("5", 5), (2**40, 2**40)]
+    )
     def test_no_size(self, height: Any, width: Any) -> None:
         with pytest.raises(InputError):
             resize_image(photo(4, 4), height, width)
 
     @pytest.mark.parametrize(
-        "image", [None, [[1]], np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4), np.uint8)]
+        "image",
+        [
+            None,
+            [[1]],
+            np.zeros((4, 4, 3)),
+            np.zeros((4, 4, 4), np.uint8),
+            np.zeros((0, 4), np.uint8),
+        ],
     )
     def test_no_image(self, image: Any) -> None:
         with pytest.raises(InputError, match="an image must be"):
@@ -197,7 +229,9 @@ class TestSamTransform:
     def test_points_equal_segment_anything(self, height: int, width: int) -> None:
         points = np.random.default_rng(1).uniform(0, 1, (5, 2, 2)) * [width, height]
         expected = ResizeLongestSide(1024).apply_coords(points, (height, width)).astype(np.float32)
-        np.testing.assert_array_equal(SamTransform(1024).apply_points(points, height, width), expected)
+        np.testing.assert_array_equal(
+            SamTransform(1024).apply_points(points, height, width), expected
+        )
 
     def test_no_points(self) -> None:
         assert SamTransform(1024).apply_points(np.zeros((0, 2, 2)), 3, 4).shape == (0, 2, 2)
@@ -216,7 +250,9 @@ class TestEncodeMasks:
     @pytest.mark.parametrize(("height", "width"), SIZES)
     @pytest.mark.parametrize("kind", ["noise", "blobs", "outside"])
     def test_equals_segment_anything(self, height: int, width: int, kind: str) -> None:
-        """To the last bit where PyTorch's kernels fuse products and sums; elsewhere but for pixels near zero."""
+        """To the last bit where PyTorch's kernels fuse products and sums; elsewhere but for pixels
+        near zero.
+        """
         size, low_res = 256, 64
         transform = SamTransform(size)
         logits = LOGITS[kind](low_res)
@@ -239,7 +275,9 @@ class TestEncodeMasks:
 
     def test_any_number_of_threads_gives_the_same(self) -> None:
         logits = LOGITS["noise"](64)
-        one, many = (encode_mask_logits(logits, 256, (144, 256), (270, 480), threads) for threads in (1, 5))
+        one, many = (
+            encode_mask_logits(logits, 256, (144, 256), (270, 480), threads) for threads in (1, 5)
+        )
         assert one.rles == many.rles
 
     @pytest.mark.parametrize(
@@ -253,14 +291,21 @@ class TestEncodeMasks:
             (np.zeros((1, 64, 64), np.float32), (64, 64), (9, 0)),
         ],
     )
-    def test_what_is_no_mask(self, logits: np.ndarray, valid: tuple[int, int], picture: tuple[int, int]) -> None:
+    def test_what_is_no_mask(
+        self, logits: np.ndarray, valid: tuple[int, int], picture: tuple[int, int]
+    ) -> None:
         with pytest.raises(InputError):
             encode_mask_logits(logits, 256, valid, picture)
 
 
 class TestMaskPrompts:
     def test_none(self) -> None:
-        assert SamTransform(256).apply_masks(np.zeros((0, 30, 40), bool), (64, 64)).shape == (0, 1, 64, 64)
+        assert SamTransform(256).apply_masks(np.zeros((0, 30, 40), bool), (64, 64)).shape == (
+            0,
+            1,
+            64,
+            64,
+        )
 
     @pytest.mark.parametrize(("height", "width"), [(100, 200), (200, 100), (64, 64), (300, 299)])
     def test_survives_the_way_back(self, height: int, width: int) -> None:
@@ -294,7 +339,14 @@ class TestOtherFrames:
         image = photo(40, 60)
         assert crop_boxes(image, np.zeros((0, 4))) == []
         plain, scaled, clipped, tiny, border = crop_boxes(
-            image, [[10.0, 20, 30, 30], [0.0, 0, 0, 0], [50.0, 30, 90, 90], [5.2, 5.2, 5.4, 5.4], [60.0, 40, 60, 40]]
+            image,
+            [
+                [10.0, 20, 30, 30],
+                [0.0, 0, 0, 0],
+                [50.0, 30, 90, 90],
+                [5.2, 5.2, 5.4, 5.4],
+                [60.0, 40, 60, 40],
+            ],
         )
         np.testing.assert_array_equal(plain, image[20:30, 10:30])
         np.testing.assert_array_equal(clipped, image[30:, 50:])
@@ -302,7 +354,9 @@ class TestOtherFrames:
         (larger,) = crop_boxes(image, [[10, 20, 30, 30]], scale=1.3)
         np.testing.assert_array_equal(larger, image[18:32, 7:33])
 
-    @pytest.mark.parametrize("boxes", [[[1, 2, 3]], [1, 2, 3, 4], [["1", "2", "3", "4"]], [[1, 2, 3, np.nan]], None])
+    @pytest.mark.parametrize(
+        "boxes", [[[1, 2, 3]], [1, 2, 3, 4], [["1", "2", "3", "4"]], [[1, 2, 3, np.nan]], None]
+    )
     def test_what_is_no_box(self, boxes: Any) -> None:
         for use in (lambda: crop_boxes(photo(4, 4), boxes), lambda: flip_boxes(boxes, 4)):
             with pytest.raises(InputError, match="boxes must be"):
@@ -332,7 +386,12 @@ class TestReadImage:
     def test_array_and_pillow_and_path_and_bytes(self, tmp_path: Path) -> None:
         image = photo(6, 9)
         Image.fromarray(image).save(tmp_path / "a.png")
-        for source in (image, Image.fromarray(image), tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        for source in (
+            image,
+            Image.fromarray(image),
+            tmp_path / "a.png",
+            (tmp_path / "a.png").read_bytes(),
+        ):
             np.testing.assert_array_equal(read_image(source), image)
         np.testing.assert_array_equal(read_image(str(tmp_path / "a.png")), image)
 
@@ -340,7 +399,8 @@ class TestReadImage:
     @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
     def test_exif_orientation(self, orientation: int, file_format: str) -> None:
         upright = photo(6, 9)
-        # how the camera stored it: the inverse of what the tag asks the reader to do (EXIF 2.32, table 6)
+        # how the camera stored it: the inverse of what the tag asks the reader to do (EXIF 2.32,
+        # table 6)
         stored = {
             1: upright,
             2: upright[:, ::-1],
@@ -354,27 +414,37 @@ class TestReadImage:
         exif = Image.Exif()
         exif[0x0112] = orientation
         options = {"lossless": True} if file_format == "WEBP" else {}
-        file = encoded(Image.fromarray(np.ascontiguousarray(stored)), file_format, exif=exif, **options)
+        file = encoded(
+            Image.fromarray(np.ascontiguousarray(stored)), file_format, exif=exif, **options
+        )
         np.testing.assert_array_equal(read_image(file), upright)
 
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
     def test_exif_rubbish_is_ignored(self, file_format: str) -> None:
-        image, exif = Image.fromarray(photo(6, 9)), b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish"
+        image, exif = (
+            Image.fromarray(photo(6, 9)),
+            b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish",
+        )
         plain = encoded(image, file_format, quality=100)
         np.testing.assert_array_equal(
-            read_image(encoded(image, file_format, quality=100, exif=exif)), np.asarray(Image.open(io.BytesIO(plain)))
+            read_image(encoded(image, file_format, quality=100, exif=exif)),
+            np.asarray(Image.open(io.BytesIO(plain))),
         )
 
     @pytest.mark.filterwarnings("error")
     def test_tiff_tags_that_cannot_be_read_are_ignored(self) -> None:
         image = photo(6, 9)
-        file = bytearray(encoded(Image.fromarray(image), "TIFF", tiffinfo={270: "a description", 315: "x" * 300}))
+        file = bytearray(
+            encoded(Image.fromarray(image), "TIFF", tiffinfo={270: "a description", 315: "x" * 300})
+        )
         at = file.index(struct.pack("<HHI", 315, 2, 301))
         file[at + 4 : at + 8] = struct.pack("<I", 10**6)  # more than the file holds
         np.testing.assert_array_equal(read_image(bytes(file)), image)
 
-    def test_warnings_of_other_code_come_through_while_a_picture_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_warnings_of_other_code_come_through_while_a_picture_is_read(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def told(image: Any) -> Image.Image:
             warnings.warn("of other code", stacklevel=1)
             return Image.new("RGB", (2, 1))
@@ -391,7 +461,9 @@ class TestReadImage:
         failures: list[int] = []
 
         def read(index: int) -> None:
-            right = [np.array_equal(read_image(files[index]), photo(30, 40, index)) for _ in range(50)]
+            right = [
+                np.array_equal(read_image(files[index]), photo(30, 40, index)) for _ in range(50)
+            ]
             failures.extend(number for number, each in enumerate(right) if not each)
 
         threads = [threading.Thread(target=read, args=(index,)) for index in range(4)]
@@ -408,14 +480,22 @@ class TestReadImage:
         file = io.BytesIO(content)
         file.seek(5)  # somebody looked at it
         with open(tmp_path / "a", "rb") as opened:
-            for source in (bytearray(content), memoryview(content), np.bytes_(content + b"."), file, opened):
+            for source in (
+                bytearray(content),
+                memoryview(content),
+                np.bytes_(content + b"."),
+                file,
+                opened,
+            ):
                 np.testing.assert_array_equal(read_image(source), image)
 
     def test_a_pipe(self, tmp_path: Path) -> None:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         content = encoded(Image.fromarray(photo(6, 9)), "JPEG")
-        writer = threading.Thread(target=pipe.write_bytes, args=(content[:-2],))  # which is read several times
+        writer = threading.Thread(
+            target=pipe.write_bytes, args=(content[:-2],)
+        )  # which is read several times
         writer.start()
         np.testing.assert_array_equal(read_image(pipe), read_image(content))
         writer.join()
@@ -428,7 +508,9 @@ class TestReadImage:
 
     def test_grey(self) -> None:
         grey = photo(6, 9)[..., 0]
-        np.testing.assert_array_equal(read_image(encoded(Image.fromarray(grey), "PNG")), np.dstack([grey] * 3))
+        np.testing.assert_array_equal(
+            read_image(encoded(Image.fromarray(grey), "PNG")), np.dstack([grey] * 3)
+        )
 
     def test_one_bit(self) -> None:
         bits = photo(6, 9)[..., 0] > 100
@@ -451,7 +533,9 @@ class TestReadImage:
         image = Image.new(mode, (3, 1))
         for column, (value, alpha) in enumerate([(200, 255), (0, 0), (0, 128)]):
             image.putpixel((column, 0), (value,) * colours + (alpha,))
-        np.testing.assert_array_equal(read_image(encoded(image, "PNG"))[0], [[200] * 3, [255] * 3, [127] * 3])
+        np.testing.assert_array_equal(
+            read_image(encoded(image, "PNG"))[0], [[200] * 3, [255] * 3, [127] * 3]
+        )
 
     @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
     def test_mask(self, mode: str) -> None:
@@ -469,14 +553,20 @@ class TestReadImage:
 
     @pytest.mark.parametrize(
         ("pixel", "brightest"),
-        [((0, 0, 0, 255), 0), ((1, 1, 1, 255), 1), ((100, 100, 100, 255), 100), ((0, 9, 0, 255), 9)],
+        [
+            ((0, 0, 0, 255), 0),
+            ((1, 1, 1, 255), 1),
+            ((100, 100, 100, 255), 100),
+            ((0, 9, 0, 255), 9),
+        ],
     )
     def test_a_dark_mask(self, pixel: tuple[int, ...], brightest: int, tmp_path: Path) -> None:
         image = Image.new("RGBA", (4, 4))  # transparent
         image.putpixel((1, 2), pixel)
         image.save(tmp_path / "mask.png")
         with pytest.raises(
-            InputError, match=rf"/mask.png' is empty: its brightest value is {brightest}, and white \(255"
+            InputError,
+            match=rf"/mask.png' is empty: its brightest value is {brightest}, and white \(255",
         ):
             read_mask(tmp_path / "mask.png")
         with pytest.raises(InputError, match="the mask is empty"):
@@ -486,7 +576,9 @@ class TestReadImage:
         image = Image.new("P", (2, 1))
         image.putpalette([10, 20, 30, 200, 100, 50])
         image.putdata([0, 1])
-        np.testing.assert_array_equal(read_image(encoded(image, "PNG"))[0], [[10, 20, 30], [200, 100, 50]])
+        np.testing.assert_array_equal(
+            read_image(encoded(image, "PNG"))[0], [[10, 20, 30], [200, 100, 50]]
+        )
         transparent = read_image(encoded(image, "PNG", transparency=1))
         np.testing.assert_array_equal(transparent[0], [[10, 20, 30], [255, 255, 255]])
 
@@ -505,11 +597,16 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that promises many pixels and brings hardly any."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 999))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -521,7 +618,9 @@ def closed_file() -> io.BytesIO:
 
 class TestReadImageRefuses:
     @pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (13_400, 13_300)])
-    def test_too_many_pixels_before_decoding(self, width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_pixels_before_decoding(
+        self, width: int, height: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
         with pytest.raises(InputError, match=r"too large.*scale it down"):
             read_image(png_header(width, height))
@@ -532,7 +631,11 @@ class TestReadImageRefuses:
             read_image(photo(2, 2), background=background)
 
     def test_a_limit_of_ones_own(self) -> None:
-        assert read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=100).shape == (10, 10, 3)
+        assert read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=100).shape == (
+            10,
+            10,
+            3,
+        )
         with pytest.raises(InputError, match="too large: 10 x 10 pixels, at most 99"):
             read_image(encoded(Image.new("RGB", (10, 10)), "PNG"), max_pixels=99)
 
@@ -544,7 +647,9 @@ class TestReadImageRefuses:
         if file_format not in Image.SAVE:
             pytest.skip("not in this Pillow")
         (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (10, 6)), file_format))
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow warns from here on, and refuses twice as many
+        monkeypatch.setattr(
+            Image, "MAX_IMAGE_PIXELS", 50
+        )  # Pillow warns from here on, and refuses twice as many
         filters = list(warnings.filters)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -554,7 +659,9 @@ class TestReadImageRefuses:
     @pytest.mark.parametrize("progressive", [False, True])
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
     @pytest.mark.parametrize("restarts", [0, 1, 3])
-    def test_a_jpeg_without_its_end_marker(self, progressive: bool, mode: str, restarts: int) -> None:
+    def test_a_jpeg_without_its_end_marker(
+        self, progressive: bool, mode: str, restarts: int
+    ) -> None:
         image = Image.fromarray(photo(57, 90)).convert(mode)
         for quality in (8, 90):
             options: dict[str, Any] = {
@@ -582,16 +689,25 @@ class TestReadImageRefuses:
     @pytest.mark.parametrize(
         ("source", "message"),
         [
-            (lambda folder: folder / "none.jpg", "image '/.*/none.jpg' does not exist: no such file"),
+            (
+                lambda folder: folder / "none.jpg",
+                "image '/.*/none.jpg' does not exist: no such file",
+            ),
             (
                 lambda folder: "https://example.com/a.jpg?x=1",
                 "image 'https://example.com/a.jpg.x=1' is a URL: URLs are",
             ),
             (lambda folder: Path("s3://bucket/a.jpg"), "is a URL: URLs are not fetched; download"),
-            (lambda folder: f"data:image/png;base64,{'A' * 9999}", "AAA' cannot be opened .File name too long"),
+            (
+                lambda folder: f"data:image/png;base64,{'A' * 9999}",
+                "AAA' cannot be opened .File name too long",
+            ),
             (lambda folder: "C:/a.jpg", "does not exist"),
             (lambda folder: "caf\udce9.jpg", r"image 'caf\\udce9.jpg' does not exist"),
-            (lambda folder: io.StringIO("text"), "a file of str, not of bytes: open it with mode 'rb'"),
+            (
+                lambda folder: io.StringIO("text"),
+                "a file of str, not of bytes: open it with mode 'rb'",
+            ),
             (lambda folder: closed_file(), "cannot be read .I/O operation on closed file"),
             (lambda folder: bytearray(b"hello world"), "not a picture"),
             (lambda folder: b"/tmp/a.png", "not a picture"),
@@ -605,10 +721,19 @@ class TestReadImageRefuses:
             (lambda folder: [[1]], "an image is a path, a file's bytes, .* not a list"),
             (lambda folder: "a\0.png", "cannot be opened"),
             (lambda folder: b"hello world", "not a picture that can be read: give one of JPEG"),
-            (lambda folder: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not a picture"),
+            (
+                lambda folder: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+                "not a picture",
+            ),
             (lambda folder: encoded(Image.new("F", (3, 3)), "TIFF"), "unknown range"),
-            (lambda folder: encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"), "unknown range"),
-            (lambda folder: np.zeros((4, 4), np.uint8), r"\(H, W, 3\) uint8 RGB, got \(4, 4\) uint8"),
+            (
+                lambda folder: encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF"),
+                "unknown range",
+            ),
+            (
+                lambda folder: np.zeros((4, 4), np.uint8),
+                r"\(H, W, 3\) uint8 RGB, got \(4, 4\) uint8",
+            ),
             (lambda folder: np.zeros((4, 4, 3)), r"got \(4, 4, 3\) float64"),
             (lambda folder: np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\) uint8"),
             (lambda folder: Image.new("RGB", (0, 4)), "has no pixels: 0 x 4"),
@@ -620,11 +745,15 @@ class TestReadImageRefuses:
 
 
 def test_a_mask_of_class_indices_with_a_white_border_is_refused(tmp_path: Path) -> None:
-    """As VOC's: 0 outside, 1 on the object, 255 around it. Antialiased masks, with some grey, are read."""
+    """As VOC's: 0 outside, 1 on the object, 255 around it. Antialiased masks, with some grey, are
+    read.
+    """
     indices = np.zeros((20, 30), np.uint8)
     indices[4:16, 4:26], indices[6:14, 6:24] = 255, 1
     Image.fromarray(indices).save(tmp_path / "voc.png")
-    with pytest.raises(InputError, match=r"more of mask .*voc.png.* is grey than white \(144 and 120 pixels\)"):
+    with pytest.raises(
+        InputError, match=r"more of mask .*voc.png.* is grey than white \(144 and 120 pixels\)"
+    ):
         read_mask(tmp_path / "voc.png")
     soft = np.zeros((20, 30), np.uint8)
     soft[4:16, 4:26], soft[3, 4:26] = 255, 90

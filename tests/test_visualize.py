@@ -1,4 +1,6 @@
-"""What must hold of an overlay that no eye has seen: places, sizes, colours. Its beauty was judged by looking."""
+"""What must hold of an overlay that no eye has seen: places, sizes, colours. Its beauty was judged
+by looking.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,21 @@ from regionspot import fonts, visualize
 from regionspot.errors import InputError
 from regionspot.masks import Rle, decode_rle, encode_rle
 from regionspot.structures import RegionPredictions
-from regionspot.visualize import PALETTE, _chip, _class_colours, _class_labels, _style, _Text, draw_predictions
+from regionspot.visualize import (
+    PALETTE,
+    _chip,
+    _class_colours,
+    _class_labels,
+    _style,
+    _Text,
+    draw_predictions,
+)
 
-NAMES = ("cat", "dog", "a very long class name that nobody would write but somebody will in the end")
+NAMES = (
+    "cat",
+    "dog",
+    "a very long class name that nobody would write but somebody will in the end",
+)
 
 
 def grey(height: int, width: int) -> np.ndarray:
@@ -58,7 +72,9 @@ class TestSize:
     @pytest.mark.parametrize("masks", [True, False])
     def test_no_region(self, masks: bool) -> None:
         image = grey(800, 600)
-        np.testing.assert_array_equal(draw_predictions(image, predictions(800, 600, [], masks=masks)), image)
+        np.testing.assert_array_equal(
+            draw_predictions(image, predictions(800, 600, [], masks=masks)), image
+        )
 
     @pytest.mark.parametrize(
         ("height", "width", "min_long_side", "expected"),
@@ -83,7 +99,9 @@ class TestSize:
         assert (image == 128).all()  # the picture itself is not drawn on
 
     def test_refuses_the_predictions_of_another_image(self) -> None:
-        with pytest.raises(InputError, match=r"image is 9 x 8 pixels but the predictions are of one of 8 x 9"):
+        with pytest.raises(
+            InputError, match=r"image is 9 x 8 pixels but the predictions are of one of 8 x 9"
+        ):
             draw_predictions(grey(8, 9), predictions(9, 8, []))
 
 
@@ -102,7 +120,9 @@ class TestDrawing:
     def test_outlines_alone_leave_the_pictures_colours(self) -> None:
         mask = np.zeros((800, 800), bool)
         mask[350:450, 350:450] = True  # well inside its box
-        shown = replace(predictions(800, 800, [[300, 300, 500, 500]], [1]), masks=(encode_rle(mask),))
+        shown = replace(
+            predictions(800, 800, [[300, 300, 500, 500]], [1]), masks=(encode_rle(mask),)
+        )
         drawn = draw_predictions(grey(800, 800), shown, tint=False).astype(int)
         assert (drawn[365:435, 365:435] == 128).all()
         colour = np.array(_class_colours(shown)[0])
@@ -110,7 +130,9 @@ class TestDrawing:
         assert (draw_predictions(grey(800, 800), shown, masks=False)[320:480, 320:480] == 128).all()
 
     def test_enlarged_box_stays_in_place(self) -> None:
-        drawn = draw_predictions(grey(96, 96), predictions(96, 96, [[24, 24, 72, 72]], masks=False)).astype(int)
+        drawn = draw_predictions(
+            grey(96, 96), predictions(96, 96, [[24, 24, 72, 72]], masks=False)
+        ).astype(int)
         changed = (drawn != 128).any(-1)
         rows, columns = np.flatnonzero(changed[:, 384]), np.flatnonzero(changed[384])
         assert abs(rows[-1] - 72 * 8) <= 2
@@ -118,7 +140,14 @@ class TestDrawing:
         assert abs(columns[-1] - 72 * 8) <= 2
 
     @pytest.mark.parametrize(
-        "box", [[0, 0, 900, 800], [-0.0, 0, 1, 1], [899, 799, 900, 800], [450, 400, 450, 400], [10, 10, 10, 300]]
+        "box",
+        [
+            [0, 0, 900, 800],
+            [-0.0, 0, 1, 1],
+            [899, 799, 900, 800],
+            [450, 400, 450, 400],
+            [10, 10, 10, 300],
+        ],
     )
     @pytest.mark.parametrize("masks", [True, False])
     def test_odd_boxes(self, box: list[float], masks: bool) -> None:
@@ -127,7 +156,9 @@ class TestDrawing:
 
     def test_a_dot_without_a_recent_pillow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(ImageDraw.ImageDraw, "circle", raising=False)  # new in Pillow 10.4
-        drawn = draw_predictions(grey(800, 800), predictions(800, 800, [[400, 400, 400, 400]], masks=False))
+        drawn = draw_predictions(
+            grey(800, 800), predictions(800, 800, [[400, 400, 400, 400]], masks=False)
+        )
         assert (drawn[397:404, 397:404] != 128).any(-1).all()
 
     def test_one_mask_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +179,9 @@ class TestDrawing:
         rng = np.random.default_rng(0)
         corners = rng.uniform(0, 500, (40, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(20, 200, (40, 2))], axis=1)
-        drawn = draw_predictions(grey(700, 700), predictions(700, 700, boxes.tolist(), [i % 3 for i in range(40)]))
+        drawn = draw_predictions(
+            grey(700, 700), predictions(700, 700, boxes.tolist(), [i % 3 for i in range(40)])
+        )
         assert drawn.shape == (768, 768, 3)
 
 
@@ -172,11 +205,15 @@ class TestColours:
 
 def drawn_name(name: str) -> np.ndarray:
     """A picture with one label; classes of all names have one colour and one number."""
-    return draw_predictions(grey(300, 600), predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=(name,)))
+    return draw_predictions(
+        grey(300, 600), predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=(name,))
+    )
 
 
 @pytest.fixture(params=["with the system's fonts", "without"])
-def fonts_of_the_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def fonts_of_the_system(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[bool]:
     if request.param == "without":
         monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
     fonts._file_for.cache_clear()
@@ -193,7 +230,9 @@ class TestLabels:
         narrow, _ = _class_labels(predictions(768, 768, [[0, 0, 9, 9]]), style, 1, None)
         assert narrow[0].text == "c..."  # never none at all
 
-    def test_each_script_is_drawn_in_its_own_letters_or_by_number(self, fonts_of_the_system: bool) -> None:
+    def test_each_script_is_drawn_in_its_own_letters_or_by_number(
+        self, fonts_of_the_system: bool
+    ) -> None:
         """No two words look the same, whatever fonts there are."""
         words = [
             "cat",
@@ -213,14 +252,26 @@ class TestLabels:
         ]
         words += ["naïve", "naive", "a\x00b", "a\x01b", "\u202eab", "ab", "\ud800", "\ud801"]
         pictures = [drawn_name(word) for word in words]
-        colours = [_class_colours(predictions(9, 9, [[0, 0, 5, 5]], names=(word,)))[0] for word in words]
+        colours = [
+            _class_colours(predictions(9, 9, [[0, 0, 5, 5]], names=(word,)))[0] for word in words
+        ]
         for first in range(len(words)):
             for second in range(first):
-                if colours[first] == colours[second] or pictures[first].shape != pictures[second].shape:
-                    assert not np.array_equal(pictures[first], pictures[second]), (words[first], words[second])
+                if (
+                    colours[first] == colours[second]
+                    or pictures[first].shape != pictures[second].shape
+                ):
+                    assert not np.array_equal(pictures[first], pictures[second]), (
+                        words[first],
+                        words[second],
+                    )
 
-    @pytest.mark.parametrize("words", [("犬", "猫"), ("🐕", "🐈"), ("\ue000", "\ue001"), ("हि", "मरा")])
-    def test_words_differ_in_more_than_colour(self, words: tuple[str, str], fonts_of_the_system: bool) -> None:
+    @pytest.mark.parametrize(
+        "words", [("犬", "猫"), ("🐕", "🐈"), ("\ue000", "\ue001"), ("हि", "मरा")]
+    )
+    def test_words_differ_in_more_than_colour(
+        self, words: tuple[str, str], fonts_of_the_system: bool
+    ) -> None:
         texts = [self.texts_of(word) for word in words]
         assert texts[0] != texts[1]
         for label, legend in texts:
@@ -228,10 +279,14 @@ class TestLabels:
 
     @staticmethod
     def texts_of(word: str) -> tuple[str, dict[str, str]]:
-        labels, legend = _class_labels(predictions(9, 9, [[0, 0, 5, 5]], names=(word,)), _style(768, 768, 1), 768, None)
+        labels, legend = _class_labels(
+            predictions(9, 9, [[0, 0, 5, 5]], names=(word,)), _style(768, 768, 1), 768, None
+        )
         return labels[0].text, {number: entry.text for number, entry in legend.items()}
 
-    def test_without_a_font_labels_are_numbers_with_a_legend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_font_labels_are_numbers_with_a_legend(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(fonts, "_system_fonts", lambda letters: iter(()))
         fonts._file_for.cache_clear()
         assert self.texts_of("🐕 dog") == ("#0", {"#0": "\\N{DOG} dog"})
@@ -243,7 +298,13 @@ class TestLabels:
         fonts._file_for.cache_clear()
 
     def test_names_that_are_shortened_to_one_are_numbered(self) -> None:
-        names = ("the same long beginning of two names, A", "the same long beginning of two names, B", "cat", "#0", "")
+        names = (
+            "the same long beginning of two names, A",
+            "the same long beginning of two names, B",
+            "cat",
+            "#0",
+            "",
+        )
         boxes = [[0, 0, 50, 50]] * 5
         shown = predictions(200, 300, boxes, [0, 1, 2, 3, 4], masks=False, names=names)
         labels, legend = _class_labels(shown, _style(768, 1152, 5), 300, None)
@@ -272,9 +333,13 @@ class TestLabels:
             with pytest.raises(InputError, match="cannot be used"):
                 draw_predictions(grey(300, 600), predictions(300, 600, []), font=wrong)  # type: ignore[arg-type]
         path: Any = fonts.default_font(12).path  # type: ignore[union-attr]
-        (tmp_path / "own.ttf").write_bytes(path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes())
+        (tmp_path / "own.ttf").write_bytes(
+            path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
+        )
         shown = predictions(300, 600, [[20, 100, 300, 250]], masks=False, names=("dog",))
-        labels, legend = _class_labels(shown, _style(300, 600, 1), 600, fonts.read_font(tmp_path / "own.ttf"))
+        labels, legend = _class_labels(
+            shown, _style(300, 600, 1), 600, fonts.read_font(tmp_path / "own.ttf")
+        )
         assert not legend and isinstance(labels[0].font, ImageFont.FreeTypeFont)
         assert labels[0].font.path == str(tmp_path / "own.ttf")
         assert (draw_predictions(grey(300, 600), shown, font=tmp_path / "own.ttf") != 128).any()
@@ -285,11 +350,23 @@ class TestLabels:
             (grey(9, 9).astype(float), predictions(9, 9, []), {}, "an image array must be"),
             (None, predictions(9, 9, []), {}, "an image is a path"),
             (grey(9, 9), None, {}, "must be RegionPredictions, got None"),
-            (grey(9, 9), predictions(9, 9, []), {"min_long_side": -1}, "min_long_side must be a whole number"),
-            (grey(9, 9), predictions(9, 9, []), {"min_long_side": "9"}, "min_long_side must be a whole number"),
+            (
+                grey(9, 9),
+                predictions(9, 9, []),
+                {"min_long_side": -1},
+                "min_long_side must be a whole number",
+            ),
+            (
+                grey(9, 9),
+                predictions(9, 9, []),
+                {"min_long_side": "9"},
+                "min_long_side must be a whole number",
+            ),
         ],
     )
-    def test_what_cannot_be_drawn(self, image: Any, shown: Any, options: dict[str, Any], message: str) -> None:
+    def test_what_cannot_be_drawn(
+        self, image: Any, shown: Any, options: dict[str, Any], message: str
+    ) -> None:
         with pytest.raises(InputError, match=message):
             draw_predictions(image, shown, **options)
 

@@ -1,4 +1,6 @@
-"""Class names to embeddings: the template ensemble, the cache on disk, and the ways to name a vocabulary."""
+"""Class names to embeddings: the template ensemble, the cache on disk, and the ways to name a
+vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from regionspot.vocabulary import (
     parse_vocabulary,
 )
 
-import open_clip  # isort: skip  (after regionspot.modeling.clip, which makes it importable everywhere)
+# after regionspot.modeling.clip, which makes it importable everywhere
+import open_clip  # isort: skip
 
 NAMES = ("cat", "coffee cup", "wall-other-merged")
 
@@ -33,8 +36,12 @@ NAMES = ("cat", "coffee cup", "wall-other-merged")
 def make_clip(seed: int) -> ClipBackbone:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vision = open_clip.CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=16)
-        return ClipBackbone(open_clip.CLIP(24, vision, open_clip.CLIPTextCfg(width=32, heads=2, layers=1)))
+        vision = open_clip.CLIPVisionCfg(
+            layers=1, width=32, head_width=16, patch_size=8, image_size=16
+        )
+        return ClipBackbone(
+            open_clip.CLIP(24, vision, open_clip.CLIPTextCfg(width=32, heads=2, layers=1))
+        )
 
 
 @pytest.fixture
@@ -54,7 +61,9 @@ def count_texts(clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> list[int
     return counts
 
 
-def test_embedding_is_the_mean_of_unnormalised_templates(clip: ClipBackbone, tmp_path: Path) -> None:
+def test_embedding_is_the_mean_of_unnormalised_templates(
+    clip: ClipBackbone, tmp_path: Path
+) -> None:
     encoded = VocabularyEncoder(clip, tmp_path).encode(NAMES)
     assert encoded.names == NAMES
     assert encoded.embeddings.shape == (3, 24) and encoded.embeddings.dtype == np.float32
@@ -66,7 +75,9 @@ def test_embedding_is_the_mean_of_unnormalised_templates(clip: ClipBackbone, tmp
         np.testing.assert_allclose(embedding, (mean / mean.norm()).numpy(), atol=1e-6)
 
 
-def test_a_words_embedding_does_not_depend_on_its_company(clip: ClipBackbone, tmp_path: Path) -> None:
+def test_a_words_embedding_does_not_depend_on_its_company(
+    clip: ClipBackbone, tmp_path: Path
+) -> None:
     names = ("cat", "a rather long name of a thing that is hardly ever seen", "dog", "coffee cup")
     together = VocabularyEncoder(clip, tmp_path / "together").encode(names).embeddings
     for index, name in enumerate(names):
@@ -85,14 +96,18 @@ def test_double_precision_is_asked_of_the_cpu_alone(
     assert VocabularyEncoder(clip, tmp_path).encode(["cat"]).embeddings.shape == (1, 24)
 
 
-def test_second_time_comes_from_the_cache(clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_time_comes_from_the_cache(
+    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = VocabularyEncoder(clip, tmp_path).encode(NAMES)
     monkeypatch.setattr(clip, "encode_text", lambda _: pytest.fail("the encoder ran"))
     second = VocabularyEncoder(clip, tmp_path).encode(NAMES[::-1])
     assert np.array_equal(second.embeddings, first.embeddings[::-1])
 
 
-def test_one_new_word_costs_one_word(clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_new_word_costs_one_word(
+    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     VocabularyEncoder(clip, tmp_path).encode(NAMES)
     counts = count_texts(clip, monkeypatch)
     VocabularyEncoder(clip, tmp_path).encode((*NAMES, "dog"))
@@ -118,7 +133,12 @@ def test_damaged_entries_are_made_again(
     assert len(entries) == 3
     content = entries[1].read_bytes()
     flipped = content[:40] + bytes([content[40] ^ 1]) + content[41:]
-    broken = {"flipped": flipped, "cut": content[:-4], "empty": b"", "swapped": entries[0].read_bytes()}[damage]
+    broken = {
+        "flipped": flipped,
+        "cut": content[:-4],
+        "empty": b"",
+        "swapped": entries[0].read_bytes(),
+    }[damage]
     entries[1].write_bytes(broken)
     counts = count_texts(clip, monkeypatch)
     second = VocabularyEncoder(clip, tmp_path).encode(NAMES)
@@ -127,7 +147,9 @@ def test_damaged_entries_are_made_again(
     assert entries[1].read_bytes() != broken
 
 
-def test_other_weights_templates_and_tokenizers_have_other_entries(clip: ClipBackbone, tmp_path: Path) -> None:
+def test_other_weights_templates_and_tokenizers_have_other_entries(
+    clip: ClipBackbone, tmp_path: Path
+) -> None:
     def lower_tokenizer(texts: list[str], context_length: int) -> torch.Tensor:
         return open_clip.tokenize([text.replace(".", "") for text in texts], context_length)
 
@@ -149,8 +171,12 @@ def test_strangers_words_stay_as_they_are(clip: ClipBackbone, tmp_path: Path) ->
     names = ("wall", "wall-other", "wall-stuff")
     encoded = plain.encode(names, same_meaning="ignore").embeddings
     assert len({embedding.tobytes() for embedding in encoded}) == 3
-    cleaned = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True).encode(names, same_meaning="ignore")
-    np.testing.assert_array_equal(cleaned.embeddings, encoded[[0, 0, 0]])  # also where the store knows both words
+    cleaned = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True).encode(
+        names, same_meaning="ignore"
+    )
+    np.testing.assert_array_equal(
+        cleaned.embeddings, encoded[[0, 0, 0]]
+    )  # also where the store knows both words
 
 
 @pytest.mark.parametrize(
@@ -186,8 +212,12 @@ def test_what_is_no_embedding_is_never_stored(
 ) -> None:
     encoder = VocabularyEncoder(clip, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(clip, "encode_text", lambda texts: np.full((len(texts), 24), value, np.float32))
-        with pytest.raises(ArtifactError, match=r"no finite embedding of 'cat': its weights are damaged"):
+        patch.setattr(
+            clip, "encode_text", lambda texts: np.full((len(texts), 24), value, np.float32)
+        )
+        with pytest.raises(
+            ArtifactError, match=r"no finite embedding of 'cat': its weights are damaged"
+        ):
             encoder.encode(["cat"])
     assert not list(tmp_path.rglob("*.*"))
     encoder.store.write("cat", np.full(24, value, np.float32))  # as earlier versions did
@@ -203,14 +233,16 @@ class TestSameMeaning:
         with pytest.warns(VocabularyWarning) as told:
             VocabularyEncoder(clip, tmp_path).encode(self.NAMES)
         assert [str(warning.message) for warning in told] == [
-            "'red toy' and 'Red  Toy' (cosine 1.0000); 'caf\u00e9' and 'cafe\u0301' (cosine 1.0000) look the same to "
-            "this text encoder; their scores are shared"
+            "'red toy' and 'Red  Toy' (cosine 1.0000); 'caf\u00e9' and 'cafe\u0301' (cosine "
+            "1.0000) look the same to this text encoder; their scores are shared"
         ]
         assert told[0].filename == __file__
 
     def test_or_an_error_or_nothing(self, clip: ClipBackbone, tmp_path: Path) -> None:
         encoder = VocabularyEncoder(clip, tmp_path)
-        with pytest.raises(InputError, match=r"'red toy' and 'Red  Toy' .* rename them, or merge their classes"):
+        with pytest.raises(
+            InputError, match=r"'red toy' and 'Red  Toy' .* rename them, or merge their classes"
+        ):
             encoder.encode(self.NAMES, same_meaning="error")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -224,14 +256,21 @@ class TestSameMeaning:
 
     def test_names_that_are_cut(self, clip: ClipBackbone, tmp_path: Path) -> None:
         encoder = VocabularyEncoder(clip, tmp_path)
-        with pytest.warns(VocabularyWarning, match=r"reads 77 tokens and cuts the end of 'very very.*thing'$"):
+        with pytest.warns(
+            VocabularyWarning, match=r"reads 77 tokens and cuts the end of 'very very.*thing'$"
+        ):
             encoder.encode(["very " * 80 + "long thing", "cat", "very " * 30 + "long thing"])
-        with pytest.raises(InputError, match=r"reads 77 tokens, and 'very very.*are the same that far: shorten them"):
+        with pytest.raises(
+            InputError,
+            match=r"reads 77 tokens, and 'very very.*are the same that far: shorten them",
+        ):
             encoder.encode(["very " * 80 + "long thing", "very " * 80 + "short thing"])
 
 
 class TestUnknownWords:
-    """A text tower of few words, as regionspot_mini's, has embeddings of zeros for the tokens of all others."""
+    """A text tower of few words, as regionspot_mini's, has embeddings of zeros for the tokens of
+    all others.
+    """
 
     @pytest.fixture
     def of_few_words(self, clip: ClipBackbone) -> ClipBackbone:
@@ -252,16 +291,23 @@ class TestUnknownWords:
         self, clip: ClipBackbone, of_few_words: ClipBackbone, tmp_path: Path
     ) -> None:
         assert clip.known_tokens() is None
-        assert len(of_few_words.known_tokens() or ()) == len(of_few_words.tokenizer(["a cat and a dog"]).unique())
+        assert len(of_few_words.known_tokens() or ()) == len(
+            of_few_words.tokenizer(["a cat and a dog"]).unique()
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             VocabularyEncoder(clip, tmp_path / "all").encode(["cat", "zebra"])
             VocabularyEncoder(of_few_words, tmp_path / "few").encode(["a cat", "dog and cat"])
-            VocabularyEncoder(of_few_words, tmp_path / "few").encode(["cat", "zebra"], same_meaning="ignore")
+            VocabularyEncoder(of_few_words, tmp_path / "few").encode(
+                ["cat", "zebra"], same_meaning="ignore"
+            )
 
 
 def test_progress_of_many_new_words(
-    clip: ClipBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clip: ClipBackbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(vocabulary, "PROGRESS_FROM", 3)
     encoder = VocabularyEncoder(clip, tmp_path, templates=["{}."])
@@ -306,7 +352,12 @@ def test_default_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_words() -> None:
     assert parse_vocabulary("cat, dog,coffee cup ") == ("cat", "dog", "coffee cup")
     assert parse_vocabulary("cat") == ("cat",)
-    assert parse_vocabulary("cat, dog\n\nwall/ceiling,\nbird") == ("cat", "dog", "wall/ceiling", "bird")
+    assert parse_vocabulary("cat, dog\n\nwall/ceiling,\nbird") == (
+        "cat",
+        "dog",
+        "wall/ceiling",
+        "bird",
+    )
     assert parse_vocabulary("and/or, " + "x" * 5000) == ("and/or", "x" * 5000)
 
 
@@ -319,7 +370,9 @@ def test_a_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert parse_vocabulary("cat") == ("cat",)  # a folder lists no names
 
 
-@pytest.mark.parametrize(("preset", "count", "member"), [("coco", 80, "hair drier"), ("imagenet", 998, "tench")])
+@pytest.mark.parametrize(
+    ("preset", "count", "member"), [("coco", 80, "hair drier"), ("imagenet", 998, "tench")]
+)
 def test_presets(preset: str, count: int, member: str) -> None:
     names = parse_vocabulary(preset)
     assert len(names) == len(set(names)) == count
@@ -356,12 +409,17 @@ def test_big_clip_is_not_needed_for_its_size() -> None:
         assert build_clip("ViT-L-14").vocab_size == 49408
 
 
-def test_a_memory_keeps_the_words_that_were_asked_for_last(clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_keeps_the_words_that_were_asked_for_last(
+    clip: ClipBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = EmbeddingMemory(2)
     encoder = VocabularyEncoder(clip, templates=["{}."], store=memory)
     first = encoder.encode(["cat", "dog"])
     counts = count_texts(clip, monkeypatch)
-    assert np.array_equal(encoder.encode(["dog", "cat"]).embeddings, first.embeddings[::-1]) and counts == []
+    assert (
+        np.array_equal(encoder.encode(["dog", "cat"]).embeddings, first.embeddings[::-1])
+        and counts == []
+    )
     encoder.encode(["bird"])  # pushes out the dog, which was asked for before the cat
     assert len(memory) == 2 and "cat" in memory and "dog" not in memory and counts == [1]
 
@@ -389,7 +447,10 @@ def test_a_memory_for_several_threads() -> None:
 
 def test_a_directory_for_several_writers(tmp_path: Path) -> None:
     store = EmbeddingDirectory(tmp_path, "key", 2)
-    threads = [threading.Thread(target=store.write, args=("cat", np.array([1, 2], np.float32))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=store.write, args=("cat", np.array([1, 2], np.float32)))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

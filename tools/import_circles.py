@@ -1,7 +1,8 @@
 """Finds the modules of regionspot that import each other, directly or through others.
 
-A module's imports are all that its file states: at the top, inside functions, and under `if TYPE_CHECKING`. The folders
-export/, serving/ and benchmarks/ count by their installed names, such as `regionspot.export`.
+A module's imports are all that its file states: at the top, inside functions, and under `if
+TYPE_CHECKING`. The folders export/, serving/ and benchmarks/ count by their installed names, such
+as `regionspot.export`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def python_files(root: Path) -> list[Path]:
 
 
 def module_name(path: Path, root: Path) -> str:
-    """Returns the name by which a file is imported: `export/plan.py` is `regionspot.export.plan`."""
+    """Returns the name by which a file is imported: `export/plan.py` is
+    `regionspot.export.plan`.
+    """
     parts = list(path.relative_to(root).with_suffix("").parts)
     if parts[0] != PACKAGE:
         parts.insert(0, PACKAGE)
@@ -45,7 +48,9 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def arrows(root: Path) -> list[Arrow]:
-    """Returns the imports between modules of the package: one for each two modules, lazy only if all are."""
+    """Returns the imports between modules of the package: one for each two modules, lazy only if
+    all are.
+    """
     files = {module_name(path, root): path for path in python_files(root)}
     modules = {*files, *(module_name(path, root) for path in (root / PACKAGE).rglob("*.pyi"))}
     found: dict[tuple[str, str], Arrow] = {}

@@ -1,18 +1,21 @@
 """Measures the structure of a checkout and prints one table.
 
-    python -m tools.measure_structure                    # this checkout
-    python -m tools.measure_structure --against 999b19f  # that commit beside this checkout
-    python -m tools.measure_structure --details          # also what is behind the counts, a line each
+    python -m tools.measure_structure                    # this checkout python -m
+    tools.measure_structure --against 999b19f  # that commit beside this checkout python -m
+    tools.measure_structure --details          # also what is behind the counts, a line each
 
-The code that is measured is the Python of regionspot/, export/, serving/ and benchmarks/, without tests.
+The code that is measured is the Python of regionspot/, export/, serving/ and benchmarks/, without
+tests.
 
-files that name ...     A new runtime, graph, encoder or data-set format may need a line in each file that names the
-                        existing ones. Names are those in `KINDS`, as strings or identifiers in code; prose in
-                        docstrings and comments does not count. The same names are looked for in every checkout.
-modules in circles      Modules that import each other, directly or through others: by what runs when a module loads,
-                        and by all imports, those inside functions and under TYPE_CHECKING included.
-modules unseen by mypy  Modules that lie where mypy does not find them by their installed names, so that whatever is
-                        imported from them is `Any`.
+files that name ...     A new runtime, graph, encoder or data-set format may need a line in each
+                        file that names the existing ones. Names are those in `KINDS`, as strings or
+                        identifiers in code; prose in docstrings and comments does not count. The
+                        same names are looked for in every checkout.
+modules in circles      Modules that import each other, directly or through others: by what runs
+                        when a module loads, and by all imports, those inside functions and under
+                        TYPE_CHECKING included.
+modules unseen by mypy  Modules that lie where mypy does not find them by their installed names, so
+                        that whatever is imported from them is `Any`.
 functions with more ... Lines of the body, without signature and docstring.
 code lines              Lines that are not empty, a comment or part of a docstring.
 lines over 100 columns  Their share of all lines.
@@ -38,8 +41,8 @@ MAX_COLUMNS = 100
 ROOT = Path(__file__).resolve().parents[1]
 
 GRAPHS = (
-    "sam_image_encoder|clip_image_encoder|clip_text_encoder|sam_token_decoder_image|sam_token_decoder_prompts"
-    "|sam_mask_decoder|sam_mask_prompt|region_head|region_recognizer"
+    "sam_image_encoder|clip_image_encoder|clip_text_encoder|sam_token_decoder_image|"
+    "sam_token_decoder_prompts|sam_mask_decoder|sam_mask_prompt|region_head|region_recognizer"
 )
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -49,7 +52,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 class Kind:
     """Something that a developer adds, and how code names the existing ones.
 
-    `strings` is searched in string literals; `identifiers` is compared with names, attributes and `owner.attribute`.
+    `strings` is searched in string literals; `identifiers` is compared with names, attributes and
+    `owner.attribute`.
     """
 
     name: str
@@ -57,7 +61,9 @@ class Kind:
     identifiers: str
 
     def is_named(self, strings: set[str], identifiers: set[str]) -> bool:
-        """Tells whether code with these strings and identifiers names an existing thing of the kind."""
+        """Tells whether code with these strings and identifiers names an existing thing of the
+        kind.
+        """
         if any(re.search(self.strings, string) for string in strings):
             return True
         return any(re.fullmatch(self.identifiers, name) for name in identifiers)
@@ -115,7 +121,9 @@ class Measures:
             **{name: str(len(items)) for name, items in self.counts().items()},
             "comprehensions per 1000 code lines": f"{1000 * self.comprehensions / code_lines:.0f}",
             "mean columns of a code line": f"{self.code_columns / code_lines:.1f}",
-            f"lines over {MAX_COLUMNS} columns": f"{100 * self.wide_lines / max(self.lines, 1):.1f} %",
+            f"lines over {MAX_COLUMNS} columns": (
+                f"{100 * self.wide_lines / max(self.lines, 1):.1f} %"
+            ),
             "words in the README": str(self.readme_words),
         }
 
@@ -161,12 +169,16 @@ def _measure_file(result: Measures, path: Path, root: Path) -> None:
     for node in nodes:
         result.comprehensions += isinstance(node, COMPREHENSIONS)
         if isinstance(node, FUNCTIONS) and _body_lines(node) > MAX_BODY:
-            result.long_functions.append(f"{relative}:{node.lineno} {node.name}: {_body_lines(node)} lines")
+            result.long_functions.append(
+                f"{relative}:{node.lineno} {node.name}: {_body_lines(node)} lines"
+            )
     _measure_lines(result, text, docstrings)
 
 
 def _measure_lines(result: Measures, text: str, docstrings: set[ast.Constant]) -> None:
-    prose = {line for string in docstrings for line in range(string.lineno, (string.end_lineno or 0) + 1)}
+    prose = {
+        line for string in docstrings for line in range(string.lineno, (string.end_lineno or 0) + 1)
+    }
     for number, line in enumerate(text.splitlines(), start=1):
         result.lines += 1
         result.wide_lines += len(line) > MAX_COLUMNS
@@ -179,11 +191,17 @@ def _measure_lines(result: Measures, text: str, docstrings: set[ast.Constant]) -
 def _docstrings(nodes: list[ast.AST]) -> set[ast.Constant]:
     """The strings that stand as statements: docstrings, and those below a constant or a field."""
     statements = (node.value for node in nodes if isinstance(node, ast.Expr))
-    return {value for value in statements if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+    return {
+        value
+        for value in statements
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    }
 
 
 def _strings(nodes: list[ast.AST], docstrings: set[ast.Constant]) -> set[str]:
-    constants = (node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings)
+    constants = (
+        node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings
+    )
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
@@ -192,7 +210,9 @@ def _identifiers(node: ast.AST) -> Iterator[str]:
         yield node.id
     elif isinstance(node, ast.Attribute):
         yield node.attr
-        owner = node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+        owner = (
+            node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")
+        )
         yield f"{owner}.{node.attr}"
     elif isinstance(node, ast.alias):
         yield node.name
@@ -218,7 +238,9 @@ def worktree(root: Path, commit: str) -> Iterator[Path]:
     git = ["git", "-C", str(root), "worktree"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "worktree"
-        subprocess.run([*git, "add", "--detach", str(path), commit], check=True, capture_output=True)
+        subprocess.run(
+            [*git, "add", "--detach", str(path), commit], check=True, capture_output=True
+        )
         try:
             yield path
         finally:
@@ -236,7 +258,9 @@ def table(columns: dict[str, Measures]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure (default: this one)")
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help="the checkout to measure (default: this one)"
+    )
     parser.add_argument("--against", metavar="COMMIT", help="a commit to show beside it")
     parser.add_argument("--details", action="store_true", help="list what was counted")
     options = parser.parse_args(arguments)

@@ -11,10 +11,15 @@ from regionspot.cli.outputs import check_outputs
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot convert",
-        description="Import a checkpoint of RegionSpot's authors: takes the head out, checks every key and shape. "
-        "The file is read as weights alone; one that would run code is refused.",
+        description="Import a checkpoint of RegionSpot's authors: takes the head out, checks "
+        "every key and shape. The file is read as weights alone; one that would run "
+        "code is refused.",
     )
-    parser.add_argument("source", metavar="IN.pth", help="the authors' checkpoint, with or without SAM and CLIP inside")
+    parser.add_argument(
+        "source",
+        metavar="IN.pth",
+        help="the authors' checkpoint, with or without SAM and CLIP inside",
+    )
     parser.add_argument("target", metavar="OUT.safetensors", help="where the head goes")
     return parser
 

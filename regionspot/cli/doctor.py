@@ -30,7 +30,8 @@ GIB = 2**30
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot doctor",
-        description="Report versions, devices and which runtimes work here. Exits with 1 if something required fails.",
+        description="Report versions, devices and which runtimes work here. Exits with 1 if "
+        "something required fails.",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
@@ -42,10 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = [finding.name for finding in findings if finding.required and finding.status == "FAIL"]
     if arguments.json:
         listed = [asdict(finding) for finding in findings]
-        print(json.dumps({"regionspot": regionspot.__version__, "ok": not failed, "findings": listed}, indent=2))
+        print(
+            json.dumps(
+                {"regionspot": regionspot.__version__, "ok": not failed, "findings": listed},
+                indent=2,
+            )
+        )
     else:
         print(as_text(findings))
-        print(f"Required, but failing: {', '.join(failed)}." if failed else "Everything required works.")
+        print(
+            f"Required, but failing: {', '.join(failed)}."
+            if failed
+            else "Everything required works."
+        )
     return 1 if failed else 0
 
 
@@ -65,7 +75,9 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 
 def run_probes(names: Sequence[str]) -> list[Finding]:
-    """A finding of each probe, from a child process; where one takes the child down, a new child goes on after it."""
+    """A finding of each probe, from a child process; where one takes the child down, a new child
+    goes on after it.
+    """
     findings: list[Finding] = []
     while len(findings) < len(names):
         pending = names[len(findings) :]
@@ -89,24 +101,39 @@ def check_python() -> Finding:
     detail = f"{platform.python_version()} on {platform.platform()}"
     if sys.version_info >= OLDEST_PYTHON:
         return Finding("python", "OK", detail, required=True)
-    return Finding("python", "FAIL", f"{detail}: older than 3.11", "use Python 3.11 or later", required=True)
+    return Finding(
+        "python", "FAIL", f"{detail}: older than 3.11", "use Python 3.11 or later", required=True
+    )
 
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Finding:
     """Model, usable cores and the vector extensions that decide how fast the CPU runtimes are."""
     cpu = read_processor(cpuinfo)
-    detail = f"{cpu.model}, {cpu.cpus} cores, {' '.join(cpu.features) or 'no vector extensions known'}"
+    detail = (
+        f"{cpu.model}, {cpu.cpus} cores, {' '.join(cpu.features) or 'no vector extensions known'}"
+    )
     if cpu.flags and not {"avx2", "asimd"} & cpu.flags:
-        return Finding("cpu", "WARN", detail, "expect slow inference: a CPU with AVX2 or NEON is several times faster")
+        return Finding(
+            "cpu",
+            "WARN",
+            detail,
+            "expect slow inference: a CPU with AVX2 or NEON is several times faster",
+        )
     return Finding("cpu", "OK", detail)
 
 
-def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> Finding:
-    """Memory available to this process: the machine's, or its container's limit where that is lower."""
+def check_memory(
+    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
+) -> Finding:
+    """Memory available to this process: the machine's, or its container's limit where that is
+    lower.
+    """
     if not meminfo.is_file():
         return Finding("memory", "OK", "unknown on this system")
     sizes = {
-        line.split(":")[0]: int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if ":" in line
+        line.split(":")[0]: int(line.split()[1]) * 1024
+        for line in meminfo.read_text().splitlines()
+        if ":" in line
     }
     total, available = sizes["MemTotal"], sizes["MemAvailable"]
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -114,7 +141,10 @@ def check_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys
     detail = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
     if available < LOW_MEMORY_GIB * GIB:
         return Finding(
-            "memory", "WARN", detail, f"full-size models want {LOW_MEMORY_GIB:.0f} GiB; regionspot_mini does not"
+            "memory",
+            "WARN",
+            detail,
+            f"full-size models want {LOW_MEMORY_GIB:.0f} GiB; regionspot_mini does not",
         )
     return Finding("memory", "OK", detail)
 
@@ -126,17 +156,25 @@ def check_disk() -> Finding:
         above = next(place for place in (cache, *cache.parents) if os.path.exists(place))
         places = {"here": Path.cwd(), "cache": above}
         free = {name: shutil.disk_usage(place).free for name, place in places.items()}
-    except (OSError, InputError) as error:  # this folder was deleted, or may not be looked at; a cache that is nowhere
+    except (
+        OSError,
+        InputError,
+    ) as error:  # this folder was deleted, or may not be looked at; a cache that is nowhere
         mend = "change to a folder that exists, or set REGIONSPOT_CACHE to one"
         return Finding("disk", "WARN", f"cannot be examined: {error}", mend)
     detail = ", ".join(
-        f"{size / GIB:.1f} GiB free {name if name == 'here' else 'for the cache'}" for name, size in free.items()
+        f"{size / GIB:.1f} GiB free {name if name == 'here' else 'for the cache'}"
+        for name, size in free.items()
     )
     if min(free.values()) < LOW_DISK_GIB * GIB:
-        return Finding("disk", "WARN", detail, "free some space, or set REGIONSPOT_CACHE to another disk")
+        return Finding(
+            "disk", "WARN", detail, "free some space, or set REGIONSPOT_CACHE to another disk"
+        )
     return Finding("disk", "OK", detail)
 
 
 def _parse(output: bytes) -> list[Finding]:
     lines = output.decode(errors="replace").splitlines()
-    return [Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')]  # not a library's own chatter
+    return [
+        Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')
+    ]  # not a library's own chatter

@@ -1,4 +1,6 @@
-"""`regionspot-eval`: average precision of a head on COCO- or LVIS-format data, and of the baselines beside it."""
+"""`regionspot-eval`: average precision of a head on COCO- or LVIS-format data, and of the baselines
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
-from regionspot.cli.outputs import check_outputs, is_stdout, json_bytes, model_files, table_stream, write_output
+from regionspot.cli.models import (
+    add_model_options,
+    add_runtime_options,
+    check_runtime,
+    load_recognizer,
+)
+from regionspot.cli.outputs import (
+    check_outputs,
+    is_stdout,
+    json_bytes,
+    model_files,
+    table_stream,
+    write_output,
+)
 from regionspot.cli.regions import add_clean_names_option
 from regionspot.errors import InputError, plain_text, shown
 from regionspot.tables import text_table
@@ -22,59 +36,92 @@ if TYPE_CHECKING:
     from regionspot.vocabulary import VocabularyEncoder
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AP_base", "AP_novel")
-TOP1_COLUMNS = ("top1", "top1s", "top1m", "top1l", "top1r", "top1c", "top1f", "top1_base", "top1_novel")
+TOP1_COLUMNS = (
+    "top1",
+    "top1s",
+    "top1m",
+    "top1l",
+    "top1r",
+    "top1c",
+    "top1f",
+    "top1_base",
+    "top1_novel",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot-eval",
-        description="Recognise given regions of every image and measure average precision by LVIS's or COCO's rules. "
-        "The table says the protocol: figures of different protocols do not compare.",
+        description="Recognise given regions of every image and measure average precision by "
+        "LVIS's or COCO's rules. The table says the protocol: figures of different "
+        "protocols do not compare.",
     )
-    parser.add_argument("--data", required=True, metavar="JSON", help="annotations in COCO or LVIS format")
-    parser.add_argument("--images", metavar="DIR", help="where the images are (default: beside the annotations)")
+    parser.add_argument(
+        "--data", required=True, metavar="JSON", help="annotations in COCO or LVIS format"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", help="where the images are (default: beside the annotations)"
+    )
     add_model_options(parser)
     add_runtime_options(parser)
     parser.add_argument(
         "--proposals",
         default="gt",
         metavar="gt|FILE",
-        help="ground-truth boxes (default), or a detector's: COCO results, or boxes (xyxy) and scores by image id",
+        help="ground-truth boxes (default), or a detector's: COCO results, or boxes (xyxy) and "
+        "scores by image id",
     )
-    parser.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
     parser.add_argument(
-        "--iou-type", choices=("bbox", "segm", "both"), default="bbox", help="judge boxes, SAM's masks, or both"
+        "--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--iou-type",
+        choices=("bbox", "segm", "both"),
+        default="bbox",
+        help="judge boxes, SAM's masks, or both",
     )
     parser.add_argument(
         "--methods",
         default="head",
         metavar="LIST",
-        help="with commas between: head, clip_crops, roi_pooling, mask_pooling, constant_token, head_and_crops "
-        "(default: %(default)s)",
+        help="with commas between: head, clip_crops, roi_pooling, mask_pooling, constant_token, "
+        "head_and_crops (default: %(default)s)",
     )
     parser.add_argument(
         "--tune-on",
         metavar="JSON",
-        help="training annotations: each baseline takes the setting with the highest top-1 accuracy on their boxes "
-        "instead of its default",
+        help="training annotations: each baseline takes the setting with the highest top-1 "
+        "accuracy on their boxes instead of its default",
     )
     parser.add_argument(
-        "--tune-images", metavar="DIR", help="where the images of --tune-on are (default: beside the annotations)"
+        "--tune-images",
+        metavar="DIR",
+        help="where the images of --tune-on are (default: beside the annotations)",
     )
     parser.add_argument(
-        "--tune-count", type=int, default=200, metavar="N", help="use the first N of them (%(default)s)"
+        "--tune-count",
+        type=int,
+        default=200,
+        metavar="N",
+        help="use the first N of them (%(default)s)",
     )
     add_clean_names_option(parser)
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)"
+    )
     parser.add_argument(
         "--skip-unreadable",
         type=int,
         default=0,
         metavar="N",
-        help="leave out up to N pictures that are missing, damaged or of another size, and list them (%(default)s)",
+        help="leave out up to N pictures that are missing, damaged or of another size, and list "
+        "them (%(default)s)",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write the figures with their protocol; - is standard output"
+        "--json",
+        type=Path,
+        metavar="OUT",
+        help="write the figures with their protocol; - is standard output",
     )
     parser.add_argument(
         "--detections",
@@ -100,8 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, proposals = _load(arguments)
     training = _load_to_tune_on(arguments, dataset)
     with load_recognizer(arguments) as model:
-        encoder = VocabularyEncoder(model.text_encoder, clean_coco_suffixes=arguments.clean_names == "coco")
-        chosen = methods_named(methods) if training is None else _tuned(model, training, encoder, methods, arguments)
+        encoder = VocabularyEncoder(
+            model.text_encoder, clean_coco_suffixes=arguments.clean_names == "coco"
+        )
+        chosen = (
+            methods_named(methods)
+            if training is None
+            else _tuned(model, training, encoder, methods, arguments)
+        )
         results = evaluate_methods(
             model,
             dataset,
@@ -119,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for method, path in detection_files.items():
         write_output(path, json_bytes(results[method][1].to_coco(), indent=None))
     iou_types = ("bbox", "segm") if arguments.iou_type == "both" else (arguments.iou_type,)
-    print(format_table(metrics, iou_types), file=table_stream(arguments.json, *detection_files.values()))
+    print(
+        format_table(metrics, iou_types),
+        file=table_stream(arguments.json, *detection_files.values()),
+    )
     return 0
 
 
@@ -154,9 +210,14 @@ def _check_tuning(arguments: argparse.Namespace, methods: Sequence[str]) -> None
     if arguments.tune_count < 1:
         raise InputError(f"--tune-count must be 1 or more, not {arguments.tune_count}")
     if not set(methods) & set(TUNABLE):
-        raise InputError(f"--tune-on is for baselines: leave it out, or add to --methods one of {', '.join(TUNABLE)}")
+        raise InputError(
+            "--tune-on is for baselines: leave it out, or add to --methods one of "
+            f"{', '.join(TUNABLE)}"
+        )
     if Path(arguments.tune_on).resolve() == Path(arguments.data).resolve():
-        raise InputError("--tune-on and --data are one file: choose settings on pictures that are not measured")
+        raise InputError(
+            "--tune-on and --data are one file: choose settings on pictures that are not measured"
+        )
 
 
 def _load_to_tune_on(arguments: argparse.Namespace, dataset: CocoDataset) -> CocoDataset | None:
@@ -172,8 +233,8 @@ def _load_to_tune_on(arguments: argparse.Namespace, dataset: CocoDataset) -> Coc
     both = [image for image in training.images if training.image_path(image).resolve() in measured]
     if both:
         raise InputError(
-            f"{len(both)} pictures of --tune-on are also in --data ({shown(both[0].file_name)}): choose settings on "
-            "pictures that are not measured"
+            f"{len(both)} pictures of --tune-on are also in --data ({shown(both[0].file_name)}): "
+            "choose settings on pictures that are not measured"
         )
     return training
 
@@ -191,31 +252,49 @@ def _tuned(
     assert isinstance(model, RegionSpot)  # as `check_runs_in` saw to
     words = encoder.encode(training.class_names)
     return tuned_methods(
-        model, training, words, methods, arguments.batch_size, skip_unreadable=arguments.skip_unreadable
+        model,
+        training,
+        words,
+        methods,
+        arguments.batch_size,
+        skip_unreadable=arguments.skip_unreadable,
     )
 
 
 def _detection_files(path: Path | None, methods: Sequence[str]) -> dict[str, Path]:
-    """Where the detections of each method go: to `path`, those of several to OUT.METHOD.json beside it."""
+    """Where the detections of each method go: to `path`, those of several to OUT.METHOD.json beside
+    it.
+    """
     if path is None:
         return {}
     if len(methods) == 1:
         return {methods[0]: path}
     if is_stdout(path):
-        raise InputError("--detections: standard output takes the detections of one method; name a file for several")
-    return {method: path.with_name(f"{path.name.removesuffix('.json')}.{method}.json") for method in methods}
+        raise InputError(
+            "--detections: standard output takes the detections of one method; name a file for "
+            "several"
+        )
+    return {
+        method: path.with_name(f"{path.name.removesuffix('.json')}.{method}.json")
+        for method in methods
+    }
 
 
 def _check_files(arguments: argparse.Namespace, detection_files: Mapping[str, Path]) -> None:
     """Refuses outputs that would overwrite an input or each other. Raises InputError."""
-    outputs = {"--json": arguments.json} | {f"--detections of {name}": path for name, path in detection_files.items()}
+    outputs = {"--json": arguments.json} | {
+        f"--detections of {name}": path for name, path in detection_files.items()
+    }
     proposals = None if arguments.proposals == "gt" else arguments.proposals
     inputs = {"--data": arguments.data, "--proposals": proposals, "--tune-on": arguments.tune_on}
     check_outputs(outputs, inputs | model_files(arguments))
 
 
-def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[str] = ("bbox",)) -> str:
-    """Shows the protocol, then a row for each method; a table for each of iou_types. A dash: no class to measure on.
+def format_table(
+    metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[str] = ("bbox",)
+) -> str:
+    """Shows the protocol, then a row for each method; a table for each of iou_types. A dash: no
+    class to measure on.
 
     Args:
         metrics: method -> what `evaluate_methods` returns of it.
@@ -223,16 +302,20 @@ def format_table(metrics: Mapping[str, Mapping[str, Any]], iou_types: Sequence[s
     """
     protocol = next(iter(metrics.values()))["protocol"]
     lines = [
-        f"{protocol['model']} by {protocol['runtime']} in {protocol['precision']} on {protocol['images']} images, "
-        f"{protocol['regions']} regions: {protocol['proposals']}",
-        f"{protocol['rules'].upper()} rules; score = {protocol['scores']}; the {protocol['pairs_per_image']} best "
-        f"(region, class) pairs of an image; {protocol['detections_judged']} judged",
+        f"{protocol['model']} by {protocol['runtime']} in {protocol['precision']} on "
+        f"{protocol['images']} images, {protocol['regions']} regions: {protocol['proposals']}",
+        f"{protocol['rules'].upper()} rules; score = {protocol['scores']}; the "
+        f"{protocol['pairs_per_image']} best (region, class) pairs of an image; "
+        f"{protocol['detections_judged']} judged",
     ]
     lines += _remarks(protocol)
     lines += [_method_line(name, of_method["protocol"]) for name, of_method in metrics.items()]
     for iou_type in iou_types:
         heading = {"bbox": "boxes, AP", "segm": "masks, AP"}[iou_type]
-        figures = {name: of_method["segm"] if iou_type == "segm" else of_method for name, of_method in metrics.items()}
+        figures = {
+            name: of_method["segm"] if iou_type == "segm" else of_method
+            for name, of_method in metrics.items()
+        }
         lines += _rows(heading, COLUMNS, figures)
     if "bbox" in iou_types:
         of_one_label = {name: of_method["one_label"] for name, of_method in metrics.items()}
@@ -247,14 +330,19 @@ def _method_line(name: str, protocol: Mapping[str, Any]) -> str:
     if not tuned:
         return f"{name}: {protocol['method']}"
     return (
-        f"{name}: {protocol['method']} (the best of {tuned['settings']} settings on the annotated boxes of "
-        f"{tuned['images']} images of {plain_text(tuned['data'])})"
+        f"{name}: {protocol['method']} (the best of {tuned['settings']} settings on the annotated "
+        f"boxes of {tuned['images']} images of {plain_text(tuned['data'])})"
     )
 
 
-def _rows(heading: str, columns: Sequence[str], figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _rows(
+    heading: str, columns: Sequence[str], figures: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """A blank line, and a table with a row for each method."""
-    rows = [[method, *(number(of_method[name]) for name in columns)] for method, of_method in figures.items()]
+    rows = [
+        [method, *(number(of_method[name]) for name in columns)]
+        for method, of_method in figures.items()
+    ]
     return ["", text_table([heading, *columns], rows, right=range(1, len(columns) + 1))]
 
 
@@ -262,23 +350,26 @@ def _remarks(protocol: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures must know besides the protocol's usual lines."""
     remarks = []
     if protocol["boxes_dropped"]:
-        remarks.append(f"{protocol['boxes_dropped']} proposals left out: empty, or wholly outside their image")
+        remarks.append(
+            f"{protocol['boxes_dropped']} proposals left out: empty, or wholly outside their image"
+        )
     if protocol["images_skipped"]:
         remarks.append(f"{len(protocol['images_skipped'])} pictures left out with their objects:")
         remarks += [f"  {reason}" for reason in protocol["images_skipped"]]
     if protocol["shared_names"]:
         remarks.append(
-            f"{protocol['shared_names']} categories have the name of another: each gets the score of their one word"
+            f"{protocol['shared_names']} categories have the name of another: each gets the score "
+            "of their one word"
         )
     if protocol["masks_without_pixels"]:
         remarks.append(
-            f"{protocol['masks_without_pixels']} annotated masks cover no pixel of their picture: objects that no mask "
-            "can find"
+            f"{protocol['masks_without_pixels']} annotated masks cover no pixel of their picture: "
+            "objects that no mask can find"
         )
     if protocol["masks_beside_boxes"]:
         remarks.append(
-            f"{protocol['masks_beside_boxes']} annotated masks do not touch their own boxes: are they fractions of the "
-            "picture, or of another picture?"
+            f"{protocol['masks_beside_boxes']} annotated masks do not touch their own boxes: are "
+            "they fractions of the picture, or of another picture?"
         )
     return remarks
 

@@ -24,49 +24,93 @@ SIZES = ("batch", "regions", "prompts", "points")  # dynamic axes whose ranges c
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot-export",
-        description="Turn weights into ONNX, OpenVINO and TensorRT artefacts. Each is run in a process of its own and "
-        "compared with the PyTorch model, graph by graph and end to end; exits with 1 if one differs. OpenVINO and "
-        "TensorRT are made from ONNX, which is kept as well.",
+        description="Turn weights into ONNX, OpenVINO and TensorRT artefacts. Each is run in a "
+        "process of its own and compared with the PyTorch model, graph by graph and "
+        "end to end; exits with 1 if one differs. OpenVINO and TensorRT are made from "
+        "ONNX, which is kept as well.",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for manifest.json and the artefacts")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for manifest.json and the artefacts"
+    )
     add_model_options(parser)
-    parser.add_argument("--weights", dest="head_weights", metavar="HEAD", help="the same as --head-weights")
+    parser.add_argument(
+        "--weights", dest="head_weights", metavar="HEAD", help="the same as --head-weights"
+    )
     parser.set_defaults(device="cpu")
     what = parser.add_argument_group("what to make")
     for row in FORMATS.values():
         if row.option is not None:
-            what.add_argument(f"--{row.option}", action="append_const", dest="formats", const=row.name, help=row.help)
+            what.add_argument(
+                f"--{row.option}",
+                action="append_const",
+                dest="formats",
+                const=row.name,
+                help=row.help,
+            )
     what.add_argument(
-        "--precision", default="fp32", metavar="LIST", help="of fp32, fp16, bf16 and int8 (default: %(default)s)"
+        "--precision",
+        default="fp32",
+        metavar="LIST",
+        help="of fp32, fp16, bf16 and int8 (default: %(default)s)",
     )
     what.add_argument(
-        "--graphs", metavar="LIST", help="only these, or all; region_recognizer, all in one, is made on request alone"
+        "--graphs",
+        metavar="LIST",
+        help="only these, or all; region_recognizer, all in one, is made on request alone",
     )
     what.add_argument("--batch", metavar="MIN:OPT:MAX", help="images at a time (default: 1:1:8)")
-    what.add_argument("--regions", metavar="MIN:OPT:MAX", help="regions of an image (default: 1:32:300)")
-    what.add_argument("--prompts", metavar="MIN:OPT:MAX", help="prompts of an image at a time (default: 1:32:64)")
-    what.add_argument("--points", metavar="MIN:OPT:MAX", help="points of a prompt, two for a box (default: 1:2:16)")
-    what.add_argument("--dry-run", action="store_true", help="say what would be made, and how large; load no weights")
-    what.add_argument("--resume", action="store_true", help="keep what an earlier run made and verified")
+    what.add_argument(
+        "--regions", metavar="MIN:OPT:MAX", help="regions of an image (default: 1:32:300)"
+    )
+    what.add_argument(
+        "--prompts", metavar="MIN:OPT:MAX", help="prompts of an image at a time (default: 1:32:64)"
+    )
+    what.add_argument(
+        "--points",
+        metavar="MIN:OPT:MAX",
+        help="points of a prompt, two for a box (default: 1:2:16)",
+    )
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be made, and how large; load no weights",
+    )
+    what.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run made and verified"
+    )
     compared = parser.add_argument_group("verification and calibration")
     compared.add_argument(
         "--calibration",
         metavar="JSON|DIR",
         type=local_path,
-        help="pictures for int8's ranges and for the comparison: annotations in COCO format, or a folder (default: "
-        "scenes of the mini world)",
+        help="pictures for int8's ranges and for the comparison: annotations in COCO format, or a "
+        "folder (default: scenes of the mini world)",
     )
     compared.add_argument(
-        "--parity-images", type=int, default=4, metavar="N", help="pictures to compare on (%(default)s)"
+        "--parity-images",
+        type=int,
+        default=4,
+        metavar="N",
+        help="pictures to compare on (%(default)s)",
     )
-    compared.add_argument("--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)")
+    compared.add_argument(
+        "--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)"
+    )
     engines = parser.add_argument_group("TensorRT")
     engines.add_argument(
-        "--compute-capability", metavar="LIST", help="the GPUs that RTX engines are for, such as 89,120"
+        "--compute-capability",
+        metavar="LIST",
+        help="the GPUs that RTX engines are for, such as 89,120",
     )
-    engines.add_argument("--opt-level", type=int, default=3, metavar="N", help="0 builds fastest, 5 searches longest")
-    engines.add_argument("--workspace", type=int, metavar="MIB", help="most scratch memory of a layer")
-    engines.add_argument("--timing-cache", type=Path, metavar="FILE", help="makes later builds faster")
+    engines.add_argument(
+        "--opt-level", type=int, default=3, metavar="N", help="0 builds fastest, 5 searches longest"
+    )
+    engines.add_argument(
+        "--workspace", type=int, metavar="MIB", help="most scratch memory of a layer"
+    )
+    engines.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="makes later builds faster"
+    )
     return parser
 
 
@@ -91,7 +135,9 @@ def formats_of(arguments: argparse.Namespace) -> tuple[str, ...]:
     """
     asked = arguments.formats or [ONNX]
     formats = [name for name in FORMATS if name in asked]
-    return (*formats, NATIVE) if any(FORMATS[name].runs_on_cpu for name in formats) else tuple(formats)
+    return (
+        (*formats, NATIVE) if any(FORMATS[name].runs_on_cpu for name in formats) else tuple(formats)
+    )
 
 
 def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
@@ -112,7 +158,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
     check_libraries(formats_of(arguments))
     engine = _engine_options(arguments)
-    _plan(arguments, sizing_model(arguments.model))  # what is wrong with it, before weights are loaded
+    _plan(
+        arguments, sizing_model(arguments.model)
+    )  # what is wrong with it, before weights are loaded
     from regionspot.export.build import Settings, export
     from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_report
@@ -120,7 +168,9 @@ def _export(arguments: argparse.Namespace) -> int:
     model = load_model(arguments)
     inputs = ParityInputs(model, arguments.calibration, arguments.parity_images)
     print(f"comparing on {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs")
-    settings = Settings(arguments.out, arguments.resume, _source(arguments), engine, arguments.threads)
+    settings = Settings(
+        arguments.out, arguments.resume, _source(arguments), engine, arguments.threads
+    )
     report = export(model, _plan(arguments, model), inputs, settings)
     print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")
     return 0 if report.passed else EXIT_BREACH
@@ -128,8 +178,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:
     """Names of the weight files, without their folders, or the seed."""
-    named = {option: getattr(arguments, option) for option in WEIGHT_OPTIONS if getattr(arguments, option) is not None}
-    return {option: Path(value).name if isinstance(value, str) else value for option, value in named.items()}
+    named = {
+        option: getattr(arguments, option)
+        for option in WEIGHT_OPTIONS
+        if getattr(arguments, option) is not None
+    }
+    return {
+        option: Path(value).name if isinstance(value, str) else value
+        for option, value in named.items()
+    }
 
 
 def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
@@ -139,9 +196,14 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
     capabilities = None
     if arguments.compute_capability:
         try:
-            capabilities = tuple(int(part.replace(".", "")) for part in arguments.compute_capability.split(","))
+            capabilities = tuple(
+                int(part.replace(".", "")) for part in arguments.compute_capability.split(",")
+            )
         except ValueError as error:
             raise InputError(
-                f"--compute-capability {arguments.compute_capability!r} is no list of numbers such as 89,120"
+                f"--compute-capability {arguments.compute_capability!r} is no list of numbers such "
+                "as 89,120"
             ) from error
-    return EngineOptions(capabilities, arguments.opt_level, arguments.workspace, arguments.timing_cache)
+    return EngineOptions(
+        capabilities, arguments.opt_level, arguments.workspace, arguments.timing_cache
+    )

@@ -25,20 +25,40 @@ from regionspot.logs import log_to
 COMMANDS = {
     "predict": ("regionspot.cli.predict", "recognise regions of a picture"),
     "train": ("regionspot.cli.train", "train a head on COCO- or LVIS-format data"),
-    "eval": ("regionspot.cli.evaluate", "average precision of a head, and of CLIP on box crops beside it"),
-    "export": ("regionspot.cli.export", "make ONNX, OpenVINO and TensorRT artefacts, each verified"),
-    "serve": ("regionspot.cli.serve", "serve a model with Triton Inference Server, and a web page to try it"),
+    "eval": (
+        "regionspot.cli.evaluate",
+        "average precision of a head, and of CLIP on box crops beside it",
+    ),
+    "export": (
+        "regionspot.cli.export",
+        "make ONNX, OpenVINO and TensorRT artefacts, each verified",
+    ),
+    "serve": (
+        "regionspot.cli.serve",
+        "serve a model with Triton Inference Server, and a web page to try it",
+    ),
     "query": ("regionspot.cli.query", "ask a server about pictures"),
-    "benchmark": ("regionspot.cli.benchmark", "measure latency, accuracy, load, peers and training"),
-    "parity": ("regionspot.cli.parity", "compare two runtimes of a model, graph by graph and end to end"),
+    "benchmark": (
+        "regionspot.cli.benchmark",
+        "measure latency, accuracy, load, peers and training",
+    ),
+    "parity": (
+        "regionspot.cli.parity",
+        "compare two runtimes of a model, graph by graph and end to end",
+    ),
     "convert": ("regionspot.cli.convert", "import a checkpoint of RegionSpot's authors"),
     "mini": ("regionspot.cli.mini", "build the mini world and its foundation models"),
     "demo": ("regionspot.cli.demo", "train on the mini world, evaluate, recognise regions"),
-    "doctor": ("regionspot.cli.doctor", "what works on this machine, and how to mend what does not"),
+    "doctor": (
+        "regionspot.cli.doctor",
+        "what works on this machine, and how to mend what does not",
+    ),
 }
 
 LOGGING_TO_STDOUT = ("train", "export", "serve", "mini", "demo")
-"""Commands whose output is read by people; the results of others may be read by programs, so they log to stderr."""
+"""Commands whose output is read by people; the results of others may be read by programs, so they
+log to stderr.
+"""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -47,7 +67,8 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, or 2 for what the user can mend, or the command's own.
 
-    A reader of standard output that goes away (`| head`) does not end the work: the status is then 141.
+    A reader of standard output that goes away (`| head`) does not end the work: the status is then
+    141.
     """
     _ensure_home()
     with KeptStreams() as streams, _plain_warnings():
@@ -97,7 +118,9 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _ensure_home() -> None:
-    """Give libraries that insist on a home directory one, where HOME is unset and the user has no account."""
+    """Give libraries that insist on a home directory one, where HOME is unset and the user has no
+    account.
+    """
     try:
         Path.home()
     except RuntimeError:
@@ -150,7 +173,8 @@ def usage() -> str:
         "commands:",
         *(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items()),
         "",
-        "`regionspot COMMAND --help` describes a command; `regionspot --version` names this release.",
+        "`regionspot COMMAND --help` describes a command; `regionspot --version` names this "
+        "release.",
     ]
     return "\n".join(lines)
 

@@ -19,14 +19,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionspot mini", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser("build", help="write pictures and LVIS-format annotations")
-    build.add_argument("--out", type=Path, required=True, help="directory for the annotations and pictures")
-    build.add_argument("--train", type=int, default=9000, metavar="N", help="training pictures (%(default)s)")
-    build.add_argument("--val", type=int, default=1000, metavar="N", help="validation pictures (%(default)s)")
     build.add_argument(
-        "--crowds", type=int, default=0, metavar="N", help="pictures of up to 100 small toys (%(default)s)"
+        "--out", type=Path, required=True, help="directory for the annotations and pictures"
     )
     build.add_argument(
-        "--long-tail", action="store_true", help="frequent, common and rare categories in training, not all alike"
+        "--train", type=int, default=9000, metavar="N", help="training pictures (%(default)s)"
+    )
+    build.add_argument(
+        "--val", type=int, default=1000, metavar="N", help="validation pictures (%(default)s)"
+    )
+    build.add_argument(
+        "--crowds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pictures of up to 100 small toys (%(default)s)",
+    )
+    build.add_argument(
+        "--long-tail",
+        action="store_true",
+        help="frequent, common and rare categories in training, not all alike",
     )
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
@@ -47,9 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="directory for the weights, and a checkpoint that a killed run goes on from",
     )
     pretrain.add_argument(
-        "--from", dest="start", type=Path, metavar="DIR", help="begin with these weights (default: random ones)"
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="begin with these weights (default: random ones)",
     )
-    pretrain.add_argument("--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)")
+    pretrain.add_argument(
+        "--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)"
+    )
     pretrain.add_argument("--threads", type=int, default=2)
     return parser
 
@@ -82,15 +100,20 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = arguments.out / f"{arguments.tower}-checkpoint.pt"  # a run that was killed goes on from it
+    checkpoint = (
+        arguments.out / f"{arguments.tower}-checkpoint.pt"
+    )  # a run that was killed goes on from it
     if arguments.tower == "sam":
         sam_recipe = _with_overrides(pretrain_sam.SamRecipe(), arguments.overrides)
         path = shipped.save_sam(
-            pretrain_sam.train(arguments.pool, sam_recipe, checkpoint, arguments.start), arguments.out
+            pretrain_sam.train(arguments.pool, sam_recipe, checkpoint, arguments.start),
+            arguments.out,
         )
     else:
         clip_recipe = _with_overrides(pretrain_clip.ClipRecipe(), arguments.overrides)
-        clip, token_ids = pretrain_clip.train(arguments.pool, clip_recipe, checkpoint, arguments.start)
+        clip, token_ids = pretrain_clip.train(
+            arguments.pool, clip_recipe, checkpoint, arguments.start
+        )
         path = shipped.save_clip(clip, token_ids, arguments.out)
     print(path)
     return 0
@@ -107,5 +130,7 @@ def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
             changes[name] = kinds[name](value)
         except (KeyError, ValueError) as error:
             fields = ", ".join(kinds)
-            raise InputError(f"{override!r} sets no field: write --set KEY=NUMBER with one of {fields}") from error
+            raise InputError(
+                f"{override!r} sets no field: write --set KEY=NUMBER with one of {fields}"
+            ) from error
     return dataclasses.replace(recipe, **changes)

@@ -22,7 +22,9 @@ TORCH_PRECISIONS = ("fp32", "bf16", "fp16")
 TRITON = "triton"
 """The runtime that is a server, see `regionspot.serving.triton.pipeline_from_triton`."""
 
-PRECISION_HELP = "of the artefacts (default: the finest), or what torch works in: fp32 (default), bf16, fp16"
+PRECISION_HELP = (
+    "of the artefacts (default: the finest), or what torch works in: fp32 (default), bf16, fp16"
+)
 
 WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")
 
@@ -30,12 +32,27 @@ WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, its weight files and --device."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL, help="a preset (default: %(default)s)")
-    model.add_argument("--head-weights", metavar="FILE", help="from regionspot-train or `regionspot convert`")
-    model.add_argument("--sam-weights", metavar="FILE", help="SAM's official .pth; regionspot_mini brings its own")
-    model.add_argument("--clip-weights", metavar="FILE", help="OpenAI's .pt or open_clip's file; likewise")
-    model.add_argument("--random-weights", metavar="SEED", type=int, help="in place of files: to try sizes and speed")
-    model.add_argument("--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+    model.add_argument(
+        "--model", metavar="NAME", default=DEFAULT_MODEL, help="a preset (default: %(default)s)"
+    )
+    model.add_argument(
+        "--head-weights", metavar="FILE", help="from regionspot-train or `regionspot convert`"
+    )
+    model.add_argument(
+        "--sam-weights", metavar="FILE", help="SAM's official .pth; regionspot_mini brings its own"
+    )
+    model.add_argument(
+        "--clip-weights", metavar="FILE", help="OpenAI's .pt or open_clip's file; likewise"
+    )
+    model.add_argument(
+        "--random-weights",
+        metavar="SEED",
+        type=int,
+        help="in place of files: to try sizes and speed",
+    )
+    model.add_argument(
+        "--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if any)"
+    )
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +65,17 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         help="what runs the model (default: %(default)s)",
     )
     runtime.add_argument(
-        "--artifacts", metavar="DIR", help="from regionspot-export: takes the weights' place for all but torch"
+        "--artifacts",
+        metavar="DIR",
+        help="from regionspot-export: takes the weights' place for all but torch",
     )
     runtime.add_argument("--precision", choices=get_args(Precision), help=PRECISION_HELP)
-    runtime.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
-    runtime.add_argument("--url", metavar="HOST:PORT", help="of triton: the gRPC port of a server, graph by graph")
+    runtime.add_argument(
+        "--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)"
+    )
+    runtime.add_argument(
+        "--url", metavar="HOST:PORT", help="of triton: the gRPC port of a server, graph by graph"
+    )
 
 
 def load_model(arguments: argparse.Namespace, dtype: str | None = None) -> RegionSpot:
@@ -94,7 +117,9 @@ def check_runtime(arguments: argparse.Namespace) -> None:
         _check_triton(arguments)
         return
     if arguments.url:
-        raise InputError(f"--url goes with --runtime {TRITON}, not with {arguments.runtime}: leave it out")
+        raise InputError(
+            f"--url goes with --runtime {TRITON}, not with {arguments.runtime}: leave it out"
+        )
     if arguments.runtime == "torch":
         if arguments.artifacts:
             raise InputError(
@@ -103,28 +128,30 @@ def check_runtime(arguments: argparse.Namespace) -> None:
             )
         if arguments.precision not in (None, *TORCH_PRECISIONS):
             raise InputError(
-                f"torch works in {', '.join(TORCH_PRECISIONS)}, not in {arguments.precision}: leave out --precision, "
-                f"or use artefacts in {arguments.precision} with another --runtime ({', '.join(model_runtimes())})"
+                f"torch works in {', '.join(TORCH_PRECISIONS)}, not in {arguments.precision}: "
+                f"leave out --precision, or use artefacts in {arguments.precision} with another "
+                f"--runtime ({', '.join(model_runtimes())})"
             )
         return
     if not arguments.artifacts:
         raise InputError(
-            f"--runtime {arguments.runtime} runs exported graphs: name their directory with --artifacts. "
-            f"To make it:\n  {export_command(arguments)}"
+            f"--runtime {arguments.runtime} runs exported graphs: name their directory with "
+            f"--artifacts. To make it:\n  {export_command(arguments)}"
         )
     given = [option for option in WEIGHT_OPTIONS if getattr(arguments, option) is not None]
     if given:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
         raise InputError(
-            f"{options} would be ignored: the artefacts in {arguments.artifacts} hold their own weights. Leave out the "
-            "weights, or use --runtime torch without --artifacts"
+            f"{options} would be ignored: the artefacts in {arguments.artifacts} hold their own "
+            "weights. Leave out the weights, or use --runtime torch without --artifacts"
         )
 
 
 def _check_triton(arguments: argparse.Namespace) -> None:
     if not arguments.url:
         raise InputError(
-            "--runtime triton needs --url HOST:PORT of the server's gRPC port: `regionspot-serve up` says it"
+            "--runtime triton needs --url HOST:PORT of the server's gRPC port: `regionspot-serve "
+            "up` says it"
         )
     given = [
         option
@@ -133,29 +160,36 @@ def _check_triton(arguments: argparse.Namespace) -> None:
     ]
     if given:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in given)
-        raise InputError(f"{options} would be ignored: the server at {arguments.url} has its own; leave them out")
+        raise InputError(
+            f"{options} would be ignored: the server at {arguments.url} has its own; leave them out"
+        )
 
 
 def export_command(arguments: argparse.Namespace) -> str:
-    """The command that makes artefacts of the model that the options name, for the runtime that they name."""
+    """The command that makes artefacts of the model that the options name, for the runtime that
+    they name.
+    """
     words = ["regionspot-export", "--model", arguments.model]
     for option in WEIGHT_OPTIONS:
         if (value := getattr(arguments, option)) is not None:
             name = "weights" if option == "head_weights" else option.replace("_", "-")
             words += [f"--{name}", str(value)]
     words += ["--out", arguments.artifacts or "artifacts", export_option(arguments.runtime)]
-    return shlex.join([*words, "--precision", arguments.precision] if arguments.precision else words)
+    return shlex.join(
+        [*words, "--precision", arguments.precision] if arguments.precision else words
+    )
 
 
 @contextmanager
 def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | RegionPipeline]:
-    """The model with PyTorch, or a pipeline of the artefacts that the options name, without any weights loaded.
+    """The model with PyTorch, or a pipeline of the artefacts that the options name, without any
+    weights loaded.
 
     A pipeline is closed at the end of the `with`: TensorRT-RTX saves its compiled kernels then.
 
     Raises:
-        InputError, ArtifactError: as `load_model` and `check_runtime`; artefacts that are missing, damaged, of another
-            model, or made for another runtime or precision.
+        InputError, ArtifactError: as `load_model` and `check_runtime`; artefacts that are missing,
+            damaged, of another model, or made for another runtime or precision.
     """
     check_runtime(arguments)
     if arguments.runtime == "torch":
@@ -171,16 +205,22 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
 
         with pipeline_from_triton(arguments.url) as served:
             if arguments.model not in (DEFAULT_MODEL, served.name):
-                raise InputError(f"{arguments.url} serves {served.name}, not {arguments.model}: leave out --model")
+                raise InputError(
+                    f"{arguments.url} serves {served.name}, not {arguments.model}: leave out "
+                    "--model"
+                )
             yield served
         return
     from regionspot.runtime.opening import open_pipeline
 
     where = {"device": arguments.device, "threads": arguments.threads}
-    with open_pipeline(arguments.artifacts, arguments.runtime, arguments.precision, **where) as pipeline:
+    with open_pipeline(
+        arguments.artifacts, arguments.runtime, arguments.precision, **where
+    ) as pipeline:
         if arguments.model not in (DEFAULT_MODEL, pipeline.name):
             raise InputError(
-                f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of {arguments.model}: leave out "
-                f"--model, or make others:\n  {export_command(arguments)}"
+                f"the artefacts in {arguments.artifacts} are of {pipeline.name}, not of "
+                f"{arguments.model}: leave out --model, or make others:\n  "
+                f"{export_command(arguments)}"
             )
         yield pipeline

@@ -1,7 +1,8 @@
-"""The files that a command writes: refused before any work where they would destroy something, written before tables.
+"""The files that a command writes: refused before any work where they would destroy something,
+written before tables.
 
-Every command that writes calls `check_outputs` first, `write_output` as soon as there is something to write, and prints
-its table to `table_stream` last.
+Every command that writes calls `check_outputs` first, `write_output` as soon as there is something
+to write, and prints its table to `table_stream` last.
 """
 
 from __future__ import annotations
@@ -23,28 +24,36 @@ Name = str | Path
 """A file's path, or "-" for standard output."""
 
 
-def check_outputs(outputs: Mapping[str, Name | None], inputs: Mapping[str, Name | Iterable[Name] | None]) -> None:
+def check_outputs(
+    outputs: Mapping[str, Name | None], inputs: Mapping[str, Name | Iterable[Name] | None]
+) -> None:
     """Refuse outputs that cannot be written, or whose writing would lose something.
 
     Args:
         outputs: option -> the file to write, None where it is not asked for.
-        inputs: what it is ("the picture", "--data") -> the file or files that are read. None, words that name no file,
-            and folders are passed over; of a folder of artefacts name the files, see `artifact_files`.
+        inputs: what it is ("the picture", "--data") -> the file or files that are read. None, words
+            that name no file, and folders are passed over; of a folder of artefacts name the files,
+            see `artifact_files`.
 
     Raises:
-        InputError: an output is a folder, lies in one that cannot be written to, is an input, or is another output.
+        InputError: an output is a folder, lies in one that cannot be written to, is an input, or is
+            another output.
     """
     asked = {option: path for option, path in outputs.items() if path is not None}
     for option, path in asked.items():
         _check_place(option, path)
         for what, source in _each(inputs):
             if not is_stdout(path) and _is_file(source) and same_file(path, source):
-                raise InputError(f"{option} {path} would overwrite {what}, {source}: choose another name")
+                raise InputError(
+                    f"{option} {path} would overwrite {what}, {source}: choose another name"
+                )
     options = list(asked)
     for index, first in enumerate(options):
         for second in options[index + 1 :]:
             if _collide(asked[first], asked[second]):
-                raise InputError(f"{first} and {second} would both write {asked[second]}: choose two names")
+                raise InputError(
+                    f"{first} and {second} would both write {asked[second]}: choose two names"
+                )
 
 
 def write_output(path: Name, content: bytes) -> None:
@@ -64,18 +73,26 @@ def write_output(path: Name, content: bytes) -> None:
 
 
 def json_bytes(document: Any, indent: int | None = 2) -> bytes:
-    """A document as a JSON file's content. Text that is no Unicode is written in JSON's own escapes."""
+    """A document as a JSON file's content. Text that is no Unicode is written in JSON's own
+    escapes.
+    """
     text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
 
 
 def table_stream(*outputs: Name | None) -> IO[str]:
-    """Where a table goes: standard output, or standard error where one of the outputs takes standard output."""
-    return sys.stderr if any(path is not None and is_stdout(path) for path in outputs) else sys.stdout
+    """Where a table goes: standard output, or standard error where one of the outputs takes
+    standard output.
+    """
+    return (
+        sys.stderr if any(path is not None and is_stdout(path) for path in outputs) else sys.stdout
+    )
 
 
 def is_stdout(path: Name) -> bool:
-    """Whether a path is "-", or leads to the process's standard output in another way, such as /dev/stdout."""
+    """Whether a path is "-", or leads to the process's standard output in another way, such as
+    /dev/stdout.
+    """
     if str(path) == STDOUT:
         return True
     try:
@@ -88,14 +105,20 @@ def is_stdout(path: Name) -> bool:
 
 
 def model_files(arguments: argparse.Namespace) -> dict[str, Name | Iterable[Name] | None]:
-    """What the options of `add_model_options` and `add_runtime_options` name, as inputs of `check_outputs`."""
+    """What the options of `add_model_options` and `add_runtime_options` name, as inputs of
+    `check_outputs`.
+    """
     weights = ("head_weights", "sam_weights", "clip_weights")
-    named: dict[str, Any] = {f"--{option.replace('_', '-')}": getattr(arguments, option, None) for option in weights}
+    named: dict[str, Any] = {
+        f"--{option.replace('_', '-')}": getattr(arguments, option, None) for option in weights
+    }
     return named | {"a file of --artifacts": artifact_files(getattr(arguments, "artifacts", None))}
 
 
 def artifact_files(directory: Name | None) -> list[Path]:
-    """The files of an artefact directory that must not be overwritten: its manifest and what that lists."""
+    """The files of an artefact directory that must not be overwritten: its manifest and what that
+    lists.
+    """
     if directory is None:
         return []
     manifest = Path(directory) / "manifest.json"
@@ -114,7 +137,9 @@ def _each(inputs: Mapping[str, Name | Iterable[Name] | None]) -> Iterator[tuple[
 
 
 def _is_file(path: Name) -> bool:
-    """Whether a path leads to something that could be lost: neither a folder nor a device, nor words for one."""
+    """Whether a path leads to something that could be lost: neither a folder nor a device, nor
+    words for one.
+    """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):

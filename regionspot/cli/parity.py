@@ -7,8 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import DEFAULT_MODEL, WEIGHT_OPTIONS, add_model_options, check_threads, load_model
-from regionspot.cli.outputs import artifact_files, check_outputs, json_bytes, model_files, table_stream, write_output
+from regionspot.cli.models import (
+    DEFAULT_MODEL,
+    WEIGHT_OPTIONS,
+    add_model_options,
+    check_threads,
+    load_model,
+)
+from regionspot.cli.outputs import (
+    artifact_files,
+    check_outputs,
+    json_bytes,
+    model_files,
+    table_stream,
+    write_output,
+)
 from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
@@ -21,22 +34,31 @@ EXIT_BREACH = 1
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot parity",
-        description="Compare two runtimes of a model, graph by graph and end to end; exits with 1 if they differ by "
-        "more than the coarser of their precisions allows. Artefacts that failed when they were made are tried again. "
-        "The weights are needed in any case: the model computes the real inputs of the later graphs.",
+        description="Compare two runtimes of a model, graph by graph and end to end; exits with 1 "
+        "if they differ by more than the coarser of their precisions allows. "
+        "Artefacts that failed when they were made are tried again. The weights are "
+        "needed in any case: the model computes the real inputs of the later graphs.",
     )
     for name in ("A", "B"):
-        parser.add_argument(name.lower(), metavar=name, help="torch, or DIR[:RUNTIME[:PRECISION]] (onnxruntime, fp32)")
+        parser.add_argument(
+            name.lower(),
+            metavar=name,
+            help="torch, or DIR[:RUNTIME[:PRECISION]] (onnxruntime, fp32)",
+        )
     add_model_options(parser)
     parser.set_defaults(device="cpu")
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="pictures to compare on (%(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=4, metavar="N", help="pictures to compare on (%(default)s)"
+    )
     parser.add_argument(
         "--pictures",
         metavar="JSON|DIR",
         type=local_path,
         help="annotations in COCO format, or a folder (default: the mini world)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     return parser
 
@@ -48,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from regionspot.export.build import recognizer_spec
     from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_comparison
-    from regionspot.export.sides import ParityOperand, compare_graph, compare_pipelines, shared_specs
+    from regionspot.export.sides import (
+        ParityOperand,
+        compare_graph,
+        compare_pipelines,
+        shared_specs,
+    )
     from regionspot.runtime.graphs import required_graphs
 
     a, b = ParityOperand.parse(arguments.a), ParityOperand.parse(arguments.b)
@@ -57,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = ParityInputs(load_model(arguments), arguments.pictures, arguments.images)
     stream = table_stream(arguments.json)
     print(
-        f"A: {a.title}\nB: {b.title}\non {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs\n",
+        f"A: {a.title}\nB: {b.title}\non {inputs.num_images} of {inputs.pictures.source}, and on "
+        "seeded inputs\n",
         file=stream,
     )
     rows = {}
@@ -82,14 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_json(arguments: argparse.Namespace) -> None:
     """Raises InputError where --json would overwrite something that is read."""
-    sides = [file for side in (arguments.a, arguments.b) for file in artifact_files(side.partition(":")[0])]
+    sides = [
+        file
+        for side in (arguments.a, arguments.b)
+        for file in artifact_files(side.partition(":")[0])
+    ]
     check_outputs(
-        {"--json": arguments.json}, {"--pictures": arguments.pictures, "an artefact": sides, **model_files(arguments)}
+        {"--json": arguments.json},
+        {"--pictures": arguments.pictures, "an artefact": sides, **model_files(arguments)},
     )
 
 
 def _complete(arguments: argparse.Namespace, a: ParityOperand, b: ParityOperand) -> None:
-    """Take the model's name, and the seed of random weights, from the artefacts where the options leave them open.
+    """Take the model's name, and the seed of random weights, from the artefacts where the options
+    leave them open.
 
     Raises:
         InputError: the options name another model than the artefacts are of.
@@ -98,7 +132,10 @@ def _complete(arguments: argparse.Namespace, a: ParityOperand, b: ParityOperand)
 
     manifest = next(side.manifest for side in (a, b) if side.manifest is not None)
     if arguments.model not in (DEFAULT_MODEL, manifest.model.name):
-        raise InputError(f"{manifest.directory} holds artefacts of {manifest.model.name}, not of {arguments.model}")
+        raise InputError(
+            f"{manifest.directory} holds artefacts of {manifest.model.name}, not of "
+            f"{arguments.model}"
+        )
     arguments.model = manifest.model.name
     if all(getattr(arguments, option) is None for option in WEIGHT_OPTIONS):
         arguments.random_weights = manifest.source.get("random_weights")

@@ -12,5 +12,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # one letter alone is a drive 
 def local_path(text: str) -> Path:
     """A file or folder of this machine; for argparse's `type`."""
     if _URL.match(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is a URL, and nothing is fetched: download it, and name the file")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is a URL, and nothing is fetched: download it, and name the file"
+        )
     return Path(text)

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regionspot.cli.models import add_model_options, add_runtime_options, check_runtime, load_recognizer
+from regionspot.cli.models import (
+    add_model_options,
+    add_runtime_options,
+    check_runtime,
+    load_recognizer,
+)
 from regionspot.cli.outputs import model_files
 from regionspot.cli.paths import local_path
 from regionspot.cli.regions import (
@@ -23,17 +28,24 @@ from regionspot.errors import InputError
 if TYPE_CHECKING:
     from regionspot.structures import BoolArray
 
-EXAMPLE = 'regionspot predict photo.jpg --box 10,20,200,300 --vocabulary "cat,dog,coffee cup" --out overlay.png'
+EXAMPLE = (
+    "regionspot predict photo.jpg --box 10,20,200,300 "
+    '--vocabulary "cat,dog,coffee cup" --out overlay.png'
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot predict",
-        description="Recognise regions of a picture. All regions are looked at together, and see each other.",
+        description="Recognise regions of a picture. All regions are looked at together, and see "
+        "each other.",
         epilog=f"example: {EXAMPLE}",
     )
     parser.add_argument(
-        "image", metavar="IMAGE", type=local_path, help="any picture; coordinates are pixels of it, upright"
+        "image",
+        metavar="IMAGE",
+        type=local_path,
+        help="any picture; coordinates are pixels of it, upright",
     )
     regions = add_region_options(parser)
     regions.add_argument(
@@ -85,8 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     """What can be refused before anything heavy is loaded."""
     if not (arguments.boxes or arguments.points or arguments.masks):
-        raise InputError(f"no region was asked for: give --box, --point or --mask at least once\nexample: {EXAMPLE}")
-    inputs = {"the picture itself": arguments.image, "a mask": arguments.masks, **model_files(arguments)}
+        raise InputError(
+            "no region was asked for: give --box, --point or --mask at least once\nexample: "
+            f"{EXAMPLE}"
+        )
+    inputs = {
+        "the picture itself": arguments.image,
+        "a mask": arguments.masks,
+        **model_files(arguments),
+    }
     check_output_options(arguments, inputs)
     check_runtime(arguments)
 
@@ -97,5 +116,8 @@ def _read_masks(paths: Sequence[Path]) -> list[BoolArray]:
     masks = [read_mask(path) for path in paths]
     sizes = {f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks}
     if len(sizes) > 1:
-        raise InputError(f"the masks have different sizes, {', '.join(sorted(sizes))}: each must have the picture's")
+        raise InputError(
+            f"the masks have different sizes, {', '.join(sorted(sizes))}: each must have the "
+            "picture's"
+        )
     return masks

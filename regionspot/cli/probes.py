@@ -1,7 +1,8 @@
 """What `regionspot doctor` tries of each library, one function for each.
 
-A broken driver or a mismatched wheel can take the whole process down, so doctor runs the probes in a child:
-`python -m regionspot.cli.probes NAME ...` prints one finding a line, as JSON, as soon as it is there.
+A broken driver or a mismatched wheel can take the whole process down, so doctor runs the probes in
+a child: `python -m regionspot.cli.probes NAME ...` prints one finding a line, as JSON, as soon as
+it is there.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Probe:
-    """`check` says in a few words what works, or returns a whole finding; an exception means that it does not work."""
+    """`check` says in a few words what works, or returns a whole finding; an exception means that
+    it does not work.
+    """
 
     check: Callable[[], str | Finding]
     install: str  # what `pip install` takes
@@ -49,18 +52,27 @@ class Probe:
         flags = (f"--extra-index-url {self.index}", *flags) if self.index else flags
         command = " ".join(["pip install", *flags, f"'{self.install}'"])
         return (
-            f"{command} (the wheels are there; what PyPI has is a stub that downloads them)" if self.index else command
+            f"{command} (the wheels are there; what PyPI has is a stub that downloads them)"
+            if self.index
+            else command
         )
 
 
 def run(name: str) -> Finding:
-    """The finding of one probe, here and now. A library that is not installed is a warning unless it is required."""
+    """The finding of one probe, here and now. A library that is not installed is a warning unless
+    it is required.
+    """
     probe = PROBES[name]
     try:
         found = probe.check()
         finding = found if isinstance(found, Finding) else Finding(name, "OK", found)
     except ModuleNotFoundError as error:
-        finding = Finding(name, "FAIL" if probe.required else "WARN", f"not installed ({error.name})", probe.mend())
+        finding = Finding(
+            name,
+            "FAIL" if probe.required else "WARN",
+            f"not installed ({error.name})",
+            probe.mend(),
+        )
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         detail = f"installed, but does not work: {type(error).__name__}: {reason}"
@@ -69,7 +81,13 @@ def run(name: str) -> Finding:
 
 
 def _packages() -> str:
-    homes = {"numpy": "numpy", "pillow": "PIL.Image", "PyYAML": "yaml", "xxhash": "xxhash", "filelock": "filelock"}
+    homes = {
+        "numpy": "numpy",
+        "pillow": "PIL.Image",
+        "PyYAML": "yaml",
+        "xxhash": "xxhash",
+        "filelock": "filelock",
+    }
     homes |= {"ftfy": "ftfy", "tokenizers": "tokenizers"}
     for module in homes.values():
         import_module(module)
@@ -81,16 +99,24 @@ def _native() -> Finding | str:
         masks = import_module("regionspot.masks")
     except ImportError as error:
         return Finding("native extension", "FAIL", str(error), "make setup, or pip install .")
-    mask = import_module("numpy").eye(3, dtype=bool)  # runs 0 1 3 1 3 1, the last three written as differences
+    mask = import_module("numpy").eye(
+        3, dtype=bool
+    )  # runs 0 1 3 1 3 1, the last three written as differences
     rle = masks.encode_rle(mask)
     if rle["counts"] != "013000" or not (masks.decode_rle(rle) == mask).all():
-        return Finding("native extension", "FAIL", f"a 3x3 mask came out as {rle}", "build it again: make setup")
+        return Finding(
+            "native extension",
+            "FAIL",
+            f"a 3x3 mask came out as {rle}",
+            "build it again: make setup",
+        )
     native = import_module("regionspot._native")
     return kernel_level(native.level(), native.HIGHEST_LEVEL, platform.machine().lower())
 
 
 def kernel_level(used: int, built: int, machine: str) -> Finding | str:
-    """The instruction set that the kernels use, and whether the compiler could have made better ones.
+    """The instruction set that the kernels use, and whether the compiler could have made better
+    ones.
 
     Args:
         used, built: levels of x86-64; 1 is the baseline of any processor.
@@ -98,7 +124,9 @@ def kernel_level(used: int, built: int, machine: str) -> Finding | str:
     """
     if machine not in ("x86_64", "amd64"):
         return "works; kernels are built for this processor's baseline"
-    detail = f"works; kernels use {KERNEL_LEVELS[used]} and are built for up to {KERNEL_LEVELS[built]}"
+    detail = (
+        f"works; kernels use {KERNEL_LEVELS[used]} and are built for up to {KERNEL_LEVELS[built]}"
+    )
     if built == 1:
         mend = "build it again with GCC 12 or Clang 18, or a later one: CXX=g++-12 make setup"
         return Finding("native extension", "WARN", f"{detail}: they are slower than none", mend)
@@ -115,7 +143,9 @@ def _torch() -> Finding | str:
     if first <= release <= last:
         return detail
     mend = "pip install -c constraints.txt torch torchvision"
-    return Finding("torch", "WARN", f"{detail}: tested with {TESTED_TORCH[0]} to {TESTED_TORCH[1]}", mend)
+    return Finding(
+        "torch", "WARN", f"{detail}: tested with {TESTED_TORCH[0]} to {TESTED_TORCH[1]}", mend
+    )
 
 
 def _devices() -> Finding | str:
@@ -124,14 +154,22 @@ def _devices() -> Finding | str:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
-            found.append(f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}")
+            found.append(
+                f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GiB, "
+                f"sm_{card.major}{card.minor}"
+            )
     if torch.backends.mps.is_available():
         found.append("mps")
     if found:
         return "; ".join([*found, "cpu"])
     if torch.version.cuda:
         mend = "look at `nvidia-smi`: is there a driver, and does it know this CUDA?"
-        return Finding("devices", "WARN", f"cpu alone, though torch is built for CUDA {torch.version.cuda}", mend)
+        return Finding(
+            "devices",
+            "WARN",
+            f"cpu alone, though torch is built for CUDA {torch.version.cuda}",
+            mend,
+        )
     return "cpu"
 
 
@@ -152,14 +190,18 @@ def _foundation(module: str, distribution: str) -> str:
 
 
 def mini_weights(folder: Path | None = None) -> Finding | str:
-    """Loads the weights of regionspot_mini, which verifies their checksums; `folder` instead of the shipped ones."""
+    """Loads the weights of regionspot_mini, which verifies their checksums; `folder` instead of the
+    shipped ones.
+    """
     shipped = import_module("regionspot.mini.shipped")
     folder = folder or shipped.WEIGHTS_DIR
     try:
         shipped.load_mini_backbones(folder)
         import_module("regionspot.modeling.checkpoint").load_head(folder / "head.safetensors")
     except ArtifactError as error:
-        return Finding("mini weights", "FAIL", str(error), "install regionspot again, or restore them with git")
+        return Finding(
+            "mini weights", "FAIL", str(error), "install regionspot again, or restore them with git"
+        )
     megabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
     return f"SAM, CLIP and head load, their checksums agree ({megabytes:.1f} MB)"
 
@@ -170,20 +212,30 @@ def _version(module: str) -> str:
 
 def _onnxruntime() -> str:
     runtime = import_module("onnxruntime")
-    providers = (name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers())
+    providers = (
+        name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers()
+    )
     return f"{runtime.__version__}, providers: {', '.join(providers)}"
 
 
 def _openvino() -> str:
     openvino = import_module("openvino")
-    return f"{openvino.__version__.split('-')[0]}, devices: {', '.join(openvino.Core().available_devices)}"
+    return (
+        f"{openvino.__version__.split('-')[0]}, devices: "
+        f"{', '.join(openvino.Core().available_devices)}"
+    )
 
 
 def _tensorrt() -> Finding | str:
     tensorrt = import_module("tensorrt")
     if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
-        detail = f"{tensorrt.__version__}, but there is no NVIDIA GPU: it can neither build nor run engines here"
-        return Finding("tensorrt", "WARN", detail, "use a machine with an NVIDIA GPU, or tensorrt_rtx to build")
+        detail = (
+            f"{tensorrt.__version__}, but there is no NVIDIA GPU: it can neither build nor run "
+            "engines here"
+        )
+        return Finding(
+            "tensorrt", "WARN", detail, "use a machine with an NVIDIA GPU, or tensorrt_rtx to build"
+        )
     tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
     return str(tensorrt.__version__)
 
@@ -192,8 +244,13 @@ def _tensorrt_rtx() -> Finding | str:
     trt: Any = import_module("tensorrt_rtx_bindings")
     trt.Builder(trt.Logger(trt.Logger.ERROR))
     if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
-        detail = f"{trt.__version__}: builds engines ahead of time, but there is no NVIDIA GPU to run them"
-        return Finding("tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU")
+        detail = (
+            f"{trt.__version__}: builds engines ahead of time, but there is no NVIDIA GPU to run "
+            "them"
+        )
+        return Finding(
+            "tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU"
+        )
     return str(trt.__version__)
 
 
@@ -209,11 +266,15 @@ PROBES: dict[str, Probe] = {
     "torch": Probe(_torch, "regionspot[torch]"),
     "devices": Probe(_devices, "regionspot[torch]"),
     "torchvision": Probe(_torchvision, "torchvision"),
-    "segment_anything": Probe(lambda: _foundation("segment_anything", "segment-anything"), "segment-anything"),
+    "segment_anything": Probe(
+        lambda: _foundation("segment_anything", "segment-anything"), "segment-anything"
+    ),
     "open_clip": Probe(lambda: _foundation("open_clip", "open_clip_torch"), "open_clip_torch"),
     "mini weights": Probe(mini_weights, "regionspot[torch]"),
     "tensorboard": Probe(lambda: _version("tensorboard"), "regionspot[train]"),
-    "hotcoco": Probe(lambda: metadata.version(import_module("hotcoco").__name__), "regionspot[eval]"),
+    "hotcoco": Probe(
+        lambda: metadata.version(import_module("hotcoco").__name__), "regionspot[eval]"
+    ),
     "onnx": Probe(lambda: _version("onnx"), "regionspot[export]"),
     "onnxruntime": Probe(_onnxruntime, "regionspot[onnx]"),
     "openvino": Probe(_openvino, "regionspot[openvino]"),

@@ -1,4 +1,6 @@
-"""`regionspot-query IMAGE|DIR --box ... --vocabulary ... --url HOST:PORT`: ask a server about pictures."""
+"""`regionspot-query IMAGE|DIR --box ... --vocabulary ... --url HOST:PORT`: ask a server about
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from regionspot.serving.client import AsyncRegionClient
     from regionspot.serving.messages import Answer
 
-EXAMPLE = 'regionspot-query photo.jpg --box 10,20,200,300 --vocabulary "cat,dog,coffee cup" --url localhost:8001'
+EXAMPLE = (
+    "regionspot-query photo.jpg --box 10,20,200,300 "
+    '--vocabulary "cat,dog,coffee cup" --url localhost:8001'
+)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXIT_SOME_FAILED = 1
 FIRST_ANSWER_S = 10.0
@@ -37,10 +42,13 @@ FIRST_ANSWER_S = 10.0
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot-query",
-        description="Ask a server about regions of a picture, or about the same regions of each picture of a folder.",
+        description="Ask a server about regions of a picture, or about the same regions of each "
+        "picture of a folder.",
         epilog=f"example: {EXAMPLE}",
     )
-    parser.add_argument("image", metavar="IMAGE|DIR", type=local_path, help="a picture, or a folder of pictures")
+    parser.add_argument(
+        "image", metavar="IMAGE|DIR", type=local_path, help="a picture, or a folder of pictures"
+    )
     add_region_options(parser)
     add_vocabulary_option(parser, ", or the name of a vocabulary that the server has registered")
     parser.add_argument(
@@ -51,11 +59,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     server = parser.add_argument_group("server")
     server.add_argument(
-        "--url", default="127.0.0.1:8001", help="its gRPC port, or http://HOST:PORT (default: %(default)s)"
+        "--url",
+        default="127.0.0.1:8001",
+        help="its gRPC port, or http://HOST:PORT (default: %(default)s)",
     )
-    server.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of each picture (%(default)s)")
     server.add_argument(
-        "--concurrency", type=int, default=4, metavar="N", help="of a folder: pictures at once (%(default)s)"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="of each picture (%(default)s)",
+    )
+    server.add_argument(
+        "--concurrency",
+        type=int,
+        default=4,
+        metavar="N",
+        help="of a folder: pictures at once (%(default)s)",
     )
     add_output_options(parser)
     return parser
@@ -64,16 +84,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _check(arguments)
-    return _ask_about_folder(arguments) if arguments.image.is_dir() else _ask_about_picture(arguments)
+    return (
+        _ask_about_folder(arguments) if arguments.image.is_dir() else _ask_about_picture(arguments)
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    check_output_options(arguments, {"the picture itself": arguments.image, "--regions": arguments.regions})
+    check_output_options(
+        arguments, {"the picture itself": arguments.image, "--regions": arguments.regions}
+    )
     if arguments.regions is None and not (arguments.boxes or arguments.points):
-        raise InputError(f"no region was asked for: give --box or --point at least once\nexample: {EXAMPLE}")
+        raise InputError(
+            f"no region was asked for: give --box or --point at least once\nexample: {EXAMPLE}"
+        )
     if arguments.image.is_dir():
         if arguments.out:
-            raise InputError("--out draws one picture, and this is a folder: leave it out, or write --json")
+            raise InputError(
+                "--out draws one picture, and this is a folder: leave it out, or write --json"
+            )
         if arguments.concurrency < 1:
             raise InputError(f"--concurrency must be 1 or more, not {arguments.concurrency}")
     elif arguments.regions is not None:
@@ -95,7 +123,10 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
             top_k=arguments.top_k,
             return_masks=not arguments.no_masks,
         )
-    title = f"{found.image_width} x {found.image_height} pixels, {info.model} by {info.runtime} at {arguments.url}"
+    title = (
+        f"{found.image_width} x {found.image_height} pixels, {info.model} by {info.runtime} at "
+        f"{arguments.url}"
+    )
     image = read_image(picture) if arguments.out else None  # not the file again: it may be a pipe
     deliver(image, found, arguments, title)
     return 0
@@ -103,7 +134,9 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """A picture of a folder: its file, what it is called in the answers, and its boxes, None for those of all."""
+    """A picture of a folder: its file, what it is called in the answers, and its boxes, None for
+    those of all.
+    """
 
     path: Path
     name: str
@@ -114,7 +147,11 @@ def _ask_about_folder(arguments: argparse.Namespace) -> int:
     """Answers as they come; with --json a line of JSON for each picture."""
     import asyncio
 
-    tasks = _tasks_of_annotations(arguments) if arguments.regions is not None else _tasks_of_folder(arguments)
+    tasks = (
+        _tasks_of_annotations(arguments)
+        if arguments.regions is not None
+        else _tasks_of_folder(arguments)
+    )
     if not tasks:
         raise InputError(f"{arguments.image} holds no pictures ({', '.join(PICTURES)})")
     if arguments.json:
@@ -141,7 +178,9 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
                         return  # nobody reads the answers, and no file keeps them
                     try:
                         answer = await _answer(client, arguments, task, words)
-                        lines[task.name] = json.dumps(answer.predictions.to_json(task.name), ensure_ascii=False)
+                        lines[task.name] = json.dumps(
+                            answer.predictions.to_json(task.name), ensure_ascii=False
+                        )
                         print(_summary(task.name, answer), file=stream, flush=True)
                     except RegionSpotError as error:
                         failures[task.name] = str(error)
@@ -161,7 +200,10 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
 
 
 async def _answer(
-    client: AsyncRegionClient, arguments: argparse.Namespace, task: _Task, words: str | Sequence[str]
+    client: AsyncRegionClient,
+    arguments: argparse.Namespace,
+    task: _Task,
+    words: str | Sequence[str],
 ) -> Answer:
     from regionspot.serving.client import make_question
 
@@ -213,6 +255,7 @@ def _vocabulary(text: str, registered: Any) -> str | tuple[str, ...]:
 def _summary(name: str, answer: Answer) -> str:
     found = answer.predictions
     named = [
-        f"{found.class_names[index]} {score:.2f}" for index, score in zip(found.class_ids, found.scores, strict=True)
+        f"{found.class_names[index]} {score:.2f}"
+        for index, score in zip(found.class_ids, found.scores, strict=True)
     ]
     return f"{name}: {', '.join(named) or 'no regions'}"

@@ -1,4 +1,6 @@
-"""What `regionspot predict` and `regionspot-query` share: regions and vocabulary as options, tables, files written."""
+"""What `regionspot predict` and `regionspot-query` share: regions and vocabulary as options,
+tables, files written.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ def add_region_options(parser: argparse.ArgumentParser) -> Any:
         help="a box; write --box=-5,0,... if it begins with a minus",
     )
     regions.add_argument(
-        "--point", metavar="X,Y", dest="points", action="append", default=[], type=_numbers("x,y"), help="a click on it"
+        "--point",
+        metavar="X,Y",
+        dest="points",
+        action="append",
+        default=[],
+        type=_numbers("x,y"),
+        help="a click on it",
     )
     return regions
 
@@ -46,7 +54,8 @@ def add_vocabulary_option(parser: argparse.ArgumentParser, more: str = "") -> No
         "--vocabulary",
         metavar="WORDS|FILE|NAME",
         required=True,
-        help='"cat,dog", a text file with a name on each line, a CSV file, a COCO or LVIS .json, a YOLO data.yaml, or '
+        help='"cat,dog", a text file with a name on each line, a CSV file, a COCO or LVIS .json, a '
+        "YOLO data.yaml, or "
         "one of mini, coco, imagenet" + more,
     )
 
@@ -57,8 +66,8 @@ def add_clean_names_option(parser: argparse.ArgumentParser) -> None:
         "--clean-names",
         choices=("none", "coco"),
         default="none",
-        help="coco: leave the suffixes -other, -merged and -stuff of COCO's names out, as datasets.*.clean_names in "
-        "training (default: %(default)s)",
+        help="coco: leave the suffixes -other, -merged and -stuff of COCO's names out, as "
+        "datasets.*.clean_names in training (default: %(default)s)",
     )
 
 
@@ -66,18 +75,33 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add --out, --json, --top-k and --no-masks."""
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--out", metavar="FILE", type=Path, help="the picture with its regions drawn (.png, .jpg, .webp)"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the picture with its regions drawn (.png, .jpg, .webp)",
     )
     output.add_argument(
-        "--json", metavar="FILE", type=Path, help="boxes, classes, scores and masks (COCO RLE); - is standard output"
+        "--json",
+        metavar="FILE",
+        type=Path,
+        help="boxes, classes, scores and masks (COCO RLE); - is standard output",
     )
     output.add_argument(
-        "--top-k", metavar="K", type=int, default=5, help="classes to report of each region (default: 5)"
+        "--top-k",
+        metavar="K",
+        type=int,
+        default=5,
+        help="classes to report of each region (default: 5)",
     )
     output.add_argument(
-        "--font", metavar="FILE", type=Path, help="draw labels in this font (default: one that has their letters)"
+        "--font",
+        metavar="FILE",
+        type=Path,
+        help="draw labels in this font (default: one that has their letters)",
     )
-    output.add_argument("--no-masks", action="store_true", help="do not draw masks: recognition does not need them")
+    output.add_argument(
+        "--no-masks", action="store_true", help="do not draw masks: recognition does not need them"
+    )
 
 
 def check_output_options(arguments: argparse.Namespace, inputs: Mapping[str, Any]) -> None:
@@ -87,14 +111,23 @@ def check_output_options(arguments: argparse.Namespace, inputs: Mapping[str, Any
         inputs: as of `regionspot.cli.outputs.check_outputs`; the vocabulary is added.
 
     Raises:
-        InputError: numbers or names that cannot be used, outputs that would overwrite an input or each other.
+        InputError: numbers or names that cannot be used, outputs that would overwrite an input or
+            each other.
     """
     if arguments.top_k < 1:
         raise InputError(f"--top-k must be 1 or more, not {arguments.top_k}")
-    if arguments.out and _is_plain(arguments.out) and arguments.out.suffix.lower() not in OVERLAY_FORMATS:
-        raise InputError(f"--out {arguments.out}: its name must end in one of {', '.join(OVERLAY_FORMATS)}")
+    if (
+        arguments.out
+        and _is_plain(arguments.out)
+        and arguments.out.suffix.lower() not in OVERLAY_FORMATS
+    ):
+        raise InputError(
+            f"--out {arguments.out}: its name must end in one of {', '.join(OVERLAY_FORMATS)}"
+        )
     outputs = {"--out": arguments.out, "--json": arguments.json}
-    check_outputs(outputs, {**inputs, "the vocabulary": arguments.vocabulary, "--font": arguments.font})
+    check_outputs(
+        outputs, {**inputs, "the vocabulary": arguments.vocabulary, "--font": arguments.font}
+    )
     if arguments.font:
         from regionspot.fonts import read_font
 
@@ -112,9 +145,13 @@ def region_table(predictions: RegionPredictions, title: str) -> str:
 
 
 def deliver(
-    image: UInt8Array | None, predictions: RegionPredictions, arguments: argparse.Namespace, title: str
+    image: UInt8Array | None,
+    predictions: RegionPredictions,
+    arguments: argparse.Namespace,
+    title: str,
 ) -> None:
-    """Write what the options of `add_output_options` ask for, then print the table: files first, whoever reads it.
+    """Write what the options of `add_output_options` ask for, then print the table: files first,
+    whoever reads it.
 
     Args:
         image: (H, W, 3) uint8 RGB, for --out.
@@ -137,7 +174,10 @@ def deliver(
         if not is_stdout(path):
             print(f"wrote {plain_text(path)}", file=stream)
     if len(predictions.class_names) == 1:
-        print("note: among one word every region scores 1.00; give more words to choose from", file=sys.stderr)
+        print(
+            "note: among one word every region scores 1.00; give more words to choose from",
+            file=sys.stderr,
+        )
 
 
 def _is_plain(path: Path) -> bool:
@@ -145,20 +185,29 @@ def _is_plain(path: Path) -> bool:
     return not is_stdout(path) and (os.path.isfile(path) or not os.path.exists(path))
 
 
-def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Path, font: Path | None) -> bytes:
-    """The drawn picture as a file in the format that its name asks for; PNG for standard output and devices."""
+def _encoded_overlay(
+    image: UInt8Array, predictions: RegionPredictions, path: Path, font: Path | None
+) -> bytes:
+    """The drawn picture as a file in the format that its name asks for; PNG for standard output and
+    devices.
+    """
     from PIL import Image
 
     from regionspot.visualize import draw_predictions
 
-    overlay, encoded = Image.fromarray(draw_predictions(image, predictions, font=font)), io.BytesIO()
+    overlay, encoded = (
+        Image.fromarray(draw_predictions(image, predictions, font=font)),
+        io.BytesIO(),
+    )
     file_format = OVERLAY_FORMATS.get(path.suffix.lower(), "PNG")
     try:
         overlay.save(encoded, file_format, quality=92)
-    except Exception as error:  # a format's limits, one that this Pillow lacks: its encoders raise almost anything
+    except (
+        Exception
+    ) as error:  # a format's limits, one that this Pillow lacks: its encoders raise almost anything
         raise InputError(
-            f"--out {path}: the drawn picture, {overlay.width} x {overlay.height} pixels, cannot be written as "
-            f"{file_format} ({error}): choose a name that ends in .png"
+            f"--out {path}: the drawn picture, {overlay.width} x {overlay.height} pixels, cannot "
+            f"be written as {file_format} ({error}): choose a name that ends in .png"
         ) from error
     return encoded.getvalue()
 
@@ -166,7 +215,8 @@ def _encoded_overlay(image: UInt8Array, predictions: RegionPredictions, path: Pa
 def json_text(document: dict[str, Any]) -> str:
     """JSON with a region on each line."""
     regions = ",\n".join(json.dumps(region, ensure_ascii=False) for region in document["regions"])
-    return f'{{"image": {json.dumps(document["image"], ensure_ascii=False)}, "regions": [\n{regions}\n]}}\n'
+    image = json.dumps(document["image"], ensure_ascii=False)
+    return f'{{"image": {image}, "regions": [\n{regions}\n]}}\n'
 
 
 def _numbers(form: str) -> Callable[[str], tuple[float, ...]]:
@@ -179,7 +229,9 @@ def _numbers(form: str) -> Callable[[str], tuple[float, ...]]:
         except ValueError:
             numbers = ()
         if len(numbers) != count:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {form}: {count} numbers with commas, no spaces")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {form}: {count} numbers with commas, no spaces"
+            )
         return numbers
 
     return read

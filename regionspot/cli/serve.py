@@ -1,4 +1,6 @@
-"""`regionspot-serve init|up|down|web`: a Triton model repository out of artefacts, and the server over it."""
+"""`regionspot-serve init|up|down|web`: a Triton model repository out of artefacts, and the server
+over it.
+"""
 
 from __future__ import annotations
 
@@ -45,21 +47,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_init(commands: Any) -> None:
     init = commands.add_parser("init", help="make a model repository out of artefacts")
     init.add_argument("--artifacts", required=True, metavar="DIR", help="from regionspot-export")
-    init.add_argument("--out", required=True, metavar="REPO", help="the repository; another target may be added to one")
+    init.add_argument(
+        "--out",
+        required=True,
+        metavar="REPO",
+        help="the repository; another target may be added to one",
+    )
     init.add_argument(
         "--target",
         default="cpu",
         metavar="cpu|tensorrt|onnxruntime",
         help="a CPU, or a GPU by Triton's backend of that name; several with commas (default: cpu)",
     )
-    init.add_argument("--runtime", choices=("openvino", "onnxruntime"), help="on a CPU (default: openvino if exported)")
-    init.add_argument("--precision", choices=("fp32", "fp16", "bf16", "int8"), help="default: the finest there is")
+    init.add_argument(
+        "--runtime",
+        choices=("openvino", "onnxruntime"),
+        help="on a CPU (default: openvino if exported)",
+    )
+    init.add_argument(
+        "--precision", choices=("fp32", "fp16", "bf16", "int8"), help="default: the finest there is"
+    )
     init.add_argument(
         "--vocabulary",
         metavar="NAME=WORDS|FILE|PRESET",
         action="append",
         dest="vocabularies",
-        help="register words under a name, so that nobody need send them (default: mini's own with regionspot_mini)",
+        help="register words under a name, so that nobody need send them (default: mini's own "
+        "with regionspot_mini)",
     )
     init.add_argument(
         "--limit",
@@ -72,52 +86,108 @@ def _add_init(commands: Any) -> None:
     init.add_argument(
         "--graphs",
         choices=("in_process", "triton"),
-        help="on a CPU, where the public model runs its graphs: inside (default, faster) or as models of their own",
+        help="on a CPU, where the public model runs its graphs: inside (default, faster) or as "
+        "models of their own",
     )
 
 
 def _add_up(commands: Any) -> None:
-    up = commands.add_parser("up", help="start the server, wait until it answers, and keep it answering")
-    up.add_argument("--repository", required=True, metavar="REPO", help="from `regionspot-serve init`")
-    up.add_argument("--target", metavar="NAME", help="of the repository (default: its only one, or cpu)")
-    up.add_argument("--http-port", type=int, default=8000, metavar="P", help="0 is a free one (default: %(default)s)")
-    up.add_argument("--grpc-port", type=int, default=8001, metavar="Q", help="likewise (default: %(default)s)")
-    up.add_argument("--metrics-port", type=int, metavar="M", help="likewise (default: 8002, or a free one)")
+    up = commands.add_parser(
+        "up", help="start the server, wait until it answers, and keep it answering"
+    )
+    up.add_argument(
+        "--repository", required=True, metavar="REPO", help="from `regionspot-serve init`"
+    )
+    up.add_argument(
+        "--target", metavar="NAME", help="of the repository (default: its only one, or cpu)"
+    )
+    up.add_argument(
+        "--http-port",
+        type=int,
+        default=8000,
+        metavar="P",
+        help="0 is a free one (default: %(default)s)",
+    )
+    up.add_argument(
+        "--grpc-port", type=int, default=8001, metavar="Q", help="likewise (default: %(default)s)"
+    )
+    up.add_argument(
+        "--metrics-port", type=int, metavar="M", help="likewise (default: 8002, or a free one)"
+    )
     up.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on; the server itself has no authentication (%(default)s)",
     )
-    up.add_argument("--detach", action="store_true", help="return once it answers, and leave it running")
     up.add_argument(
-        "--log", type=Path, metavar="FILE", help="the server's output; - is that of this command (default: in --home)"
+        "--detach", action="store_true", help="return once it answers, and leave it running"
+    )
+    up.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="the server's output; - is that of this command (default: in --home)",
     )
     _add_home(up)
 
 
 def _add_down(commands: Any) -> None:
     down = commands.add_parser("down", help="stop servers that `up` started")
-    down.add_argument("--grpc-port", type=int, metavar="Q", help="only the one of this port (default: all)")
+    down.add_argument(
+        "--grpc-port", type=int, metavar="Q", help="only the one of this port (default: all)"
+    )
     _add_home(down)
 
 
 def _add_web(commands: Any) -> None:
-    web = commands.add_parser("web", help="a page to try the model, and a guarded HTTP API, in front of a server")
-    web.add_argument("--url", default="127.0.0.1:8001", metavar="HOST:Q", help="the server's gRPC port (%(default)s)")
-    web.add_argument("--port", type=int, default=8080, metavar="W", help="to listen on (default: %(default)s)")
-    web.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    web.add_argument(
-        "--concurrency", type=int, default=4, metavar="N", help="requests at the server at once (%(default)s)"
+    web = commands.add_parser(
+        "web", help="a page to try the model, and a guarded HTTP API, in front of a server"
     )
-    web.add_argument("--max-waiting", type=int, default=32, metavar="N", help="others that may wait (%(default)s)")
-    web.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of one request (%(default)s)")
     web.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="requests must bring its first line as a bearer token"
+        "--url",
+        default="127.0.0.1:8001",
+        metavar="HOST:Q",
+        help="the server's gRPC port (%(default)s)",
+    )
+    web.add_argument(
+        "--port", type=int, default=8080, metavar="W", help="to listen on (default: %(default)s)"
+    )
+    web.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    web.add_argument(
+        "--concurrency",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests at the server at once (%(default)s)",
+    )
+    web.add_argument(
+        "--max-waiting",
+        type=int,
+        default=32,
+        metavar="N",
+        help="others that may wait (%(default)s)",
+    )
+    web.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="of one request (%(default)s)",
+    )
+    web.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="requests must bring its first line as a bearer token",
     )
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--home", type=Path, metavar="DIR", help="where the Triton server and its logs are kept")
+    parser.add_argument(
+        "--home", type=Path, metavar="DIR", help="where the Triton server and its logs are kept"
+    )
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -128,7 +198,8 @@ def _init(arguments: argparse.Namespace) -> int:
     vocabularies = None
     if arguments.vocabularies is not None:
         vocabularies = dict(
-            _pair(text, "--vocabulary", 'NAME=WORDS, such as pets="cat,dog"') for text in arguments.vocabularies
+            _pair(text, "--vocabulary", 'NAME=WORDS, such as pets="cat,dog"')
+            for text in arguments.vocabularies
         )
     for target in arguments.target.split(","):
         options = RepositoryOptions(
@@ -141,7 +212,9 @@ def _init(arguments: argparse.Namespace) -> int:
         )
         names = make_repository(arguments.artifacts, arguments.out, options)
         print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
-    print(f"start it with\n  {shlex.join(['regionspot-serve', 'up', '--repository', arguments.out])}")
+    print(
+        f"start it with\n  {shlex.join(['regionspot-serve', 'up', '--repository', arguments.out])}"
+    )
     return 0
 
 
@@ -152,7 +225,10 @@ def _limits(pairs: Sequence[str]) -> dict[str, int]:
     for text in pairs:
         name, value = _pair(text, "--limit", "NAME=N, such as max_regions=100")
         if name not in known or not value.isdecimal():
-            raise InputError(f"--limit {text}: there is no such limit; they are whole numbers: {', '.join(known)}")
+            raise InputError(
+                f"--limit {text}: there is no such limit; they are whole numbers: "
+                f"{', '.join(known)}"
+            )
         found[name] = int(value)
     return found
 
@@ -175,7 +251,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
-    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host).resolved()
+    ports = Ports(
+        arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host
+    ).resolved()
     installation = find_installation(home)
     if arguments.detach:
         began = time.perf_counter()
@@ -183,13 +261,25 @@ def _up(arguments: argparse.Namespace) -> int:
         print(_where(found, time.perf_counter() - began))
         print("it runs until `regionspot-serve down`")
         return 0
-    log = None if arguments.log == STDOUT else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
+    log = (
+        None
+        if arguments.log == STDOUT
+        else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
+    )
     running = ServerRecord(
-        os.getpid(), start_ticks(os.getpid()) or 0, str(arguments.repository), target, str(log or STDOUT), ports
+        os.getpid(),
+        start_ticks(os.getpid()) or 0,
+        str(arguments.repository),
+        target,
+        str(log or STDOUT),
+        ports,
     )
     server = TritonServer(installation, arguments.repository, ports, log, target)
     check_repository(server.repository, target, server.models)
-    busy = f"another server of gRPC port {ports.grpc} is starting or running: choose another --grpc-port"
+    busy = (
+        f"another server of gRPC port {ports.grpc} is starting or running: choose another "
+        "--grpc-port"
+    )
     with locked(home / "running" / f"port-{ports.grpc}", busy=busy):
         _serve(server, running, home)
     print("stopped", flush=True)
@@ -197,7 +287,9 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _absolute(path: Path) -> Path:
-    """Without links, as far as there are any; a loop of them stays for whoever opens it to refuse."""
+    """Without links, as far as there are any; a loop of them stays for whoever opens it to
+    refuse.
+    """
     return Path(os.path.realpath(path))
 
 
@@ -249,7 +341,9 @@ def _down(arguments: argparse.Namespace) -> int:
     from regionspot.serving.records import ServerRecord, stop_server
 
     home = _absolute(arguments.home or default_home())
-    found = [one for one in ServerRecord.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)]
+    found = [
+        one for one in ServerRecord.read_all(home) if arguments.grpc_port in (None, one.ports.grpc)
+    ]
     if not found:
         where = "" if arguments.grpc_port is None else f" of gRPC port {arguments.grpc_port}"
         print(f"no server{where} is running that `regionspot-serve up` started")
@@ -283,5 +377,7 @@ def _token(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--token-file {path} cannot be read: {error}") from error
     if not lines or len(lines[0].strip()) < 16:
-        raise InputError(f"--token-file {path}: its first line must be a token of at least 16 characters")
+        raise InputError(
+            f"--token-file {path}: its first line must be a token of at least 16 characters"
+        )
     return lines[0].strip()

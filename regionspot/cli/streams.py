@@ -1,4 +1,6 @@
-"""Standard output and error that nobody reads, or that cannot be written: the command's work goes on all the same."""
+"""Standard output and error that nobody reads, or that cannot be written: the command's work goes
+on all the same.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ EXIT_NO_READER = 141
 
 
 class KeptStream:
-    """A text stream whose first failure is kept in `failure` instead of being raised; what follows it is dropped.
+    """A text stream whose first failure is kept in `failure` instead of being raised; what follows
+    it is dropped.
 
     Text that the stream's encoding cannot hold is escaped. Everything else is the stream's own.
     """
@@ -55,7 +58,9 @@ class KeptStream:
             self.failure = error
 
     def abandon(self) -> None:
-        """After a failure: what is still in buffers goes nowhere, so that the end of the process is quiet."""
+        """After a failure: what is still in buffers goes nowhere, so that the end of the process is
+        quiet.
+        """
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -66,7 +71,9 @@ class KeptStream:
 
 
 class KeptStreams:
-    """`sys.stdout` and `sys.stderr` as KeptStream while the block lasts. Closed ones become the null device."""
+    """`sys.stdout` and `sys.stderr` as KeptStream while the block lasts. Closed ones become the
+    null device.
+    """
 
     def __enter__(self) -> KeptStreams:
         self._before = sys.stdout, sys.stderr
@@ -76,7 +83,10 @@ class KeptStreams:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for stream in (self._out, self._err):
             stream.flush()
@@ -85,20 +95,28 @@ class KeptStreams:
         sys.stdout, sys.stderr = self._before
 
     def status(self, status: int) -> int:
-        """The exit status of a command that returned `status`; says why standard output could not be written."""
+        """The exit status of a command that returned `status`; says why standard output could not
+        be written.
+        """
         self._out.flush()
         self._err.flush()
-        failures = [stream.failure for stream in (self._out, self._err) if stream.failure is not None]
+        failures = [
+            stream.failure for stream in (self._out, self._err) if stream.failure is not None
+        ]
         if not failures:
             return status
         if self._out.failure is not None and self._out.failure.errno != errno.EPIPE:
             reason = self._out.failure.strerror or str(self._out.failure)
             print(f"error: cannot write to standard output: {reason}", file=self._err)
-        return status or (EXIT_NO_READER if all(failure.errno == errno.EPIPE for failure in failures) else 2)
+        return status or (
+            EXIT_NO_READER if all(failure.errno == errno.EPIPE for failure in failures) else 2
+        )
 
 
 def _occupy_closed_descriptors() -> None:
-    """Open the null device in the place of closed standard streams: a file that is opened later must not become one."""
+    """Open the null device in the place of closed standard streams: a file that is opened later
+    must not become one.
+    """
     with contextlib.suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(descriptor, True)

@@ -15,29 +15,39 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="regionspot-train",
-        description="Train RegionSpot's head on the frozen SAM and CLIP. What they say of each image is computed once "
-        "and kept in a cache. The head goes to OUTPUT_DIR/NAME/head.safetensors, beside checkpoints and logs.",
+        description="Train RegionSpot's head on the frozen SAM and CLIP. What they say of each "
+        "image is computed once and kept in a cache. The head goes to "
+        "OUTPUT_DIR/NAME/head.safetensors, beside checkpoints and logs.",
         epilog="example: regionspot-train --config mini.yaml datasets.0.annotations=train.json "
         "optimizer.learning_rate=5e-4 --resume auto",
     )
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that go over the file's")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings that go over the file's"
+    )
     parser.add_argument(
         "--config",
         metavar="FILE",
         required=True,
-        help=f"a YAML file, or one that comes with regionspot, by its name: {', '.join(packaged_configs())}",
+        help="a YAML file, or one that comes with regionspot, by its name: "
+        f"{', '.join(packaged_configs())}",
     )
     parser.add_argument(
-        "--resume", metavar="auto|CHECKPOINT", help="go on from the newest whole checkpoint, if any, or from this one"
+        "--resume",
+        metavar="auto|CHECKPOINT",
+        help="go on from the newest whole checkpoint, if any, or from this one",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the plan and the size of the cache, then stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the plan and the size of the cache, then stop"
+    )
     parser.add_argument(
         "--delete-unused",
         action="store_true",
-        help="delete cached features of earlier states of these data sets (and of others with their names) and list "
-        "them, then stop",
+        help="delete cached features of earlier states of these data sets (and of others with "
+        "their names) and list them, then stop",
     )
-    parser.add_argument("--print-config", action="store_true", help="show the settings, all of them, then stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the settings, all of them, then stop"
+    )
     return parser
 
 
@@ -68,4 +78,6 @@ def _delete_unused(caches: Sequence[FeatureCache]) -> str:
     from regionspot.data.feature_cache import delete_unused
 
     deleted = delete_unused(caches)
-    return "\n".join([*map(str, deleted), f"deleted {len(deleted)} files that these data sets do not use"])
+    return "\n".join(
+        [*map(str, deleted), f"deleted {len(deleted)} files that these data sets do not use"]
+    )

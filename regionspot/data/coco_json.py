@@ -1,11 +1,11 @@
 """COCO and LVIS annotation files, read once, checked whole, and held as a few small records.
 
-Both formats are one format here: LVIS adds a category's `frequency`, an image's `neg_category_ids` and
-`not_exhaustive_category_ids`, and names its pictures by `coco_url` alone. V3Det's `"novel": true` marks the classes of
-its open-vocabulary split. OpenImages' `isgroupof` counts as a crowd.
+Both formats are one format here: LVIS adds a category's `frequency`, an image's `neg_category_ids`
+and `not_exhaustive_category_ids`, and names its pictures by `coco_url` alone. V3Det's `"novel":
+true` marks the classes of its open-vocabulary split. OpenImages' `isgroupof` counts as a crowd.
 
-Fields are read by the rule of `regionspot.data.json_reading`. Ids are whole numbers of any size or texts; one record
-finds another also where one writes 7 and the other "7".
+Fields are read by the rule of `regionspot.data.json_reading`. Ids are whole numbers of any size or
+texts; one record finds another also where one writes 7 and the other "7".
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ from regionspot.errors import MAX_NAMED, InputError, first_few
 
 Frequency = Literal["r", "c", "f"]
 Box = tuple[float, float, float, float]
-Segmentation = Any  # as the file has it: polygons in image pixels or a COCO RLE, judged where masks are evaluated
+# as the file has it: polygons in image pixels or a COCO RLE, judged where masks are evaluated
+Segmentation = Any
 
 MAX_SIDE = 1_000_000
 MAX_COORDINATE = 1e9
-ROUNDED_TO_ZERO = -0.01  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
+ROUNDED_TO_ZERO = (
+    -0.01
+)  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
 NORMALIZED_MAX = 1.5
 GROUP_KEYS = frozenset({"isgroupof", "IsGroupOf", "is_group_of"})
 UNKNOWN = (-1, "-1")  # OpenImages' value for what nobody has looked at
@@ -55,7 +58,9 @@ UNKNOWN = (-1, "-1")  # OpenImages' value for what nobody has looked at
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One class. `frequency` is LVIS's rare / common / frequent; `novel` marks classes held out of training."""
+    """One class. `frequency` is LVIS's rare / common / frequent; `novel` marks classes held out of
+    training.
+    """
 
     id: Id
     name: str
@@ -65,7 +70,8 @@ class Category:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One picture. `file_name` is as the file has it (its `coco_url` if there is no name); see `image_path`.
+    """One picture. `file_name` is as the file has it (its `coco_url` if there is no name); see
+    `image_path`.
 
     The two LVIS lists are None when the file does not have them: it then makes no federated claims.
     """
@@ -80,7 +86,8 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object. `box` is xyxy in image pixels (the file's is xywh); it may be empty or reach outside the image.
+    """One object. `box` is xyxy in image pixels (the file's is xywh); it may be empty or reach
+    outside the image.
 
     `image_id` and `category_id` are spelled as in the records that they name.
     """
@@ -96,10 +103,11 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class CocoDataset:
-    """A set of annotated images: the records that COCO's format has, from a file of any format (`load_dataset`).
+    """A set of annotated images: the records that COCO's format has, from a file of any format
+    (`load_dataset`).
 
-    Images and annotations keep the file's order; categories stand in the order of their ids. `annotations_by_image` has
-    an entry, perhaps empty, for every image id.
+    Images and annotations keep the file's order; categories stand in the order of their ids.
+    `annotations_by_image` has an entry, perhaps empty, for every image id.
     """
 
     path: Path
@@ -109,17 +117,22 @@ class CocoDataset:
     annotations_by_image: Mapping[Id, tuple[Annotation, ...]] = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path, image_root: str | Path | None = None, check_images: bool = True) -> CocoDataset:
+    def load(
+        cls, path: str | Path, image_root: str | Path | None = None, check_images: bool = True
+    ) -> CocoDataset:
         """Reads and checks a COCO or LVIS annotation file.
 
         Args:
             path: the JSON.
-            image_root: the directory its file names start from; by default the one that the JSON lies in.
-            check_images: whether every picture must exist. Say False where only the annotations are used.
+            image_root: the directory its file names start from; by default the one that the JSON
+                lies in.
+            check_images: whether every picture must exist. Say False where only the annotations are
+                used.
 
         Raises:
-            InputError: the file is missing or no COCO JSON, a key or a picture is missing, two images are one file, an
-                id is unknown or used twice, a field has no usable value, or boxes are fractions of the picture.
+            InputError: the file is missing or no COCO JSON, a key or a picture is missing, two
+                images are one file, an id is unknown or used twice, a field has no usable value, or
+                boxes are fractions of the picture.
         """
         path = Path(path)
         content = _read_annotations(path)
@@ -129,7 +142,10 @@ class CocoDataset:
         image_ids = _References("image", (image.id for image in images))
         spare_ids = _spare_ids(content["annotations"])
         annotations = _read_records(
-            path, content, "annotations", lambda entry: _annotation(entry, image_ids, category_ids, spare_ids)
+            path,
+            content,
+            "annotations",
+            lambda entry: _annotation(entry, image_ids, category_ids, spare_ids),
         )
         dataset = cls.from_records(path, image_root, images, categories, annotations)
         if check_images:
@@ -145,14 +161,17 @@ class CocoDataset:
         categories: Sequence[Category],
         annotations: Sequence[Annotation],
     ) -> CocoDataset:
-        """Makes a data set of records that a reader has checked one by one; no id may be used twice.
+        """Makes a data set of records that a reader has checked one by one; no id may be used
+        twice.
 
         Args:
             path: of the file that they were read from, for messages.
-            image_root: the directory that file names start from; None stands for the one that holds `path`.
+            image_root: the directory that file names start from; None stands for the one that holds
+                `path`.
 
         Raises:
-            InputError: an annotation is of an unknown image or category, or boxes are fractions of the image.
+            InputError: an annotation is of an unknown image or category, or boxes are fractions of
+                the image.
         """
         path = Path(path)
         _check_scale(path, annotations)
@@ -166,7 +185,9 @@ class CocoDataset:
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Different names in the order of `categories`: the vocabulary. Categories of one name share its entry."""
+        """Different names in the order of `categories`: the vocabulary. Categories of one name
+        share its entry.
+        """
         return tuple(dict.fromkeys(category.name for category in self.categories))
 
     @cached_property
@@ -182,9 +203,10 @@ class CocoDataset:
     def image_path(self, record: ImageRecord) -> Path:
         """Where a picture lies: `file_name` under the image root, where it need not exist.
 
-        A URL, or an absolute path that does not exist here, is found by its longest ending that exists under the root:
-        LVIS's URLs say `val2017/000000397133.jpg` whatever directory holds the pictures. A relative name is taken
-        literally, with `/` for Windows' `\\` where that is needed.
+        A URL, or an absolute path that does not exist here, is found by its longest ending that
+        exists under the root: LVIS's URLs say `val2017/000000397133.jpg` whatever directory holds
+        the pictures. A relative name is taken literally, with `/` for Windows' `\\` where that is
+        needed.
         """
         return self._pictures.find(record.file_name) or self.image_root / record.file_name
 
@@ -208,35 +230,54 @@ class CocoDataset:
             other = found.setdefault(os.path.normpath(path), record)
             if other is not record:
                 raise InputError(
-                    f"{self.path}: the images {shown(other.id)} ({printable(other.file_name)}) and {shown(record.id)} "
-                    f"({printable(record.file_name)}) are both the file {path}: give each its own picture, or make "
-                    "them one image."
+                    f"{self.path}: the images {shown(other.id)} ({printable(other.file_name)}) and "
+                    f"{shown(record.id)} ({printable(record.file_name)}) are both the file {path}: "
+                    "give each its own picture, or make them one image."
                 )
         if missing and not missing_allowed:
             raise InputError(self._missing_images(missing))
 
     def _missing_images(self, missing: list[ImageRecord]) -> str:
         names = first_few(printable(record.file_name) for record in missing)
-        told = f"{self.path}: {len(missing)} of {len(self.images)} images are not under {self.image_root}: {names}."
+        told = (
+            f"{self.path}: {len(missing)} of {len(self.images)} images are not under "
+            f"{self.image_root}: {names}."
+        )
         if not self.image_root.is_dir():
-            return f"{told} There is no such folder: name the one that holds them (--images, or datasets.N.images)."
-        if any(self._pictures.is_file(self.image_root / last_part(record.file_name)) for record in missing[:MAX_NAMED]):
             return (
-                f"{told} Files with the last part of such a name lie directly in that folder, but a relative name is "
-                "taken with its folders: correct file_name, or sort the pictures into these folders."
+                f"{told} There is no such folder: name the one that holds them (--images, or "
+                "datasets.N.images)."
+            )
+        if any(
+            self._pictures.is_file(self.image_root / last_part(record.file_name))
+            for record in missing[:MAX_NAMED]
+        ):
+            return (
+                f"{told} Files with the last part of such a name lie directly in that folder, but "
+                "a relative name is taken with its folders: correct file_name, or sort the "
+                "pictures into these folders."
             )
         if len(missing) < len(self.images):
-            return f"{told} Put them there, or take them and their annotations out of the annotation file."
-        return f"{told} Name the folder that holds them (the image root: --images, or datasets.N.images)."
+            return (
+                f"{told} Put them there, or take them and their annotations out of the annotation "
+                "file."
+            )
+        return (
+            f"{told} Name the folder that holds them (the image root: --images, or "
+            "datasets.N.images)."
+        )
 
 
 def _read_annotations(path: Path) -> dict[str, Any]:
     content = read_json(path, "the annotation file", "A COCO or LVIS annotation file")
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
+    missing = {"images", "annotations", "categories"} - set(
+        content if isinstance(content, dict) else ()
+    )
     if missing:
         kind = "" if isinstance(content, dict) else f" but a {type(content).__name__}"
         raise InputError(
-            f"{path} is no COCO or LVIS annotation file{kind}: it has no list {first_few(sorted(missing))}."
+            f"{path} is no COCO or LVIS annotation file{kind}: it has no list "
+            f"{first_few(sorted(missing))}."
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(content[key], list):
@@ -255,22 +296,32 @@ RecordT = TypeVar("RecordT", bound=_Record)
 def _read_records(
     path: Path, content: dict[str, Any], key: str, read: Callable[[dict[str, Any]], RecordT]
 ) -> list[RecordT]:
-    records = [_read_record(path, key, index, entry, read) for index, entry in enumerate(content[key])]
+    records = [
+        _read_record(path, key, index, entry, read) for index, entry in enumerate(content[key])
+    ]
     repeated = [i for i, n in Counter(id_key(record.id) for record in records).items() if n > 1]
     if repeated:
-        raise InputError(f"{path}: {key} share the ids {first_few(map(shown, repeated))}; give each its own.")
+        raise InputError(
+            f"{path}: {key} share the ids {first_few(map(shown, repeated))}; give each its own."
+        )
     return records
 
 
-def _read_record(path: Path, key: str, index: int, entry: Any, read: Callable[[dict[str, Any]], RecordT]) -> RecordT:
+def _read_record(
+    path: Path, key: str, index: int, entry: Any, read: Callable[[dict[str, Any]], RecordT]
+) -> RecordT:
     """`read(entry)`, with the file and the record added to its errors."""
     if not isinstance(entry, dict):
-        raise InputError(f"{path}: {key}[{index}] must be an object with fields, not {shown(entry)}.")
+        raise InputError(
+            f"{path}: {key}[{index}] must be an object with fields, not {shown(entry)}."
+        )
     try:
         return read(entry)
     except FieldError as error:
         lacks = str(error).startswith("has no key")
-        raise InputError(f"{path}: {_where(key, index, entry)}{' ' if lacks else ': '}{error}.") from error
+        raise InputError(
+            f"{path}: {_where(key, index, entry)}{' ' if lacks else ': '}{error}."
+        ) from error
 
 
 class _References:
@@ -312,7 +363,9 @@ def _image(entry: dict[str, Any], categories: _References) -> ImageRecord:
         _side(entry, "width"),
         _side(entry, "height"),
         categories.find_all(entry.get("neg_category_ids"), "neg_category_ids"),
-        categories.find_all(entry.get("not_exhaustive_category_ids"), "not_exhaustive_category_ids"),
+        categories.find_all(
+            entry.get("not_exhaustive_category_ids"), "not_exhaustive_category_ids"
+        ),
     )
 
 
@@ -373,7 +426,9 @@ def _area(value: Any) -> float:
 
 
 def _spare_ids(entries: list[Any]) -> Iterator[int]:
-    """Ids for annotations that have none: the numbers that follow the largest one there is, looked for when asked."""
+    """Ids for annotations that have none: the numbers that follow the largest one there is, looked
+    for when asked.
+    """
     keys = (_id_key_or_none(entry.get("id")) for entry in entries if isinstance(entry, dict))
     yield from count(max((key for key in keys if isinstance(key, int)), default=0) + 1)
 
@@ -386,15 +441,23 @@ def _id_key_or_none(value: Any) -> Id | None:
 
 
 def _group_by_image(
-    path: Path, images: Sequence[ImageRecord], categories: Sequence[Category], annotations: Sequence[Annotation]
+    path: Path,
+    images: Sequence[ImageRecord],
+    categories: Sequence[Category],
+    annotations: Sequence[Annotation],
 ) -> dict[Id, tuple[Annotation, ...]]:
     grouped: dict[Id, list[Annotation]] = {image.id: [] for image in images}
     known = {category.id for category in categories}
     for annotation in annotations:
         if annotation.image_id not in grouped:
-            raise InputError(f"{path}: annotation {shown(annotation.id)}: no image {shown(annotation.image_id)}.")
+            raise InputError(
+                f"{path}: annotation {shown(annotation.id)}: no image {shown(annotation.image_id)}."
+            )
         if annotation.category_id not in known:
-            raise InputError(f"{path}: annotation {shown(annotation.id)}: no category {shown(annotation.category_id)}.")
+            raise InputError(
+                f"{path}: annotation {shown(annotation.id)}: no category "
+                f"{shown(annotation.category_id)}."
+            )
         grouped[annotation.image_id].append(annotation)
     return {image_id: tuple(group) for image_id, group in grouped.items()}
 
@@ -407,13 +470,16 @@ def _check_scale(path: Path, annotations: Sequence[Annotation]) -> None:
 
 
 NORMALIZED_HINT = (
-    "no box reaches further than a pixel from the corner, so they seem to be fractions of the picture: pixels are "
-    "wanted, so multiply x and width by the picture's width, y and height by its height."
+    "no box reaches further than a pixel from the corner, so they seem to be fractions of the "
+    "picture: pixels are wanted, so multiply x and width by the picture's width, y and height by "
+    "its height."
 )
 
 
 def are_normalized(boxes: npt.NDArray[np.float64]) -> bool:
-    """Whether (N, 4) xyxy boxes seem to be fractions of their pictures: none beyond a pixel or so, not all whole."""
+    """Whether (N, 4) xyxy boxes seem to be fractions of their pictures: none beyond a pixel or so,
+    not all whole.
+    """
     return bool(len(boxes) and boxes.max() <= NORMALIZED_MAX and (boxes % 1).any())
 
 

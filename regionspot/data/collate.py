@@ -1,4 +1,6 @@
-"""Batches for the head, padded to the most regions of any image and masked, and where they come from."""
+"""Batches for the head, padded to the most regions of any image and masked, and where they come
+from.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ from regionspot.structures import BoolArray
 from regionspot.transforms import ClipTransform, UInt8Array
 
 Augmentation = Callable[
-    [UInt8Array, npt.NDArray[np.float32], np.random.Generator], tuple[UInt8Array, npt.NDArray[np.bool_]]
+    [UInt8Array, npt.NDArray[np.float32], np.random.Generator],
+    tuple[UInt8Array, npt.NDArray[np.bool_]],
 ]
-"""Called with an image, its boxes (n, 4) and a generator; the new image, and which regions (n,) to train on."""
+"""Called with an image, its boxes (n, 4) and a generator; the new image, and which regions (n,) to
+train on.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +72,9 @@ class FeatureStore(Protocol):
     def gather(self, images: IntArray) -> tuple[Tensor, Tensor | None]: ...
 
 
-def pad_regions(mask_tokens: Tensor, class_ids: IntArray, counts: IntArray) -> tuple[Tensor, Tensor, Tensor]:
+def pad_regions(
+    mask_tokens: Tensor, class_ids: IntArray, counts: IntArray
+) -> tuple[Tensor, Tensor, Tensor]:
     """From regions in a row to regions by image.
 
     With T tokens for a region each token becomes a region of its own.
@@ -92,9 +99,11 @@ def pad_regions(mask_tokens: Tensor, class_ids: IntArray, counts: IntArray) -> t
 
 @dataclass(frozen=True)
 class RegionLimit:
-    """Takes at most `most` regions of an image into a batch, all if None: memory grows with the most crowded image.
+    """Takes at most `most` regions of an image into a batch, all if None: memory grows with the
+    most crowded image.
 
-    Which ones is drawn anew in each step, as a function of the seed, the step and the place in the batch.
+    Which ones is drawn anew in each step, as a function of the seed, the step and the place in the
+    batch.
     """
 
     most: int | None = None
@@ -109,17 +118,23 @@ class RegionLimit:
         if self.most is None or len(candidates) <= self.most:
             return shown
         kept = np.zeros_like(shown)
-        kept[np.random.default_rng([self.seed, 4, step, place]).choice(candidates, self.most, replace=False)] = True
+        kept[
+            np.random.default_rng([self.seed, 4, step, place]).choice(
+                candidates, self.most, replace=False
+            )
+        ] = True
         return kept
 
 
 def regions_of(
     training_set: TrainingSet, store: FeatureStore, images: IntArray, keep: Sequence[BoolArray]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-    """Reads the features of some images, with the regions that `keep` has a True for, a mask (n,) for each image.
+    """Reads the features of some images, with the regions that `keep` has a True for, a mask (n,)
+    for each image.
 
     Returns:
-        Mask tokens, classes and validity as from `pad_regions`, and patch tokens (B, L, D) if they are cached.
+        Mask tokens, classes and validity as from `pad_regions`, and patch tokens (B, L, D) if they
+        are cached.
     """
     mask_tokens, patch_tokens = store.gather(images)
     class_ids = training_set.class_ids[training_set.region_indices(images)]
@@ -143,14 +158,19 @@ class CachedBatches:
         """The batch of a step, counted from 0."""
         dataset, images = self._schedule.batch(step)
         training_set = self._sets[dataset]
-        keep = self._limit.apply([np.ones(count, bool) for count in training_set.counts[images]], step)
-        (tokens, classes, valid), patch_tokens = regions_of(training_set, self._stores[dataset], images, keep)
+        keep = self._limit.apply(
+            [np.ones(count, bool) for count in training_set.counts[images]], step
+        )
+        (tokens, classes, valid), patch_tokens = regions_of(
+            training_set, self._stores[dataset], images, keep
+        )
         assert patch_tokens is not None, "the cache was made without CLIP's maps"
         return Batch(dataset, tokens, patch_tokens.float(), classes, valid)
 
 
 class AugmentedBatches:
-    """Batches whose CLIP images are read, varied and encoded anew at each step; mask tokens come from the cache.
+    """Batches whose CLIP images are read, varied and encoded anew at each step; mask tokens come
+    from the cache.
 
     Threads read the images of the next steps meanwhile. Use as a context manager.
 
@@ -174,7 +194,12 @@ class AugmentedBatches:
         limit: RegionLimit = RegionLimit(),
     ) -> None:
         self._sets, self._stores, self._schedule = sets, stores, schedule
-        self._augmentation, self._transform, self._encode, self._seed = augmentation, transform, encode, seed
+        self._augmentation, self._transform, self._encode, self._seed = (
+            augmentation,
+            transform,
+            encode,
+            seed,
+        )
         self._limit = limit
         self._pool = ThreadPoolExecutor(workers)
         self._waiting: dict[int, list[Future[tuple[UInt8Array, npt.NDArray[np.bool_]]]]] = {}
@@ -194,8 +219,12 @@ class AugmentedBatches:
         images, shown = zip(*(future.result() for future in self._waiting.pop(step)), strict=True)
         dataset, indices = self._schedule.batch(step)
         keep = self._limit.apply(shown, step)
-        (tokens, classes, valid), _ = regions_of(self._sets[dataset], self._stores[dataset], indices, keep)
-        return Batch(dataset, tokens, self._encode(stack_images(list(images))).float(), classes, valid)
+        (tokens, classes, valid), _ = regions_of(
+            self._sets[dataset], self._stores[dataset], indices, keep
+        )
+        return Batch(
+            dataset, tokens, self._encode(stack_images(list(images))).float(), classes, valid
+        )
 
     def _submit(self, step: int) -> list[Future[tuple[UInt8Array, npt.NDArray[np.bool_]]]]:
         dataset, images = self._schedule.batch(step)
@@ -210,5 +239,7 @@ class AugmentedBatches:
         rng = np.random.default_rng([self._seed, 3, step, place])
         height, width = training_set.sizes[image].tolist()
         boxes = training_set.boxes[training_set.offsets[image] : training_set.offsets[image + 1]]
-        varied, shown = self._augmentation(read_upright(training_set.paths[image], (height, width)), boxes, rng)
+        varied, shown = self._augmentation(
+            read_upright(training_set.paths[image], (height, width)), boxes, rng
+        )
         return self._transform.apply_image(varied, threads=1), shown

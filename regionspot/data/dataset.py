@@ -1,4 +1,6 @@
-"""What the head is trained on: an annotation file's usable regions, and which images make the batch of which step."""
+"""What the head is trained on: an annotation file's usable regions, and which images make the batch
+of which step.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ STAT_THREADS, STAT_CHUNK = 16, 512
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """The I images of an annotation file that have regions to learn from, and those R regions, image after image.
+    """The I images of an annotation file that have regions to learn from, and those R regions,
+    image after image.
 
     Attributes:
         name: what logs call it.
@@ -93,9 +96,13 @@ class TrainingSet:
         )
 
     def images_digest(self, images: slice = slice(None)) -> str:
-        """Changes with these images (names and sizes in bytes) and their boxes: what features depend on."""
+        """Changes with these images (names and sizes in bytes) and their boxes: what features
+        depend on.
+        """
         digest = xxhash.xxh3_128()
-        for file_name, num_bytes in zip(self.file_names[images], self.file_bytes[images].tolist(), strict=True):
+        for file_name, num_bytes in zip(
+            self.file_names[images], self.file_bytes[images].tolist(), strict=True
+        ):
             digest.update(f"{file_name}\0{num_bytes}\0".encode("utf-8", "surrogatepass"))
         counts = self.counts[images]
         first = int(self.offsets[images][0]) if len(counts) else 0
@@ -123,13 +130,14 @@ def load_training_set(
 ) -> TrainingSet:
     """Reads an annotation file for training.
 
-    Left out are the regions of excluded classes (which are not even negatives), crowds, boxes without area inside the
-    image, and images without any region left. Categories that share a name are one class: the words are what the head
-    is trained on, so a region of either category is a positive of the one word.
+    Left out are the regions of excluded classes (which are not even negatives), crowds, boxes
+    without area inside the image, and images without any region left. Categories that share a name
+    are one class: the words are what the head is trained on, so a region of either category is a
+    positive of the one word.
 
     Args:
-        exclude: "none", "novel" for the categories that the file marks `"novel": true`, or a text file with the name
-            of a class on each line.
+        exclude: "none", "novel" for the categories that the file marks `"novel": true`, or a text
+            file with the name of a class on each line.
         clean_names: "coco" cuts COCO's suffixes `-other`, `-merged` and `-stuff` off the names.
         missing_images: "keep" keeps the records of pictures that are not there.
 
@@ -143,7 +151,9 @@ def load_training_set(
     for image in dataset.images:
         usable.add(image, dataset.annotations_by_image[image.id], classes.index)
     if not usable.images:
-        raise InputError(_nothing_to_learn(annotations, dataset.num_annotations, usable.left_out, exclude))
+        raise InputError(
+            _nothing_to_learn(annotations, dataset.num_annotations, usable.left_out, exclude)
+        )
     paths = tuple(dataset.image_path(image) for image in usable.images)
     return TrainingSet(
         name=name,
@@ -162,7 +172,9 @@ def load_training_set(
 
 @dataclass(frozen=True)
 class _Classes:
-    """The classes of a training set: their names, and the class of each category id that is not excluded."""
+    """The classes of a training set: their names, and the class of each category id that is not
+    excluded.
+    """
 
     names: tuple[str, ...]
     index: Mapping[Any, int]
@@ -175,7 +187,10 @@ class _Classes:
         number = {word: index for index, word in enumerate(dict.fromkeys(words))}
         if shared := [word for word, count in Counter(words).items() if count > 1]:
             names = first_few(map(repr, shared))
-            notes.append(f"{len(shared)} names stand for several categories each, and are one class each: {names}")
+            notes.append(
+                f"{len(shared)} names stand for several categories each, and are one class each: "
+                f"{names}"
+            )
         index = {category.id: number[word] for category, word in zip(kept, words, strict=True)}
         return cls(tuple(number), index, tuple(notes))
 
@@ -187,11 +202,15 @@ def _without_excluded(dataset: CocoDataset, exclude: str) -> tuple[list[Category
     if exclude == "none":
         kept = categories
         if novel:
-            notes.append(f"{novel} categories marked novel are trained on like all others (exclude: novel drops them)")
+            notes.append(
+                f"{novel} categories marked novel are trained on like all others (exclude: novel "
+                "drops them)"
+            )
     elif exclude == "novel":
         if not novel:
             raise InputError(
-                f'{dataset.path} marks no category "novel": true, so exclude: novel would leave out none: name a text '
+                f'{dataset.path} marks no category "novel": true, so exclude: novel would leave '
+                "out none: name a text "
                 "file of class names, or set exclude: none"
             )
         kept = [category for category in categories if not category.novel]
@@ -199,11 +218,19 @@ def _without_excluded(dataset: CocoDataset, exclude: str) -> tuple[list[Category
         listed = _listed_names(Path(exclude))
         kept = [category for category in categories if category.name not in listed]
         if len(kept) == len(categories):
-            raise InputError(f"none of the names in {exclude} (exclude) is a class of {dataset.path}: check both files")
+            raise InputError(
+                f"none of the names in {exclude} (exclude) is a class of {dataset.path}: check "
+                "both files"
+            )
         if unknown := sorted(listed - {category.name for category in categories}):
-            notes.append(f"{exclude} lists {len(unknown)} names that are no class here: {first_few(unknown)}")
+            notes.append(
+                f"{exclude} lists {len(unknown)} names that are no class here: {first_few(unknown)}"
+            )
     if len(kept) < len(categories):
-        notes.append(f"{len(categories) - len(kept)} of {len(categories)} categories are excluded (exclude: {exclude})")
+        notes.append(
+            f"{len(categories) - len(kept)} of {len(categories)} categories are excluded (exclude: "
+            f"{exclude})"
+        )
     if not kept:
         excluded = f"all {len(categories)} categories are excluded (exclude: {exclude})"
         why = excluded if categories else "it lists no category"
@@ -218,8 +245,8 @@ def _listed_names(path: Path) -> set[str]:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(
-            f"cannot read the list of excluded classes {path}: {reason}. exclude is none, novel, or a UTF-8 text file "
-            "with a class name on each line"
+            f"cannot read the list of excluded classes {path}: {reason}. exclude is none, novel, "
+            "or a UTF-8 text file with a class name on each line"
         ) from error
     return {line.strip() for line in lines if line.strip()}
 
@@ -239,11 +266,15 @@ class _UsableRegions:
         self.class_ids: list[int] = []
         self.left_out = dict.fromkeys((self.NO_REGION, self.NO_CLASS, self.CROWD, self.NO_AREA), 0)
 
-    def add(self, image: ImageRecord, annotations: Sequence[Annotation], class_of: Mapping[Any, int]) -> None:
+    def add(
+        self, image: ImageRecord, annotations: Sequence[Annotation], class_of: Mapping[Any, int]
+    ) -> None:
         known = [annotation for annotation in annotations if annotation.category_id in class_of]
         single = [annotation for annotation in known if not annotation.iscrowd]
         boxes = np.array([annotation.box for annotation in single], np.float32).reshape(-1, 4)
-        boxes = np.clip(boxes, 0, [image.width, image.height, image.width, image.height]).astype(np.float32)
+        boxes = np.clip(boxes, 0, [image.width, image.height, image.width, image.height]).astype(
+            np.float32
+        )
         usable = np.all(boxes[:, :2] < boxes[:, 2:], axis=1)
         self.left_out[self.NO_CLASS] += len(annotations) - len(known)
         self.left_out[self.CROWD] += len(known) - len(single)
@@ -254,18 +285,30 @@ class _UsableRegions:
         self.images.append(image)
         self.counts.append(int(usable.sum()))
         self.boxes.append(boxes[usable])
-        self.class_ids += [class_of[a.category_id] for a, keep in zip(single, usable, strict=True) if keep]
+        self.class_ids += [
+            class_of[a.category_id] for a, keep in zip(single, usable, strict=True) if keep
+        ]
 
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
-    """ "left out 3 crowd regions (iscrowd), 2 images without a usable region", or "nothing left out"."""
+    """ "left out 3 crowd regions (iscrowd), 2 images without a usable region", or "nothing left
+    out".
+    """
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     return f"left out {reasons}" if reasons else "nothing left out"
 
 
-def _nothing_to_learn(annotations: str | Path, total: int, left_out: Mapping[str, int], exclude: str) -> str:
-    reasons = {reason: count for reason, count in left_out.items() if reason != _UsableRegions.NO_REGION}
-    why = f"of its {total} annotations, {describe_left_out(reasons)}" if total else "it has no annotations"
+def _nothing_to_learn(
+    annotations: str | Path, total: int, left_out: Mapping[str, int], exclude: str
+) -> str:
+    reasons = {
+        reason: count for reason, count in left_out.items() if reason != _UsableRegions.NO_REGION
+    }
+    why = (
+        f"of its {total} annotations, {describe_left_out(reasons)}"
+        if total
+        else "it has no annotations"
+    )
     excluded = f" (exclude: {exclude})" if reasons[_UsableRegions.NO_CLASS] else ""
     return f"{annotations} has no region to learn from: {why}{excluded}"
 
@@ -289,11 +332,13 @@ def _size_of(path: Path) -> int:
 
 
 class BatchSchedule:
-    """Which data set and which of its images make the batch of a step: a pure function of (seed, step).
+    """Which data set and which of its images make the batch of a step: a pure function of (seed,
+    step).
 
-    Nothing is drawn in sequence, so a resumed run needs the step alone. A batch is of one data set, since each has its
-    own vocabulary. Of every sum(ratios) steps exactly ratios[d] are data set d's, in an order drawn anew each time;
-    each data set goes through all of its images, in an order drawn anew for each epoch, before any comes again.
+    Nothing is drawn in sequence, so a resumed run needs the step alone. A batch is of one data set,
+    since each has its own vocabulary. Of every sum(ratios) steps exactly ratios[d] are data set
+    d's, in an order drawn anew each time; each data set goes through all of its images, in an order
+    drawn anew for each epoch, before any comes again.
 
     Args:
         sizes: images of each data set.
@@ -304,7 +349,9 @@ class BatchSchedule:
         self.sizes, self.batch_size, self.seed = sizes, batch_size, seed
         self._turns = np.repeat(np.arange(len(ratios)), ratios)
         self._ratios = ratios
-        self._epochs: dict[int, tuple[int, IntArray]] = {}  # data set -> the epoch that was asked for last
+        self._epochs: dict[
+            int, tuple[int, IntArray]
+        ] = {}  # data set -> the epoch that was asked for last
 
     def batch(self, step: int) -> tuple[int, IntArray]:
         """The data set of a step, counted from 0, and the (B,) indices of its images."""
@@ -325,7 +372,9 @@ class BatchSchedule:
     def _epoch(self, dataset: int, epoch: int) -> IntArray:
         last = self._epochs.get(dataset)
         if last is None or last[0] != epoch:
-            order = np.random.default_rng([self.seed, 1, dataset, epoch]).permutation(self.sizes[dataset])
+            order = np.random.default_rng([self.seed, 1, dataset, epoch]).permutation(
+                self.sizes[dataset]
+            )
             last = self._epochs[dataset] = (epoch, order)
         return last[1]
 

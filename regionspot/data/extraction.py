@@ -1,4 +1,6 @@
-"""From images to the feature cache: SAM's mask tokens and CLIP's maps, computed once (spec: "Training recipe")."""
+"""From images to the feature cache: SAM's mask tokens and CLIP's maps, computed once (spec:
+"Training recipe").
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,17 @@ class FeatureExtractor:
     """
 
     def __init__(
-        self, pipeline: RegionPipeline, maps: bool = True, multimask: bool = False, dtype: str = "float32"
+        self,
+        pipeline: RegionPipeline,
+        maps: bool = True,
+        multimask: bool = False,
+        dtype: str = "float32",
     ) -> None:
         self.pipeline, self.maps, self.multimask, self.dtype = pipeline, maps, multimask, dtype
         info = pipeline.info
-        self.preparation = ImagePreparation(info.sam_image_size, info.clip_image_size if maps else None)
+        self.preparation = ImagePreparation(
+            info.sam_image_size, info.clip_image_size if maps else None
+        )
 
     @property
     def shape(self) -> FeatureShape:
@@ -63,7 +71,8 @@ class FeatureExtractor:
     def depends_on(self) -> dict[str, Any]:
         """What the features depend on besides the images: the cache's key is made from it.
 
-        The weights are those of PyTorch's modules, or the SHA-256 of the artefacts that stand for them.
+        The weights are those of PyTorch's modules, or the SHA-256 of the artefacts that stand for
+        them.
         """
         return {
             "sam_weights": self.pipeline.sam_fingerprint(),
@@ -76,12 +85,16 @@ class FeatureExtractor:
         }
 
     def prepare(self, path: Path, size: tuple[int, int], boxes: FloatArray) -> PreparedImage:
-        """Read an image and bring it and its boxes (n, 4) into the encoders' frames, on one thread. Thread-safe.
+        """Read an image and bring it and its boxes (n, 4) into the encoders' frames, on one thread.
+        Thread-safe.
 
         Raises:
-            InputError: the image cannot be read, or is not of the (height, width) that the annotations are for.
+            InputError: the image cannot be read, or is not of the (height, width) that the
+                annotations are for.
         """
-        return self.preparation.prepare(read_upright(path, size), Prompts.from_boxes(boxes), threads=1)
+        return self.preparation.prepare(
+            read_upright(path, size), Prompts.from_boxes(boxes), threads=1
+        )
 
     def prepare_item(self, training_set: TrainingSet, index: int) -> PreparedImage:
         """`prepare` of an image of a training set and its boxes."""
@@ -89,16 +102,23 @@ class FeatureExtractor:
         height, width = training_set.sizes[index].tolist()
         return self.prepare(training_set.paths[index], (height, width), boxes)
 
-    def extract(self, images: list[PreparedImage]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
+    def extract(
+        self, images: list[PreparedImage]
+    ) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         """Mask tokens (n, T, C) and the map (L, D) or None of each image."""
         batch = PreparedBatch.stack(images)
         encoded = self.pipeline.encode_image(batch.sam_images, batch.input_sizes)
-        tokens, _ = self.pipeline.mask_tokens(encoded, batch.points, batch.labels, self.multimask)  # (B, N, T, C)
+        tokens, _ = self.pipeline.mask_tokens(
+            encoded, batch.points, batch.labels, self.multimask
+        )  # (B, N, T, C)
         maps: Sequence[FloatArray | None] = [None] * len(images)
         if batch.clip_images is not None:
             maps = list(self.pipeline.encode_clip(batch.clip_images))
         return [
-            (self._stored(own_tokens[: len(image.labels)]), None if own_map is None else self._stored(own_map))
+            (
+                self._stored(own_tokens[: len(image.labels)]),
+                None if own_map is None else self._stored(own_map),
+            )
             for image, own_tokens, own_map in zip(images, tokens, maps, strict=True)
         ]
 
@@ -108,11 +128,18 @@ class FeatureExtractor:
 
 
 def make_cache(
-    root: str | Path | None, training_set: TrainingSet, extractor: FeatureExtractor, images_per_shard: int
+    root: str | Path | None,
+    training_set: TrainingSet,
+    extractor: FeatureExtractor,
+    images_per_shard: int,
 ) -> FeatureCache:
-    """The cache for a training set, found by its key under `root`, or under the default directory. Computes nothing."""
+    """The cache for a training set, found by its key under `root`, or under the default directory.
+    Computes nothing.
+    """
     root = cache_root() / "features" if root is None else root
-    return FeatureCache(root, training_set, extractor.shape, extractor.depends_on(), images_per_shard)
+    return FeatureCache(
+        root, training_set, extractor.shape, extractor.depends_on(), images_per_shard
+    )
 
 
 def fill_caches(
@@ -124,20 +151,22 @@ def fill_caches(
     max_skipped: float | None = None,
     verify: bool = False,
 ) -> None:
-    """Makes the shards that are missing or damaged; those that are whole are kept. Logs size estimates first.
+    """Makes the shards that are missing or damaged; those that are whole are kept. Logs size
+    estimates first.
 
     Several processes may fill the same caches: each makes the shards that no other one is making.
 
     Args:
         batch_size: images that go through the encoders at once.
         workers: threads that read images.
-        max_skipped: None stops at an image that cannot be used, and tries those again that an earlier call skipped. A
-            fraction skips such images (see `FeatureCache.skipped`), until more than that of a data set are skipped.
+        max_skipped: None stops at an image that cannot be used, and tries those again that an
+            earlier call skipped. A fraction skips such images (see `FeatureCache.skipped`), until
+            more than that of a data set are skipped.
         verify: read and verify all shards that are there, not only those that were touched.
 
     Raises:
-        InputError: an image is unusable, or too many are, or the disk has not enough space for all, which is looked at
-            first.
+        InputError: an image is unusable, or too many are, or the disk has not enough space for all,
+            which is looked at first.
         ArtifactError: a shard cannot be written.
     """
     work = [_Work.find(cache, max_skipped, verify) for cache in caches]
@@ -157,7 +186,8 @@ class _Work:
 
     Attributes:
         missing: shards to make.
-        absent: those of them that did not exist; the others are damaged, or skip images that are to be tried again.
+        absent: those of them that did not exist; the others are damaged, or skip images that are to
+            be tried again.
         complaints: a sentence about each damaged shard.
     """
 
@@ -170,22 +200,30 @@ class _Work:
     @classmethod
     def find(cls, cache: FeatureCache, max_skipped: float | None, verify: bool) -> _Work:
         delete_leftovers(cache.directory)
-        absent = frozenset(cache.absent_shards())  # before any other look: another process may be making them
+        absent = frozenset(
+            cache.absent_shards()
+        )  # before any other look: another process may be making them
         missing, complaints = cache.missing_shards(verify)
         skipped = cache.skipped(sorted({*range(cache.num_shards)} - {*missing}))
         if max_skipped is None:
             missing = sorted({*missing, *(cache.shard_of(image)[0] for image in skipped)})
-        return cls(cache, missing, absent, complaints, _Skipping(cache.training_set, max_skipped, skipped))
+        return cls(
+            cache, missing, absent, complaints, _Skipping(cache.training_set, max_skipped, skipped)
+        )
 
     def made_meanwhile(self, shard: int) -> bool:
-        """Whether another process has made a shard that was absent, with an outcome that this one accepts."""
+        """Whether another process has made a shard that was absent, with an outcome that this one
+        accepts.
+        """
         if shard not in self.absent or not self.cache.shard_path(shard).exists():
             return False
         return self.skipping.accept(self.cache.skipped([shard]))
 
 
 def _is_of_the_disk(error: InputError) -> bool:
-    """Whether the file system failed, and not the image; a file that is missing is the image's fault."""
+    """Whether the file system failed, and not the image; a file that is missing is the image's
+    fault.
+    """
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
 
@@ -198,13 +236,16 @@ class _Skipping:
         earlier: those that finished shards skip.
     """
 
-    def __init__(self, training_set: TrainingSet, max_skipped: float | None, earlier: Mapping[int, str]) -> None:
+    def __init__(
+        self, training_set: TrainingSet, max_skipped: float | None, earlier: Mapping[int, str]
+    ) -> None:
         self._set, self._max_skipped = training_set, max_skipped
         self._skipped: dict[int, str] = {}
         self.accept(earlier)
 
     def accept(self, skipped: Mapping[int, str]) -> bool:
-        """Counts the images that a finished shard skips. Returns whether the shard can stay as it is.
+        """Counts the images that a finished shard skips. Returns whether the shard can stay as it
+        is.
 
         Raises:
             InputError: too many are skipped.
@@ -227,7 +268,9 @@ class _Skipping:
         if _is_of_the_disk(error):  # may pass: the image itself may be whole
             raise error
         if self._max_skipped is None:
-            raise InputError(f"{error}. (features.on_error=skip leaves such images out.)") from error
+            raise InputError(
+                f"{error}. (features.on_error=skip leaves such images out.)"
+            ) from error
         self.accept({image: str(error)})
         return str(error)
 
@@ -236,8 +279,8 @@ class _Skipping:
         if len(self._skipped) > limit:
             reasons = first_few(self._skipped.values())
             raise InputError(
-                f"more than {limit} of the {len(self._set)} images of {self._set.name} cannot be used: {reasons}. "
-                "Correct the data set, or raise features.max_skipped"
+                f"more than {limit} of the {len(self._set)} images of {self._set.name} cannot be "
+                f"used: {reasons}. Correct the data set, or raise features.max_skipped"
             )
 
 
@@ -246,7 +289,10 @@ def _fill_cache(work: _Work, extractor: FeatureExtractor, batch_size: int, worke
     cache, missing = work.cache, work.missing
     done = len(cache.training_set) - sum(len(cache.shard_images(shard)) for shard in missing)
     label = f"features of {cache.training_set.name}"
-    with ThreadPoolExecutor(workers) as pool, Progress(label, len(cache.training_set), "images", done) as progress:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        Progress(label, len(cache.training_set), "images", done) as progress,
+    ):
         while missing:
             held_by_others = []
             for shard in missing:
@@ -256,7 +302,9 @@ def _fill_cache(work: _Work, extractor: FeatureExtractor, batch_size: int, worke
                     elif work.made_meanwhile(shard):
                         progress.update(progress.done + len(cache.shard_images(shard)))
                     else:
-                        features = _extract_shard(cache, shard, extractor, batch_size, pool, progress, work.skipping)
+                        features = _extract_shard(
+                            cache, shard, extractor, batch_size, pool, progress, work.skipping
+                        )
                         cache.write_shard(shard, features)
             if len(held_by_others) == len(missing):
                 time.sleep(WAIT_S)
@@ -264,19 +312,25 @@ def _fill_cache(work: _Work, extractor: FeatureExtractor, batch_size: int, worke
 
 
 def describe_cache(cache: FeatureCache, missing: list[int]) -> str:
-    """The size estimate: "features of mini: 9000 images, 31500 regions: 231.2 MiB in 18 shards at …, 3 to make …"."""
+    """The size estimate: "features of mini: 9000 images, 31500 regions: 231.2 MiB in 18 shards at
+    …, 3 to make …".
+    """
     shape, training_set = cache.shape, cache.training_set
-    what = "SAM's tokens" + (" and CLIP's maps" if shape.patch_tokens else "") + f" in {shape.dtype}"
-    todo = f"{len(missing)} to make ({in_units(cache.num_bytes(missing))})" if missing else "all there"
+    what = (
+        "SAM's tokens" + (" and CLIP's maps" if shape.patch_tokens else "") + f" in {shape.dtype}"
+    )
+    todo = (
+        f"{len(missing)} to make ({in_units(cache.num_bytes(missing))})" if missing else "all there"
+    )
     unused = cache.unused_files()
     others = (
-        f"; {len(unused)} more files are of earlier states of this data set, or of another one with its name: "
-        "--delete-unused deletes them"
+        f"; {len(unused)} more files are of earlier states of this data set, or of another one "
+        "with its name: --delete-unused deletes them"
     )
     return (
-        f"features of {training_set.name}: {len(training_set)} images, {training_set.num_regions} regions; {what}: "
-        f"{in_units(cache.num_bytes())} in {cache.num_shards} shards at {cache.directory}, {todo}"
-        f"{others if unused else ''}"
+        f"features of {training_set.name}: {len(training_set)} images, {training_set.num_regions} "
+        f"regions; {what}: {in_units(cache.num_bytes())} in {cache.num_shards} shards at "
+        f"{cache.directory}, {todo}{others if unused else ''}"
     )
 
 
@@ -290,14 +344,19 @@ def _extract_shard(
     skipping: _Skipping,
 ) -> Features:
     training_set, images = cache.training_set, cache.shard_images(shard)
-    order = images[np.argsort(training_set.counts[images], kind="stable")]  # alike counts together: little padding
+    order = images[
+        np.argsort(training_set.counts[images], kind="stable")
+    ]  # alike counts together: little padding
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     already = progress.done
 
     def prepare(batch: IntArray) -> list[Future[PreparedImage]]:
         return [pool.submit(extractor.prepare_item, training_set, int(image)) for image in batch]
 
-    features, offsets = _zeros(cache, images), np.cumsum(training_set.counts[images]) - training_set.counts[images]
+    features, offsets = (
+        _zeros(cache, images),
+        np.cumsum(training_set.counts[images]) - training_set.counts[images],
+    )
     skipped: dict[int, str] = {}
     done = 0
     for batch, futures in zip(batches, _ahead(prepare, batches), strict=True):
@@ -321,11 +380,17 @@ def _extract_shard(
 def _zeros(cache: FeatureCache, images: IntArray) -> Features:
     """Room for the features of a shard's images."""
     shape, regions = cache.shape, int(cache.training_set.counts[images].sum())
-    patches = None if shape.patch_tokens is None else np.zeros((len(images), *shape.patch_tokens), shape.dtype)
+    patches = (
+        None
+        if shape.patch_tokens is None
+        else np.zeros((len(images), *shape.patch_tokens), shape.dtype)
+    )
     return Features(np.zeros((regions, *shape.mask_tokens), shape.dtype), patches)
 
 
-def _ahead(submit: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
+def _ahead(
+    submit: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2
+) -> Iterator[Result]:
     """`submit` each item, always `ahead` items before its result is asked for."""
     waiting: deque[Result] = deque()
     for item in items:
@@ -336,12 +401,15 @@ def _ahead(submit: Callable[[Item], Result], items: Iterable[Item], ahead: int =
 
 
 def read_upright(path: Path, size: tuple[int, int]) -> UInt8Array:
-    """(H, W, 3) uint8. Raises InputError unless the picture has the (height, width) that its annotations are for."""
+    """(H, W, 3) uint8. Raises InputError unless the picture has the (height, width) that its
+    annotations are for.
+    """
     image = read_image(path)
     if image.shape[:2] != size:
         raise InputError(
-            f"{path} is {image.shape[1]} x {image.shape[0]} pixels (width x height) when upright, but its annotations "
-            f"are for {size[1]} x {size[0]}: correct the annotation file, or take the image out of it"
+            f"{path} is {image.shape[1]} x {image.shape[0]} pixels (width x height) when upright, "
+            f"but its annotations are for {size[1]} x {size[0]}: correct the annotation file, or "
+            "take the image out of it"
         )
     return image
 

@@ -1,13 +1,16 @@
-"""What SAM and CLIP say of a data set's images, kept on disk: in shards, checksummed, resumable, found by content.
+"""What SAM and CLIP say of a data set's images, kept on disk: in shards, checksummed, resumable,
+found by content.
 
-    <root>/<data set>-<key>/cache.json             what the features depend on besides the images, for people
-                            <digest>.safetensors   a shard: the features of up to `images_per_shard` images
-                            .<digest>.lock         while a process makes that shard
+    <root>/<data set>-<key>/cache.json             what the features depend on besides the images,
+                            for people <digest>.safetensors   a shard: the features of up to
+                            `images_per_shard` images .<digest>.lock         while a process makes
+                            that shard
 
-The key is a hash of the weights and of everything else that the features depend on besides the images. The digest of a
-shard is a hash of its own images: their names, sizes in bytes and boxes. So correcting an annotation costs one shard,
-and a data set that grows keeps what it has (see `shard_starts`). A shard is written aside and renamed; its header holds
-a checksum of each image's record and the time when it was written.
+The key is a hash of the weights and of everything else that the features depend on besides the
+images. The digest of a shard is a hash of its own images: their names, sizes in bytes and boxes. So
+correcting an annotation costs one shard, and a data set that grows keeps what it has (see
+`shard_starts`). A shard is written aside and renamed; its header holds a checksum of each image's
+record and the time when it was written.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What is stored of an image of n regions: mask tokens (n, T, C) and, unless None, CLIP's map (L, D)."""
+    """What is stored of an image of n regions: mask tokens (n, T, C) and, unless None, CLIP's map
+    (L, D).
+    """
 
     mask_tokens: tuple[int, int]
     patch_tokens: tuple[int, int] | None
@@ -82,7 +87,8 @@ class ShardHeader:
     Attributes:
         records: checksum of each image's record.
         skipped: row of an image that could not be used -> why.
-        written: seconds since 1970, `TIME_BACK_S` before it was written. The file's own time until it is changed.
+        written: seconds since 1970, `TIME_BACK_S` before it was written. The file's own time until
+            it is changed.
     """
 
     records: tuple[str, ...]
@@ -91,7 +97,9 @@ class ShardHeader:
 
     @classmethod
     def read(cls, file: Any) -> ShardHeader:
-        """Reads the header of an open safetensors file. Raises KeyError, ValueError or TypeError for a foreign one."""
+        """Reads the header of an open safetensors file. Raises KeyError, ValueError or TypeError
+        for a foreign one.
+        """
         metadata = file.metadata() or {}
         if xxhash.xxh3_64_hexdigest(metadata["shard"].encode()) != metadata["xxh3"]:
             raise ValueError("the checksum of its header is wrong")
@@ -100,16 +108,20 @@ class ShardHeader:
         return cls(tuple(content["records"]), skipped, int(content["written"]))
 
     def to_metadata(self) -> dict[str, str]:
-        text = json.dumps({"records": self.records, "skipped": dict(self.skipped), "written": self.written})
+        text = json.dumps(
+            {"records": self.records, "skipped": dict(self.skipped), "written": self.written}
+        )
         return {"shard": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())}
 
 
 def shard_starts(file_names: Sequence[str], most: int) -> list[int]:
-    """Cuts a list of images into shards of at most `most`, so that a change of the list changes few shards.
+    """Cuts a list of images into shards of at most `most`, so that a change of the list changes few
+    shards.
 
-    A shard ends, somewhere between half of `most` and `most` images, where the hash of the next image's name is
-    smallest. The cuts follow from names near them, so behind an image that was taken out or added they soon are the old
-    ones (content-defined chunking): on average a change costs one shard.
+    A shard ends, somewhere between half of `most` and `most` images, where the hash of the next
+    image's name is smallest. The cuts follow from names near them, so behind an image that was
+    taken out or added they soon are the old ones (content-defined chunking): on average a change
+    costs one shard.
 
     Returns:
         The index of each shard's first image.
@@ -148,7 +160,9 @@ class FeatureCache:
             **depends_on,
         }
         self.key = xxhash.xxh3_128_hexdigest(json.dumps(self.description, sort_keys=True).encode())
-        self.directory = expand_home(root, "features.cache_dir") / f"{training_set.name}-{self.key[:16]}"
+        self.directory = (
+            expand_home(root, "features.cache_dir") / f"{training_set.name}-{self.key[:16]}"
+        )
         self.starts = np.array(shard_starts(training_set.file_names, images_per_shard), np.int64)
 
     @property
@@ -179,8 +193,9 @@ class FeatureCache:
     def missing_shards(self, verify: bool = False) -> tuple[list[int], list[str]]:
         """Finds the shards that must be made.
 
-        A shard that was not touched since it was written counts as whole without being read: each record is verified
-        when it is used. One whose time is another than its header says is read and verified.
+        A shard that was not touched since it was written counts as whole without being read: each
+        record is verified when it is used. One whose time is another than its header says is read
+        and verified.
 
         Args:
             verify: read all.
@@ -202,7 +217,9 @@ class FeatureCache:
         return [shard for shard in range(self.num_shards) if not self.shard_path(shard).exists()]
 
     def skipped(self, shards: Sequence[int] | None = None) -> dict[int, str]:
-        """The images of finished shards that have no features, and why. Raises ArtifactError for a damaged shard."""
+        """The images of finished shards that have no features, and why. Raises ArtifactError for a
+        damaged shard.
+        """
         found = {}
         for shard in range(self.num_shards) if shards is None else shards:
             for row, why in self.header(shard).skipped.items():
@@ -221,7 +238,9 @@ class FeatureCache:
             arrays["patch_tokens"] = np.ascontiguousarray(features.patch_tokens)
         self._check_arrays(shard, arrays)
         if not (self.directory / "cache.json").exists():
-            write_atomically(self.directory / "cache.json", json.dumps(self.description, indent=2).encode())
+            write_atomically(
+                self.directory / "cache.json", json.dumps(self.description, indent=2).encode()
+            )
         written = (int(time.time()) - TIME_BACK_S) // 2 * 2  # FAT knows even seconds only
         header = ShardHeader(self._record_digests(shard, arrays), features.skipped, written)
         path = self.shard_path(shard)
@@ -230,10 +249,11 @@ class FeatureCache:
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
-        """Holds a shard, so that processes that fill one cache share the work. Yields False if another one holds it.
+        """Holds a shard, so that processes that fill one cache share the work. Yields False if
+        another one holds it.
 
-        A process that is killed lets go of it. A file system without locks yields True to all: the work is then done
-        twice, and the shard that is renamed last stays.
+        A process that is killed lets go of it. A file system without locks yields True to all: the
+        work is then done twice, and the shard that is renamed last stays.
 
         Raises:
             ArtifactError: the directory cannot be made.
@@ -241,7 +261,9 @@ class FeatureCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ArtifactError(f"cannot make {self.directory}: {why_not_written(error)}") from error
+            raise ArtifactError(
+                f"cannot make {self.directory}: {why_not_written(error)}"
+            ) from error
         path = self.directory / f".{self._digests[shard]}.lock"
         lock = filelock.FileLock(path, preserve_lock_file=True)  # no fallback to marker files
         try:
@@ -260,13 +282,17 @@ class FeatureCache:
             lock.release()
 
     def unused_files(self) -> list[Path]:
-        """What is of no use to this training set: shards of other images, and caches of earlier formats.
+        """What is of no use to this training set: shards of other images, and caches of earlier
+        formats.
 
-        Shards of a data set of the same name in another state, or in another part, count as unused, too.
+        Shards of a data set of the same name in another state, or in another part, count as unused,
+        too.
         """
         own = {self.shard_path(shard) for shard in range(self.num_shards)}
         unused = [path for path in self.directory.glob("*.safetensors") if path not in own]
-        for other in self.directory.parent.glob(f"{self.training_set.name}-{'[0-9a-f]' * 16}/cache.json"):
+        for other in self.directory.parent.glob(
+            f"{self.training_set.name}-{'[0-9a-f]' * 16}/cache.json"
+        ):
             if other.parent != self.directory and _format_of(other) < FORMAT:
                 unused += [path for path in other.parent.iterdir() if path.is_file()]
         return sorted(unused)
@@ -282,7 +308,9 @@ class FeatureCache:
                 tokens = torch.from_numpy(arrays["mask_tokens"])
                 features.mask_tokens[first : first + len(tokens)] = tokens
                 if features.patch_tokens is not None:
-                    features.patch_tokens[images[0] : images[-1] + 1] = torch.from_numpy(arrays["patch_tokens"])
+                    features.patch_tokens[images[0] : images[-1] + 1] = torch.from_numpy(
+                        arrays["patch_tokens"]
+                    )
         return features
 
     def open(self) -> OnDiskFeatures:
@@ -299,7 +327,9 @@ class FeatureCache:
 
     @contextlib.contextmanager
     def reporting_damage(self, shard: int) -> Iterator[None]:
-        """Turns what a damaged shard raises into an ArtifactError, and deletes the shard, so that it is made anew."""
+        """Turns what a damaged shard raises into an ArtifactError, and deletes the shard, so that
+        it is made anew.
+        """
         path = self.shard_path(shard)
         try:
             yield
@@ -311,17 +341,21 @@ class FeatureCache:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             raise ArtifactError(
-                f"feature shard {path} is damaged ({error}): run the same command again, it makes this shard anew and "
-                "keeps the others"
+                f"feature shard {path} is damaged ({error}): run the same command again, it makes "
+                "this shard anew and keeps the others"
             ) from error
 
     @cached_property
     def _digests(self) -> list[str]:
-        return [self.training_set.images_digest(self._slice(shard)) for shard in range(self.num_shards)]
+        return [
+            self.training_set.images_digest(self._slice(shard)) for shard in range(self.num_shards)
+        ]
 
     def _slice(self, shard: int) -> slice:
         last = shard + 1 == self.num_shards
-        return slice(int(self.starts[shard]), len(self.training_set) if last else int(self.starts[shard + 1]))
+        return slice(
+            int(self.starts[shard]), len(self.training_set) if last else int(self.starts[shard + 1])
+        )
 
     def _damage(self, shard: int, verify: bool) -> str | None:
         """What is wrong with a shard, None for nothing."""
@@ -337,7 +371,9 @@ class FeatureCache:
         return None
 
     def _read_verified(self, shard: int) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of a shard. Raises one of `DAMAGED` if they are not those that were written."""
+        """The arrays of a shard. Raises one of `DAMAGED` if they are not those that were
+        written.
+        """
         with self.open_shard(shard) as file:
             header = ShardHeader.read(file)
             arrays = {name: file.get_tensor(name) for name in self._array_names()}
@@ -351,13 +387,16 @@ class FeatureCache:
 
     def _check_shapes(self, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         images = self.shard_images(shard)
-        expected = {"mask_tokens": (int(self.training_set.counts[images].sum()), *self.shape.mask_tokens)}
+        expected = {
+            "mask_tokens": (int(self.training_set.counts[images].sum()), *self.shape.mask_tokens)
+        }
         if self.shape.patch_tokens:
             expected["patch_tokens"] = (len(images), *self.shape.patch_tokens)
         for name, shape in expected.items():
             if arrays[name].shape != shape or arrays[name].dtype != self.shape.dtype:
                 raise ValueError(
-                    f"{name} of shard {shard} must be {shape} {self.shape.dtype}, got {arrays[name].shape}"
+                    f"{name} of shard {shard} must be {shape} {self.shape.dtype}, got "
+                    f"{arrays[name].shape}"
                 )
 
     def _check_arrays(self, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -365,11 +404,18 @@ class FeatureCache:
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise InputError(
-                    f"{name} of shard {shard} of {self.training_set.name} have infinite or NaN values"
-                    + ("; store them with features.dtype=float32" if self.shape.dtype == "float16" else "")
+                    f"{name} of shard {shard} of {self.training_set.name} have infinite or NaN "
+                    "values"
+                    + (
+                        "; store them with features.dtype=float32"
+                        if self.shape.dtype == "float16"
+                        else ""
+                    )
                 )
 
-    def _record_digests(self, shard: int, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    def _record_digests(
+        self, shard: int, arrays: Mapping[str, npt.NDArray[Any]]
+    ) -> tuple[str, ...]:
         ends = np.cumsum(self.training_set.counts[self.shard_images(shard)])
         tokens, patches = np.split(arrays["mask_tokens"], ends[:-1]), arrays.get("patch_tokens")
         return tuple(
@@ -387,7 +433,9 @@ def record_digest(mask_tokens: npt.NDArray[Any], patch_tokens: npt.NDArray[Any] 
 
 
 def check_space(caches: Sequence[FeatureCache], shards: Sequence[list[int]]) -> None:
-    """Raises InputError if these shards, a list for each cache of one root, will not fit on the disk together."""
+    """Raises InputError if these shards, a list for each cache of one root, will not fit on the
+    disk together.
+    """
     wanting = [(cache, missing) for cache, missing in zip(caches, shards, strict=True) if missing]
     if not wanting:
         return
@@ -398,8 +446,8 @@ def check_space(caches: Sequence[FeatureCache], shards: Sequence[list[int]]) -> 
     if free < needed:
         names = " and ".join(cache.training_set.name for cache, _ in wanting)
         raise InputError(
-            f"the features of {names} need {in_units(needed)}, but {place} has {in_units(free)} free: free some space, "
-            "or name another disk with features.cache_dir=DIR"
+            f"the features of {names} need {in_units(needed)}, but {place} has {in_units(free)} "
+            "free: free some space, or name another disk with features.cache_dir=DIR"
             + ("" if dtype == "float16" else ", or halve it with features.dtype=float16")
         )
 
@@ -424,7 +472,9 @@ def delete_unused(caches: Sequence[FeatureCache]) -> list[Path]:
 
 
 def _set_time(path: Path, seconds: int) -> None:
-    """Sets the time that tells an untouched shard. A file system that refuses costs verifying it at each start."""
+    """Sets the time that tells an untouched shard. A file system that refuses costs verifying it at
+    each start.
+    """
     with contextlib.suppress(OSError):
         os.utime(path, (seconds, seconds))
 
@@ -450,13 +500,19 @@ class InMemoryFeatures:
         self._training_set = training_set
         self.mask_tokens = torch.empty((training_set.num_regions, *shape.mask_tokens), dtype=dtype)
         patches = shape.patch_tokens
-        self.patch_tokens = None if patches is None else torch.empty((len(training_set), *patches), dtype=dtype)
+        self.patch_tokens = (
+            None if patches is None else torch.empty((len(training_set), *patches), dtype=dtype)
+        )
 
     def gather(self, images: IntArray) -> tuple[Tensor, Tensor | None]:
-        """Mask tokens (r, T, C) of all regions of some images, image after image, and patch tokens (B, L, D)."""
+        """Mask tokens (r, T, C) of all regions of some images, image after image, and patch tokens
+        (B, L, D).
+        """
         regions = torch.from_numpy(self._training_set.region_indices(images))
         patches = self.patch_tokens
-        return self.mask_tokens[regions], None if patches is None else patches[torch.from_numpy(images)]
+        return self.mask_tokens[regions], None if patches is None else patches[
+            torch.from_numpy(images)
+        ]
 
 
 class OnDiskFeatures:
@@ -467,7 +523,9 @@ class OnDiskFeatures:
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 
     def gather(self, images: IntArray) -> tuple[Tensor, Tensor | None]:
-        """As `InMemoryFeatures.gather`. Raises ArtifactError for a damaged record; it names the shard."""
+        """As `InMemoryFeatures.gather`. Raises ArtifactError for a damaged record; it names the
+        shard.
+        """
         records = [self._read(int(image)) for image in images]
         tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in records]))
         maps = [patches for _, patches in records if patches is not None]
@@ -484,9 +542,14 @@ class OnDiskFeatures:
         with self._cache.reporting_damage(shard):
             file, digests = self._shard(shard)
             tokens = file.get_slice("mask_tokens")[int(start) : int(stop)]
-            patches = file.get_slice("patch_tokens")[row] if self._cache.shape.patch_tokens else None
+            patches = (
+                file.get_slice("patch_tokens")[row] if self._cache.shape.patch_tokens else None
+            )
             if record_digest(tokens, patches) != digests[row]:
-                raise ValueError(f"the record of {self._cache.training_set.file_names[image]} has a wrong checksum")
+                raise ValueError(
+                    f"the record of {self._cache.training_set.file_names[image]} has a wrong "
+                    "checksum"
+                )
         return tokens, patches
 
 

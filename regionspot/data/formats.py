@@ -21,7 +21,8 @@ class DatasetFormat:
     Args:
         name: of the format.
         recognizes: tells whether a path, which need not exist, is a file or folder of the format.
-        load: reads it: `(path, image_root, check_images) -> CocoDataset`, with the arguments of `load_dataset`.
+        load: reads it: `(path, image_root, check_images) -> CocoDataset`, with the arguments of
+            `load_dataset`.
     """
 
     name: str
@@ -35,21 +36,28 @@ def register(*rows: DatasetFormat) -> None:
         DATASET_FORMATS.add(row)
 
 
-DATASET_FORMATS: Register[DatasetFormat] = Register("data-set format", Plugins("regionspot.dataset_formats", register))
+DATASET_FORMATS: Register[DatasetFormat] = Register(
+    "data-set format", Plugins("regionspot.dataset_formats", register)
+)
 
 
-def load_dataset(path: str | Path, image_root: str | Path | None = None, check_images: bool = True) -> CocoDataset:
+def load_dataset(
+    path: str | Path, image_root: str | Path | None = None, check_images: bool = True
+) -> CocoDataset:
     """Reads and checks a data set of any registered format.
 
-    The format registered last is asked first; what no other recognizes is read as COCO or LVIS JSON.
+    The format registered last is asked first; what no other recognizes is read as COCO or LVIS
+    JSON.
 
     Args:
         path: a file or folder of annotations.
-        image_root: the directory that its file names start from; by default the one that `path` lies in.
+        image_root: the directory that its file names start from; by default the one that `path`
+            lies in.
         check_images: whether every image must exist. Say False where only the annotations are used.
 
     Raises:
-        InputError: the annotations cannot be read, contradict themselves, or name images that do not exist.
+        InputError: the annotations cannot be read, contradict themselves, or name images that do
+            not exist.
     """
     path = Path(path)
     root = None if image_root is None else Path(image_root)
@@ -57,4 +65,6 @@ def load_dataset(path: str | Path, image_root: str | Path | None = None, check_i
     return row.load(path, root, check_images)
 
 
-register(DatasetFormat("coco", recognizes=lambda _: True, load=CocoDataset.load))  # also LVIS: see `coco_json`
+register(
+    DatasetFormat("coco", recognizes=lambda _: True, load=CocoDataset.load)
+)  # also LVIS: see `coco_json`

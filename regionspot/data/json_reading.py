@@ -1,9 +1,10 @@
-"""Reads JSON files that other programs wrote: any encoding with a mark, strict fields, one clear line for each fault.
+"""Reads JSON files that other programs wrote: any encoding with a mark, strict fields, one clear
+line for each fault.
 
-One rule holds for every field. A number may also be written as text (`"12"`, `" 1.5 "`), because some exporters quote
-everything. A truth value is true, false, 1 or 0, or one of these as text; null is false. Refused are NaN, infinities
-and what overflows (1e999), booleans in place of numbers, and fractions in place of whole numbers. An id is a whole
-number of any size or a text, see `id_key`.
+One rule holds for every field. A number may also be written as text (`"12"`, `" 1.5 "`), because
+some exporters quote everything. A truth value is true, false, 1 or 0, or one of these as text; null
+is false. Refused are NaN, infinities and what overflows (1e999), booleans in place of numbers, and
+fractions in place of whole numbers. An id is a whole number of any size or a text, see `id_key`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from regionspot.errors import InputError
 Id = int | str
 FloatArray = npt.NDArray[np.float64]
 
-_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")  # gzip, zip, bzip2, zstd, xz
+_COMPRESSED = (
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"BZh",
+    b"\x28\xb5\x2f\xfd",
+    b"\xfd7zXZ",
+)  # gzip, zip, bzip2, zstd, xz
 EXACT_AS_FLOAT = 2**53
 MAX_SHOWN = 200
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
@@ -69,27 +76,36 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
     except FieldError as error:
         raise InputError(f"{path}: {error}.") from error
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({_why_not_json(text, error)}). {wanted} is wanted.") from error
+        raise InputError(
+            f"{path} is not JSON ({_why_not_json(text, error)}). {wanted} is wanted."
+        ) from error
 
 
 def _decoded(path: Path, content: bytes) -> str:
     encoding = json.detect_encoding(content)
     try:
-        return content.decode(encoding, "surrogatepass")  # a lone surrogate is refused where a field holds it
+        return content.decode(
+            encoding, "surrogatepass"
+        )  # a lone surrogate is refused where a field holds it
     except UnicodeDecodeError as error:
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF8))
         kind = "damaged" if marked else "not UTF-8 text"
         raise InputError(
-            f"{path} is {kind} (byte {content[error.start]:#04x} at position {error.start}): save it as UTF-8."
+            f"{path} is {kind} (byte {content[error.start]:#04x} at position {error.start}): save "
+            "it as UTF-8."
         ) from error
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, for `object_pairs_hook`. Raises FieldError for a key that stands there twice."""
+    """A JSON object, for `object_pairs_hook`. Raises FieldError for a key that stands there
+    twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise FieldError(f"an object has the key {shown(repeated)} twice, and only one of them can count")
+        raise FieldError(
+            f"an object has the key {shown(repeated)} twice, and only one of them can count"
+        )
     return found
 
 
@@ -97,7 +113,10 @@ def _why_not_json(text: str, error: ValueError) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return "a number in it has thousands of digits"
     if error.msg == "Extra data":
-        return f"{error}; several JSON values one after another, as in JSON Lines: put them into one list"
+        return (
+            f"{error}; several JSON values one after another, as in JSON Lines: put them into one "
+            "list"
+        )
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return f"{error}; it ends in the middle, as a file that was cut off does"
     return str(error)
@@ -142,7 +161,9 @@ def integer(value: Any, key: str) -> int:
     if isinstance(plain, float) and not plain.is_integer():
         raise FieldError(f"{key}: must be a whole number, not {shown(value)}")
     if isinstance(plain, float) and abs(plain) > EXACT_AS_FLOAT:
-        raise FieldError(f"{key}: {shown(value)} has lost digits as a float; write the whole number itself")
+        raise FieldError(
+            f"{key}: {shown(value)} has lost digits as a float; write the whole number itself"
+        )
     return int(plain)
 
 
@@ -160,11 +181,15 @@ def truth(value: Any, key: str) -> bool:
 
 
 def text(value: Any, key: str) -> str:
-    """A text with a visible character and without half a surrogate pair, which UTF-8 cannot hold."""
+    """A text with a visible character and without half a surrogate pair, which UTF-8 cannot
+    hold.
+    """
     if not isinstance(value, str) or not value.strip():
         raise FieldError(f"{key}: must be text, not {shown(value)}")
     if not is_encodable(value):
-        raise FieldError(f"{key}: {shown(value)} holds half a surrogate pair: write the whole character")
+        raise FieldError(
+            f"{key}: {shown(value)} holds half a surrogate pair: write the whole character"
+        )
     return value
 
 
@@ -176,7 +201,9 @@ def identifier(value: Any, key: str) -> Id:
 
 
 def id_key(value: Id) -> Id:
-    """What an id is compared by: "7" and "7.0" are 7, but "007", "7e1" and "abc" are texts of their own."""
+    """What an id is compared by: "7" and "7.0" are 7, but "007", "7e1" and "abc" are texts of their
+    own.
+    """
     if isinstance(value, int):
         return value
     match = _WRITTEN_ID.fullmatch(value)
@@ -195,7 +222,9 @@ def numbers(value: Any, key: str, count: int) -> list[float]:
     if not isinstance(plain, list | tuple):
         raise FieldError(f"{key}: must be a list of {count} numbers, not {shown(value)}")
     if len(plain) != count:
-        raise FieldError(f"{key}: must be a list of {count} numbers, not of {len(plain)}: {shown(value)}")
+        raise FieldError(
+            f"{key}: must be a list of {count} numbers, not of {len(plain)}: {shown(value)}"
+        )
     return [number(one, key) for one in plain]
 
 
@@ -267,9 +296,15 @@ def shown(value: Any) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as a message shows it: with escapes where it cannot be printed, cut where it is very long."""
+    """A file name as a message shows it: with escapes where it cannot be printed, cut where it is
+    very long.
+    """
     shows = name if name.isprintable() else ascii(name)[1:-1]
-    return shows if len(shows) <= MAX_SHOWN else f"{shows[: MAX_SHOWN // 2]}...{shows[-MAX_SHOWN // 2 :]}"
+    return (
+        shows
+        if len(shows) <= MAX_SHOWN
+        else f"{shows[: MAX_SHOWN // 2]}...{shows[-MAX_SHOWN // 2 :]}"
+    )
 
 
 def _plain(value: Any) -> Any:

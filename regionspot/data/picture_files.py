@@ -1,4 +1,6 @@
-"""Finds the pictures that annotation files name: by URL, by a path of Windows or of another machine, or plainly."""
+"""Finds the pictures that annotation files name: by URL, by a path of Windows or of another
+machine, or plainly.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,20 @@ def checked_name(name: str) -> str:
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise FieldError(f"file_name: {shown(name)} holds half a surrogate pair: no file has that name") from error
+        raise FieldError(
+            f"file_name: {shown(name)} holds half a surrogate pair: no file has that name"
+        ) from error
     if "\0" in name:
         raise FieldError(f"file_name: {shown(name)} holds a NUL character: no file has that name")
     return name
 
 
 def foreign_parts(name: str) -> tuple[str, ...]:
-    r"""The parts of a name that was not written for this machine: a URL's path, or an absolute path.
+    r"""The parts of a name that was not written for this machine: a URL's path, or an absolute
+    path.
 
-    `C:\pics\x.jpg`, `s3://bucket/pics/x.jpg?version=2` and `/home/someone/pics/x.jpg` all end in pics, x.jpg. A
-    relative name has no foreign parts.
+    `C:\pics\x.jpg`, `s3://bucket/pics/x.jpg?version=2` and `/home/someone/pics/x.jpg` all end in
+    pics, x.jpg. A relative name has no foreign parts.
     """
     windows = PureWindowsPath(name)
     if "://" in name:
@@ -69,9 +74,10 @@ def last_part(name: str) -> str:
 class PictureFinder:
     r"""Finds pictures under a root, and asks the file system as little as possible.
 
-    A folder in which many names are looked up is listed once. A relative name is taken literally, or with `/` for `\`
-    where there is no such file; it may begin with the root's own last folders (`val/0.jpg` under `pics/val`). Of a name
-    of another place (see `foreign_parts`) the longest ending that exists counts.
+    A folder in which many names are looked up is listed once. A relative name is taken literally,
+    or with `/` for `\` where there is no such file; it may begin with the root's own last folders
+    (`val/0.jpg` under `pics/val`). Of a name of another place (see `foreign_parts`) the longest
+    ending that exists counts.
     """
 
     def __init__(self, root: Path) -> None:
@@ -97,7 +103,11 @@ class PictureFinder:
     def _from_above(self, name: str) -> list[str]:
         """What is left of a relative name behind folders that the root itself ends in."""
         parts, root = name.split("/"), Path(os.path.abspath(self.root)).parts
-        return ["/".join(parts[count:]) for count in range(1, len(parts)) if root[-count:] == tuple(parts[:count])]
+        return [
+            "/".join(parts[count:])
+            for count in range(1, len(parts))
+            if root[-count:] == tuple(parts[:count])
+        ]
 
     def is_file(self, path: Path) -> bool:
         """Whether there is such a file, as far as listings and the file system say."""

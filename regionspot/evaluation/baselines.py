@@ -1,7 +1,8 @@
-"""What CLIP does with a region by itself, without RegionSpot's head: crops of the picture, and pooled patch tokens.
+"""What CLIP does with a region by itself, without RegionSpot's head: crops of the picture, and
+pooled patch tokens.
 
-Each baseline has settings, and a comparison is fair at the best of them: `regionspot.evaluation.tuning` finds it on
-pictures that the comparison does not use.
+Each baseline has settings, and a comparison is fair at the best of them:
+`regionspot.evaluation.tuning` finds it on pictures that the comparison does not use.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class CropSetting:
 
     Attributes:
         scale: the crop's sides in those of the box, about the same centre; above 1 for context.
-        shape: "squeezed" takes the box as it is, clipped to the picture. "square" extends its shorter side, which keeps
-            the aspect ratio; beyond the picture lies CLIP's mean colour.
-        size: the side in pixels of the square that CLIP sees, a multiple of its patch; None stands for its own.
-        background: "kept", or "masked": what SAM's mask of the box leaves out is painted in CLIP's mean colour.
+        shape: "squeezed" takes the box as it is, clipped to the picture. "square" extends its
+            shorter side, which keeps the aspect ratio; beyond the picture lies CLIP's mean colour.
+        size: the side in pixels of the square that CLIP sees, a multiple of its patch; None stands
+            for its own.
+        background: "kept", or "masked": what SAM's mask of the box leaves out is painted in CLIP's
+            mean colour.
     """
 
     scale: float = 1.3
@@ -66,10 +69,12 @@ class PoolingSetting:
     """Which of CLIP's local features are averaged over a region.
 
     Attributes:
-        over: "boxes": the patches whose centre a box holds. "masks": all patches, weighted by SAM's mask of the box.
-        features: "tokens": those of the feature map that the head reads. "values": as MaskCLIP (arXiv 2112.01071)
-            makes them, in whose last layer each patch attends to itself alone.
-        order: "pooled first", then CLIP's last norm and projection; or each patch "projected first".
+        over: "boxes": the patches whose centre a box holds. "masks": all patches, weighted by SAM's
+            mask of the box.
+        features: "tokens": those of the feature map that the head reads. "values": as MaskCLIP
+            (arXiv 2112.01071) makes them, in whose last layer each patch attends to itself alone.
+        order: "pooled first", then CLIP's last norm and projection; or each patch "projected
+            first".
     """
 
     over: Over = "boxes"
@@ -82,7 +87,9 @@ class PoolingSetting:
 
 
 def crop_settings(clip_size: int, patch: int) -> list[CropSetting]:
-    """Those that are worth trying for a CLIP of that input size: scale x shape x size x background."""
+    """Those that are worth trying for a CLIP of that input size: scale x shape x size x
+    background.
+    """
     smaller = sorted({patch * max(1, round(clip_size * part / patch)) for part in (0.5, 0.75)})
     sizes = [None, *(size for size in smaller if size < clip_size)]
     shapes: tuple[Shape, ...] = "squeezed", "square"
@@ -133,7 +140,9 @@ def _squeezed_crop(picture: UInt8Array, box: npt.NDArray[np.float64], scale: flo
 
 
 def square_crop(picture: UInt8Array, box: npt.NDArray[np.float64], scale: float) -> UInt8Array:
-    """A square about the centre of a box (4,), `scale` times its longer side; CLIP's mean colour beyond the picture."""
+    """A square about the centre of a box (4,), `scale` times its longer side; CLIP's mean colour
+    beyond the picture.
+    """
     side = max(1, round(scale * float((box[2:] - box[:2]).max())))
     x, y = np.round((box[:2] + box[2:] - side) / 2).astype(int).tolist()
     crop = np.tile(MEAN_COLOUR, (side, side, 1))
@@ -170,7 +179,11 @@ def pooling_embedder(model: RegionSpot, setting: PoolingSetting) -> RegionEmbedd
 def _patches(clip: ClipBackbone, batch: RegionBatch, setting: PoolingSetting) -> Tensor:
     if setting.features == "values":
         images = stack_images(
-            [image.prepared.clip_image for image in batch.images if image.prepared.clip_image is not None]
+            [
+                image.prepared.clip_image
+                for image in batch.images
+                if image.prepared.clip_image is not None
+            ]
         )
         return clip.encode_patches_without_mixing(images.to(clip.image_mean.device)).float()
     assert batch.patch_tokens is not None
@@ -197,14 +210,19 @@ def _weights(
     return weights
 
 
-def cell_weights(boxes: npt.NDArray[np.float64], height: int, width: int, grid: int) -> npt.NDArray[np.float32]:
-    """(N, 4) boxes to (N, grid * grid) weights that sum to 1: the cells, row by row, whose centre a box holds.
+def cell_weights(
+    boxes: npt.NDArray[np.float64], height: int, width: int, grid: int
+) -> npt.NDArray[np.float32]:
+    """(N, 4) boxes to (N, grid * grid) weights that sum to 1: the cells, row by row, whose centre a
+    box holds.
 
     In an axis in which a box holds no centre, it takes the one nearest to its own.
     """
     centres = (np.arange(grid) + 0.5) / grid
     low, high = boxes[:, :2] / [width, height], boxes[:, 2:] / [width, height]  # (N, 2) xy in 0..1
-    within = (low[:, None] <= centres[:, None]) & (centres[:, None] <= high[:, None])  # (N, grid, 2)
+    within = (low[:, None] <= centres[:, None]) & (
+        centres[:, None] <= high[:, None]
+    )  # (N, grid, 2)
     nearest = np.abs(centres[:, None] - ((low + high) / 2)[:, None]).argmin(1)  # (N, 2)
     within |= ~within.any(1, keepdims=True) & (np.arange(grid)[:, None] == nearest[:, None])
     cells = (within[:, :, None, 1] & within[:, None, :, 0]).reshape(len(boxes), grid * grid)
@@ -212,7 +230,9 @@ def cell_weights(boxes: npt.NDArray[np.float64], height: int, width: int, grid: 
 
 
 def mask_weights(mask: npt.NDArray[np.bool_], grid: int) -> npt.NDArray[np.float32]:
-    """A mask (H, W) that is not empty to (grid * grid,) weights that sum to 1: how much of each cell it covers."""
+    """A mask (H, W) that is not empty to (grid * grid,) weights that sum to 1: how much of each
+    cell it covers.
+    """
     covered = Image.fromarray(mask.astype(np.float32)).resize((grid, grid), Image.Resampling.BOX)
     weights = np.asarray(covered, np.float64).ravel()
     return (weights / weights.sum()).astype(np.float32)

@@ -48,11 +48,12 @@ class RegionBatch:
     Args:
         images: the B images.
         valid: (B, N) bool, False for padding.
-        mask_tokens: (B, N, T, C) SAM's position-aware tokens: T = 1, or for a head that was trained on SAM's multimask
-            tokens 3 readings of each region; None where nothing asked for them.
+        mask_tokens: (B, N, T, C) SAM's position-aware tokens: T = 1, or for a head that was trained
+            on SAM's multimask tokens 3 readings of each region; None where nothing asked for them.
         iou_predictions: (B, N, T) SAM's estimate for each reading; likewise.
         patch_tokens: (B, L, D) CLIP's feature map; likewise.
-        masks: for each image SAM's n masks, at its full size, of the reading with the highest estimate; likewise.
+        masks: for each image SAM's n masks, at its full size, of the reading with the highest
+            estimate; likewise.
     """
 
     images: Sequence[LoadedImage]
@@ -64,7 +65,11 @@ class RegionBatch:
 
 
 def load_image(
-    dataset: CocoDataset, record: ImageRecord, boxes: npt.NDArray[np.float64], sam_size: int, clip_size: int
+    dataset: CocoDataset,
+    record: ImageRecord,
+    boxes: npt.NDArray[np.float64],
+    sam_size: int,
+    clip_size: int,
 ) -> LoadedImage:
     """Read one image and resize it for both encoders; boxes (n, 4) become prompts.
 
@@ -74,10 +79,14 @@ def load_image(
     height, width = record.height, record.width
     picture = read_upright(dataset.image_path(record), (height, width))
     prompts = Prompts.from_boxes(boxes).validated(height, width)
-    return LoadedImage(record, picture, boxes, ImagePreparation(sam_size, clip_size).prepare(picture, prompts))
+    return LoadedImage(
+        record, picture, boxes, ImagePreparation(sam_size, clip_size).prepare(picture, prompts)
+    )
 
 
-def prefetched(batches: Sequence[Sequence[ItemT]], load: Callable[[ItemT], LoadedT]) -> Iterator[list[LoadedT]]:
+def prefetched(
+    batches: Sequence[Sequence[ItemT]], load: Callable[[ItemT], LoadedT]
+) -> Iterator[list[LoadedT]]:
     """Load the next batch in a thread while the caller works on this one."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         pending = [pool.submit(load, item) for item in batches[0]] if batches else []
@@ -117,9 +126,15 @@ class BatchEncoder:
         return RegionBatch(images, batch.valid, mask_tokens, iou_predictions, patch_tokens, masks)
 
     def _tokens_and_masks(
-        self, images: Sequence[LoadedImage], encoded: EncodedImages, points: FloatArray, labels: IntArray
+        self,
+        images: Sequence[LoadedImage],
+        encoded: EncodedImages,
+        points: FloatArray,
+        labels: IntArray,
     ) -> tuple[FloatArray, FloatArray, list[list[Rle]]]:
-        """The tokens (B, N, T, C) and predicted IoUs (B, N, T) of all regions, and the n masks of each image."""
+        """The tokens (B, N, T, C) and predicted IoUs (B, N, T) of all regions, and the n masks of
+        each image.
+        """
         transform = SamTransform(self.pipeline.info.sam_image_size)
         masks: list[list[Rle]] = [[] for _ in images]
         tokens, ious = [], []
@@ -134,5 +149,7 @@ class BatchEncoder:
             drawn = best_reading(low_res.reshape(*low_res.shape[:3], -1), predicted)  # (B, n, 16hw)
             for of_image, image, flat in zip(masks, images, drawn, strict=True):
                 own = flat[: max(len(image.boxes) - start, 0)]  # without padding
-                of_image += transform.encode_masks(own.reshape(-1, *low_res.shape[3:]), *image.picture.shape[:2]).rles
+                of_image += transform.encode_masks(
+                    own.reshape(-1, *low_res.shape[3:]), *image.picture.shape[:2]
+                ).rles
         return np.concatenate(tokens, axis=1), np.concatenate(ious, axis=1), masks

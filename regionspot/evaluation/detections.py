@@ -1,4 +1,6 @@
-"""Detections of a whole data set, kept as columns: 300 000 of them are 17 MB, as COCO dictionaries 200."""
+"""Detections of a whole data set, kept as columns: 300 000 of them are 17 MB, as COCO dictionaries
+200.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Detections:
     """M detections of any number of images.
 
     Args:
-        image_ids, category_ids: (M,) ids of the annotation file: int64, or objects where ids are text or larger.
+        image_ids, category_ids: (M,) ids of the annotation file: int64, or objects where ids are
+            text or larger.
         boxes: (M, 4) xyxy in original-image pixels.
         scores: (M,).
         masks: M masks at their image's size, or None. Pairs of one region share one object.
@@ -46,18 +49,25 @@ class Detections:
 
     def __post_init__(self) -> None:
         m = len(self.scores)
-        columns = (self.image_ids, self.category_ids, self.boxes, *([] if self.masks is None else [self.masks]))
+        columns = (
+            self.image_ids,
+            self.category_ids,
+            self.boxes,
+            *([] if self.masks is None else [self.masks]),
+        )
         if any(len(column) != m for column in columns) or self.boxes.shape != (m, 4):
             raise InputError(
-                f"detections need columns of one length and boxes (M, 4), got {[len(column) for column in columns]} "
-                f"beside {m} scores and boxes {self.boxes.shape}"
+                "detections need columns of one length and boxes (M, 4), got "
+                f"{[len(column) for column in columns]} beside {m} scores and boxes "
+                f"{self.boxes.shape}"
             )
         broken = np.flatnonzero(~np.isfinite(self.scores) | ~np.isfinite(self.boxes).all(1))
         if len(broken):
             first = int(broken[0])
             raise InputError(
-                f"detection {first} (image {self.image_ids[first]}) has score {self.scores[first]} and box "
-                f"{self.boxes[first].tolist()}; numbers must be finite ({len(broken)} such detections)"
+                f"detection {first} (image {self.image_ids[first]}) has score {self.scores[first]} "
+                f"and box {self.boxes[first].tolist()}; numbers must be finite ({len(broken)} such "
+                "detections)"
             )
 
     @classmethod
@@ -79,12 +89,14 @@ class Detections:
 
     @classmethod
     def from_coco(cls, results: Iterable[Mapping[str, Any]]) -> Detections:
-        """From COCO result dictionaries: `image_id`, `category_id`, `bbox` (xywh), `score`, perhaps `segmentation`.
+        """From COCO result dictionaries: `image_id`, `category_id`, `bbox` (xywh), `score`, perhaps
+        `segmentation`.
 
         Numbers may be those of NumPy and PyTorch. Masks are kept when every result has one.
 
         Raises:
-            InputError: a field that is missing or has no usable value; the message names the result.
+            InputError: a field that is missing or has no usable value; the message names the
+                result.
         """
         results = list(results)
         try:
@@ -95,7 +107,9 @@ class Detections:
         except FieldError as error:
             raise InputError(f"detections: {error}") from error
         boxes[:, 2:] += boxes[:, :2]
-        has_masks = bool(results) and all(result.get("segmentation") is not None for result in results)
+        has_masks = bool(results) and all(
+            result.get("segmentation") is not None for result in results
+        )
         masks = [result["segmentation"] for result in results] if has_masks else None
         return cls(image_ids, category_ids, boxes, scores, masks)
 
@@ -108,7 +122,10 @@ class Detections:
             self.scores.tolist(),
             strict=True,
         )
-        results = [dict(zip(("image_id", "category_id", "bbox", "score"), row, strict=True)) for row in columns]
+        results = [
+            dict(zip(("image_id", "category_id", "bbox", "score"), row, strict=True))
+            for row in columns
+        ]
         for result, mask in zip(results, self.masks or (), strict=False):
             result["segmentation"] = mask
         return results
@@ -126,7 +143,9 @@ def _as_it_is(value: Any, _: str) -> Any:
     return value
 
 
-def result_fields(results: Sequence[Any], key: str, read: Callable[[Any, str], ValueT] = _as_it_is) -> list[ValueT]:
+def result_fields(
+    results: Sequence[Any], key: str, read: Callable[[Any, str], ValueT] = _as_it_is
+) -> list[ValueT]:
     """One field of every result, by way of `read(value, key)`.
 
     Raises:
@@ -135,7 +154,9 @@ def result_fields(results: Sequence[Any], key: str, read: Callable[[Any, str], V
     found = []
     for index, result in enumerate(results):
         if not isinstance(result, Mapping):
-            raise FieldError(f"{result_name(index)}: must be an object with fields, not {shown(result)}")
+            raise FieldError(
+                f"{result_name(index)}: must be an object with fields, not {shown(result)}"
+            )
         try:
             found.append(read(required(result, key), key))
         except FieldError as error:

@@ -1,7 +1,8 @@
-"""Run a model over a data set: encode each image once, embed its regions by every method asked for, measure AP.
+"""Run a model over a data set: encode each image once, embed its regions by every method asked for,
+measure AP.
 
-Images are taken in the order of their region counts, most first, so that a batch holds little padding and a batch too
-large for the memory fails at the start.
+Images are taken in the order of their region counts, most first, so that a batch holds little
+padding and a batch too large for the memory fails at the start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from regionspot.evaluation.average_precision import (
     check_ground_truth,
     evaluate_detections,
 )
-from regionspot.evaluation.batches import BatchEncoder, LoadedImage, RegionBatch, load_image, prefetched
+from regionspot.evaluation.batches import (
+    BatchEncoder,
+    LoadedImage,
+    RegionBatch,
+    load_image,
+    prefetched,
+)
 from regionspot.evaluation.detections import Detections
 from regionspot.evaluation.methods import Method, check_runs_in, methods_named
 from regionspot.evaluation.proposals import Proposals
@@ -61,7 +68,16 @@ def evaluate(
     """Measures one method; see `evaluate_methods`."""
     named = methods_named([method]) if isinstance(method, str) else {method.description: method}
     results = evaluate_methods(
-        model, dataset, vocabulary, proposals, named, rules, masks, batch_size, progress, skip_unreadable
+        model,
+        dataset,
+        vocabulary,
+        proposals,
+        named,
+        rules,
+        masks,
+        batch_size,
+        progress,
+        skip_unreadable,
     )
     return next(iter(results.values()))
 
@@ -81,12 +97,13 @@ def evaluate_methods(
 ) -> dict[str, tuple[Metrics, Detections]]:
     """Measures several methods on the same regions, every image encoded once.
 
-    Every picture is read once before the first is encoded, so that a bad one does not cost finished work. Categories
-    that share a name are told apart by their ids alone: each gets the probability of their one word.
+    Every picture is read once before the first is encoded, so that a bad one does not cost finished
+    work. Categories that share a name are told apart by their ids alone: each gets the probability
+    of their one word.
 
     Args:
-        model: on any device, the work is done there; or a pipeline of exported graphs, for the methods that need no
-            PyTorch.
+        model: on any device, the work is done there; or a pipeline of exported graphs, for the
+            methods that need no PyTorch.
         dataset: images and ground truth.
         vocabulary: `dataset.class_names`, in that order, with their embeddings.
         proposals: the regions.
@@ -95,21 +112,24 @@ def evaluate_methods(
         masks: also predict each region's mask by SAM and measure mask AP.
         batch_size: images at a time.
         progress: show on stderr how far it is.
-        skip_unreadable: leave out this many pictures at most, with their objects, that are missing, damaged, or not of
-            the size that the annotations are for. They are listed in the protocol.
+        skip_unreadable: leave out this many pictures at most, with their objects, that are missing,
+            damaged, or not of the size that the annotations are for. They are listed in the
+            protocol.
         groups: name -> ids of categories: further groups of `top1_accuracy`.
 
     Returns:
-        For each method its metrics and its detections in the data set's order of images. Metrics are the figures of
-        `evaluate_detections` for boxes, where one region may carry several labels; `one_label`, the same figures where
-        each region carries its best label alone; for ground-truth boxes those of `top1_accuracy`; `protocol`, all that
-        must stand beside them; and, with masks, `segm`, the first figures for masks.
+        For each method its metrics and its detections in the data set's order of images. Metrics
+        are the figures of `evaluate_detections` for boxes, where one region may carry several
+        labels; `one_label`, the same figures where each region carries its best label alone; for
+        ground-truth boxes those of `top1_accuracy`; `protocol`, all that must stand beside them;
+        and, with masks, `segm`, the first figures for masks.
 
     Raises:
-        InputError: before anything is computed: an unknown method, or one that this runtime has not, a vocabulary other
-            than the data set's classes, nothing to evaluate, annotations that the rules cannot judge (see
-            `check_ground_truth`), more regions in an image than a graph takes, more pictures that cannot be used than
-            `skip_unreadable`. Later: a model that gives NaN.
+        InputError: before anything is computed: an unknown method, or one that this runtime has
+            not, a vocabulary other than the data set's classes, nothing to evaluate, annotations
+            that the rules cannot judge (see `check_ground_truth`), more regions in an image than a
+            graph takes, more pictures that cannot be used than `skip_unreadable`. Later: a model
+            that gives NaN.
     """
     pipeline = as_pipeline(model)
     check_can_evaluate(dataset, rules, masks)
@@ -121,14 +141,30 @@ def evaluate_methods(
     if part.skipped:
         check_can_evaluate(part.dataset, rules, masks)
     collector = _Collector(
-        part.dataset, part.proposals, rules, masks, groups or {}, {name: _Found() for name in chosen}
+        part.dataset,
+        part.proposals,
+        rules,
+        masks,
+        groups or {},
+        {name: _Found() for name in chosen},
     )
     module = model if isinstance(model, RegionSpot) else None
     for batch, name, probabilities in scored_batches(
-        pipeline, module, part.dataset, vocabulary, part.proposals, chosen, batch_size, masks, progress
+        pipeline,
+        module,
+        part.dataset,
+        vocabulary,
+        part.proposals,
+        chosen,
+        batch_size,
+        masks,
+        progress,
     ):
         collector.add(name, batch, probabilities)
-    return {name: _measure(pipeline, collector, name, method, part.skipped) for name, method in chosen.items()}
+    return {
+        name: _measure(pipeline, collector, name, method, part.skipped)
+        for name, method in chosen.items()
+    }
 
 
 def scored_batches(
@@ -142,7 +178,8 @@ def scored_batches(
     masks: bool = False,
     progress: bool = True,
 ) -> Iterator[tuple[RegionBatch, str, FloatArray]]:
-    """Encodes each image that has regions once, and yields for each batch and method the probabilities (B, N, V).
+    """Encodes each image that has regions once, and yields for each batch and method the
+    probabilities (B, N, V).
 
     Args:
         model: what the pipeline is of, for the methods that need PyTorch.
@@ -164,26 +201,31 @@ def check_can_evaluate(dataset: CocoDataset, rules: Rules, masks: bool) -> None:
     """Checks what can be checked of the ground truth alone.
 
     Raises:
-        InputError: nothing to evaluate against, or annotations that the rules cannot judge (see `check_ground_truth`).
+        InputError: nothing to evaluate against, or annotations that the rules cannot judge (see
+            `check_ground_truth`).
     """
     if not dataset.categories:
         raise InputError(f"{dataset.path} has no categories, so there are no words to choose from")
     objects = [a for of_image in dataset.annotations_by_image.values() for a in of_image]
     if not dataset.images or not objects:
         raise InputError(
-            f"{dataset.path} has {len(dataset.images)} images and {len(objects)} annotations: nothing to "
-            "evaluate against"
+            f"{dataset.path} has {len(dataset.images)} images and {len(objects)} annotations: "
+            "nothing to evaluate against"
         )
     if rules == "coco" and all(annotation.iscrowd for annotation in objects):
         raise InputError(
-            f"{dataset.path}: all {len(objects)} annotations are crowds (iscrowd), which are neither found nor missed: "
-            "nothing to evaluate against"
+            f"{dataset.path}: all {len(objects)} annotations are crowds (iscrowd), which are "
+            "neither found nor missed: nothing to evaluate against"
         )
     check_ground_truth(dataset, rules, "segm" if masks else "bbox")
 
 
 def _loaded_batches(
-    pipeline: RegionPipeline, dataset: CocoDataset, proposals: Proposals, batch_size: int, progress: bool
+    pipeline: RegionPipeline,
+    dataset: CocoDataset,
+    proposals: Proposals,
+    batch_size: int,
+    progress: bool,
 ) -> Iterator[list[LoadedImage]]:
     """All images that have regions, those with most first."""
     sizes = pipeline.info.sam_image_size, pipeline.info.clip_image_size
@@ -214,7 +256,8 @@ class _Found:
     Attributes:
         detections: the best pairs, one region in several of them.
         best_labels: of each region its best word alone, without masks: all categories of that name.
-        right: (n,) whether that is the annotated one; empty where the regions are not the annotated boxes.
+        right: (n,) whether that is the annotated one; empty where the regions are not the annotated
+            boxes.
     """
 
     detections: dict[Id, Detections] = field(default_factory=dict, repr=False)
@@ -241,7 +284,10 @@ class _Collector:
     @cached_property
     def words(self) -> npt.NDArray[np.int64]:
         """(V,) index of each category's name in the vocabulary."""
-        return np.array([self.dataset.category_index[category.id] for category in self.dataset.categories], np.int64)
+        return np.array(
+            [self.dataset.category_index[category.id] for category in self.dataset.categories],
+            np.int64,
+        )
 
     def add(self, method: str, batch: RegionBatch, probabilities: npt.NDArray[np.float32]) -> None:
         """Keeps the best pairs of each image; probabilities are (B, N, words)."""
@@ -250,18 +296,22 @@ class _Collector:
             of_image = probabilities[index, : len(image.boxes)]  # (n, words)
             if not np.isfinite(of_image).all():
                 raise InputError(
-                    f"method {method!r} gives NaN for image {printable(image.record.file_name)}: are the weights "
-                    "damaged, or did half precision overflow?"
+                    f"method {method!r} gives NaN for image {printable(image.record.file_name)}: "
+                    "are the weights damaged, or did half precision overflow?"
                 )
             image_id, scores_of = image.record.id, self.proposals.scores
             masks = batch.masks[index] if self.masks and batch.masks is not None else None
             scores = None if scores_of is None else scores_of[image_id]
             of_categories = of_image[:, self.words]  # (n, V)
-            found.detections[image_id] = self._detections(image, *top_pairs(of_categories, scores), masks)
+            found.detections[image_id] = self._detections(
+                image, *top_pairs(of_categories, scores), masks
+            )
             best = best_labels(of_image, self.words, scores)
             found.best_labels[image_id] = self._detections(image, *best, None)
             if self.proposals.annotations is not None:
-                found.right[image_id] = is_right(self.dataset, self.proposals.annotations[image_id], of_image)
+                found.right[image_id] = is_right(
+                    self.dataset, self.proposals.annotations[image_id], of_image
+                )
 
     def _detections(
         self,
@@ -284,18 +334,28 @@ class _Collector:
 
     def in_order(self, by_image: dict[Id, Detections]) -> Detections:
         """All detections in the data set's order of images."""
-        return Detections.concatenate([by_image[i.id] for i in self.dataset.images if i.id in by_image])
+        return Detections.concatenate(
+            [by_image[i.id] for i in self.dataset.images if i.id in by_image]
+        )
 
 
 def _measure(
-    pipeline: RegionPipeline, collector: _Collector, name: str, method: Method, skipped: Sequence[str]
+    pipeline: RegionPipeline,
+    collector: _Collector,
+    name: str,
+    method: Method,
+    skipped: Sequence[str],
 ) -> tuple[Metrics, Detections]:
     dataset, rules, found = collector.dataset, collector.rules, collector.found[name]
     detections = collector.in_order(found.detections)
     metrics: Metrics = dict(evaluate_detections(dataset, detections, rules, "bbox"))
-    metrics["one_label"] = evaluate_detections(dataset, collector.in_order(found.best_labels), rules, "bbox")
+    metrics["one_label"] = evaluate_detections(
+        dataset, collector.in_order(found.best_labels), rules, "bbox"
+    )
     if collector.proposals.annotations is not None:
-        metrics |= top1_accuracy(dataset, collector.proposals.annotations, found.right, collector.groups)
+        metrics |= top1_accuracy(
+            dataset, collector.proposals.annotations, found.right, collector.groups
+        )
     if collector.masks:
         metrics["segm"] = evaluate_detections(dataset, detections, rules, "segm")
     metrics["protocol"] = _protocol(pipeline, collector, method) | {"images_skipped": list(skipped)}
@@ -328,19 +388,25 @@ def _protocol(pipeline: RegionPipeline, collector: _Collector, method: Method) -
     }
 
 
-def _check(dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, batch_size: int) -> None:
+def _check(
+    dataset: CocoDataset, vocabulary: Vocabulary, proposals: Proposals, batch_size: int
+) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     names = dataset.class_names
     if vocabulary.names != names:
         pairs = zip(vocabulary.names, names, strict=False)
-        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(vocabulary), len(names)))
+        position = next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(vocabulary), len(names))
+        )
         raise InputError(
-            f"the vocabulary has {len(vocabulary)} names and {dataset.path} has {len(names)} class names; they differ "
-            f"from index {position} on. Encode `dataset.class_names`, in that order."
+            f"the vocabulary has {len(vocabulary)} names and {dataset.path} has {len(names)} class "
+            f"names; they differ from index {position} on. Encode `dataset.class_names`, in that "
+            "order."
         )
     missing = [image.id for image in dataset.images if image.id not in proposals.boxes]
     if missing:
         raise InputError(
-            f"the proposals are of another data set: no entry for the images {first_few(map(shown, missing))}"
+            "the proposals are of another data set: no entry for the images "
+            f"{first_few(map(shown, missing))}"
         )

@@ -1,4 +1,6 @@
-"""Finds the images that a detector's file means: by id, or by file name where that is what its ids are."""
+"""Finds the images that a detector's file means: by id, or by file name where that is what its ids
+are.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,12 @@ class FoundImages:
 def resolve_image_ids(path: Path, spelled: Iterable[Id], dataset: CocoDataset) -> FoundImages:
     """Finds the image that each spelling means.
 
-    Ids come first. Otherwise one of these must explain every spelling in the file: ids with leading zeros, file names,
-    file names without their ending.
+    Ids come first. Otherwise one of these must explain every spelling in the file: ids with leading
+    zeros, file names, file names without their ending.
 
     Raises:
-        InputError: an image that the data set does not have, or two explanations that name different images.
+        InputError: an image that the data set does not have, or two explanations that name
+            different images.
     """
     wanted = set(spelled)
     by_id = {id_key(image.id): image.id for image in dataset.images}
@@ -56,8 +59,9 @@ def resolve_image_ids(path: Path, spelled: Iterable[Id], dataset: CocoDataset) -
         )
     if any(other.ids != found[0].ids for other in found):
         raise InputError(
-            f"{path}: its image ids, such as {shown(unknown[0])}, can be {' and '.join(one.named_by for one in found)} "
-            f"of {dataset.path}, which are different images: write the image ids of the annotation file."
+            f"{path}: its image ids, such as {shown(unknown[0])}, can be "
+            f"{' and '.join(one.named_by for one in found)} of {dataset.path}, which are different "
+            "images: write the image ids of the annotation file."
         )
     return found[0]
 
@@ -67,20 +71,29 @@ def _check_not_stems(path: Path, by_ids: Mapping[Id, Id], dataset: CocoDataset) 
     if not any(isinstance(one, str) for one in by_ids):
         return
     stems = _named(dataset, lambda name: os.path.splitext(name)[0])
-    if all(stems.get(one) is not None for one in by_ids) and any(stems[one] != found for one, found in by_ids.items()):
+    if all(stems.get(one) is not None for one in by_ids) and any(
+        stems[one] != found for one, found in by_ids.items()
+    ):
         raise InputError(
-            f"{path}: its image ids are the file names of other images of {dataset.path} as well: write whole numbers "
-            "as ids, in COCO's format of results"
+            f"{path}: its image ids are the file names of other images of {dataset.path} as well: "
+            "write whole numbers as ids, in COCO's format of results"
         )
 
 
 def _without_zeros(spelled: Id) -> Id:
-    is_number = isinstance(spelled, str) and len(spelled) <= MAX_DIGITS and spelled.isascii() and spelled.isdigit()
+    is_number = (
+        isinstance(spelled, str)
+        and len(spelled) <= MAX_DIGITS
+        and spelled.isascii()
+        and spelled.isdigit()
+    )
     return int(spelled) if is_number else spelled
 
 
 def _named(dataset: CocoDataset, shorten: Callable[[str], str]) -> dict[Id, Id | None]:
-    """Image ids by file name, with and without folders; None for a name that several images have."""
+    """Image ids by file name, with and without folders; None for a name that several images
+    have.
+    """
     found: dict[Id, Id | None] = {}
     for image in dataset.images:
         for name in {shorten(one) for one in _names(image)}:

@@ -1,7 +1,9 @@
-"""The ways to score a region that are measured side by side: RegionSpot's head, baselines, one control.
+"""The ways to score a region that are measured side by side: RegionSpot's head, baselines, one
+control.
 
-Each is a function of a batch of encoded images and of the words' embeddings that gives logits (B, N, V). The head and
-its control go through a `RegionPipeline`, in any runtime; the baselines use CLIP's own modules, so they need PyTorch.
+Each is a function of a batch of encoded images and of the words' embeddings that gives logits (B,
+N, V). The head and its control go through a `RegionPipeline`, in any runtime; the baselines use
+CLIP's own modules, so they need PyTorch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from regionspot.runtime.scores import best_reading
 from regionspot.structures import FloatArray
 
 RegionScorer = Callable[[RegionBatch, FloatArray], FloatArray]
-"""Logits (B, N, V) of a batch's regions over words with embeddings (V, E); rows of padding mean nothing."""
+"""Logits (B, N, V) of a batch's regions over words with embeddings (V, E); rows of padding mean
+nothing.
+"""
 
 Start = Callable[[RegionPipeline, RegionSpot | None], RegionScorer]
 """Takes the model as a pipeline, and as itself where it is there."""
@@ -58,13 +62,19 @@ class Method:
 def score_with_head(pipeline: RegionPipeline, _: RegionSpot | None) -> RegionScorer:
     """RegionSpot itself: all regions of an image at once, padding masked out.
 
-    For a head that was trained on SAM's multimask tokens each reading of all regions is a set of its own, as in
-    prediction, and of each region the reading with the highest predicted IoU counts.
+    For a head that was trained on SAM's multimask tokens each reading of all regions is a set of
+    its own, as in prediction, and of each region the reading with the highest predicted IoU counts.
     """
 
     def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
-        assert batch.mask_tokens is not None and batch.patch_tokens is not None and batch.iou_predictions is not None
-        logits = pipeline.classify_readings(batch.mask_tokens, batch.patch_tokens, batch.valid, text_embeddings)
+        assert (
+            batch.mask_tokens is not None
+            and batch.patch_tokens is not None
+            and batch.iou_predictions is not None
+        )
+        logits = pipeline.classify_readings(
+            batch.mask_tokens, batch.patch_tokens, batch.valid, text_embeddings
+        )
         return best_reading(logits, batch.iou_predictions)
 
     return score
@@ -75,14 +85,18 @@ def scored_by(embedder: Callable[[RegionSpot], RegionEmbedder]) -> Start:
 
     def start(_: RegionPipeline, model: RegionSpot | None) -> RegionScorer:
         if model is None:
-            raise InputError("this baseline runs CLIP's own modules: give it the model, not a pipeline of it")
+            raise InputError(
+                "this baseline runs CLIP's own modules: give it the model, not a pipeline of it"
+            )
         embed = embedder(model)
 
         def score(batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
             with model.inference():
                 words = torch.from_numpy(text_embeddings).to(model.device)  # (V, E)
                 embeddings = embed(batch).float()  # of a half-precision model: words are in float32
-                found: FloatArray = region_logits(embeddings, words, model.clip.logit_scale).float().cpu().numpy()
+                found: FloatArray = (
+                    region_logits(embeddings, words, model.clip.logit_scale).float().cpu().numpy()
+                )
             return found
 
         return score
@@ -91,10 +105,11 @@ def scored_by(embedder: Callable[[RegionSpot], RegionEmbedder]) -> Start:
 
 
 class ConstantToken:
-    """The control: the head with one token for every region, so that nothing says which region is meant.
+    """The control: the head with one token for every region, so that nothing says which region is
+    meant.
 
-    The token is the mean over the first batch, and stays that for the whole run. Of several readings of a region the
-    one with the highest predicted IoU counts.
+    The token is the mean over the first batch, and stays that for the whole run. Of several
+    readings of a region the one with the highest predicted IoU counts.
     """
 
     def __init__(self, pipeline: RegionPipeline, _: RegionSpot | None = None) -> None:
@@ -102,9 +117,15 @@ class ConstantToken:
         self._token: FloatArray | None = None
 
     def __call__(self, batch: RegionBatch, text_embeddings: FloatArray) -> FloatArray:
-        assert batch.mask_tokens is not None and batch.patch_tokens is not None and batch.iou_predictions is not None
+        assert (
+            batch.mask_tokens is not None
+            and batch.patch_tokens is not None
+            and batch.iou_predictions is not None
+        )
         if self._token is None:
-            self._token = best_reading(batch.mask_tokens, batch.iou_predictions)[batch.valid].mean(0)  # (C,)
+            self._token = best_reading(batch.mask_tokens, batch.iou_predictions)[batch.valid].mean(
+                0
+            )  # (C,)
         same = np.tile(self._token, (*batch.valid.shape, 1))  # (B, N, C)
         return self._pipeline.classify(same, batch.patch_tokens, batch.valid, text_embeddings)
 
@@ -151,7 +172,9 @@ def ensemble(first: Method, second: Method) -> Method:
 
 
 def head_of(model: RegionSpot, description: str) -> Method:
-    """The head of another model, on the same encoded images: its SAM and CLIP must be those of the measured model."""
+    """The head of another model, on the same encoded images: its SAM and CLIP must be those of the
+    measured model.
+    """
     pipeline = pipeline_from_model(model)
     return replace(HEAD, description=description, start=lambda *_: score_with_head(pipeline, model))
 
@@ -164,7 +187,10 @@ METHODS: dict[str, Method] = {
     "roi_pooling": pooling(PoolingSetting("boxes")),
     "mask_pooling": pooling(PoolingSetting("masks")),
     "constant_token": Method(
-        "the head with one constant mask token", ConstantToken, needs_mask_tokens=True, needs_patch_tokens=True
+        "the head with one constant mask token",
+        ConstantToken,
+        needs_mask_tokens=True,
+        needs_patch_tokens=True,
     ),
     "head_and_crops": ensemble(HEAD, clip_crops(CropSetting())),
 }
@@ -174,7 +200,9 @@ METHODS: dict[str, Method] = {
 def candidates(clip: ClipBackbone) -> dict[str, list[Method]]:
     """By name, a baseline at each of the settings that are worth trying."""
     return {
-        "clip_crops": [clip_crops(setting) for setting in crop_settings(clip.image_size, clip.patch_size)],
+        "clip_crops": [
+            clip_crops(setting) for setting in crop_settings(clip.image_size, clip.patch_size)
+        ],
         "roi_pooling": [pooling(setting) for setting in pooling_settings("boxes")],
         "mask_pooling": [pooling(setting) for setting in pooling_settings("masks")],
     }
@@ -194,6 +222,6 @@ def check_runs_in(methods: Mapping[str, Method], runtime: str) -> None:
     if wanting and runtime != "torch":
         anywhere = ", ".join(name for name, method in METHODS.items() if not method.needs_torch)
         raise InputError(
-            f"{' and '.join(wanting)} run CLIP's own modules in PyTorch, not exported graphs in {runtime}: leave out "
-            f"--runtime and --artifacts, or choose from {anywhere}"
+            f"{' and '.join(wanting)} run CLIP's own modules in PyTorch, not exported graphs in "
+            f"{runtime}: leave out --runtime and --artifacts, or choose from {anywhere}"
         )

@@ -34,7 +34,8 @@ from regionspot.evaluation.detections import result_fields, result_name
 from regionspot.evaluation.image_names import resolve_image_ids
 
 FORMATS = (
-    'COCO results, [{"image_id", "bbox": [x, y, width, height], "score"}, ...], or boxes by image id, '
+    'COCO results, [{"image_id", "bbox": [x, y, width, height], "score"}, ...], or boxes by image '
+    "id, "
     '{"IMAGE_ID": {"boxes": [[x0, y0, x1, y1], ...], "scores": [...]}, ...}'
 )
 ROUNDING = 1e-6  # a probability may be this far beyond 1
@@ -49,7 +50,8 @@ class Proposals:
         boxes: image id -> (N, 4) xyxy in original-image pixels; each overlaps its image.
         scores: image id -> (N,) the detector's scores, or None for boxes without any.
         num_dropped: boxes left out because they are empty or lie wholly outside their image.
-        annotations: image id -> the annotation that each box is of, where the boxes are the ground truth.
+        annotations: image id -> the annotation that each box is of, where the boxes are the ground
+            truth.
     """
 
     source: str
@@ -102,14 +104,16 @@ def ground_truth_proposals(dataset: CocoDataset, crowds: bool = False) -> Propos
 def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
     """Reads a detector's boxes; an image without results has no regions.
 
-    Two formats are read: COCO results, a list of `{"image_id", "bbox": [x, y, width, height], "score"}`; and that of
-    the boxes which RegionSpot's authors publish, a dictionary `{image id: {"boxes": [[x0, y0, x1, y1], ...],
-    "scores": [...]}}`. Other keys, the detector's own classes among them, are not read. Images may be named by their
-    ids, or by their file names, with or without the ending, where that is unambiguous.
+    Two formats are read: COCO results, a list of `{"image_id", "bbox": [x, y, width, height],
+    "score"}`; and that of the boxes which RegionSpot's authors publish, a dictionary `{image id:
+    {"boxes": [[x0, y0, x1, y1], ...], "scores": [...]}}`. Other keys, the detector's own classes
+    among them, are not read. Images may be named by their ids, or by their file names, with or
+    without the ending, where that is unambiguous.
 
     Raises:
-        InputError: no such file or format, an image that the data set does not have, a field without a usable value, a
-            score that is no probability, boxes of negative size or as fractions of their picture.
+        InputError: no such file or format, an image that the data set does not have, a field
+            without a usable value, a score that is no probability, boxes of negative size or as
+            fractions of their picture.
     """
     path = Path(path)
     content = read_json(path, "the proposals", "A detector's results file")
@@ -126,7 +130,10 @@ def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
     for image in dataset.images:
         rows = np.array(rows_of[image.id], np.int64)
         usable = _overlaps_image(columns.boxes[rows], image)
-        boxes_of[image.id], scores_of[image.id] = columns.boxes[rows[usable]], columns.scores[rows[usable]]
+        boxes_of[image.id], scores_of[image.id] = (
+            columns.boxes[rows[usable]],
+            columns.scores[rows[usable]],
+        )
         dropped += int((~usable).sum())
     named = f", images named by their {found.named_by}" if found.named_by else ""
     source = f"detector boxes of {printable(path.name)} ({columns.file_format}{named})"
@@ -134,7 +141,9 @@ def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
 
 
 def _overlaps_image(boxes: npt.NDArray[np.float64], image: ImageRecord) -> npt.NDArray[np.bool_]:
-    """(N,) whether some of each box (N, 4) is left within the image, in the float32 that prompts are made of."""
+    """(N,) whether some of each box (N, 4) is left within the image, in the float32 that prompts
+    are made of.
+    """
     size = np.array([image.width, image.height] * 2, np.float32)
     clipped = np.clip(boxes.astype(np.float32), 0, size)
     return np.all(clipped[:, :2] < clipped[:, 2:], axis=1)
@@ -189,35 +198,53 @@ def _entry(image_id: str, entry: Any) -> Mapping[str, list[Any]]:
     """The boxes and scores of one image. Raises FieldError."""
     where = f"image {shown(image_id)}"
     if not isinstance(entry, dict):
-        raise FieldError(f"{where}: must be an object with boxes and scores, not {shown(entry)}. Wanted are {FORMATS}")
+        raise FieldError(
+            f"{where}: must be an object with boxes and scores, not {shown(entry)}. Wanted are "
+            f"{FORMATS}"
+        )
     for key in ("boxes", "scores"):
         if not isinstance(entry.get(key), list):
-            raise FieldError(f"{where}: must have a list {key!r}, not {shown(entry.get(key))}. Wanted are {FORMATS}")
+            raise FieldError(
+                f"{where}: must have a list {key!r}, not {shown(entry.get(key))}. Wanted are "
+                f"{FORMATS}"
+            )
     if len(entry["boxes"]) != len(entry["scores"]):
-        raise FieldError(f"{where}: has {len(entry['boxes'])} boxes and {len(entry['scores'])} scores")
+        raise FieldError(
+            f"{where}: has {len(entry['boxes'])} boxes and {len(entry['scores'])} scores"
+        )
     return entry
 
 
 def _check(columns: _Columns) -> None:
-    """Raises FieldError for boxes and scores that are numbers but cannot be meant; rounds tiny negative sizes to 0."""
+    """Raises FieldError for boxes and scores that are numbers but cannot be meant; rounds tiny
+    negative sizes to 0.
+    """
     boxes, scores = columns.boxes, columns.scores
-    np.maximum(boxes[:, 2:], boxes[:, :2], out=boxes[:, 2:], where=boxes[:, 2:] - boxes[:, :2] >= ROUNDED_TO_ZERO)
+    np.maximum(
+        boxes[:, 2:],
+        boxes[:, :2],
+        out=boxes[:, 2:],
+        where=boxes[:, 2:] - boxes[:, :2] >= ROUNDED_TO_ZERO,
+    )
     negative = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if negative.any():
         first = int(np.flatnonzero(negative)[0])
         raise FieldError(
-            f"{columns.name(first)}: its box has a negative size: x0, y0, x1, y1 are {boxes[first].tolist()}; in "
-            f"{columns.file_format} that is no box"
+            f"{columns.name(first)}: its box has a negative size: x0, y0, x1, y1 are "
+            f"{boxes[first].tolist()}; in {columns.file_format} that is no box"
         )
     if len(boxes) and np.abs(boxes).max() > 2 * MAX_COORDINATE:
         first = int(np.abs(boxes).max(1).argmax())
-        raise FieldError(f"{columns.name(first)}: its box {boxes[first].tolist()} is far beyond any picture")
+        raise FieldError(
+            f"{columns.name(first)}: its box {boxes[first].tolist()} is far beyond any picture"
+        )
     if are_normalized(boxes):
         raise FieldError(NORMALIZED_HINT.removesuffix("."))
     wrong = (scores < 0) | (scores > 1 + ROUNDING)
     if wrong.any():
         first = int(np.flatnonzero(wrong)[0])
         raise FieldError(
-            f"{columns.name(first)}: score: must be a probability from 0 to 1, because class probabilities are "
-            f"multiplied by it, not {scores[first]:.6g} ({int(wrong.sum())} such scores). Are they logits or per cent?"
+            f"{columns.name(first)}: score: must be a probability from 0 to 1, because class "
+            f"probabilities are multiplied by it, not {scores[first]:.6g} ({int(wrong.sum())} such "
+            "scores). Are they logits or per cent?"
         )

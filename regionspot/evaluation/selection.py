@@ -13,9 +13,11 @@ def top_pairs(
     detector_scores: npt.NDArray[np.floating] | None = None,
     limit: int = PAIRS_PER_IMAGE,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The best pairs of one image: one region may carry several labels, as in the authors' protocol.
+    """The best pairs of one image: one region may carry several labels, as in the authors'
+    protocol.
 
-    Pairs are chosen by class probability alone; a detector's scores then multiply it and decide the order.
+    Pairs are chosen by class probability alone; a detector's scores then multiply it and decide the
+    order.
 
     Args:
         probabilities: (N, V) of each region over the classes.
@@ -23,8 +25,8 @@ def top_pairs(
         limit: how many pairs at most.
 
     Returns:
-        Region indices, class indices and scores, (K,) each with K = min(limit, N·V), best first; equals keep the order
-        of regions, then of classes.
+        Region indices, class indices and scores, (K,) each with K = min(limit, N·V), best first;
+        equals keep the order of regions, then of classes.
     """
     flat = probabilities.astype(np.float64).ravel()  # (N·V,)
     chosen = np.arange(flat.size)
@@ -55,6 +57,8 @@ def best_labels(
     """
     best = probabilities.argmax(1)  # (N,)
     regions, classes = np.nonzero(best[:, None] == words)
-    scores = probabilities.max(1).astype(np.float64) * (1.0 if detector_scores is None else detector_scores)
+    scores = probabilities.max(1).astype(np.float64) * (
+        1.0 if detector_scores is None else detector_scores
+    )
     order = np.argsort(-scores[regions], kind="stable")
     return regions[order], classes[order], scores[regions[order]]

@@ -1,7 +1,7 @@
 """Top-1 accuracy: in how many of the regions the best-scored class is the annotated one.
 
-It is defined where the regions are the annotated boxes. AP ranks the regions of a class; top-1 ranks the classes of a
-region, which is what a user reads as "right".
+It is defined where the regions are the annotated boxes. AP ranks the regions of a class; top-1
+ranks the classes of a region, which is what a user reads as "right".
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Right = Mapping[Id, npt.NDArray[np.bool_]]
 def is_right(
     dataset: CocoDataset, annotations: Sequence[Annotation], probabilities: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.bool_]:
-    """(n,) whether the best word of each region, of equals the first, is the name of its annotation's class.
+    """(n,) whether the best word of each region, of equals the first, is the name of its
+    annotation's class.
 
     Args:
         annotations: n, one for each region.
@@ -48,15 +49,17 @@ def top1_accuracy(
         groups: name -> ids of categories: further groups.
 
     Returns:
-        top1, top1s, top1m, top1l (area of the annotation below 32², to 96², above), top1r, top1c, top1f (rare, common
-        and frequent classes), top1_base, top1_novel (regions of classes not marked and marked novel), and top1_NAME of
-        each further group.
+        top1, top1s, top1m, top1l (area of the annotation below 32², to 96², above), top1r, top1c,
+        top1f (rare, common and frequent classes), top1_base, top1_novel (regions of classes not
+        marked and marked novel), and top1_NAME of each further group.
     """
     flat = np.concatenate([np.zeros(0, bool), *right.values()])  # (R,)
     objects = [annotation for image_id in right for annotation in annotations[image_id]]
     classes = {category.id: category for category in dataset.categories}
     area = np.array([annotation.area for annotation in objects], np.float64)
-    frequency = np.array([classes[annotation.category_id].frequency or "" for annotation in objects], str)
+    frequency = np.array(
+        [classes[annotation.category_id].frequency or "" for annotation in objects], str
+    )
     novel = np.array([classes[annotation.category_id].novel for annotation in objects], bool)
     belongs = {
         "top1": np.ones(len(objects), bool),
@@ -70,5 +73,10 @@ def top1_accuracy(
         "top1_novel": novel,
     }
     for name, ids in (groups or {}).items():
-        belongs[f"top1_{name}"] = np.array([annotation.category_id in ids for annotation in objects], bool)
-    return {name: 100 * float(flat[group].mean()) if group.any() else None for name, group in belongs.items()}
+        belongs[f"top1_{name}"] = np.array(
+            [annotation.category_id in ids for annotation in objects], bool
+        )
+    return {
+        name: 100 * float(flat[group].mean()) if group.any() else None
+        for name, group in belongs.items()
+    }

@@ -1,4 +1,6 @@
-"""Baselines at their best: each one's setting is chosen on pictures that the comparison does not use."""
+"""Baselines at their best: each one's setting is chosen on pictures that the comparison does not
+use.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from regionspot.structures import Vocabulary
 
 TUNABLE = ("clip_crops", "roi_pooling", "mask_pooling", "head_and_crops")
 ROUNDS = ((0.1, 0.25), (0.4, 0.25), (1.0, 0.0))
-"""Successive halving: the part of the pictures that each round has seen at its end, and of settings that it keeps."""
+"""Successive halving: the part of the pictures that each round has seen at its end, and of settings
+that it keeps.
+"""
 
 
 def first_with_objects(dataset: CocoDataset, count: int) -> CocoDataset:
@@ -40,10 +44,12 @@ def tuned_methods(
     progress: bool = True,
     skip_unreadable: int = 0,
 ) -> dict[str, Method]:
-    """The named methods, each baseline at the setting whose top-1 accuracy on annotated boxes is highest.
+    """The named methods, each baseline at the setting whose top-1 accuracy on annotated boxes is
+    highest.
 
-    The settings are found by successive halving: all of them on a tenth of the pictures, the better quarter on more,
-    the better of these on all. Crops in "head_and_crops" are those that are best alone.
+    The settings are found by successive halving: all of them on a tenth of the pictures, the better
+    quarter on more, the better of these on all. Crops in "head_and_crops" are those that are best
+    alone.
 
     Args:
         dataset: training pictures: what is measured afterwards must not be among them.
@@ -56,10 +62,13 @@ def tuned_methods(
     """
     proposals = ground_truth_proposals(dataset)
     images = tuple(image for image in dataset.images if len(proposals.boxes[image.id]))
-    part = readable_part(replace(dataset, images=images), proposals, skip_unreadable, progress).dataset
+    part = readable_part(
+        replace(dataset, images=images), proposals, skip_unreadable, progress
+    ).dataset
     if not part.images:
         raise InputError(
-            f"{dataset.path} has no annotated box in a picture that can be read: no setting can be chosen on it"
+            f"{dataset.path} has no annotated box in a picture that can be read: no setting can be "
+            "chosen on it"
         )
     wanted = {*methods, "clip_crops"} if "head_and_crops" in methods else {*methods}
     settings = {name: found for name, found in candidates(model.clip).items() if name in wanted}
@@ -81,28 +90,39 @@ def _best(
 ) -> dict[str, Method]:
     """Of each baseline's settings. Every picture is encoded once for all of them."""
     pipeline = as_pipeline(model)
-    left = {name: {method.description: method for method in of_baseline} for name, of_baseline in settings.items()}
+    left = {
+        name: {method.description: method for method in of_baseline}
+        for name, of_baseline in settings.items()
+    }
     right, seen, regions = Counter[str](), 0, 0
     for until, kept in ROUNDS:
         images = dataset.images[seen : max(seen + 1, round(until * len(dataset.images)))]
         seen += len(images)
         regions += sum(len(proposals.boxes[image.id]) for image in images)
         part = replace(dataset, images=images)
-        together = {description: method for of_baseline in left.values() for description, method in of_baseline.items()}
+        together = {
+            description: method
+            for of_baseline in left.values()
+            for description, method in of_baseline.items()
+        }
         assert proposals.annotations is not None
         for batch, description, probabilities in scored_batches(
             pipeline, model, part, vocabulary, proposals, together, batch_size, progress=progress
         ):
             for image, of_image in zip(batch.images, probabilities, strict=True):
                 annotations = proposals.annotations[image.record.id]
-                right[description] += int(is_right(dataset, annotations, of_image[: len(annotations)]).sum())
+                right[description] += int(
+                    is_right(dataset, annotations, of_image[: len(annotations)]).sum()
+                )
         order = {
             name: sorted(found, key=lambda one: -right[one]) for name, found in left.items()
         }  # of equals the first
         if seen == len(dataset.images):
             break
         for name, ranked in order.items():
-            left[name] = {one: left[name][one] for one in ranked[: max(2, round(kept * len(ranked)))]}
+            left[name] = {
+                one: left[name][one] for one in ranked[: max(2, round(kept * len(ranked)))]
+            }
     best = {}
     for name, (first, second, *_) in order.items():
         tuned_on = {

@@ -32,22 +32,28 @@ class ReadablePart:
     skipped: tuple[str, ...] = ()
 
 
-def readable_part(dataset: CocoDataset, proposals: Proposals, limit: int = 0, progress: bool = True) -> ReadablePart:
-    """Reads every picture that has regions, so that a bad one is found before an evaluation and not in its midst.
+def readable_part(
+    dataset: CocoDataset, proposals: Proposals, limit: int = 0, progress: bool = True
+) -> ReadablePart:
+    """Reads every picture that has regions, so that a bad one is found before an evaluation and not
+    in its midst.
 
     Args:
         limit: leave out this many pictures, with their objects, at most.
         progress: show on stderr how far it is.
 
     Raises:
-        InputError: more than `limit` are missing, damaged, or not of the size that the annotations are for.
+        InputError: more than `limit` are missing, damaged, or not of the size that the annotations
+            are for.
     """
     records = [record for record in dataset.images if len(proposals.boxes[record.id])]
     problems: dict[int, str] = {}
     shows = Progress("check", len(records), "images") if progress else contextlib.nullcontext()
     with ThreadPoolExecutor(default_threads()) as pool, shows as bar:
         try:
-            for index, problem in enumerate(pool.map(lambda record: _problem(dataset, record), records)):
+            for index, problem in enumerate(
+                pool.map(lambda record: _problem(dataset, record), records)
+            ):
                 if bar:
                     bar.update(index + 1)
                 if problem:
@@ -57,7 +63,9 @@ def readable_part(dataset: CocoDataset, proposals: Proposals, limit: int = 0, pr
             raise
     if len(problems) > limit:
         raise InputError(_too_many(len(problems), list(problems.values()), len(records), limit))
-    return _without(dataset, proposals, [records[index] for index in problems], tuple(problems.values()))
+    return _without(
+        dataset, proposals, [records[index] for index in problems], tuple(problems.values())
+    )
 
 
 def _problem(dataset: CocoDataset, record: ImageRecord) -> str:
@@ -71,8 +79,15 @@ def _problem(dataset: CocoDataset, record: ImageRecord) -> str:
 
 def _too_many(count: int, problems: Sequence[str], total: int, limit: int) -> str:
     if count == 1:
-        return f"{problems[0].removesuffix('.')}. To leave such pictures out, allow some: --skip-unreadable 1"
-    more = f"more than --skip-unreadable {limit} allows" if limit else f"to leave them out: --skip-unreadable {count}"
+        return (
+            f"{problems[0].removesuffix('.')}. To leave such pictures out, allow some: "
+            "--skip-unreadable 1"
+        )
+    more = (
+        f"more than --skip-unreadable {limit} allows"
+        if limit
+        else f"to leave them out: --skip-unreadable {count}"
+    )
     return f"{count} of {total} pictures cannot be used, {more}: {first_few(problems)}"
 
 

@@ -1,4 +1,6 @@
-"""Pretraining data in memory-mapped arrays: scenes with masks for SAM, pictures with what they show for CLIP."""
+"""Pretraining data in memory-mapped arrays: scenes with masks for SAM, pictures with what they show
+for CLIP.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ class ScenePool:
     Attributes:
         images: (count, 256, 256, 3) uint8, longest side 256, zero-padded right and bottom.
         sizes: (count, 2) int16, the valid height and width of each.
-        toys: (count,) int16, how many of the following are a scene's own; of a crowd nine at random.
+        toys: (count,) int16, how many of the following are a scene's own; of a crowd nine at
+            random.
         boxes: (count, 9, 4) float32 xyxy in the SAM frame.
         masks: (count, 9, 64, 64) uint8, coverage in 255ths of SAM's low-resolution mask cells.
     """
@@ -85,21 +88,29 @@ def _picture_fields(side: int) -> _Fields:
 def sam_scenes(directory: Path, count: int, seed: int, workers: int = 2) -> ScenePool:
     """Open the pool of `count` scenes in `directory`, rendering it first if it is not there."""
     directory = directory / f"sam-scenes-{WORLD_VERSION}-{count}-{seed}"
-    return ScenePool(**_open_or_render(directory, _SCENE_FIELDS, count, seed, _fill_sam_scenes, workers))
+    return ScenePool(
+        **_open_or_render(directory, _SCENE_FIELDS, count, seed, _fill_sam_scenes, workers)
+    )
 
 
 def clip_scenes(directory: Path, count: int, seed: int, workers: int = 2) -> PicturePool:
     """Open or render `count` scenes of one toy or more."""
     directory = directory / f"clip-scenes-{WORLD_VERSION}-{count}-{CLIP_IMAGE_SIZE}-{seed}"
     fields = _picture_fields(CLIP_IMAGE_SIZE)
-    return PicturePool(**_open_or_render(directory, fields, count, seed, _fill_clip_scenes, workers))
+    return PicturePool(
+        **_open_or_render(directory, fields, count, seed, _fill_clip_scenes, workers)
+    )
 
 
 def clip_portraits(directory: Path, count: int, seed: int, workers: int = 2) -> PicturePool:
-    """Open or render `count` pictures that one toy fills, of 64 to 128 px: the size of crops from scenes."""
+    """Open or render `count` pictures that one toy fills, of 64 to 128 px: the size of crops from
+    scenes.
+    """
     directory = directory / f"clip-portraits-{WORLD_VERSION}-{count}-{PORTRAIT_SIDES[1]}-{seed}"
     fields = _picture_fields(PORTRAIT_SIDES[1])
-    return PicturePool(**_open_or_render(directory, fields, count, seed, _fill_clip_portraits, workers))
+    return PicturePool(
+        **_open_or_render(directory, fields, count, seed, _fill_clip_portraits, workers)
+    )
 
 
 def _open_or_render(
@@ -109,11 +120,19 @@ def _open_or_render(
     if not done.exists():
         directory.mkdir(parents=True, exist_ok=True)
         for name, (shape, dtype) in fields.items():
-            np.lib.format.open_memmap(directory / f"{name}.npy", "w+", dtype, (count, *shape)).flush()
+            np.lib.format.open_memmap(
+                directory / f"{name}.npy", "w+", dtype, (count, *shape)
+            ).flush()
         starts = range(0, count, SHARD)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context) as pool, Progress(directory.name, count, "pictures") as progress:
-            jobs = [pool.submit(fill, directory, start, min(count, start + SHARD), seed) for start in starts]
+        with (
+            ProcessPoolExecutor(workers, context) as pool,
+            Progress(directory.name, count, "pictures") as progress,
+        ):
+            jobs = [
+                pool.submit(fill, directory, start, min(count, start + SHARD), seed)
+                for start in starts
+            ]
             for finished, job in enumerate(jobs, start=1):
                 job.result()
                 progress.update(min(count, finished * SHARD))
@@ -132,10 +151,14 @@ def _fill_sam_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
         kept = sorted(rng.permutation(len(toys))[:MAX_TOYS])
         out.toys[index] = len(kept)
         for slot, mask in enumerate(toys[k][1] for k in kept):
-            grey = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)  # (H, W, 3): the transform takes pictures
+            grey = np.repeat(
+                mask[..., None] * np.uint8(255), 3, axis=2
+            )  # (H, W, 3): the transform takes pictures
             corners = transform.apply_points(mask_to_box(mask).reshape(2, 2), *mask.shape)
             out.boxes[index, slot] = corners.reshape(4)
-            out.masks[index, slot] = Image.fromarray(transform.apply_image(grey)[0][..., 0]).reduce(4)
+            out.masks[index, slot] = Image.fromarray(transform.apply_image(grey)[0][..., 0]).reduce(
+                4
+            )
 
 
 def _fill_clip_scenes(directory: Path, start: int, stop: int, seed: int) -> None:
@@ -146,11 +169,23 @@ def _fill_clip_scenes(directory: Path, start: int, stop: int, seed: int) -> None
 def _fill_clip_portraits(directory: Path, start: int, stop: int, seed: int) -> None:
     low, high = PORTRAIT_SIDES
     sample = partial(sample_portrait, weights=UNIFORM_WEIGHTS)
-    _fill_pictures(directory, start, stop, seed, high, lambda rng: sample(rng, side=int(rng.integers(low, high + 1))))
+    _fill_pictures(
+        directory,
+        start,
+        stop,
+        seed,
+        high,
+        lambda rng: sample(rng, side=int(rng.integers(low, high + 1))),
+    )
 
 
 def _fill_pictures(
-    directory: Path, start: int, stop: int, seed: int, side: int, sample: Callable[[np.random.Generator], Scene]
+    directory: Path,
+    start: int,
+    stop: int,
+    seed: int,
+    side: int,
+    sample: Callable[[np.random.Generator], Scene],
 ) -> None:
     out = PicturePool(**_opened(directory, _picture_fields(side)))
     transform = ClipTransform(side)
@@ -158,7 +193,9 @@ def _fill_pictures(
         image, toys = render_scene(sample(np.random.default_rng([seed, 1, index])))
         out.images[index] = transform.apply_image(image)
         out.categories[index] = -1
-        out.categories[index, : min(MAX_TOYS, len(toys))] = [category for category, _ in toys[:MAX_TOYS]]
+        out.categories[index, : min(MAX_TOYS, len(toys))] = [
+            category for category, _ in toys[:MAX_TOYS]
+        ]
 
 
 def _opened(directory: Path, fields: _Fields) -> dict[str, np.ndarray]:

@@ -1,7 +1,9 @@
-"""Train the mini SAM on scenes with masks: boxes, points and mask prompts, as "Segment Anything" (arXiv 2304.02643).
+"""Train the mini SAM on scenes with masks: boxes, points and mask prompts, as "Segment Anything"
+(arXiv 2304.02643).
 
-Focal and dice loss at 20 : 1 and a squared error on the predicted IoU. Mask token 0 answers every prompt; of tokens
-1 to 3 the best one learns from each prompt, so that a point may mean the part or the whole.
+Focal and dice loss at 20 : 1 and a squared error on the predicted IoU. Mask token 0 answers every
+prompt; of tokens 1 to 3 the best one learns from each prompt, so that a point may mean the part or
+the whole.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class PromptBatch:
     is_point: bool
 
 
-def train(directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, start: Path | None = None) -> Sam:
+def train(
+    directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, start: Path | None = None
+) -> Sam:
     """Train on the pool of scenes under `directory`.
 
     Args:
@@ -60,7 +64,9 @@ def train(directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, st
     if start is not None:
         load_mini_sam(sam, start)
     pool = sam_scenes(directory, recipe.scenes, 2)
-    stepper = Stepper(sam, Schedule(recipe.lr, recipe.steps), recipe.weight_decay, "sam", checkpoint)
+    stepper = Stepper(
+        sam, Schedule(recipe.lr, recipe.steps), recipe.weight_decay, "sam", checkpoint
+    )
     while not stepper.done:
         rng = np.random.default_rng([recipe.seed, stepper.step])
         images, sizes, prompts = _sample_batch(pool, recipe, rng)
@@ -68,8 +74,12 @@ def train(directory: Path, recipe: SamRecipe, checkpoint: Path | None = None, st
         with autocast(images.device):
             embeddings = sam.image_encoder(normalise(sam, images, sizes))  # (B, C, h, w)
             logits, iou_predictions = predict_masks(sam, embeddings.float(), prompts, with_mask)
-        loss, iou = mask_loss(logits.float(), iou_predictions.float(), prompts.targets.flatten(0, 1))
-        stepper(loss, f"({'point' if prompts.is_point else 'box'} IoU token 0 {iou[:, 0].mean():.3f})")
+        loss, iou = mask_loss(
+            logits.float(), iou_predictions.float(), prompts.targets.flatten(0, 1)
+        )
+        stepper(
+            loss, f"({'point' if prompts.is_point else 'box'} IoU token 0 {iou[:, 0].mean():.3f})"
+        )
     return sam.eval()
 
 
@@ -79,7 +89,10 @@ def predict_masks(
     """All four mask tokens' logits (B * N, 4, 64, 64) and predicted IoUs (B * N, 4)."""
     decoder, encoder = sam.mask_decoder, sam.prompt_encoder
     count = prompts.points.shape[1]
-    points, labels = prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1)  # (B * N, 2, 2), (B * N, 2)
+    points, labels = (
+        prompts.points.flatten(0, 1),
+        prompts.labels.flatten(0, 1),
+    )  # (B * N, 2, 2), (B * N, 2)
     masks = (prompts.targets.flatten(0, 1)[:, None] - 0.5) * 20 if with_mask else None
     if prompts.is_point:
         sparse, dense = encoder(points=(points[:, :1], labels[:, :1]), boxes=None, masks=masks)
@@ -88,17 +101,25 @@ def predict_masks(
     queries = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([queries.expand(len(points), -1, -1), sparse], dim=1)  # (B * N, 7, C)
     source = embeddings.repeat_interleave(count, 0) + dense  # (B * N, C, h, w)
-    hidden, source = decoder.transformer(source, encoder.get_dense_pe().expand(len(points), -1, -1, -1), tokens)
+    hidden, source = decoder.transformer(
+        source, encoder.get_dense_pe().expand(len(points), -1, -1, -1), tokens
+    )
     source = source.transpose(1, 2).unflatten(2, embeddings.shape[-2:])  # (B * N, C, h, w)
     upscaled = decoder.output_upscaling(source)  # (B * N, C / 8, 4h, 4w)
-    hyper = torch.stack([mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    return torch.einsum("ntc,nchw->nthw", hyper, upscaled), decoder.iou_prediction_head(hidden[:, 0])
+    hyper = torch.stack(
+        [mlp(hidden[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1
+    )
+    return torch.einsum("ntc,nchw->nthw", hyper, upscaled), decoder.iou_prediction_head(
+        hidden[:, 0]
+    )
 
 
 def mask_loss(
     logits: torch.Tensor, iou_predictions: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The training loss and the true IoU of every token's mask (n, 4), for logits (n, 4, h, w), targets (n, h, w)."""
+    """The training loss and the true IoU of every token's mask (n, 4), for logits (n, 4, h, w),
+    targets (n, h, w).
+    """
     truth = targets[:, None].expand_as(logits)
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -118,7 +139,9 @@ def mask_loss(
 def _sample_batch(
     pool: ScenePool, recipe: SamRecipe, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, PromptBatch]:
-    rows = np.sort(rng.choice(len(pool.toys), recipe.batch, replace=False))  # sorted: they lie on disk
+    rows = np.sort(
+        rng.choice(len(pool.toys), recipe.batch, replace=False)
+    )  # sorted: they lie on disk
     images = torch.from_numpy(pool.images[rows]).permute(0, 3, 1, 2).float()
     sizes = torch.from_numpy(pool.sizes[rows].astype(np.int64))
     is_point = bool(rng.random() < 0.4)
@@ -129,9 +152,15 @@ def _sample_batch(
         for n, slot in enumerate(rng.choice(toys, recipe.prompts, replace=toys < recipe.prompts)):
             mask = pool.masks[row, slot]
             targets[b, n] = mask >= 128
-            points[b, n] = _point_prompt(mask, rng) if is_point else _box_prompt(pool.boxes[row, slot], rng)
+            points[b, n] = (
+                _point_prompt(mask, rng) if is_point else _box_prompt(pool.boxes[row, slot], rng)
+            )
     labels = torch.tensor([1, -1] if is_point else [2, 3]).expand(recipe.batch, recipe.prompts, 2)
-    return images, sizes, PromptBatch(torch.from_numpy(points), labels, torch.from_numpy(targets), is_point)
+    return (
+        images,
+        sizes,
+        PromptBatch(torch.from_numpy(points), labels, torch.from_numpy(targets), is_point),
+    )
 
 
 def _point_prompt(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

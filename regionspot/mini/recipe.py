@@ -11,7 +11,12 @@ CONFIG = Path(__file__).parents[1] / "configs" / "mini.yaml"
 
 
 def head_recipe(
-    annotations: Path, output_dir: Path, name: str, seed: int, steps: int | None = None, features: str = "features"
+    annotations: Path,
+    output_dir: Path,
+    name: str,
+    seed: int,
+    steps: int | None = None,
+    features: str = "features",
 ) -> TrainConfig:
     """The packaged recipe, with the run and its features under `output_dir`.
 

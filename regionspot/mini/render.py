@@ -1,4 +1,6 @@
-"""Draw a scene: signed distances for the shapes, so every edge is antialiased, and a pattern in the toy's own frame."""
+"""Draw a scene: signed distances for the shapes, so every edge is antialiased, and a pattern in the
+toy's own frame.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,17 @@ from PIL import Image
 from regionspot.mini.world import CATEGORIES, COLOURS, Scene, Toy
 
 LIGHT_DEVIATION = 0.17  # of the logarithm of each channel
-MIN_VISIBLE_FRACTION = 0.35  # of a toy's own area inside the picture; what shows less of itself is not annotated
+MIN_VISIBLE_FRACTION = (
+    0.35  # of a toy's own area inside the picture; what shows less of itself is not annotated
+)
 
 
 def render_scene(scene: Scene) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """Draw `scene`.
 
     Returns:
-        The picture, (height, width, 3) uint8 RGB, and for each toy that is visible enough its category index and its
-        visible mask, (height, width) bool, back to front.
+        The picture, (height, width, 3) uint8 RGB, and for each toy that is visible enough its
+        category index and its visible mask, (height, width) bool, back to front.
     """
     rng = np.random.default_rng(scene.texture_seed)
     canvas = _background(rng, scene.width, scene.height)  # (H, W, 3) float32
@@ -49,11 +53,15 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _light(rng: np.random.Generator) -> np.ndarray:
-    """The colour and strength of the scene's light, (3,) float32: what a toy looks like depends on both, as in photos.
+    """The colour and strength of the scene's light, (3,) float32: what a toy looks like depends on
+    both, as in photos.
 
-    The colour alone of white paper in warm light and of cream paper in daylight is the same; what lies around tells.
+    The colour alone of white paper in warm light and of cream paper in daylight is the same; what
+    lies around tells.
     """
-    colour = np.exp(np.clip(rng.normal(0, LIGHT_DEVIATION, 3), -2 * LIGHT_DEVIATION, 2 * LIGHT_DEVIATION))
+    colour = np.exp(
+        np.clip(rng.normal(0, LIGHT_DEVIATION, 3), -2 * LIGHT_DEVIATION, 2 * LIGHT_DEVIATION)
+    )
     return (colour / colour.mean() * rng.uniform(0.7, 1.1)).astype(np.float32)
 
 
@@ -69,7 +77,9 @@ def _window(toy: Toy, scene: Scene) -> tuple[slice, slice]:
     return rows, slice(max(0, int(x - reach)), min(scene.width, int(x + reach) + 1))
 
 
-def _draw_toy(toy: Toy, rows: slice, columns: slice, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _draw_toy(
+    toy: Toy, rows: slice, columns: slice, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Coverage (h, w) in [0, 1] and colour (h, w, 3) of `toy` over its window."""
     category = CATEGORIES[toy.category]
     y, x = np.ogrid[rows, columns]
@@ -83,18 +93,24 @@ def _draw_toy(toy: Toy, rows: slice, columns: slice, rng: np.random.Generator) -
     colour = np.broadcast_to(base, (*alpha.shape, 3))
     if category.detail is not None:
         detail = _jittered(category.detail, rng)
-        cover = np.clip(0.5 - _pattern_distance(category.pattern, toy, u, v, distance) * toy.radius, 0, 1)
+        cover = np.clip(
+            0.5 - _pattern_distance(category.pattern, toy, u, v, distance) * toy.radius, 0, 1
+        )
         colour = base + cover[..., None] * (detail - base)
     shade = 1.04 - 0.16 * (v + 1) / 2 + 0.06 * u  # light from the upper right
     return alpha, (colour * shade[..., None]).astype(np.float32)
 
 
 def _jittered(name: str, rng: np.random.Generator) -> np.ndarray:
-    return (np.array(COLOURS[name]) * rng.uniform(0.88, 1.08) + rng.uniform(-10, 10, 3)).astype(np.float32)
+    return (np.array(COLOURS[name]) * rng.uniform(0.88, 1.08) + rng.uniform(-10, 10, 3)).astype(
+        np.float32
+    )
 
 
 def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance of (u, v) to the outline of a shape of circumradius about 1; near enough to exact for antialiasing."""
+    """Distance of (u, v) to the outline of a shape of circumradius about 1; near enough to exact
+    for antialiasing.
+    """
     if shape == "disc":
         return np.hypot(u, v) - 0.95
     if shape == "square":
@@ -111,10 +127,14 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return 0.77 * (radius * np.cos(wedge - folded) - 0.80 * (1 - 0.45 * folded / wedge) * 1.02)
     if shape == "ring":
         return np.abs(np.hypot(u, v) - 0.68) - 0.27
-    return np.minimum(np.maximum(abs(u) - 0.95, abs(v) - 0.42), np.maximum(abs(u) - 0.42, abs(v) - 0.95))  # cross
+    return np.minimum(
+        np.maximum(abs(u) - 0.95, abs(v) - 0.42), np.maximum(abs(u) - 0.42, abs(v) - 0.95)
+    )  # cross
 
 
-def _pattern_distance(pattern: str, toy: Toy, u: np.ndarray, v: np.ndarray, outline: np.ndarray) -> np.ndarray:
+def _pattern_distance(
+    pattern: str, toy: Toy, u: np.ndarray, v: np.ndarray, outline: np.ndarray
+) -> np.ndarray:
     """Signed distance, in radii, to the part of the toy that has the detail's colour."""
     if pattern == "border":
         return (-0.1 if toy.shape == "ring" else -0.24) - outline

@@ -1,7 +1,8 @@
 """The trained weights that come with the package, and how they are written.
 
-They are kept in half precision, and CLIP's token embedding without the rows of words that it never met: the numbers in
-the files, not those before rounding, are the model. In memory everything is single precision and full size.
+They are kept in half precision, and CLIP's token embedding without the rows of words that it never
+met: the numbers in the files, not those before rounding, are the model. In memory everything is
+single precision and full size.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def save_sam(sam: nn.Module, directory: Path = WEIGHTS_DIR) -> Path:
 
 
 def save_clip(clip: nn.Module, token_ids: Tensor, directory: Path = WEIGHTS_DIR) -> Path:
-    """Write `clip.safetensors`; `token_ids` (K,) are the tokens that the K rows of its embedding stand for."""
+    """Write `clip.safetensors`; `token_ids` (K,) are the tokens that the K rows of its embedding
+    stand for.
+    """
     path = directory / "clip.safetensors"
     save_tensors(path, _halved(clip.state_dict()) | {TOKEN_IDS: token_ids.int()}, FORMAT)
     return path
@@ -56,20 +59,32 @@ def load_mini_sam(sam: nn.Module, directory: Path = WEIGHTS_DIR) -> None:
     load_strictly(sam, _expanded(tensors, sam, None), path)
 
 
-def load_mini_clip(clip: nn.Module, directory: Path = WEIGHTS_DIR, token_ids: Tensor | None = None) -> None:
-    """Read `clip.safetensors`; `token_ids` as in `save_clip`, None for a model of all tokens. Raises ArtifactError."""
+def load_mini_clip(
+    clip: nn.Module, directory: Path = WEIGHTS_DIR, token_ids: Tensor | None = None
+) -> None:
+    """Read `clip.safetensors`; `token_ids` as in `save_clip`, None for a model of all tokens.
+    Raises ArtifactError.
+    """
     path = directory / "clip.safetensors"
     tensors, _ = load_tensors(path, FORMAT)
     load_strictly(clip, _expanded(tensors, clip, token_ids), path)
 
 
 def _halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
 
 
-def _expanded(tensors: dict[str, Tensor], module: nn.Module, token_ids: Tensor | None) -> dict[str, Tensor]:
+def _expanded(
+    tensors: dict[str, Tensor], module: nn.Module, token_ids: Tensor | None
+) -> dict[str, Tensor]:
     """The file's tensors in single precision, with the rows of unknown words zero."""
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    state = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     if TOKEN_IDS in state:
         own = module.get_parameter(TOKEN_EMBEDDING)
         known = state.pop(TOKEN_IDS).long()

@@ -1,4 +1,6 @@
-"""The optimiser's side of both pretrainings: AdamW, the learning rate, checkpoints to go on from, lines of progress."""
+"""The optimiser's side of both pretrainings: AdamW, the learning rate, checkpoints to go on from,
+lines of progress.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that rises for `warmup` steps, stays, and falls to nothing over the last `decay` steps.
+    """A learning rate that rises for `warmup` steps, stays, and falls to nothing over the last
+    `decay` steps.
 
     While it stays, a run may be given more steps: nothing before the fall depends on their number.
     """
@@ -39,12 +42,13 @@ class Schedule:
 class Stepper:
     """Takes the steps of one training, and keeps a checkpoint of it.
 
-    Randomness is the caller's: what a step draws must follow from the seed and the step's number, so that a run which
-    goes on from its checkpoint sees what it would have seen.
+    Randomness is the caller's: what a step draws must follow from the seed and the step's number,
+    so that a run which goes on from its checkpoint sees what it would have seen.
 
     Args:
         module: trained where it is; parameters that need no gradient stay as they are.
-        checkpoint: a file, written every `every` steps and read if it is there: training goes on behind it.
+        checkpoint: a file, written every `every` steps and read if it is there: training goes on
+            behind it.
     """
 
     def __init__(
@@ -82,8 +86,14 @@ class Stepper:
         self.step += 1
         if self.step % 100 == 0:
             pace = (time.perf_counter() - self._began) / (self.step - self._start)
-            to_go = f"{pace:.2f} s a step, {pace * (self._schedule.steps - self.step) / 60:.0f} min to go"
-            logger.info(f"{self._name} {self.step}/{self._schedule.steps}  loss {loss.item():.3f}  {detail}  {to_go}")
+            to_go = (
+                f"{pace:.2f} s a step, {pace * (self._schedule.steps - self.step) / 60:.0f} min to "
+                "go"
+            )
+            logger.info(
+                f"{self._name} {self.step}/{self._schedule.steps}  loss {loss.item():.3f}  "
+                f"{detail}  {to_go}"
+            )
         if self._checkpoint is not None and (self.done or self.step % self._every == 0):
             state = {"name": self._name, "step": self.step, "module": self._module.state_dict()}
             aside = self._checkpoint.with_suffix(".tmp")
@@ -98,12 +108,20 @@ class Stepper:
             self._module.load_state_dict(state["module"])
             self._optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{self._checkpoint} is of another architecture: delete it to begin anew") from error
+            raise InputError(
+                f"{self._checkpoint} is of another architecture: delete it to begin anew"
+            ) from error
         self.step = int(state["step"])
         logger.info(f"{self._name} goes on behind step {self.step} of {self._checkpoint}")
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where the processor multiplies it natively: elsewhere it is slower than single precision."""
-    native = device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    """bfloat16 where the processor multiplies it natively: elsewhere it is slower than single
+    precision.
+    """
+    native = (
+        device.type == "cuda"
+        or torch.cpu._is_amx_tile_supported()
+        or torch.cpu._is_avx512_bf16_supported()
+    )
     return torch.autocast(device.type, torch.bfloat16, enabled=native)

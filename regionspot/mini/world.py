@@ -1,10 +1,10 @@
 """What exists in the mini world: its categories and its scenes. Nothing here draws; see `render`.
 
-A category is a pattern and an ordered pair of colours, said as a phrase: "red toy with blue stripes". The seven shapes
-are nuisance variation. 12 plain colours and 5 patterns x 132 ordered pairs could be said; 410 of these 672 are the
-world's categories. 300 of them are base: the head is trained on them. 110 are novel, of two kinds: 60 new pairs of
-words that base categories have too, and 50 with a word that no base category has ("lime", "cross"), so that
-only captions have named it.
+A category is a pattern and an ordered pair of colours, said as a phrase: "red toy with blue
+stripes". The seven shapes are nuisance variation. 12 plain colours and 5 patterns x 132 ordered
+pairs could be said; 410 of these 672 are the world's categories. 300 of them are base: the head is
+trained on them. 110 are novel, of two kinds: 60 new pairs of words that base categories have too,
+and 50 with a word that no base category has ("lime", "cross"), so that only captions have named it.
 """
 
 from __future__ import annotations
@@ -54,9 +54,14 @@ SIZES = (  # (width, height) of scenes
 )
 CROWD_SIZES = ((640, 480), (480, 640), (576, 576))
 NUM_BASE, NUM_NEW_PAIRS, NUM_NEW_WORDS = 300, 60, 50
-WORLD_VERSION = 2  # raise it with any change to what the same seed draws: pictures of another version are made anew
+# raise it with any change to what the same seed draws: pictures of another version are made anew
+WORLD_VERSION = 2
 
-FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT = 1.0, 0.22, 0.022  # relative instance rates of the long tail's thirds
+FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT = (
+    1.0,
+    0.22,
+    0.022,
+)  # relative instance rates of the long tail's thirds
 
 Novelty = Literal["pair", "word"]
 
@@ -67,8 +72,8 @@ class ToyCategory:
 
     Attributes:
         detail: the pattern's colour; None for plain toys.
-        novelty: None for base categories; "pair" for a new pair of known words, "word" for one with a word of
-            CAPTION_WORDS.
+        novelty: None for base categories; "pair" for a new pair of known words, "word" for one with
+            a word of CAPTION_WORDS.
         tail_weight: its rate in the long tail; 0 for novel ones.
     """
 
@@ -100,7 +105,9 @@ class Toy:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows, back to front. `texture_seed` decides the background and every colour's jitter."""
+    """What one picture shows, back to front. `texture_seed` decides the background and every
+    colour's jitter.
+    """
 
     width: int
     height: int
@@ -114,19 +121,30 @@ def article(word: str) -> str:
 
 
 def _make_categories() -> tuple[ToyCategory, ...]:
-    kinds: list[tuple[str, str, str, str | None]] = [(f"plain {c} toy", "plain", c, None) for c in COLOURS]
+    kinds: list[tuple[str, str, str, str | None]] = [
+        (f"plain {c} toy", "plain", c, None) for c in COLOURS
+    ]
     for pattern, phrase in PATTERNS.items():
         kinds += [
-            (phrase.format(base=b, detail=d, article=article(d)), pattern, b, d) for b, d in permutations(COLOURS, 2)
+            (phrase.format(base=b, detail=d, article=article(d)), pattern, b, d)
+            for b, d in permutations(COLOURS, 2)
         ]
     rng = np.random.default_rng(20231101)
-    only_in_captions = [bool({base, detail, pattern} & set(CAPTION_WORDS)) for _, pattern, base, detail in kinds]
-    known_plain = [i for i, kind in enumerate(kinds) if kind[1] == "plain" and not only_in_captions[i]]
-    known_pairs = rng.permutation([i for i, kind in enumerate(kinds) if kind[3] and not only_in_captions[i]]).tolist()
+    only_in_captions = [
+        bool({base, detail, pattern} & set(CAPTION_WORDS)) for _, pattern, base, detail in kinds
+    ]
+    known_plain = [
+        i for i, kind in enumerate(kinds) if kind[1] == "plain" and not only_in_captions[i]
+    ]
+    known_pairs = rng.permutation(
+        [i for i, kind in enumerate(kinds) if kind[3] and not only_in_captions[i]]
+    ).tolist()
     base = known_plain + known_pairs[: NUM_BASE - len(known_plain)]
     novelty: dict[int, Novelty | None] = dict.fromkeys(base)
     novelty |= dict.fromkeys(known_pairs[len(base) - len(known_plain) :][:NUM_NEW_PAIRS], "pair")
-    novelty |= dict.fromkeys(rng.permutation(np.flatnonzero(only_in_captions))[:NUM_NEW_WORDS].tolist(), "word")
+    novelty |= dict.fromkeys(
+        rng.permutation(np.flatnonzero(only_in_captions))[:NUM_NEW_WORDS].tolist(), "word"
+    )
     weights: dict[int, float] = {}
     thirds = np.array_split(rng.permutation(base), 3)
     for group, weight in zip(thirds, (FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT), strict=True):
@@ -138,16 +156,22 @@ def _make_categories() -> tuple[ToyCategory, ...]:
 
 
 CATEGORIES: tuple[ToyCategory, ...] = _make_categories()
-UNIFORM_WEIGHTS = np.ones(len(CATEGORIES))  # (410,) validation and pretraining: every category alike
-BASE_WEIGHTS = np.array([float(not c.novel) for c in CATEGORIES])  # (410,) the head's training set: base ones alike
+UNIFORM_WEIGHTS = np.ones(
+    len(CATEGORIES)
+)  # (410,) validation and pretraining: every category alike
+BASE_WEIGHTS = np.array(
+    [float(not c.novel) for c in CATEGORIES]
+)  # (410,) the head's training set: base ones alike
 TAIL_WEIGHTS = np.array([c.tail_weight for c in CATEGORIES])  # (410,) base ones in a long tail
 
 
-def sample_scene(rng: np.random.Generator, weights: np.ndarray, num_toys: Sequence[int] = (2, 3, 4, 5, 6)) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, weights: np.ndarray, num_toys: Sequence[int] = (2, 3, 4, 5, 6)
+) -> Scene:
     """Draw one scene with `num_toys` toys of categories drawn by `weights`, and up to three more.
 
-    In a part of the scenes a box alone does not say which toy is meant: a small toy lies on a large one, a toy shows
-    through a ring, or one toy hides a part of another.
+    In a part of the scenes a box alone does not say which toy is meant: a small toy lies on a large
+    one, a toy shows through a ring, or one toy hides a part of another.
     """
     width, height = SIZES[rng.integers(len(SIZES))]
     side = min(width, height)
@@ -155,7 +179,10 @@ def sample_scene(rng: np.random.Generator, weights: np.ndarray, num_toys: Sequen
     toys: list[Toy] = []
     for _ in range(int(rng.choice(num_toys))):
         radius = side * rng.uniform(0.12, 0.26)
-        x, y = rng.uniform(0.6 * radius, width - 0.6 * radius), rng.uniform(0.6 * radius, height - 0.6 * radius)
+        x, y = (
+            rng.uniform(0.6 * radius, width - 0.6 * radius),
+            rng.uniform(0.6 * radius, height - 0.6 * radius),
+        )
         toys.append(_sample_toy(rng, probabilities, (x, y), radius))
     if rng.random() < 0.25:  # on the largest
         host = _largest(toys)
@@ -170,13 +197,20 @@ def sample_scene(rng: np.random.Generator, weights: np.ndarray, num_toys: Sequen
     if rng.random() < 0.2:  # in front of one
         host = toys[rng.integers(len(toys))]
         direction, radius = rng.uniform(0, 2 * np.pi), host.radius * rng.uniform(0.7, 1.2)
-        centre = np.add(host.centre, 0.6 * (host.radius + radius) * np.array([np.cos(direction), np.sin(direction)]))
+        centre = np.add(
+            host.centre,
+            0.6 * (host.radius + radius) * np.array([np.cos(direction), np.sin(direction)]),
+        )
         toys.append(_sample_toy(rng, probabilities, centre, radius))
     return Scene(width, height, tuple(toys), int(rng.integers(2**31)))
 
 
-def sample_crowd(rng: np.random.Generator, weights: np.ndarray, num_toys: tuple[int, int] = (20, 100)) -> Scene:
-    """Draw a larger scene with many small toys, their number between the two, that seldom hide each other."""
+def sample_crowd(
+    rng: np.random.Generator, weights: np.ndarray, num_toys: tuple[int, int] = (20, 100)
+) -> Scene:
+    """Draw a larger scene with many small toys, their number between the two, that seldom hide each
+    other.
+    """
     width, height = CROWD_SIZES[rng.integers(len(CROWD_SIZES))]
     side, probabilities = min(width, height), weights / weights.sum()
     toys: list[Toy] = []
@@ -184,17 +218,27 @@ def sample_crowd(rng: np.random.Generator, weights: np.ndarray, num_toys: tuple[
         radius = side * rng.uniform(0.025, 0.07)
         for _ in range(20):
             centre = rng.uniform(radius, np.array([width, height]) - radius)
-            if all(np.hypot(*np.subtract(centre, toy.centre)) > 0.9 * (radius + toy.radius) for toy in toys):
+            if all(
+                np.hypot(*np.subtract(centre, toy.centre)) > 0.9 * (radius + toy.radius)
+                for toy in toys
+            ):
                 break
         toys.append(_sample_toy(rng, probabilities, centre, radius))
     return Scene(width, height, tuple(toys), int(rng.integers(2**31)))
 
 
 def sample_portrait(rng: np.random.Generator, weights: np.ndarray, side: int) -> Scene:
-    """Draw a picture of one toy that fills most of a `side` x `side` square, as a caption's subject does."""
+    """Draw a picture of one toy that fills most of a `side` x `side` square, as a caption's subject
+    does.
+    """
     radius = side * rng.uniform(0.25, 0.55)
     centre = rng.uniform(0.35, 0.65, 2) * side
-    return Scene(side, side, (_sample_toy(rng, weights / weights.sum(), centre, radius),), int(rng.integers(2**31)))
+    return Scene(
+        side,
+        side,
+        (_sample_toy(rng, weights / weights.sum(), centre, radius),),
+        int(rng.integers(2**31)),
+    )
 
 
 def _largest(toys: Sequence[Toy]) -> Toy:
@@ -202,7 +246,10 @@ def _largest(toys: Sequence[Toy]) -> Toy:
 
 
 def _sample_toy(
-    rng: np.random.Generator, probabilities: np.ndarray, centre: Sequence[float] | np.ndarray, radius: float
+    rng: np.random.Generator,
+    probabilities: np.ndarray,
+    centre: Sequence[float] | np.ndarray,
+    radius: float,
 ) -> Toy:
     return Toy(
         category=int(rng.choice(len(CATEGORIES), p=probabilities)),

@@ -1,4 +1,6 @@
-"""Our own weight files: safetensors with a checksum, written atomically. And the import of the authors' checkpoints."""
+"""Our own weight files: safetensors with a checksum, written atomically. And the import of the
+authors' checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,15 @@ _SIZES = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "fe
 _FOUNDATION_PREFIXES = ("sam.", "clip_model.", "text_feats")
 
 
-def save_head(head: RegionHead, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write the head's weights and dimensions, and nothing else of the model, to a safetensors file, atomically.
+def save_head(
+    head: RegionHead, path: str | Path, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write the head's weights and dimensions, and nothing else of the model, to a safetensors
+    file, atomically.
 
     Args:
-        metadata: anything that JSON can hold, such as the training configuration; read back by `read_head_metadata`.
+        metadata: anything that JSON can hold, such as the training configuration; read back by
+            `read_head_metadata`.
 
     Raises:
         ArtifactError: the file cannot be written. An older file of that name is then untouched.
@@ -50,7 +56,8 @@ def load_head(path: str | Path) -> RegionHead:
     """A head from `save_head`'s file, on the CPU, in evaluation mode.
 
     Raises:
-        ArtifactError: the file is missing, damaged (a single flipped bit is found), or not a head of ours.
+        ArtifactError: the file is missing, damaged (a single flipped bit is found), or not a head
+            of ours.
     """
     tensors, header = load_tensors(path, HEAD_FORMAT)
     head = _head_of(_checked_dimensions(header.get("dimensions"), path), tensors, path)
@@ -70,17 +77,20 @@ def read_head_metadata(path: str | Path) -> dict[str, Any]:
 def convert_official(source: str | Path, target: str | Path) -> RegionHead:
     """Turn one of the authors' checkpoints into a file for `load_head`, and return the head.
 
-    Their files hold `{"model": {...}}` with or without a `model.` prefix, often with SAM, CLIP and text features
-    inside, which are left out. The head's sizes are read off its weights, but for the number of attention heads, which
-    leaves no trace there and is 8 in all their models.
+    Their files hold `{"model": {...}}` with or without a `model.` prefix, often with SAM, CLIP and
+    text features inside, which are left out. The head's sizes are read off its weights, but for the
+    number of attention heads, which leaves no trace there and is 8 in all their models.
 
     Raises:
-        ArtifactError: `source` holds more than weights, or keys of the head are missing or unknown; they are named.
+        ArtifactError: `source` holds more than weights, or keys of the head are missing or unknown;
+            they are named.
     """
     content = read_checkpoint(source)
     weights = content["model"] if isinstance(content.get("model"), dict) else content
     weights = without_prefix(weights, "model.", source)
-    weights = {key: value for key, value in weights.items() if not key.startswith(_FOUNDATION_PREFIXES)}
+    weights = {
+        key: value for key, value in weights.items() if not key.startswith(_FOUNDATION_PREFIXES)
+    }
     head = _official_head(weights, source)
     load_strictly(head, {key: _as_float32(value) for key, value in weights.items()}, source)
     save_head(head, target, {"converted_from": Path(source).name})
@@ -90,11 +100,16 @@ def convert_official(source: str | Path, target: str | Path) -> RegionHead:
 def _official_head(weights: Mapping[str, Any], source: str | Path) -> RegionHead:
     """An untrained head of the sizes that `weights` have."""
     needed = ("to_clip.weight", "projector.weight", "decoder.layers.0.linear1.weight")
-    missing = [key for key in needed if not isinstance(weights.get(key), torch.Tensor) or weights[key].ndim != 2]
+    missing = [
+        key
+        for key in needed
+        if not isinstance(weights.get(key), torch.Tensor) or weights[key].ndim != 2
+    ]
     if missing:
         raise ArtifactError(
-            f"{source} is not a RegionSpot checkpoint: it lacks {', '.join(missing)}. "
-            f"It holds {len(weights)} other entries{', such as ' + ', '.join(list(weights)[:3]) if weights else ''}."
+            f"{source} is not a RegionSpot checkpoint: it lacks {', '.join(missing)}. It holds "
+            f"{len(weights)} other "
+            f"entries{', such as ' + ', '.join(list(weights)[:3]) if weights else ''}."
         )
     layers = {key.split(".")[2] for key in weights if key.startswith("decoder.layers.")}
     clip_width, token_dim = weights["to_clip.weight"].shape
@@ -128,7 +143,9 @@ def _checked_dimensions(dimensions: Any, source: str | Path) -> dict[str, Any]:
         wrong.append("multimask")
     if wrong:
         stated = ", ".join(f"{name}: {dimensions.get(name, 'missing')!s:.40}" for name in wrong)
-        raise ArtifactError(f"{source} states dimensions of a head that cannot be ({stated}): make the file again")
+        raise ArtifactError(
+            f"{source} states dimensions of a head that cannot be ({stated}): make the file again"
+        )
     if known["clip_width"] % known["num_heads"]:
         raise ArtifactError(
             f"{source} states {known['num_heads']} attention heads, which do not divide a width of "
@@ -137,24 +154,33 @@ def _checked_dimensions(dimensions: Any, source: str | Path) -> dict[str, Any]:
     return dimensions
 
 
-def _head_of(dimensions: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path) -> RegionHead:
-    """An untrained head, made only where the file has weights of its size, whatever sizes it states.
+def _head_of(
+    dimensions: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path
+) -> RegionHead:
+    """An untrained head, made only where the file has weights of its size, whatever sizes it
+    states.
 
     Raises:
         ArtifactError: it has not.
     """
     if dimensions["num_layers"] > len(tensors):
-        raise ArtifactError(f"{source} has {len(tensors)} weights, too few for {dimensions['num_layers']} layers")
+        raise ArtifactError(
+            f"{source} has {len(tensors)} weights, too few for {dimensions['num_layers']} layers"
+        )
     try:
         with torch.device("meta"):
             without_memory = RegionHead(**dimensions)
     except Exception as error:  # products of sizes that overflow, say
         if is_interrupt(error):
             raise
-        raise ArtifactError(f"{source} states dimensions of a head that cannot be ({first_line(error)})") from error
+        raise ArtifactError(
+            f"{source} states dimensions of a head that cannot be ({first_line(error)})"
+        ) from error
     check_fits(without_memory, tensors, source)
     if sum(tensor.nbytes for tensor in tensors.values()) > held_bytes(tensors.values()):
-        raise ArtifactError(f"{source} is refused: its tensors share their numbers, so that they are larger than it")
+        raise ArtifactError(
+            f"{source} is refused: its tensors share their numbers, so that they are larger than it"
+        )
     with torch.random.fork_rng(devices=[]):
         return RegionHead(**dimensions)
 
@@ -168,9 +194,13 @@ def _dimensions(head: RegionHead) -> dict[str, Any]:
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], file_format: str, header: Mapping[str, Any] | None = None
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    file_format: str,
+    header: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tensors and a JSON header to a safetensors file with a checksum, atomically. Equal content, equal bytes.
+    """Write tensors and a JSON header to a safetensors file with a checksum, atomically. Equal
+    content, equal bytes.
 
     Args:
         file_format: the name and version of what the file holds; `load_tensors` asks for the same.
@@ -182,14 +212,19 @@ def save_tensors(
     entries = {"format": file_format, "header": dict(header or {})}
     entries["xxh3_128"] = _checksum(tensors, entries)
     # One metadata entry, since safetensors writes several in random order.
-    write_atomically(path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(entries, sort_keys=True)}))
+    write_atomically(
+        path, safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(entries, sort_keys=True)})
+    )
 
 
-def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: str | Path, file_format: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors, on the CPU, and header of a `save_tensors` file, both proven by the checksum.
 
     Raises:
-        ArtifactError: the file is missing, unreadable, damaged (a single flipped bit is found), or of another format.
+        ArtifactError: the file is missing, unreadable, damaged (a single flipped bit is found), or
+            of another format.
     """
     check_is_file(path)
     try:
@@ -197,7 +232,9 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
             entries = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"weight file {path} cannot be read: {error.strerror or error}"
+        ) from error
     except Exception as error:  # of whatever type: a header can say anything
         if isinstance(error, MemoryError) or is_interrupt(error):
             raise
@@ -207,12 +244,19 @@ def load_tensors(path: str | Path, file_format: str) -> tuple[dict[str, torch.Te
         ) from error
     entries = entries if isinstance(entries, dict) else {}
     stated = entries.pop("xxh3_128", None)
-    if stated is None or entries.get("format") != file_format or not isinstance(entries.get("header"), dict):
+    if (
+        stated is None
+        or entries.get("format") != file_format
+        or not isinstance(entries.get("header"), dict)
+    ):
         raise ArtifactError(
-            f"{path} is a safetensors file, but not one that regionspot saved as {file_format}{_what_else(tensors)}"
+            f"{path} is a safetensors file, but not one that regionspot saved as "
+            f"{file_format}{_what_else(tensors)}"
         )
     if stated != _checksum(tensors, entries):
-        raise ArtifactError(f"{path} is damaged: its content does not match its checksum. Copy or make it again.")
+        raise ArtifactError(
+            f"{path} is damaged: its content does not match its checksum. Copy or make it again."
+        )
     return tensors, entries["header"]
 
 
@@ -220,16 +264,21 @@ def _what_else(tensors: Mapping[str, Any]) -> str:
     """How to come to a head from the state of a training run, or from the authors' weights."""
     if any(name.startswith("optimizer.") for name in tensors):
         return (
-            ": it is the state of a training run, to go on from by regionspot-train --resume; the run writes its head "
-            "beside its folder checkpoints, as head.safetensors, at the end"
+            ": it is the state of a training run, to go on from by regionspot-train --resume; the "
+            "run writes its head beside its folder checkpoints, as head.safetensors, at the end"
         )
     if any(name.removeprefix("model.").startswith("to_clip.") for name in tensors):
-        return ": it holds a head of the authors' layout, which must first go through `regionspot convert`"
+        return (
+            ": it holds a head of the authors' layout, which must first go through `regionspot "
+            "convert`"
+        )
     return ""
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, Any]) -> str:
-    """xxh3 over the entries and every tensor's name, type, shape and bytes, in the order of the names."""
+    """xxh3 over the entries and every tensor's name, type, shape and bytes, in the order of the
+    names.
+    """
     digest = xxhash.xxh3_128(json.dumps(dict(entries), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

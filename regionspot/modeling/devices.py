@@ -8,7 +8,8 @@ from regionspot.errors import InputError
 
 
 def resolve_device(name: str | torch.device | None) -> torch.device:
-    """Returns the device of a name: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one. None is the CPU.
+    """Returns the device of a name: "cpu", "cuda", "cuda:1", or "auto" for a GPU if there is one.
+    None is the CPU.
 
     Raises:
         InputError: the device is not there, or cannot be used.
@@ -24,6 +25,7 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(
-            f"the device {name} cannot be used here ({str(error).splitlines()[0]}): try cpu, or auto"
+            f"the device {name} cannot be used here ({str(error).splitlines()[0]}): try cpu, or "
+            "auto"
         ) from error
     return device

@@ -1,7 +1,8 @@
-"""The model's graphs as modules: tensors in, tensors out, in the order of `regionspot.runtime.graphs`.
+"""The model's graphs as modules: tensors in, tensors out, in the order of
+`regionspot.runtime.graphs`.
 
-They only flatten arguments; everything that is computed stands in the parts of the model. Images are (B, S, S, 3), as
-image decoders give them.
+They only flatten arguments; everything that is computed stands in the parts of the model. Images
+are (B, S, S, 3), as image decoders give them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def model_info(model: RegionSpot) -> ModelInfo:
 
 
 def model_sizes(model: RegionSpot) -> ModelInfo:
-    """`model_info` of a model without weights in memory (on the device "meta"): what depends on them is left blank."""
+    """`model_info` of a model without weights in memory (on the device "meta"): what depends on
+    them is left blank.
+    """
     sam, clip = model.sam, model.clip
     return ModelInfo(
         name=model.name,
@@ -69,7 +72,8 @@ def module_class(name: str) -> type[GraphModule]:
 class GraphModule(nn.Module):
     """A graph of the model.
 
-    `forward` takes the inputs of the graph's spec in their order, and returns a tuple of the outputs in theirs.
+    `forward` takes the inputs of the graph's spec in their order, and returns a tuple of the
+    outputs in theirs.
     """
 
     def __init__(self, model: RegionSpot) -> None:
@@ -82,9 +86,11 @@ class GraphModule(nn.Module):
 
     @staticmethod
     def activation_elements(model: RegionSpot, sizes: Mapping[str, int]) -> int:
-        """Returns the number of elements of its large activations at some sizes of the dynamic axes, roughly.
+        """Returns the number of elements of its large activations at some sizes of the dynamic
+        axes, roughly.
 
-        These are attention probabilities and upscaled masks; 0 if there is nothing larger than inputs and outputs.
+        These are attention probabilities and upscaled masks; 0 if there is nothing larger than
+        inputs and outputs.
         """
         return 0
 
@@ -130,7 +136,10 @@ class SamTokenDecoderImage(GraphModule):
 
     @staticmethod
     def weights(model: RegionSpot) -> list[nn.Module]:
-        return [layer.cross_attn_token_to_image for layer in model.sam.sam.mask_decoder.transformer.layers]
+        return [
+            layer.cross_attn_token_to_image
+            for layer in model.sam.sam.mask_decoder.transformer.layers
+        ]
 
     def forward(self, image_embeddings: Tensor) -> tuple[Tensor, Tensor]:
         context = self.decoder.image_part(image_embeddings)
@@ -151,7 +160,12 @@ class SamTokenDecoderPrompts(GraphModule):
         return _decoder_attention(model, sizes)
 
     def forward(
-        self, image_projections: Tensor, image_statistics: Tensor, points: Tensor, labels: Tensor, token_ids: Tensor
+        self,
+        image_projections: Tensor,
+        image_statistics: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        token_ids: Tensor,
     ) -> tuple[Tensor, Tensor]:
         context = ImageContext(image_projections, image_statistics)
         found = self.decoder.prompt_part(context, points, labels, token_ids)
@@ -181,7 +195,9 @@ class SamMaskDecoder(GraphModule):
         token_ids: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         context = ImageContext(image_projections, image_statistics)
-        low_res_masks, found = self.decoder.masks(image_embeddings, context, points, labels, token_ids)
+        low_res_masks, found = self.decoder.masks(
+            image_embeddings, context, points, labels, token_ids
+        )
         return low_res_masks, found.tokens, found.iou_predictions
 
 
@@ -199,7 +215,9 @@ class SamMaskPrompt(GraphModule):
 
 
 class RegionHeadLogits(GraphModule):
-    """`RegionSpot.classify`; the logit scale becomes a constant of exported graphs, and follows the model elsewhere."""
+    """`RegionSpot.classify`; the logit scale becomes a constant of exported graphs, and follows the
+    model elsewhere.
+    """
 
     logit_scale: Tensor
 
@@ -242,8 +260,8 @@ class RegionRecognizer(GraphModule):
         super().__init__(model)
         if model.head.multimask:
             raise InputError(
-                "region_recognizer reads SAM's single-mask token, and this head was trained on the three multimask "
-                "tokens: use the other graphs, which take either"
+                "region_recognizer reads SAM's single-mask token, and this head was trained on the "
+                "three multimask tokens: use the other graphs, which take either"
             )
         self.sam = model.sam
         self.clip = model.clip
@@ -251,11 +269,20 @@ class RegionRecognizer(GraphModule):
 
     @staticmethod
     def weights(model: RegionSpot) -> list[nn.Module]:
-        return [model.sam.sam.image_encoder, model.sam.sam.mask_decoder, model.clip.clip.visual, model.head]
+        return [
+            model.sam.sam.image_encoder,
+            model.sam.sam.mask_decoder,
+            model.clip.clip.visual,
+            model.head,
+        ]
 
     @staticmethod
     def activation_elements(model: RegionSpot, sizes: Mapping[str, int]) -> int:
-        return _sam_attention(model, sizes) + _clip_attention(model, sizes) + _decoder_attention(model, sizes)
+        return (
+            _sam_attention(model, sizes)
+            + _clip_attention(model, sizes)
+            + _decoder_attention(model, sizes)
+        )
 
     def forward(
         self,
@@ -269,7 +296,9 @@ class RegionRecognizer(GraphModule):
         decoder = self.sam.token_decoder
         context = decoder.image_part(self.sam.encode_image(channels_first(images), input_sizes))
         corners = boxes.unflatten(2, (2, 2))  # (B, N, 2, 2)
-        labels = torch.tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], dtype=torch.int32, device=boxes.device)
+        labels = torch.tensor(
+            [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], dtype=torch.int32, device=boxes.device
+        )
         token_ids = torch.zeros(1, dtype=torch.int32, device=boxes.device)
         found = decoder.prompt_part(context, corners, labels.expand(corners.shape[:3]), token_ids)
         patch_tokens = self.clip.encode_image(channels_first(clip_images))  # (B, L, D)
@@ -278,7 +307,9 @@ class RegionRecognizer(GraphModule):
 
 
 def channels_first(images: Tensor) -> Tensor:
-    """(B, H, W, 3) to (B, 3, H, W) float. Cast first: TensorRT takes uint8 inputs, but nothing except their Cast."""
+    """(B, H, W, 3) to (B, 3, H, W) float. Cast first: TensorRT takes uint8 inputs, but nothing
+    except their Cast.
+    """
     return images.float().permute(0, 3, 1, 2)
 
 
@@ -305,7 +336,9 @@ def _decoder_attention(model: RegionSpot, sizes: Mapping[str, int]) -> int:
 
 
 def _upscaled_masks(model: RegionSpot, sizes: Mapping[str, int]) -> int:
-    """The image tokens of each prompt, and the same upscaled to the masks' size with an eighth of the channels."""
+    """The image tokens of each prompt, and the same upscaled to the masks' size with an eighth of
+    the channels.
+    """
     height, width = model.sam.embedding_size
     channels = model.sam.token_dim
     return _num_prompts(sizes) * height * width * (channels + 16 * channels // 8)

@@ -1,4 +1,5 @@
-"""RegionSpot's trained part: a decoder in which mask tokens read CLIP's feature map (arXiv 2311.01373, section 3).
+"""RegionSpot's trained part: a decoder in which mask tokens read CLIP's feature map (arXiv
+2311.01373, section 3).
 
 Module and parameter names are those of the authors' checkpoints.
 """
@@ -16,17 +17,19 @@ from regionspot.modeling.precision import in_dtype, in_single
 
 
 class RegionHead(nn.Module):
-    """Turns SAM's position-aware tokens and CLIP's feature map into region embeddings in CLIP's text space.
+    """Turns SAM's position-aware tokens and CLIP's feature map into region embeddings in CLIP's
+    text space.
 
-    A post-norm transformer decoder without positional encoding. The regions of one image see each other, so an
-    image's regions belong into one call, and padding needs `valid`.
+    A post-norm transformer decoder without positional encoding. The regions of one image see each
+    other, so an image's regions belong into one call, and padding needs `valid`.
 
     Args:
         token_dim: C, channels of a mask token (256 for full-size SAM).
         clip_width: D, channels of CLIP's feature map, and of this decoder.
         embed_dim: E, length of CLIP's text embeddings.
-        multimask: whether the head was trained on SAM's three multimask tokens of a prompt, each as its own region,
-            instead of the single-mask token. The forward pass does not depend on it; prediction and evaluation do.
+        multimask: whether the head was trained on SAM's three multimask tokens of a prompt, each as
+            its own region, instead of the single-mask token. The forward pass does not depend on
+            it; prediction and evaluation do.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class RegionHead(nn.Module):
         self.decoder = Decoder(num_layers, clip_width, num_heads, feedforward_dim, dropout)
         self.projector = nn.Linear(clip_width, embed_dim)
 
-    def forward(self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
         """Embed N regions of each of B images.
 
         Args:
@@ -62,8 +67,9 @@ class RegionHead(nn.Module):
             valid: (B, N) bool, False for padding; None if there is none.
 
         Returns:
-            (B, N, E), not normalised. Rows of padding hold finite numbers without meaning and change no other row.
-            Inputs are converted to the precision of the weights, and half precision comes out as single precision.
+            (B, N, E), not normalised. Rows of padding hold finite numbers without meaning and
+            change no other row. Inputs are converted to the precision of the weights, and half
+            precision comes out as single precision.
         """
         dtype = self.to_clip.weight.dtype
         tokens = self.to_clip(in_dtype(mask_tokens, dtype))  # (B, N, D)
@@ -84,9 +90,13 @@ def attendable(valid: Tensor | None) -> Tensor | None:
 class Decoder(nn.Module):
     """`num_layers` decoder layers and a final LayerNorm."""
 
-    def __init__(self, num_layers: int, width: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
+    def __init__(
+        self, num_layers: int, width: int, num_heads: int, feedforward_dim: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, num_heads, feedforward_dim, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, num_heads, feedforward_dim, dropout) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, regions: Tensor, patches: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,7 +106,9 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among regions, cross-attention to patches, feed-forward; a LayerNorm after each residual sum."""
+    """Self-attention among regions, cross-attention to patches, feed-forward; a LayerNorm after
+    each residual sum.
+    """
 
     def __init__(self, width: int, num_heads: int, feedforward_dim: int, dropout: float) -> None:
         super().__init__()
@@ -117,7 +129,9 @@ class DecoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with `nn.MultiheadAttention`'s parameters and initialisation, in a form that exports."""
+    """Multi-head attention with `nn.MultiheadAttention`'s parameters and initialisation, in a form
+    that exports.
+    """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -132,11 +146,15 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, N, D) queries over (B, M, D) context; `mask` (B, 1, 1, M) is True where they may look."""
+        """(B, N, D) queries over (B, M, D) context; `mask` (B, 1, 1, M) is True where they may
+        look.
+        """
         w_q, w_k, w_v = self.in_proj_weight.chunk(3)
         b_q, b_k, b_v = self.in_proj_bias.chunk(3)
         if self.training and mask is None and self._few(queries, context):
-            return self.out_proj(self._attend_unprojected(F.linear(queries, w_q, b_q), context, w_k, w_v, b_v))
+            return self.out_proj(
+                self._attend_unprojected(F.linear(queries, w_q, b_q), context, w_k, w_v, b_v)
+            )
         attended = F.scaled_dot_product_attention(
             self._split_heads(F.linear(queries, w_q, b_q)),
             self._split_heads(F.linear(context, w_k, b_k)),
@@ -147,16 +165,20 @@ class Attention(nn.Module):
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (B, N, D)
 
     def _few(self, queries: Tensor, context: Tensor) -> bool:
-        """Tells whether there are so few queries that `_attend_unprojected` takes fewer multiplications."""
+        """Tells whether there are so few queries that `_attend_unprojected` takes fewer
+        multiplications.
+        """
         count, (length, width) = queries.shape[1], context.shape[1:]
         return 0 < count * (self.num_heads * length + width) < width * length
 
-    def _attend_unprojected(self, queries: Tensor, context: Tensor, w_k: Tensor, w_v: Tensor, b_v: Tensor) -> Tensor:
+    def _attend_unprojected(
+        self, queries: Tensor, context: Tensor, w_k: Tensor, w_v: Tensor, b_v: Tensor
+    ) -> Tensor:
         """Attends without projecting the context, which has many more rows than there are queries.
 
-        Projections are linear, so a head's scores `q (X W_k^T)^T` are `(q W_k) X^T`, and its output `P (X W_v^T + b_v)`
-        is `(P X) W_v^T + b_v` times the sum of P, which dropout changes. The bias of the keys adds the same to all
-        scores of a query, and a softmax does not see that.
+        Projections are linear, so a head's scores `q (X W_k^T)^T` are `(q W_k) X^T`, and its output
+        `P (X W_v^T + b_v)` is `(P X) W_v^T + b_v` times the sum of P, which dropout changes. The
+        bias of the keys adds the same to all scores of a query, and a softmax does not see that.
 
         Args:
             queries: (B, N, D), projected.
@@ -168,14 +190,22 @@ class Attention(nn.Module):
         batch, count, width = queries.shape
         by_head = (self.num_heads, -1, width)  # (H, d, D)
         scaled = queries * (width // self.num_heads) ** -0.5
-        rows = scaled.unflatten(2, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)  # (H, BN, d)
+        rows = (
+            scaled.unflatten(2, (self.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        )  # (H, BN, d)
         rows = rows @ w_k.view(by_head)  # (H, BN, D)
         rows = rows.unflatten(1, (batch, count)).transpose(0, 1).flatten(1, 2)  # (B, HN, D)
-        weights = F.dropout((rows @ context.transpose(1, 2)).softmax(dim=2), self.dropout)  # (B, HN, M)
-        mixed = (weights @ context).unflatten(1, (self.num_heads, count)).transpose(0, 1).flatten(1, 2)  # (H, BN, D)
+        weights = F.dropout(
+            (rows @ context.transpose(1, 2)).softmax(dim=2), self.dropout
+        )  # (B, HN, M)
+        mixed = (
+            (weights @ context).unflatten(1, (self.num_heads, count)).transpose(0, 1).flatten(1, 2)
+        )  # (H, BN, D)
         found = mixed @ w_v.view(by_head).transpose(1, 2)  # (H, BN, d)
         found = found.unflatten(1, (batch, count)).permute(1, 2, 0, 3)  # (B, N, H, d)
-        total = weights.sum(dim=2).unflatten(1, (self.num_heads, count)).transpose(1, 2).unsqueeze(3)  # (B, N, H, 1)
+        total = (
+            weights.sum(dim=2).unflatten(1, (self.num_heads, count)).transpose(1, 2).unsqueeze(3)
+        )  # (B, N, H, 1)
         return (found + total * b_v.unflatten(0, (self.num_heads, -1))).flatten(2)
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -186,10 +216,12 @@ class Attention(nn.Module):
 def fold_input_standardization(
     head: RegionHead, token_mean: Tensor, token_std: Tensor, patch_mean: Tensor, patch_std: Tensor
 ) -> RegionHead:
-    """A head that takes raw inputs and computes what `head` computes of standardised ones, `(x - mean) / std`.
+    """A head that takes raw inputs and computes what `head` computes of standardised ones, `(x -
+    mean) / std`.
 
-    Exact up to rounding: both inputs enter through linear maps alone, `to_clip` and the keys and values of every
-    cross-attention, whose weights absorb the scale and whose biases absorb the shift.
+    Exact up to rounding: both inputs enter through linear maps alone, `to_clip` and the keys and
+    values of every cross-attention, whose weights absorb the scale and whose biases absorb the
+    shift.
 
     Args:
         token_mean, token_std: (C,) statistics of mask tokens.
@@ -203,7 +235,10 @@ def fold_input_standardization(
     keys_and_values = slice(head.clip_width, None)
     for layer in folded.decoder.layers:
         attention: Attention = layer.multihead_attn  # type: ignore[assignment]
-        weight, bias = attention.in_proj_weight[keys_and_values], attention.in_proj_bias[keys_and_values]
+        weight, bias = (
+            attention.in_proj_weight[keys_and_values],
+            attention.in_proj_bias[keys_and_values],
+        )
         _absorb(weight, bias, patch_mean, patch_std)
     return folded
 

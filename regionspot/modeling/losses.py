@@ -13,7 +13,9 @@ NORM_OFFSET = 1e-7
 Reduction = Literal["per_image", "per_region"]
 
 
-def region_logits(region_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float | Tensor) -> Tensor:
+def region_logits(
+    region_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float | Tensor
+) -> Tensor:
     """Scaled cosine of every region with every word.
 
     Args:
@@ -36,14 +38,16 @@ def sigmoid_focal_loss(
     gamma: float = 2.0,
     reduction: Reduction = "per_image",
 ) -> Tensor:
-    """Computes the focal loss of each (region, word) as a yes-or-no question (arXiv 1708.02002), summed over words.
+    """Computes the focal loss of each (region, word) as a yes-or-no question (arXiv 1708.02002),
+    summed over words.
 
-    "per_image" takes the mean over the valid regions of each image, then the mean over images that have any: an image
-    of 60 regions weighs as much as one of 1. This is the authors' objective up to a constant: their code sums the
-    images' means over the B images of one GPU, so its gradient is B times this one (B = 2 in their runs). AdamW does
-    not depend on that factor, but gradient clipping does: their threshold of 1 is `max_grad_norm` 1 / B here.
-    "per_region" takes the mean over all valid regions of the batch, so crowded images dominate. Both agree where all
-    images have equally many regions. A batch without any valid region gives 0.
+    "per_image" takes the mean over the valid regions of each image, then the mean over images that
+    have any: an image of 60 regions weighs as much as one of 1. This is the authors' objective up
+    to a constant: their code sums the images' means over the B images of one GPU, so its gradient
+    is B times this one (B = 2 in their runs). AdamW does not depend on that factor, but gradient
+    clipping does: their threshold of 1 is `max_grad_norm` 1 / B here. "per_region" takes the mean
+    over all valid regions of the batch, so crowded images dominate. Both agree where all images
+    have equally many regions. A batch without any valid region gives 0.
 
     Args:
         logits: (B, N, V).
@@ -58,7 +62,9 @@ def sigmoid_focal_loss(
         valid = torch.ones_like(targets, dtype=torch.bool)
     words = torch.arange(logits.shape[-1], device=logits.device)
     positive = words == targets.unsqueeze(-1)  # (B, N, V)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
+    cross_entropy = F.binary_cross_entropy_with_logits(
+        logits, positive.to(logits.dtype), reduction="none"
+    )
     probability = logits.sigmoid()
     error = torch.where(positive, 1 - probability, probability)
     weight = torch.where(positive, alpha, 1 - alpha)

@@ -30,27 +30,38 @@ ANY_SIZE = Range(1, 1, 1 << 30)
 
 
 def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
-    """Over the model's own modules: it follows the model to another device, and sees when its weights change.
+    """Over the model's own modules: it follows the model to another device, and sees when its
+    weights change.
 
-    Its work is chunked as `SamBackbone.prompt_chunk` says. It computes in the precision of the model's weights, and
-    `torch.autocast` around it changes nothing.
+    Its work is chunked as `SamBackbone.prompt_chunk` says. It computes in the precision of the
+    model's weights, and `torch.autocast` around it changes nothing.
 
     Raises:
-        InputError: weights in different precisions, or in another than float32, bfloat16 and float16.
+        InputError: weights in different precisions, or in another than float32, bfloat16 and
+            float16.
     """
     return _pipeline(model, partial(graph_module, model), partial(pipeline_from_model, model))
 
 
-def pipeline_from_backbones(sam: SamBackbone, clip: ClipBackbone, name: str = "regionspot") -> RegionPipeline:
-    """As `pipeline_from_model`, of the towers alone: it encodes, and raises InputError where it should classify."""
+def pipeline_from_backbones(
+    sam: SamBackbone, clip: ClipBackbone, name: str = "regionspot"
+) -> RegionPipeline:
+    """As `pipeline_from_model`, of the towers alone: it encodes, and raises InputError where it
+    should classify.
+    """
     with torch.random.fork_rng(devices=[]):
-        no_head = RegionHead(sam.token_dim, clip.width, clip.embed_dim, num_layers=0)  # stands where one must
+        no_head = RegionHead(
+            sam.token_dim, clip.width, clip.embed_dim, num_layers=0
+        )  # stands where one must
     (dtype,) = working_dtypes(sam)
     model = RegionSpot(sam, clip, no_head.to(dtype), name)
 
     def module(graph: str) -> nn.Module:
         if "head" in graph_named(graph).weights:
-            raise InputError(f"{graph} needs a head, and there are only SAM and CLIP here: train one, or load one")
+            raise InputError(
+                f"{graph} needs a head, and there are only SAM and CLIP here: train one, or load "
+                "one"
+            )
         return graph_module(model, graph)
 
     return _pipeline(model, module, partial(pipeline_from_backbones, sam, clip, name))
@@ -66,12 +77,14 @@ def _pipeline(
     def check_precision() -> None:
         if working_dtypes(model.sam, model.clip, model.head) != {DTYPES[precision]}:
             raise InputError(
-                f"the model was converted after this pipeline was made of it in {precision}: make another pipeline, or "
-                "another RegionPredictor"
+                f"the model was converted after this pipeline was made of it in {precision}: make "
+                "another pipeline, or another RegionPredictor"
             )
 
     def open_runner(graph: str) -> TorchRunner:
-        with evaluating(model):  # making the module switches what it shares with the model to evaluation
+        with evaluating(
+            model
+        ):  # making the module switches what it shares with the model to evaluation
             return TorchRunner(module(graph), specs[graph], check=check_precision)
 
     return RegionPipeline(
@@ -91,11 +104,12 @@ def _tokens(tokenizer: Tokenizer, texts: Sequence[str], context_length: int) -> 
 
 
 def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
-    """A function of a graph's name to the fingerprint of the weights behind it, the same on every machine.
+    """A function of a graph's name to the fingerprint of the weights behind it, the same on every
+    machine.
 
-    Of SAM's graphs it is SAM's own weights: what the token decoder derives from them differs in its last digits from
-    machine to machine. Weights are hashed when first asked for, each part of the model once, and again after they
-    changed.
+    Of SAM's graphs it is SAM's own weights: what the token decoder derives from them differs in its
+    last digits from machine to machine. Weights are hashed when first asked for, each part of the
+    model once, and again after they changed.
     """
     hashed: dict[tuple[str, ...], tuple[tuple[tuple[int, int], ...], str]] = {}
 
@@ -104,7 +118,9 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
         state = _state(*tensors.values())
         kept = hashed.get(parts)
         if kept is None or kept[0] != state:
-            fingerprint = model.clip.fingerprint() if parts == ("text",) else weights_fingerprint(**tensors)
+            fingerprint = (
+                model.clip.fingerprint() if parts == ("text",) else weights_fingerprint(**tensors)
+            )
             hashed[parts] = kept = (state, fingerprint)
         return kept[1]
 
@@ -122,27 +138,40 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
 
 
 def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:
-    """32 hexadecimal digits that change with any number of these, buffers that are not saved included."""
+    """32 hexadecimal digits that change with any number of these, buffers that are not saved
+    included.
+    """
     digest = xxhash.xxh3_128()
     for part, content in parts.items():
         named = [("", content)] if isinstance(content, torch.Tensor) else _tensors(content)
         for name, tensor in named:
             digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()
 
 
 def _state(*parts: nn.Module | torch.Tensor) -> tuple[tuple[int, int], ...]:
     """Changes when a tensor is replaced or written to, without reading its numbers.
 
-    PyTorch counts no writes through `tensor.data`, and none to tensors made in inference mode: they go unnoticed.
+    PyTorch counts no writes through `tensor.data`, and none to tensors made in inference mode: they
+    go unnoticed.
     """
-    tensors = [tensor for part in parts for tensor in ([part] if isinstance(part, torch.Tensor) else _held(part))]
-    return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    tensors = [
+        tensor
+        for part in parts
+        for tensor in ([part] if isinstance(part, torch.Tensor) else _held(part))
+    ]
+    return tuple(
+        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors
+    )
 
 
 def _held(module: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers. It runs with every request: `modules()` and names would take most of its time."""
+    """Parameters and buffers. It runs with every request: `modules()` and names would take most of
+    its time.
+    """
     found: list[torch.Tensor | None] = []
     parts = [module]
     for part in parts:  # which grows meanwhile

@@ -1,9 +1,10 @@
 """Half precision: which parts of a model it changes, and what a model works in.
 
-`.half()`, `.bfloat16()` and `.to(dtype)` reach both image encoders, CLIP's text transformer and RegionSpot's head: all
-but a few per cent of the weights and of the arithmetic. The rest stays in single precision, because sums with
-cancellation and positions would suffer there: SAM's prompt encoder and mask decoder (with the token decoder that is
-made of them), the statistics of pixels, and the scale and projection of CLIP's embeddings.
+`.half()`, `.bfloat16()` and `.to(dtype)` reach both image encoders, CLIP's text transformer and
+RegionSpot's head: all but a few per cent of the weights and of the arithmetic. The rest stays in
+single precision, because sums with cancellation and positions would suffer there: SAM's prompt
+encoder and mask decoder (with the token decoder that is made of them), the statistics of pixels,
+and the scale and projection of CLIP's embeddings.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def resolve_dtype(name: str | torch.dtype | None) -> torch.dtype:
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Converts a tensor. Unlike `Tensor.to`, it leaves no trace in an exported graph where there is nothing to do."""
+    """Converts a tensor. Unlike `Tensor.to`, it leaves no trace in an exported graph where there is
+    nothing to do.
+    """
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
@@ -70,8 +73,14 @@ class PartlyHalf(Frozen):
         return self
 
     def restore_single(self) -> None:
-        """Brings a tower that was built in half precision into the form that conversions would have given it."""
-        halved = [(part, dtype) for part in self.halvable().values() if (dtype := _only(_dtypes(part))) in HALF]
+        """Brings a tower that was built in half precision into the form that conversions would have
+        given it.
+        """
+        halved = [
+            (part, dtype)
+            for part in self.halvable().values()
+            if (dtype := _only(_dtypes(part))) in HALF
+        ]
         super()._apply(in_single)
         for part, dtype in halved:
             part.to(dtype)
@@ -102,21 +111,26 @@ def precision_of(model: HasPrecision) -> str:
     """Returns the key of `DTYPES` that names what a model works in.
 
     Raises:
-        InputError: its parts have weights in different precisions, or in one that it cannot work in.
+        InputError: its parts have weights in different precisions, or in one that it cannot work
+            in.
     """
     halvable = {**model.sam.halvable(), **model.clip.halvable(), "the head": model.head}
     found = {name: _dtypes(part) for name, part in halvable.items()}
     halved = {id(tensor) for part in halvable.values() for tensor in _floats(part)}
-    found["SAM's decoder"] = {tensor.dtype for tensor in _floats(model.sam) if id(tensor) not in halved}
-    found["CLIP's scale and projection"] = {tensor.dtype for tensor in _floats(model.clip) if id(tensor) not in halved}
+    found["SAM's decoder"] = {
+        tensor.dtype for tensor in _floats(model.sam) if id(tensor) not in halved
+    }
+    found["CLIP's scale and projection"] = {
+        tensor.dtype for tensor in _floats(model.clip) if id(tensor) not in halved
+    }
     works_in = _only(set().union(*(found[name] for name in halvable)))
     rest = set().union(*(dtypes for name, dtypes in found.items() if name not in halvable))
     for name, dtype in DTYPES.items():
         if works_in == dtype and rest <= {torch.float32}:
             return name
     raise InputError(
-        f"the model has weights in {_listed(found)}; it can work in float32, bfloat16 or float16 throughout: call "
-        "model.float(), model.bfloat16() or model.half()"
+        f"the model has weights in {_listed(found)}; it can work in float32, bfloat16 or float16 "
+        "throughout: call model.float(), model.bfloat16() or model.half()"
     )
 
 
@@ -125,7 +139,9 @@ def _listed(found: Mapping[str, set[torch.dtype]]) -> str:
     if (shared := _only(set().union(*found.values()))) is not None:
         return _named(shared)
     return ", ".join(
-        f"{' and '.join(sorted(map(_named, dtypes)))} ({name})" for name, dtypes in found.items() if dtypes
+        f"{' and '.join(sorted(map(_named, dtypes)))} ({name})"
+        for name, dtypes in found.items()
+        if dtypes
     )
 
 
@@ -149,13 +165,21 @@ def _only(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
 
 
 def working_dtypes(*modules: PartlyHalf | nn.Module) -> set[torch.dtype]:
-    """Returns the types that towers and heads work in, going by the first weight of each part: see `precision_of`."""
-    parts = [part for one in modules for part in (one.halvable().values() if isinstance(one, PartlyHalf) else (one,))]
+    """Returns the types that towers and heads work in, going by the first weight of each part: see
+    `precision_of`.
+    """
+    parts = [
+        part
+        for one in modules
+        for part in (one.halvable().values() if isinstance(one, PartlyHalf) else (one,))
+    ]
     return {next(part.parameters()).dtype for part in parts}
 
 
 def in_own_precision(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a method that computes in the precision of its tensors, also within `torch.autocast`."""
+    """Decorates a method that computes in the precision of its tensors, also within
+    `torch.autocast`.
+    """
 
     @functools.wraps(method)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

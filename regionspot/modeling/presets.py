@@ -32,7 +32,9 @@ _PathLike = str | Path
 
 
 class UnknownWeightsWarning(UserWarning):
-    """A weight file fits the model, but nothing says that it was trained with the model's activation and pixels."""
+    """A weight file fits the model, but nothing says that it was trained with the model's
+    activation and pixels.
+    """
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,26 @@ def _clip_file(name: str, sha256: str) -> WeightFile:
 
 
 SAM_FILES = {
-    "vit_b": _sam_file("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
-    "vit_l": _sam_file("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
-    "vit_h": _sam_file("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+    "vit_b": _sam_file(
+        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+    ),
+    "vit_l": _sam_file(
+        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"
+    ),
+    "vit_h": _sam_file(
+        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
+    ),
 }
 CLIP_FILES = {
-    "ViT-B-16": _clip_file("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
-    "ViT-L-14": _clip_file("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
-    "ViT-L-14-336": _clip_file("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+    "ViT-B-16": _clip_file(
+        "ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+    ),
+    "ViT-L-14": _clip_file(
+        "ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+    ),
+    "ViT-L-14-336": _clip_file(
+        "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
+    ),
 }
 PRESETS = {
     f"regionspot_{clip}{sam}": Preset(sam_size, clip_name)
@@ -104,19 +118,22 @@ def create_model(
     Args:
         name: one of `list_presets()`.
         sam_weights: SAM's official `.pth`. Any other file gives an `UnknownWeightsWarning`.
-        clip_weights: OpenAI's `.pt`, or an open_clip file of the same weights, which gives an `UnknownWeightsWarning`:
-            files trained by others, such as LAION's, fit as well, and answer wrongly without OpenAI's activation and
-            normalisation.
-        head_weights: from `regionspot-train` or `regionspot convert`. regionspot_mini has one of its own.
-        random_weights: a seed for whatever has no file: for tests, benchmarks and heads still to be trained.
+        clip_weights: OpenAI's `.pt`, or an open_clip file of the same weights, which gives an
+            `UnknownWeightsWarning`: files trained by others, such as LAION's, fit as well, and
+            answer wrongly without OpenAI's activation and normalisation.
+        head_weights: from `regionspot-train` or `regionspot convert`. regionspot_mini has one of
+            its own.
+        random_weights: a seed for whatever has no file: for tests, benchmarks and heads still to be
+            trained.
         device: "cpu" (the default), "cuda", "cuda:1", or "auto" for a GPU if there is one.
-        dtype: "fp32" (the default), or "bf16" or "fp16": both image encoders, CLIP's text transformer and the head then
-            take half the memory and work in half precision, see `regionspot.modeling.precision`. It is faster on GPUs
-            and on CPUs with instructions for it (AVX512-BF16, AMX), and several times slower on others.
+        dtype: "fp32" (the default), or "bf16" or "fp16": both image encoders, CLIP's text
+            transformer and the head then take half the memory and work in half precision, see
+            `regionspot.modeling.precision`. It is faster on GPUs and on CPUs with instructions for
+            it (AVX512-BF16, AMX), and several times slower on others.
 
     Raises:
-        InputError: an unknown name, device or dtype, or weights neither given nor random; says which file to get and
-            from where.
+        InputError: an unknown name, device or dtype, or weights neither given nor random; says
+            which file to get and from where.
         ArtifactError: a file is missing, damaged, or made for another model.
     """
     target = _target(device, dtype)
@@ -134,7 +151,9 @@ def create_model(
 
 
 def _target(device: str | torch.device | None, dtype: str | torch.dtype | None) -> dict[str, Any]:
-    """Arguments of `Module.to`. Without a device, modules stay where they were made, such as on "meta"."""
+    """Arguments of `Module.to`. Without a device, modules stay where they were made, such as on
+    "meta".
+    """
     where = {} if device is None else {"device": resolve_device(device)}
     return {"dtype": resolve_dtype(dtype), **where}
 
@@ -147,7 +166,9 @@ def create_backbones(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> tuple[SamBackbone, ClipBackbone]:
-    """Makes the frozen towers of a preset, for which a head is then trained. Arguments and errors as `create_model`."""
+    """Makes the frozen towers of a preset, for which a head is then trained. Arguments and errors
+    as `create_model`.
+    """
     target = _target(device, dtype)
     if name == MINI:
         sam, clip = _mini_backbones(sam_weights, clip_weights, random_weights)
@@ -157,7 +178,10 @@ def create_backbones(
 
 
 def _full_size_backbones(
-    name: str, sam_weights: _PathLike | None, clip_weights: _PathLike | None, random_weights: int | None
+    name: str,
+    sam_weights: _PathLike | None,
+    clip_weights: _PathLike | None,
+    random_weights: int | None,
 ) -> tuple[SamBackbone, ClipBackbone]:
     if name not in PRESETS:
         raise InputError(f"there is no model {name!r}: choose one of {', '.join(list_presets())}")
@@ -179,7 +203,9 @@ def _mini_backbones(
     sam_weights: _PathLike | None, clip_weights: _PathLike | None, random_weights: int | None
 ) -> tuple[SamBackbone, ClipBackbone]:
     if sam_weights is not None or clip_weights is not None:
-        raise InputError(f"{MINI} brings its own SAM and CLIP: leave out sam_weights and clip_weights")
+        raise InputError(
+            f"{MINI} brings its own SAM and CLIP: leave out sam_weights and clip_weights"
+        )
     from regionspot.mini.architecture import build_mini_clip, build_mini_sam
     from regionspot.mini.shipped import load_mini_backbones
 
@@ -196,7 +222,9 @@ def _check_files(
     random_weights: int | None,
     head_weights: tuple[_PathLike | None, ...] = (),
 ) -> None:
-    """Look for all files before anything large is built. `head_weights` is empty where no head is wanted."""
+    """Look for all files before anything large is built. `head_weights` is empty where no head is
+    wanted.
+    """
     preset = PRESETS[name]
     head_source = f"a head trained for it, or the authors' ({_HEADS_AT}) after `regionspot convert`"
     wanted = [
@@ -206,7 +234,9 @@ def _check_files(
     ]
     absent = [f"  {argument}: {source}" for argument, path, source in wanted if path is None]
     if absent and random_weights is None:
-        raise InputError("\n".join([f"{name} needs weights; get these files and pass their paths:", *absent]))
+        raise InputError(
+            "\n".join([f"{name} needs weights; get these files and pass their paths:", *absent])
+        )
     for argument, path, source in wanted:
         if path is not None and not Path(path).is_file():
             raise ArtifactError(f"{argument} {path} does not exist; {name} takes {source}")
@@ -220,9 +250,9 @@ def _warn_unless_official(argument: str, path: _PathLike, official: WeightFile) 
         "clip_weights": "the activation (QuickGELU) and the pixel normalisation of OpenAI's",
     }
     warnings.warn(
-        f"{argument} {path} is not {official.name} as published (its SHA-256 is another). It is run with "
-        f"{trained[argument]}, and answers wrongly if it was trained with others, as LAION's and DataComp's CLIP were. "
-        f"If it is right, set {TRUST}=1",
+        f"{argument} {path} is not {official.name} as published (its SHA-256 is another). It is "
+        f"run with {trained[argument]}, and answers wrongly if it was trained with others, as "
+        f"LAION's and DataComp's CLIP were. If it is right, set {TRUST}=1",
         UnknownWeightsWarning,
         stacklevel=4,
     )
@@ -230,7 +260,9 @@ def _warn_unless_official(argument: str, path: _PathLike, official: WeightFile) 
 
 @contextlib.contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw weights from `seed` and leave the global generator as it was; with None they are about to be replaced."""
+    """Draw weights from `seed` and leave the global generator as it was; with None they are about
+    to be replaced.
+    """
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.default_generator.manual_seed(seed)

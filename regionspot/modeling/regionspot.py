@@ -31,14 +31,17 @@ class RegionSpot(nn.Module):
         InputError: the head was made for other widths.
     """
 
-    def __init__(self, sam: SamBackbone, clip: ClipBackbone, head: RegionHead, name: str = "regionspot") -> None:
+    def __init__(
+        self, sam: SamBackbone, clip: ClipBackbone, head: RegionHead, name: str = "regionspot"
+    ) -> None:
         super().__init__()
         expected = (sam.token_dim, clip.width, clip.embed_dim)
         actual = (head.token_dim, head.clip_width, head.embed_dim)
         if expected != actual:
             raise InputError(
-                f"the head takes {actual[0]}-d mask tokens and {actual[1]}-d CLIP tokens to {actual[2]}-d embeddings, "
-                f"but these towers need {expected[0]}, {expected[1]} and {expected[2]}: it was made for other backbones"
+                f"the head takes {actual[0]}-d mask tokens and {actual[1]}-d CLIP tokens to "
+                f"{actual[2]}-d embeddings, but these towers need {expected[0]}, {expected[1]} and "
+                f"{expected[2]}: it was made for other backbones"
             )
         self.sam = sam
         self.clip = clip
@@ -51,7 +54,11 @@ class RegionSpot(nn.Module):
         return self.clip
 
     def classify(
-        self, mask_tokens: Tensor, patch_tokens: Tensor, text_embeddings: Tensor, valid: Tensor | None = None
+        self,
+        mask_tokens: Tensor,
+        patch_tokens: Tensor,
+        text_embeddings: Tensor,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, N, V) of N regions of each of B images over V words.
 

@@ -1,4 +1,5 @@
-"""SAM as RegionSpot uses it: an image encoder, and the mask decoder's tokens as position-aware region features.
+"""SAM as RegionSpot uses it: an image encoder, and the mask decoder's tokens as position-aware
+region features.
 
 The only module that imports `segment_anything`.
 """
@@ -34,28 +35,35 @@ from segment_anything.modeling import (  # noqa: E402
     TwoWayTransformer,
 )
 
-SAMS: dict[str, Callable[[], Sam]] = {size: sam_model_registry[size] for size in ("vit_b", "vit_l", "vit_h")}
+SAMS: dict[str, Callable[[], Sam]] = {
+    size: sam_model_registry[size] for size in ("vit_b", "vit_l", "vit_h")
+}
 """Builders of SAMs with random weights, by name. See docs/how-to/add-an-encoder.md."""
 
 
 class SamBackbone(PartlyHalf):
     """A frozen Sam of any size.
 
-    All coordinates are pixels of the SAM frame: the image resized so that its longest side is `image_size`, then
-    padded right and bottom to a square (see `regionspot.transforms.SamTransform`).
+    All coordinates are pixels of the SAM frame: the image resized so that its longest side is
+    `image_size`, then padded right and bottom to a square (see
+    `regionspot.transforms.SamTransform`).
 
     Args:
-        sam: a `segment_anything` model with its weights loaded. It is frozen in place. Weights that come later must
-            come through this module's `load_state_dict`, or that of a model around it. Its `image_encoder` may be any
-            module from normalised pixels (B, 3, S, S) to embeddings (B, C, h, w) of the sizes that its prompt encoder
-            has; SAM's own ViT runs as in `regionspot.modeling.image_encoder`.
-        fused_attention: let large attentions of SAM's own ViT run in one kernel, see `image_encoder.encode_image`.
-        prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a full-size SAM, more
-            with masks, so this bounds the memory and keeps it in the caches; it changes no result. None chooses for the
-            device.
+        sam: a `segment_anything` model with its weights loaded. It is frozen in place. Weights that
+            come later must come through this module's `load_state_dict`, or that of a model around
+            it. Its `image_encoder` may be any module from normalised pixels (B, 3, S, S) to
+            embeddings (B, C, h, w) of the sizes that its prompt encoder has; SAM's own ViT runs as
+            in `regionspot.modeling.image_encoder`.
+        fused_attention: let large attentions of SAM's own ViT run in one kernel, see
+            `image_encoder.encode_image`.
+        prompt_chunk: how many prompts go through the decoder at once. Each needs a few MiB beside a
+            full-size SAM, more with masks, so this bounds the memory and keeps it in the caches; it
+            changes no result. None chooses for the device.
     """
 
-    def __init__(self, sam: Sam, prompt_chunk: int | None = None, fused_attention: bool = True) -> None:
+    def __init__(
+        self, sam: Sam, prompt_chunk: int | None = None, fused_attention: bool = True
+    ) -> None:
         super().__init__()
         self.sam = freeze(sam)
         self.restore_single()
@@ -99,7 +107,8 @@ class SamBackbone(PartlyHalf):
         return self.sam.prompt_encoder.mask_input_size
 
     def encode_image(self, images: Tensor, input_sizes: Tensor) -> Tensor:
-        """Image embeddings of padded images, normalised first and padded with zeros after, as SAM does.
+        """Image embeddings of padded images, normalised first and padded with zeros after, as SAM
+        does.
 
         Args:
             images: (B, 3, S, S) uint8 or float RGB in 0..255, S = `image_size`.
@@ -112,7 +121,9 @@ class SamBackbone(PartlyHalf):
             InputError: an image encoder other than SAM's ViT gives embeddings of other sizes.
         """
         encoder = self.sam.image_encoder
-        pixels = in_dtype(normalise(self.sam, images, input_sizes), next(encoder.parameters()).dtype)
+        pixels = in_dtype(
+            normalise(self.sam, images, input_sizes), next(encoder.parameters()).dtype
+        )
         if isinstance(encoder, ImageEncoderViT):
             fused = self.fused_attention and not torch.compiler.is_exporting()
             return encode_image(encoder, pixels, fused)
@@ -120,8 +131,8 @@ class SamBackbone(PartlyHalf):
         found, wanted = tuple(embeddings.shape[1:]), (self.token_dim, *self.embedding_size)
         if found != wanted:
             raise InputError(
-                f"{type(encoder).__name__} makes embeddings of shape {found} of an image of {self.image_size} pixels: "
-                f"this SAM's decoder needs {wanted}"
+                f"{type(encoder).__name__} makes embeddings of shape {found} of an image of "
+                f"{self.image_size} pixels: this SAM's decoder needs {wanted}"
             )
         return embeddings
 
@@ -134,16 +145,18 @@ class SamBackbone(PartlyHalf):
         mask_inputs: Tensor | None = None,
         predict_iou: bool = True,
     ) -> MaskTokens:
-        """The position-aware token of each prompt (arXiv 2311.01373, section 3.2), without upscaling any mask.
+        """The position-aware token of each prompt (arXiv 2311.01373, section 3.2), without
+        upscaling any mask.
 
-        Unlike `segment_anything`'s own decoder, which is right for one image at a time, any (B, N) works, N = 0 too.
+        Unlike `segment_anything`'s own decoder, which is right for one image at a time, any (B, N)
+        works, N = 0 too.
 
         Args:
             image_embeddings: (B, C, h, w) from `encode_image`.
             points: (B, N, P, 2) float xy in SAM-frame pixels.
-            labels: (B, N, P) int in the convention of SAM's ONNX export: 1 foreground, 0 background, 2 and 3 a box's
-                top-left and bottom-right corner, -1 padding. A prompt without a box carries at least one padding
-                point, as SAM was trained.
+            labels: (B, N, P) int in the convention of SAM's ONNX export: 1 foreground, 0
+                background, 2 and 3 a box's top-left and bottom-right corner, -1 padding. A prompt
+                without a box carries at least one padding point, as SAM was trained.
             multimask: return mask tokens 1 to 3 (whole, part, subpart) instead of token 0 alone.
             mask_inputs: (B, N, 1, 4h, 4w) mask logits as dense prompts, or None.
             predict_iou: also read the IoU token, which is as much work as one more mask token.
@@ -153,7 +166,9 @@ class SamBackbone(PartlyHalf):
         """
         token_ids = self._token_ids(multimask)
 
-        def decode(_: Tensor, context: ImageContext, points: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        def decode(
+            _: Tensor, context: ImageContext, points: Tensor, labels: Tensor
+        ) -> tuple[Tensor, ...]:
             return self.token_decoder.prompt_part(context, points, labels, token_ids, predict_iou)
 
         return MaskTokens(*self._in_chunks(decode, image_embeddings, points, labels, mask_inputs))
@@ -169,12 +184,14 @@ class SamBackbone(PartlyHalf):
         """Masks beside the tokens; arguments as in `mask_tokens`.
 
         Returns:
-            (B, N, T, 4h, 4w) float logits in the SAM frame at a quarter of the patch size, above 0 inside, and the
-            tokens they were made from.
+            (B, N, T, 4h, 4w) float logits in the SAM frame at a quarter of the patch size, above 0
+            inside, and the tokens they were made from.
         """
         token_ids = self._token_ids(multimask)
 
-        def decode(images: Tensor, context: ImageContext, points: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        def decode(
+            images: Tensor, context: ImageContext, points: Tensor, labels: Tensor
+        ) -> tuple[Tensor, ...]:
             masks, found = self.token_decoder.masks(images, context, points, labels, token_ids)
             return masks, *found
 
@@ -192,8 +209,12 @@ class SamBackbone(PartlyHalf):
             (B, N, C, h, w), which stand for B * N images of one prompt each.
         """
         encoder = self.sam.prompt_encoder
-        dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(0, mask_inputs.shape[:2])
-        return image_embeddings.unsqueeze(1) + dense - encoder.no_mask_embed.weight[0, :, None, None]
+        dense = encoder.mask_downscaling(mask_inputs.flatten(0, 1)).unflatten(
+            0, mask_inputs.shape[:2]
+        )
+        return (
+            image_embeddings.unsqueeze(1) + dense - encoder.no_mask_embed.weight[0, :, None, None]
+        )
 
     def _token_ids(self, multimask: bool) -> Tensor:
         return torch.tensor([1, 2, 3] if multimask else [0], device=self.sam.device)
@@ -206,15 +227,22 @@ class SamBackbone(PartlyHalf):
         labels: Tensor,
         mask_inputs: Tensor | None,
     ) -> list[Tensor]:
-        """`decode(image_embeddings, context, points, labels)` of `prompt_chunk` prompts at a time, joined along N."""
+        """`decode(image_embeddings, context, points, labels)` of `prompt_chunk` prompts at a time,
+        joined along N.
+        """
         step = max(1, self.prompt_chunk // len(labels))
         chunks = [slice(start, start + step) for start in range(0, max(labels.shape[1], 1), step)]
         if mask_inputs is None:
             context = self.token_decoder.image_part(image_embeddings)
-            parts = [decode(image_embeddings, context, points[:, rows], labels[:, rows]) for rows in chunks]
+            parts = [
+                decode(image_embeddings, context, points[:, rows], labels[:, rows])
+                for rows in chunks
+            ]
         else:
             asked = ((points[:, rows], labels[:, rows], mask_inputs[:, rows]) for rows in chunks)
-            parts = [self._decode_with_masks(decode, image_embeddings, *of_chunk) for of_chunk in asked]
+            parts = [
+                self._decode_with_masks(decode, image_embeddings, *of_chunk) for of_chunk in asked
+            ]
         return [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
 
     def _decode_with_masks(
@@ -228,8 +256,12 @@ class SamBackbone(PartlyHalf):
         """B images with n prompts become B * n images with one each."""
         shape = labels.shape[:2]
         with without_autocast(mask_inputs.device.type):
-            own = self.prompted_embeddings(image_embeddings, mask_inputs).flatten(0, 1)  # (B * n, C, h, w)
-        prompts = (tensor.flatten(0, 1).unsqueeze(1) for tensor in (points, labels))  # (B * n, 1, P, 2), (B * n, 1, P)
+            own = self.prompted_embeddings(image_embeddings, mask_inputs).flatten(
+                0, 1
+            )  # (B * n, C, h, w)
+        prompts = (
+            tensor.flatten(0, 1).unsqueeze(1) for tensor in (points, labels)
+        )  # (B * n, 1, P, 2), (B * n, 1, P)
         decoded = decode(own, self.token_decoder.image_part(own), *prompts)
         return tuple(tensor.squeeze(1).unflatten(0, shape) for tensor in decoded)
 
@@ -239,7 +271,8 @@ def _fold_again(backbone: SamBackbone, _: object) -> None:
 
 
 def normalise(sam: Sam, images: Tensor, input_sizes: Tensor) -> Tensor:
-    """SAM's pixels: normalised first, zero beyond each image's valid part after. Arguments as in `encode_image`.
+    """SAM's pixels: normalised first, zero beyond each image's valid part after. Arguments as in
+    `encode_image`.
 
     Returns:
         (B, 3, S, S).
@@ -278,9 +311,11 @@ def compose_sam(
     """A `segment_anything` model of sizes that its registry does not have, with random weights.
 
     Args:
-        image_size, patch_size: pixels; the image embedding has `image_size / patch_size` cells a side.
+        image_size, patch_size: pixels; the image embedding has `image_size / patch_size` cells a
+            side.
         width, depth, num_heads: of the image encoder.
-        global_attention: which of its blocks attend to the whole image; the others to windows of `window_size` cells.
+        global_attention: which of its blocks attend to the whole image; the others to windows of
+            `window_size` cells.
         token_dim: channels of the image embedding, prompts and mask tokens.
         decoder_mlp_dim, iou_head_dim: hidden widths in the mask decoder.
     """
@@ -299,18 +334,25 @@ def compose_sam(
     )
     decoder = MaskDecoder(
         transformer_dim=token_dim,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=token_dim, num_heads=8, mlp_dim=decoder_mlp_dim),
+        transformer=TwoWayTransformer(
+            depth=2, embedding_dim=token_dim, num_heads=8, mlp_dim=decoder_mlp_dim
+        ),
         num_multimask_outputs=3,
         iou_head_depth=3,
         iou_head_hidden_dim=iou_head_dim,
     )
-    return Sam(encoder, PromptEncoder(token_dim, cells, (image_size, image_size), mask_in_chans=16), decoder)
+    return Sam(
+        encoder,
+        PromptEncoder(token_dim, cells, (image_size, image_size), mask_in_chans=16),
+        decoder,
+    )
 
 
 def load_sam_weights(sam: nn.Module, path: str | Path) -> None:
     """Load SAM's official `.pth`, or the same state dict as `.safetensors`, into `sam`.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or made for another size; names the keys that differ.
+        ArtifactError: the file is missing, damaged, or made for another size; names the keys that
+            differ.
     """
     load_strictly(sam, read_checkpoint(path), path)

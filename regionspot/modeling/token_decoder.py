@@ -1,18 +1,23 @@
-"""SAM's mask decoder for many prompts of one image, in exact algebra that never copies the image for a prompt.
+"""SAM's mask decoder for many prompts of one image, in exact algebra that never copies the image
+for a prompt.
 
-`segment_anything` gives each prompt its own copy of the image's M x C tokens, projects every copy, and upscales masks
-that nobody asked for. But all prompts see the same image, and image-to-token attention changes it by a matrix of rank
-R = heads x tokens (56 for a box). So the image tokens X after layer 0 are
+`segment_anything` gives each prompt its own copy of the image's M x C tokens, projects every copy,
+and upscales masks that nobody asked for. But all prompts see the same image, and image-to-token
+attention changes it by a matrix of rank R = heads x tokens (56 for a box). So the image tokens X
+after layer 0 are
 
-    a0 * (Xc + P0 U0) * gamma0 + beta0        Xc: X + bias, centred over C;  P0 (M, R): the probabilities of all heads
-                                              U0 (R, C): value times output projection, centred;  a0 (M): 1 / std
+    a0 * (Xc + P0 U0) * gamma0 + beta0        Xc: X + bias, centred over C;  P0 (M, R): the
+                                              probabilities of all heads U0 (R, C): value times
+                                              output projection, centred;  a0 (M): 1 / std
 
-and what later layers need of them, projections and the variance of a LayerNorm, are products of P0 with small matrices,
-added to projections of Xc that all prompts share. The latter are the image part, computed once for an image. The prompt
-part works on (R, M) matrices; tokens in all other layers are few. Results are those of SAM's decoder up to rounding.
+and what later layers need of them, projections and the variance of a LayerNorm, are products of P0
+with small matrices, added to projections of Xc that all prompts share. The latter are the image
+part, computed once for an image. The prompt part works on (R, M) matrices; tokens in all other
+layers are few. Results are those of SAM's decoder up to rounding.
 
-In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of
-`a0 * (Y + P0 W0) + d + P1 U1`, `d` holding the biases. Matrices of an image are kept channels first, (C / 2, M).
+In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of `a0 *
+(Y + P0 W0) + d + P1 U1`, `d` holding the biases. Matrices of an image are kept channels first, (C /
+2, M).
 """
 
 from __future__ import annotations
@@ -35,8 +40,10 @@ class MaskTokens(NamedTuple):
     """What SAM's mask decoder says about each prompt.
 
     Attributes:
-        tokens: (B, N, T, C) the decoder transformer's output at the mask-token rows, before the hypernetworks.
-        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token; (B, N, 0) if not asked for.
+        tokens: (B, N, T, C) the decoder transformer's output at the mask-token rows, before the
+            hypernetworks.
+        iou_predictions: (B, N, T) the predicted IoU of the mask that belongs to each token; (B, N,
+            0) if not asked for.
     """
 
     tokens: Tensor
@@ -56,7 +63,8 @@ class ImageContext(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What n prompts did to the image in both layers: it is now `a1 * (a0 * (Y + P0 W0) + d + P1 U1)`, scaled.
+    """What n prompts did to the image in both layers: it is now `a1 * (a0 * (Y + P0 W0) + d + P1
+    U1)`, scaled.
 
     Attributes:
         p0, p1: (B, n, R, M) the probabilities of each layer's image-to-token attention.
@@ -92,8 +100,8 @@ class TokenDecoder(nn.Module):
     """The decoder of a frozen `segment_anything` model with two layers, as all of Meta's have.
 
     Args:
-        sam: with its weights loaded, in the precision to work in. It is not changed; its modules are shared. Products
-            of its weights are kept: call `fold` when they change.
+        sam: with its weights loaded, in the precision to work in. It is not changed; its modules
+            are shared. Products of its weights are kept: call `fold` when they change.
     """
 
     first: Any  # the two layers, and attentions, are `segment_anything`'s own
@@ -144,9 +152,14 @@ class TokenDecoder(nn.Module):
     def fold(self) -> None:
         """Compute again what depends on weights alone."""
         encoder, decoder = self._folded_from
-        kinds = [encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)]
+        kinds = [
+            encoder.not_a_point_embed.weight,
+            *(kind.weight for kind in encoder.point_embeddings),
+        ]
         self._constant("point_kinds", torch.cat(kinds))  # (5, C), of the labels -1 to 3
-        self._constant("output_tokens", torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]))  # (1 + 4, C)
+        self._constant(
+            "output_tokens", torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        )  # (1 + 4, C)
         self._constant("no_mask", encoder.no_mask_embed.weight.T)  # (C, 1)
         self._fold_layers(self._cell_positions())
 
@@ -157,8 +170,13 @@ class TokenDecoder(nn.Module):
             self.register_buffer(name, value.detach().clone(), persistent=False)
 
     def _cell_positions(self) -> Tensor:
-        """SAM's `get_dense_pe` in any precision: (C, M), the encoding of each image token's centre."""
-        of_sides = [(torch.arange(size, dtype=self.no_mask.dtype) + 0.5) / size for size in self.embedding_size]
+        """SAM's `get_dense_pe` in any precision: (C, M), the encoding of each image token's
+        centre.
+        """
+        of_sides = [
+            (torch.arange(size, dtype=self.no_mask.dtype) + 0.5) / size
+            for size in self.embedding_size
+        ]
         y, x = torch.meshgrid(*of_sides, indexing="ij")
         centres = torch.stack([x, y], dim=-1).to(self.no_mask.device)  # (h, w, 2)
         return self.positional_encoding._pe_encoding(centres).flatten(0, 1).T
@@ -180,8 +198,11 @@ class TokenDecoder(nn.Module):
         self._constant("position_query0", _project(write0.q_proj, positions))
         self._constant("position_key1", _project(read1.k_proj, positions + beta0[:, None]))
         self._constant("position_query1", _project(write1.q_proj, positions + beta0[:, None]))
-        self._constant("position_final_key", _project(self.final.k_proj, positions + beta1[:, None]))
-        # Projections that take in the LayerNorm's scale: (C / 2, C). And what its bias comes to: (C / 2,).
+        self._constant(
+            "position_final_key", _project(self.final.k_proj, positions + beta1[:, None])
+        )
+        # Projections that take in the LayerNorm's scale: (C / 2, C). And what its bias comes to: (C
+        # / 2,).
         self._constant("key1", read1.k_proj.weight * gamma0)
         self._constant("query1", write1.q_proj.weight * gamma0)
         self._constant("value1", read1.v_proj.weight * gamma0)
@@ -195,8 +216,8 @@ class TokenDecoder(nn.Module):
         """What all prompts of an image share.
 
         Args:
-            image_embeddings: (B, C, h, w) from SAM's image encoder. The embedding that stands for "no mask" is added
-                here.
+            image_embeddings: (B, C, h, w) from SAM's image encoder. The embedding that stands for
+                "no mask" is added here.
         """
         read, write = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         image = self._flat(image_embeddings) + self.no_mask  # (B, C, M)
@@ -214,7 +235,9 @@ class TokenDecoder(nn.Module):
             self.final_key @ rescaled,
             self.final_value @ rescaled,
         ]
-        along_drift = (self.drift[None] @ rescaled)[:, 0]  # (B, M); of a vector's product TensorRT thinks B = 1
+        along_drift = (self.drift[None] @ rescaled)[
+            :, 0
+        ]  # (B, M); of a vector's product TensorRT thinks B = 1
         statistics = [centred.square().sum(1), rescaled.square().sum(1), along_drift]
         assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
         return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
@@ -234,17 +257,23 @@ class TokenDecoder(nn.Module):
             context: from `image_part`.
             points: (B, N, P, 2) float xy in SAM-frame pixels.
             labels: (B, N, P) int, see `SamBackbone.mask_tokens`.
-            token_ids: (T,) int, the mask tokens that are wanted: 0 is the single mask's, 1 to 3 are whole, part and
-                subpart.
+            token_ids: (T,) int, the mask tokens that are wanted: 0 is the single mask's, 1 to 3 are
+                whole, part and subpart.
             predict_iou: also read the IoU token, which is as much work as one more mask token.
         """
         return self._decode(context, points, labels, token_ids, predict_iou)[0]
 
     @in_own_precision
     def masks(
-        self, image_embeddings: Tensor, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor
+        self,
+        image_embeddings: Tensor,
+        context: ImageContext,
+        points: Tensor,
+        labels: Tensor,
+        token_ids: Tensor,
     ) -> tuple[Tensor, MaskTokens]:
-        """The masks of N prompts of each of B images; arguments as in `image_part` and `prompt_part`.
+        """The masks of N prompts of each of B images; arguments as in `image_part` and
+        `prompt_part`.
 
         Returns:
             (B, N, T, 4h, 4w) float logits, above 0 inside, and the tokens they were made from.
@@ -252,8 +281,12 @@ class TokenDecoder(nn.Module):
         found, change = self._decode(context, points, labels, token_ids)
         _, rescaled = self._normalised(self._flat(image_embeddings) + self.no_mask)  # Y, (B, C, M)
         image_tokens = self._image_tokens(rescaled, change)  # (B, N, C, M)
-        upscaled = self.output_upscaling(image_tokens.flatten(0, 1).unflatten(2, self.embedding_size))
-        filters = torch.stack([network(found.tokens) for network in self.hypernetworks], 3)  # (B, N, T, 4, C / 8)
+        upscaled = self.output_upscaling(
+            image_tokens.flatten(0, 1).unflatten(2, self.embedding_size)
+        )
+        filters = torch.stack(
+            [network(found.tokens) for network in self.hypernetworks], 3
+        )  # (B, N, T, 4, C / 8)
         own = token_ids.long()[:, None, None].expand(*filters.shape[:3], 1, filters.shape[4])
         filters = filters.gather(3, own).squeeze(3)  # (B, N, T, C / 8)
         masks = filters.flatten(0, 1) @ upscaled.flatten(2)  # (B * N, T, 16 * M)
@@ -269,21 +302,34 @@ class TokenDecoder(nn.Module):
         return centred, _centred(self.gamma0[:, None] * centred, 1)
 
     def _decode(
-        self, context: ImageContext, points: Tensor, labels: Tensor, token_ids: Tensor, predict_iou: bool = True
+        self,
+        context: ImageContext,
+        points: Tensor,
+        labels: Tensor,
+        token_ids: Tensor,
+        predict_iou: bool = True,
     ) -> tuple[MaskTokens, _Change]:
-        shared = _Shared(*(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1)))
+        shared = _Shared(
+            *(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1))
+        )
         prompts = self._prompt_tokens(points, labels)  # (B, N, 1 + 4 + P, C)
 
         layer = self.first
         tokens = layer.norm1(_self_attention(layer.self_attn, prompts, prompts))
-        weights = self._weights(layer.cross_attn_token_to_image, tokens + prompts, shared.key0)  # (B, N, R, M)
+        weights = self._weights(
+            layer.cross_attn_token_to_image, tokens + prompts, shared.key0
+        )  # (B, N, R, M)
         tokens = self._read(layer, tokens, self._sum_over_image(weights, shared.value0))
         write = layer.cross_attn_image_to_token
-        p0 = self._over_tokens(_by_head(self._queries(write.k_proj, tokens + prompts), shared.query0))  # (B, N, R, M)
+        p0 = self._over_tokens(
+            _by_head(self._queries(write.k_proj, tokens + prompts), shared.query0)
+        )  # (B, N, R, M)
         v0 = self._heads(write.v_proj(tokens))  # (B, N, H, T, c)
         u0 = self._rank_one(v0, self.out0)  # (B, N, R, C)
         w0 = _centred(u0 * self.gamma0, -1)
-        length, scaled_length, along_drift = context.statistics[:, :, None, None].unbind(1)  # (B, 1, 1, M)
+        length, scaled_length, along_drift = context.statistics[:, :, None, None].unbind(
+            1
+        )  # (B, 1, 1, M)
         a0 = self.variance0(length, p0, u0, _by_head(2 * v0, shared.out0))  # (B, N, 1, M)
 
         layer = self.second
@@ -292,14 +338,23 @@ class TokenDecoder(nn.Module):
         queries = self._queries(read.q_proj, tokens + prompts)
         scores = self._scores(queries, shared.key1, self.position_key1, u0 @ self.key1.T, p0, a0)
         weights = _scale(scores.softmax(-1), a0)  # (B, N, R, M)
-        values = self._sum_over_image(weights, shared.value1) + self._mix(weights @ p0.mT, u0 @ self.value1.T)
+        values = self._sum_over_image(weights, shared.value1) + self._mix(
+            weights @ p0.mT, u0 @ self.value1.T
+        )
         tokens = self._read(layer, tokens, values + self.value1_bias)
         keys = self._queries(write.k_proj, tokens + prompts)
-        p1 = self._over_tokens(self._scores(keys, shared.query1, self.position_query1, u0 @ self.query1.T, p0, a0))
+        p1 = self._over_tokens(
+            self._scores(keys, shared.query1, self.position_query1, u0 @ self.query1.T, p0, a0)
+        )
         v1 = self._heads(write.v_proj(tokens))
         u1 = self._rank_one(v1, self.out1)
-        along0, along1 = _by_head(2 * v0, shared.out0_scaled), _by_head(2 * v1, shared.out1)  # (B, N, R, M)
-        a1 = self.variance1(scaled_length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1)
+        along0, along1 = (
+            _by_head(2 * v0, shared.out0_scaled),
+            _by_head(2 * v1, shared.out1),
+        )  # (B, N, R, M)
+        a1 = self.variance1(
+            scaled_length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1
+        )
         change = _Change(p0, a0, w0, p1, a1, u1)
         rows = token_ids.long() + 1
         if not predict_iou:
@@ -310,7 +365,9 @@ class TokenDecoder(nn.Module):
         iou_predictions = self.iou_prediction_head(found[:, :, 0])  # (B, N, 4)
         return MaskTokens(found[:, :, 1:], iou_predictions[:, :, token_ids.long()]), change
 
-    def _read_wanted(self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor) -> Tensor:
+    def _read_wanted(
+        self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor
+    ) -> Tensor:
         """The last attention to the image, for the tokens (B, N, T, C) that are wanted alone."""
         p0, a0, w0, p1, a1, u1 = change
         drift = self.drift.expand(1, 1, 1, -1)  # (1, 1, 1, C)
@@ -330,22 +387,31 @@ class TokenDecoder(nn.Module):
     def _image_tokens(self, rescaled: Tensor, change: _Change) -> Tensor:
         """The image after both layers: Y (B, C, M) to (B, N, C, M)."""
         p0, a0, w0, p1, a1, u1 = change
-        image = (rescaled.unsqueeze(1) + w0.mT @ p0) * a0 + self.drift[:, None] + u1.mT @ p1  # (B, N, C, M)
+        image = (
+            (rescaled.unsqueeze(1) + w0.mT @ p0) * a0 + self.drift[:, None] + u1.mT @ p1
+        )  # (B, N, C, M)
         norm = self.second.norm4
         return image * a1 * norm.weight[:, None] + norm.bias[:, None]
 
     def _prompt_tokens(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(B, N, P, 2), (B, N, P) to (B, N, 1 + 4 + P, C): IoU and mask tokens, and SAM's embedding of each point.
+        """(B, N, P, 2), (B, N, P) to (B, N, 1 + 4 + P, C): IoU and mask tokens, and SAM's embedding
+        of each point.
 
         SAM's `_embed_points` and `_embed_boxes` in one.
         """
-        positions = self.positional_encoding._pe_encoding((points + 0.5) / self.image_size)  # at pixel centres
-        positions = torch.where((labels == PADDING_LABEL).unsqueeze(-1), 0.0, positions)  # (B, N, P, C)
+        positions = self.positional_encoding._pe_encoding(
+            (points + 0.5) / self.image_size
+        )  # at pixel centres
+        positions = torch.where(
+            (labels == PADDING_LABEL).unsqueeze(-1), 0.0, positions
+        )  # (B, N, P, C)
         embedded = positions + self.point_kinds[labels.long() - PADDING_LABEL]
         return torch.cat([self.output_tokens.expand(*labels.shape[:2], -1, -1), embedded], dim=2)
 
     def _read(self, layer: Any, tokens: Tensor, values: Tensor) -> Tensor:
-        """Add to tokens (B, N, T, C) what they read from the image (B, N, T, C / 2); then the MLP."""
+        """Add to tokens (B, N, T, C) what they read from the image (B, N, T, C / 2); then the
+        MLP.
+        """
         tokens = layer.norm2(tokens + layer.cross_attn_token_to_image.out_proj(values))
         return layer.norm3(tokens + layer.mlp(tokens))
 
@@ -353,7 +419,13 @@ class TokenDecoder(nn.Module):
         return _by_head(self._queries(read.q_proj, tokens), keys).softmax(-1)
 
     def _scores(
-        self, queries: Tensor, image: Tensor, positions: Tensor | None, changes: Tensor, p0: Tensor, a0: Tensor
+        self,
+        queries: Tensor,
+        image: Tensor,
+        positions: Tensor | None,
+        changes: Tensor,
+        p0: Tensor,
+        a0: Tensor,
     ) -> Tensor:
         """Scores of tokens with the image after layer 0: (B, N, H, T, c) to (B, N, R, M).
 
@@ -364,7 +436,11 @@ class TokenDecoder(nn.Module):
         """
         scores = _add_product(_by_head(queries, image), self._along(queries, changes), p0)
         scores = _scale(scores, a0)
-        return scores if positions is None else _by_head(queries, self._shared_heads(positions), onto=scores)
+        return (
+            scores
+            if positions is None
+            else _by_head(queries, self._shared_heads(positions), onto=scores)
+        )
 
     def _along(self, queries: Tensor, changes: Tensor) -> Tensor:
         """(B, N, H, T, c) and (B, N, R, C / 2) to their products by head (B, N, H * T, R)."""
@@ -383,7 +459,9 @@ class TokenDecoder(nn.Module):
         return _rows(scores.unflatten(2, (self.num_heads, -1)).softmax(-2))
 
     def _rank_one(self, values: Tensor, out: Tensor) -> Tensor:
-        """(B, N, H, T, c) through the output projection (C / 2, C), each head by itself: (B, N, R, C)."""
+        """(B, N, H, T, c) through the output projection (C / 2, C), each head by itself: (B, N, R,
+        C).
+        """
         return _rows(values @ out.unflatten(0, (self.num_heads, -1)))
 
     def _queries(self, projection: Any, tokens: Tensor) -> Tensor:
@@ -401,9 +479,11 @@ class TokenDecoder(nn.Module):
 
 
 class FirstVariance(nn.Module):
-    """One over the standard deviation in layer 0's LayerNorm of the image, Xc + P0 U0, without forming that.
+    """One over the standard deviation in layer 0's LayerNorm of the image, Xc + P0 U0, without
+    forming that.
 
-    A module of its own, as `SecondVariance`, because sums cancel here: in half-precision graphs it stays in float32.
+    A module of its own, as `SecondVariance`, because sums cancel here: in half-precision graphs it
+    stays in float32.
     """
 
     def __init__(self, eps: float) -> None:
@@ -460,10 +540,12 @@ class SecondVariance(nn.Module):
 
 
 def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tensor:
-    """(B, N, H, T, c) times (B, H, c, M), which all N share, to (B, N, H * T, M); added to `onto`, which it overwrites.
+    """(B, N, H, T, c) times (B, H, c, M), which all N share, to (B, N, H * T, M); added to `onto`,
+    which it overwrites.
 
-    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all the rest. On a CPU
-    each prompt has its own product, in place; on a GPU, where each would be a launch, all have one, which is copied.
+    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all
+    the rest. On a CPU each prompt has its own product, in place; on a GPU, where each would be a
+    launch, all have one, which is copied.
     """
     if torch.compiler.is_exporting():
         product = _rows(vectors @ image.unsqueeze(1))
@@ -472,9 +554,17 @@ def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tens
         product = _by_head_at_once(vectors, image)
         return product if onto is None else onto.add_(product)
     heads, length = vectors.shape[2:4]
-    total = vectors.new_empty(*vectors.shape[:2], heads * length, image.shape[3]) if onto is None else onto
-    for of_image, shared, out in zip(vectors, image.expand(len(vectors), -1, -1, -1), total, strict=True):
-        for of_prompt, out_of_prompt in zip(of_image, out.unflatten(1, (heads, length)), strict=True):
+    total = (
+        vectors.new_empty(*vectors.shape[:2], heads * length, image.shape[3])
+        if onto is None
+        else onto
+    )
+    for of_image, shared, out in zip(
+        vectors, image.expand(len(vectors), -1, -1, -1), total, strict=True
+    ):
+        for of_prompt, out_of_prompt in zip(
+            of_image, out.unflatten(1, (heads, length)), strict=True
+        ):
             if onto is None:
                 torch.bmm(of_prompt, shared, out=out_of_prompt)
             else:
@@ -505,7 +595,9 @@ def _sum_by_head(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right for (B, N, ...) matrices; `total` is overwritten where nothing is traced."""
+    """total + left @ right for (B, N, ...) matrices; `total` is overwritten where nothing is
+    traced.
+    """
     if torch.compiler.is_exporting():
         return total + left @ right
     total.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))

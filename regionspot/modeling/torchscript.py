@@ -1,9 +1,9 @@
 """The tensors of a TorchScript archive, without TorchScript.
 
-OpenAI publishes CLIP as TorchScript archives. `torch.jit.load` would compile, and may run, the code inside, and
-`torch.load(weights_only=True)` refuses them; but the tensors themselves lie in a zip file as plain bytes, indexed by a
-pickle of nested attributes. This reader follows that pickle with a whitelist of what it may construct: empty
-placeholders for the archive's own classes, and tensors.
+OpenAI publishes CLIP as TorchScript archives. `torch.jit.load` would compile, and may run, the code
+inside, and `torch.load(weights_only=True)` refuses them; but the tensors themselves lie in a zip
+file as plain bytes, indexed by a pickle of nested attributes. This reader follows that pickle with
+a whitelist of what it may construct: empty placeholders for the archive's own classes, and tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def is_archive(path: str | Path) -> bool:
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensor attributes of an archive's modules, on the CPU, under the dotted names that `state_dict()` gives them.
+    """All tensor attributes of an archive's modules, on the CPU, under the dotted names that
+    `state_dict()` gives them.
 
     Non-persistent buffers are among them, since an archive does not tell them from parameters.
 
@@ -50,7 +51,11 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
         pickle.UnpicklingError: an archive whose pickle asks for anything but modules and tensors.
     """
     with zipfile.ZipFile(path) as archive:
-        pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
+        pickles = [
+            name
+            for name in archive.namelist()
+            if name.count("/") == 1 and name.endswith("/data.pkl")
+        ]
         if len(pickles) != 1:
             raise zipfile.BadZipFile(f"{len(pickles)} members named data.pkl, expected one")
         root = _Unpickler(archive, pickles[0]).load()
@@ -84,7 +89,9 @@ class _Unpickler(pickle.Unpickler):
         _, dtype, key, _, length = pid
         if length == 0:
             return torch.empty(0, dtype=dtype)
-        return torch.frombuffer(bytearray(self._archive.read(f"{self._folder}{key}")), dtype=dtype, count=length)
+        return torch.frombuffer(
+            bytearray(self._archive.read(f"{self._folder}{key}")), dtype=dtype, count=length
+        )
 
 
 def _rebuild_tensor(

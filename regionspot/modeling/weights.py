@@ -1,4 +1,6 @@
-"""Read weight files that others made, without running anything in them, and load them without silence."""
+"""Read weight files that others made, without running anything in them, and load them without
+silence.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ MAX_UNPACKED_CODE = 1 << 24
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a `.safetensors` file, a pickled `.pth`, `.pt` or `.bin`, or a TorchScript archive, onto the CPU.
+    """Reads a `.safetensors` file, a pickled `.pth`, `.pt` or `.bin`, or a TorchScript archive,
+    onto the CPU.
 
-    Pickles are read with `weights_only=True`, and TorchScript archives (such as OpenAI's CLIP) by a reader that knows
-    tensors and nothing else, so no code in the file runs.
+    Pickles are read with `weights_only=True`, and TorchScript archives (such as OpenAI's CLIP) by a
+    reader that knows tensors and nothing else, so no code in the file runs.
 
     Raises:
         ArtifactError: the file is missing, unreadable, damaged, or holds more than weights.
@@ -41,18 +44,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ArtifactError(
-            f"{path} is refused: it holds Python objects other than weights, and unpickling those can run code, or it "
-            f"is no PyTorch file ({first_line(error)}). Save its state dict alone, from a process that you trust, and "
-            "use that file."
+            f"{path} is refused: it holds Python objects other than weights, and unpickling those "
+            f"can run code, or it is no PyTorch file ({first_line(error)}). Save its state dict "
+            "alone, from a process that you trust, and use that file."
         ) from error
     except OSError as error:
-        raise ArtifactError(f"weight file {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # of whatever type: the readers of pickles and archives believe what a file says
+        raise ArtifactError(
+            f"weight file {path} cannot be read: {error.strerror or error}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # of whatever type: the readers of pickles and archives believe what a file says
         if isinstance(error, MemoryError) or is_interrupt(error):
             raise
         raise ArtifactError(
-            f"{path} cannot be read as weights, it is damaged or not a weight file ({first_line(error)}). "
-            "Download it again and compare its checksum."
+            f"{path} cannot be read as weights, it is damaged or not a weight file "
+            f"({first_line(error)}). Download it again and compare its checksum."
         ) from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
@@ -60,7 +67,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _check_unpacked_size(path: Path) -> None:
-    """Raises ValueError for an archive much larger than its file: PyTorch compresses code, and no tensors."""
+    """Raises ValueError for an archive much larger than its file: PyTorch compresses code, and no
+    tensors.
+    """
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > path.stat().st_size + MAX_UNPACKED_CODE:
@@ -80,12 +89,14 @@ def check_is_file(path: str | Path) -> None:
     raise ArtifactError(f"weight file {path} {what}")
 
 
-def load_strictly(module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path) -> None:
+def load_strictly(
+    module: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str | Path
+) -> None:
     """Load `state_dict`, read from `source`, into `module`; every key and every shape must fit.
 
     Raises:
-        ArtifactError: it does not fit; names the missing, unexpected and misshapen keys, and those that hold anything
-            but dense real numbers. `module` is then unchanged.
+        ArtifactError: it does not fit; names the missing, unexpected and misshapen keys, and those
+            that hold anything but dense real numbers. `module` is then unchanged.
     """
     check_fits(module, state_dict, source)
     module.load_state_dict(state_dict)
@@ -106,17 +117,22 @@ def check_fits(module: nn.Module, state_dict: Mapping[str, Any], source: str | P
                 if _shape(tensor) != _shape(expected[key])
             ],
         ),
-        _describe("not dense real numbers", [key for key, tensor in there.items() if not _is_plain(tensor)]),
+        _describe(
+            "not dense real numbers",
+            [key for key, tensor in there.items() if not _is_plain(tensor)],
+        ),
     ]
     if any(problems):
         raise ArtifactError(
-            f"{source} does not fit this {type(module).__name__}: {'; '.join(filter(None, problems))}. "
-            "Was it made for another model size?"
+            f"{source} does not fit this {type(module).__name__}: "
+            f"{'; '.join(filter(None, problems))}. Was it made for another model size?"
         )
 
 
 def _is_plain(value: Any) -> bool:
-    """Tells whether a value is a tensor that can be copied into a parameter without losing part of it."""
+    """Tells whether a value is a tensor that can be copied into a parameter without losing part of
+    it.
+    """
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -134,13 +150,16 @@ def without_prefix(weights: Mapping[Any, Any], prefix: str, source: str | Path) 
     renamed = {str(key).removeprefix(prefix): value for key, value in weights.items()}
     if len(renamed) < len(weights):
         raise ArtifactError(
-            f"{source} has weights of one name with and without {prefix!r}: it is unclear which to take"
+            f"{source} has weights of one name with and without {prefix!r}: it is unclear which to "
+            "take"
         )
     return renamed
 
 
 def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Counts the bytes behind tensors, those that several share once: a small file can describe huge tensors."""
+    """Counts the bytes behind tensors, those that several share once: a small file can describe
+    huge tensors.
+    """
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 

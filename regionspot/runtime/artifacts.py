@@ -1,6 +1,8 @@
-"""A directory of artefacts: its manifest, checked when it is read, and each file checked before it is opened.
+"""A directory of artefacts: its manifest, checked when it is read, and each file checked before it
+is opened.
 
-`regionspot-export` writes one: `manifest.json` beside `FORMAT/PRECISION/GRAPH.*`. Everything here is free of PyTorch.
+`regionspot-export` writes one: `manifest.json` beside `FORMAT/PRECISION/GRAPH.*`. Everything here
+is free of PyTorch.
 """
 
 from __future__ import annotations
@@ -41,12 +43,16 @@ class GraphEntry:
         file: the file to open, relative to the directory, with "/"; None where making it failed.
         files: every file that it needs -> its SHA-256; `file` is one of them.
         size_bytes: of all files.
-        weights: fingerprint of the weights behind it, see `regionspot.modeling.pipelines.graph_fingerprints`.
-        recipe: fingerprint of all that it was made from and with: another recipe would make another file.
+        weights: fingerprint of the weights behind it, see
+            `regionspot.modeling.pipelines.graph_fingerprints`.
+        recipe: fingerprint of all that it was made from and with: another recipe would make another
+            file.
         versions: of the packages that it was made with.
         build_s: seconds that making it took.
-        passed: whether it agrees with the PyTorch model; None where this could not be tried, `reason` says why.
-        max_abs_diff, cosine, sqnr_db: the worst of all outputs and inputs tried; None where nothing was compared.
+        passed: whether it agrees with the PyTorch model; None where this could not be tried,
+            `reason` says why.
+        max_abs_diff, cosine, sqnr_db: the worst of all outputs and inputs tried; None where nothing
+            was compared.
         outputs: the same for each output.
         tolerance: the class of parity that it was judged by.
     """
@@ -118,7 +124,9 @@ class GraphEntry:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], specs: Mapping[str, GraphSpec]) -> GraphEntry:
-        """Raises KeyError, TypeError or ValueError for what `to_json` never writes, ArtifactError for other tensors."""
+        """Raises KeyError, TypeError or ValueError for what `to_json` never writes, ArtifactError
+        for other tensors.
+        """
         entry = cls(
             spec=spec_from_json(content),
             outputs=content["outputs_measured"],
@@ -132,7 +140,9 @@ class GraphEntry:
                 else f"this release has no graph {entry.name!r}"
             )
         if entry.format not in FORMATS:
-            raise ArtifactError(f"{entry.title} is in a format that is not registered here: install what adds it")
+            raise ArtifactError(
+                f"{entry.title} is in a format that is not registered here: install what adds it"
+            )
         if entry.precision not in PRECISIONS:
             raise ValueError(f"{entry.title} is in no known precision")
         if entry.file is not None and entry.file not in entry.files:
@@ -141,7 +151,17 @@ class GraphEntry:
 
 
 _PLAIN_FIELDS = (
-    *("format", "precision", "file", "files", "size_bytes", "weights", "recipe", "versions", "build_s"),
+    *(
+        "format",
+        "precision",
+        "file",
+        "files",
+        "size_bytes",
+        "weights",
+        "recipe",
+        "versions",
+        "build_s",
+    ),
     *("passed", "reason", "max_abs_diff", "cosine", "sqnr_db", "tolerance"),
 )
 
@@ -177,8 +197,8 @@ class Manifest:
         """Read and check `manifest.json`; the files it names are checked when they are opened.
 
         Raises:
-            ArtifactError: there is none, it is damaged or was edited, or it was made for another release's tensors or
-                preprocessing.
+            ArtifactError: there is none, it is damaged or was edited, or it was made for another
+                release's tensors or preprocessing.
         """
         directory = Path(directory)
         path = directory / MANIFEST
@@ -186,22 +206,29 @@ class Manifest:
             content = json.loads(path.read_bytes())
         except OSError as error:
             raise ArtifactError(
-                f"{directory} holds no artefacts: {path} cannot be read ({error.strerror}). Make them with "
-                f"`regionspot-export --out {directory}`, or name another directory."
+                f"{directory} holds no artefacts: {path} cannot be read ({error.strerror}). Make "
+                f"them with `regionspot-export --out {directory}`, or name another directory."
             ) from error
         except ValueError as error:
-            raise ArtifactError(f"{path} is damaged: it is not JSON ({error}). Export again.") from error
+            raise ArtifactError(
+                f"{path} is damaged: it is not JSON ({error}). Export again."
+            ) from error
         if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
-            raise ArtifactError(f"{path} is no manifest that this release can read ({MANIFEST_FORMAT}): export again")
+            raise ArtifactError(
+                f"{path} is no manifest that this release can read ({MANIFEST_FORMAT}): export "
+                "again"
+            )
         if content.pop("checksum", None) != _checksum(content):
             raise ArtifactError(
-                f"{path} was changed after it was written: its content does not match its checksum. Export again, "
-                "or get the unchanged file."
+                f"{path} was changed after it was written: its content does not match its "
+                "checksum. Export again, or get the unchanged file."
             )
         try:
             return cls._from_json(content, directory)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"{path} is damaged or of another release ({error!r}): export again") from error
+            raise ArtifactError(
+                f"{path} is damaged or of another release ({error!r}): export again"
+            ) from error
 
     @classmethod
     def _from_json(cls, content: dict[str, Any], directory: Path) -> Manifest:
@@ -215,7 +242,9 @@ class Manifest:
         except InputError as error:  # an impossible range
             raise ValueError(str(error)) from error
         except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}. Export again, or use the release that made it.") from error
+            raise ArtifactError(
+                f"{path}: {error}. Export again, or use the release that made it."
+            ) from error
         kept = {name: content[name] for name in ("tokenizer", "source", "git_commit", "tolerances")}
         lists: dict[str, Any] = {name: tuple(content[name]) for name in ("templates", "end_to_end")}
         return cls(directory, model, preprocessing, graphs=graphs, **lists, **kept)
@@ -242,14 +271,19 @@ class Manifest:
         """The same with `entry` in place of what had its key, or at the end."""
         if self.get(*entry.key) is None:
             return replace(self, graphs=(*self.graphs, entry))
-        return replace(self, graphs=tuple(entry if old.key == entry.key else old for old in self.graphs))
+        return replace(
+            self, graphs=tuple(entry if old.key == entry.key else old for old in self.graphs)
+        )
 
     def without(self, key: tuple[str, str, str]) -> Manifest:
         return replace(self, graphs=tuple(entry for entry in self.graphs if entry.key != key))
 
     def get(self, name: str, artefact_format: str, precision: str) -> GraphEntry | None:
         """The entry of a key, if there is one."""
-        return next((entry for entry in self.graphs if entry.key == (name, artefact_format, precision)), None)
+        return next(
+            (entry for entry in self.graphs if entry.key == (name, artefact_format, precision)),
+            None,
+        )
 
     def find(self, name: str, artefact_format: str, precision: str) -> GraphEntry:
         """The entry of a key.
@@ -259,24 +293,32 @@ class Manifest:
         """
         entry = self.get(name, artefact_format, precision)
         if entry is None:
-            others = [f"{other.format} {other.precision}" for other in self.graphs if other.name == name]
+            others = [
+                f"{other.format} {other.precision}" for other in self.graphs if other.name == name
+            ]
             raise ArtifactError(
                 f"{self.directory} has no {name} as {artefact_format} in {precision}; it has "
-                f"{', '.join(others) or 'none of that name'}. Make it: regionspot-export --graphs {name} "
-                f"--{FORMATS[artefact_format].option or ONNX} --precision {precision} --out {self.directory}"
+                f"{', '.join(others) or 'none of that name'}. Make it: regionspot-export --graphs "
+                f"{name} --{FORMATS[artefact_format].option or ONNX} --precision {precision} --out "
+                f"{self.directory}"
             )
         return entry
 
     def precisions(self, artefact_format: str) -> list[str]:
         """In which there are usable graphs of a format, in the order of PRECISIONS."""
-        found = {entry.precision for entry in self.graphs if entry.format == artefact_format and entry.usable}
+        found = {
+            entry.precision
+            for entry in self.graphs
+            if entry.format == artefact_format and entry.usable
+        }
         return [precision for precision in PRECISIONS if precision in found]
 
     def verify(self, entry: GraphEntry) -> Path:
         """Compare the files of an entry with their checksums; where the one to open lies.
 
         Raises:
-            ArtifactError: a file is missing, lies outside the directory, or is not what was exported.
+            ArtifactError: a file is missing, lies outside the directory, or is not what was
+                exported.
         """
         if entry.file is None:
             raise ArtifactError(f"{entry.title} was not made: {entry.reason}. Export it again.")
@@ -284,12 +326,14 @@ class Manifest:
             path = self._inside(name)
             if not path.is_file():
                 raise ArtifactError(
-                    f"{entry.title} is not whole: {path} is missing. Copy the whole directory, or export it again."
+                    f"{entry.title} is not whole: {path} is missing. Copy the whole directory, or "
+                    "export it again."
                 )
             if file_sha256(path) != sha256:
                 raise ArtifactError(
-                    f"{path} is not the file that was exported as {entry.title}: its SHA-256 differs from the "
-                    "manifest's. It was damaged, cut short or replaced: copy it or export it again."
+                    f"{path} is not the file that was exported as {entry.title}: its SHA-256 "
+                    "differs from the manifest's. It was damaged, cut short or replaced: copy it "
+                    "or export it again."
                 )
         return self._inside(entry.file)
 
@@ -313,19 +357,22 @@ class Manifest:
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(
-                f"{path} cannot be read ({error.strerror}): copy the whole directory, or export it again"
+                f"{path} cannot be read ({error.strerror}): copy the whole directory, or export it "
+                "again"
             ) from error
         if hashlib.sha256(content).hexdigest() != self.tokenizer:
             raise ArtifactError(
-                f"{path} is not the file that was exported: its SHA-256 differs from the manifest's. Copy it or export "
-                "it again."
+                f"{path} is not the file that was exported: its SHA-256 differs from the "
+                "manifest's. Copy it or export it again."
             )
         return content
 
     def _inside(self, name: str) -> Path:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name:
-            raise ArtifactError(f"{self.directory / MANIFEST} names a file outside its directory: {name!r}")
+            raise ArtifactError(
+                f"{self.directory / MANIFEST} names a file outside its directory: {name!r}"
+            )
         return self.directory / parts
 
 
@@ -336,7 +383,9 @@ def spec_to_json(spec: GraphSpec) -> dict[str, Any]:
         "description": spec.description,
         "inputs": [asdict(tensor) for tensor in spec.inputs],
         "outputs": [asdict(tensor) for tensor in spec.outputs],
-        "ranges": {axis: [limits.min, limits.opt, limits.max] for axis, limits in spec.ranges.items()},
+        "ranges": {
+            axis: [limits.min, limits.opt, limits.max] for axis, limits in spec.ranges.items()
+        },
     }
 
 
@@ -344,10 +393,14 @@ def spec_from_json(content: Mapping[str, Any]) -> GraphSpec:
     """What `spec_to_json` wrote."""
 
     def tensors(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in content[key])
+        return tuple(
+            TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in content[key]
+        )
 
     ranges = {axis: Range(*limits) for axis, limits in content["ranges"].items()}
-    return GraphSpec(content["name"], content["description"], tensors("inputs"), tensors("outputs"), ranges)
+    return GraphSpec(
+        content["name"], content["description"], tensors("inputs"), tensors("outputs"), ranges
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
-"""A TensorRT engine on disk: the plan exactly as it was built, and beside it a JSON sidecar that says what it is.
+"""A TensorRT engine on disk: the plan exactly as it was built, and beside it a JSON sidecar that
+says what it is.
 
-    region_head.plan    of TensorRT, .engine of TensorRT-RTX: nothing in front, so that trtexec and Triton read it too
-    region_head.json    flavour, versions, GPUs, tensors with their profile, checksums of the plan and of its ONNX file
+    region_head.plan    of TensorRT, .engine of TensorRT-RTX: nothing in front, so that trtexec and
+    Triton read it too region_head.json    flavour, versions, GPUs, tensors with their profile,
+    checksums of the plan and of its ONNX file
 
 Imports no TensorRT: a manifest or a server's configuration is made of the sidecar anywhere.
 """
@@ -50,14 +52,16 @@ FLAVOURS = {
         title="TensorRT",
         module="tensorrt",
         suffix=".plan",
-        install="pip install --extra-index-url https://pypi.nvidia.com 'regionspot[tensorrt]' (PyPI's own tensorrt is a"
-        " stub that downloads the libraries from there), or work in one of NVIDIA's containers",
+        install="pip install --extra-index-url https://pypi.nvidia.com 'regionspot[tensorrt]' "
+        "(PyPI's own tensorrt is a stub that downloads the libraries from there), or work "
+        "in one of NVIDIA's containers",
     ),
     "tensorrt-rtx": Flavour(
         title="TensorRT-RTX",
         module="tensorrt_rtx_bindings",
         suffix=".engine",
-        install="pip install 'regionspot[tensorrt-rtx]' (tensorrt_rtx-cu13-bindings and tensorrt_rtx-cu13-libs)",
+        install="pip install 'regionspot[tensorrt-rtx]' (tensorrt_rtx-cu13-bindings and "
+        "tensorrt_rtx-cu13-libs)",
     ),
 }
 
@@ -65,7 +69,9 @@ FLAVOURS = {
 def flavour_named(name: str) -> Flavour:
     """Raises InputError for a name that is neither "tensorrt" nor "tensorrt-rtx"."""
     if name not in FLAVOURS:
-        raise InputError(f"there is no TensorRT flavour {name!r}: choose one of {', '.join(FLAVOURS)}")
+        raise InputError(
+            f"there is no TensorRT flavour {name!r}: choose one of {', '.join(FLAVOURS)}"
+        )
     return FLAVOURS[name]
 
 
@@ -99,10 +105,13 @@ class EngineSidecar:
         flavour: a key of `FLAVOURS`.
         file, size_bytes, sha256: the engine beside it.
         versions: of TensorRT, its ONNX parser and regionspot, by name.
-        compute_capabilities: the GPUs that an RTX engine is built for, 89 for 8.9; empty for TensorRT.
-        device: the GPU that a TensorRT engine was tuned on; None for TensorRT-RTX, which tunes where it runs.
+        compute_capabilities: the GPUs that an RTX engine is built for, 89 for 8.9; empty for
+            TensorRT.
+        device: the GPU that a TensorRT engine was tuned on; None for TensorRT-RTX, which tunes
+            where it runs.
         optimization_level: of the builder, 0 to 5.
-        workspace_mib: bound of the memory beside weights, inputs and outputs; None where none was asked for.
+        workspace_mib: bound of the memory beside weights, inputs and outputs; None where none was
+            asked for.
         build_s: seconds that parsing and building took.
         inputs, outputs: the tensors.
         onnx: sha256 of the ONNX file and of its external data, by file name.
@@ -153,9 +162,16 @@ def _tensor_from_json(content: Mapping[str, Any]) -> EngineTensor:
 
 def profile_of(spec: GraphSpec) -> dict[str, tuple[Shape, Shape, Shape]]:
     """The (min, opt, max) shape of each input: every dynamic axis at its range's ends."""
-    sizes = [{axis: getattr(given, end) for axis, given in spec.ranges.items()} for end in ("min", "opt", "max")]
+    sizes = [
+        {axis: getattr(given, end) for axis, given in spec.ranges.items()}
+        for end in ("min", "opt", "max")
+    ]
     return {
-        tensor.name: (tensor.resolved(sizes[0]), tensor.resolved(sizes[1]), tensor.resolved(sizes[2]))
+        tensor.name: (
+            tensor.resolved(sizes[0]),
+            tensor.resolved(sizes[1]),
+            tensor.resolved(sizes[2]),
+        )
         for tensor in spec.inputs
     }
 
@@ -187,10 +203,13 @@ def read_sidecar(engine: Path) -> EngineSidecar:
         return EngineSidecar.from_json(json.loads(path.read_bytes()))
     except OSError as error:
         raise ArtifactError(
-            f"cannot read {path} ({error.strerror}): an engine is its plan and this sidecar, copy both or export again"
+            f"cannot read {path} ({error.strerror}): an engine is its plan and this sidecar, copy "
+            "both or export again"
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path} is not an engine's sidecar ({error}): export {engine.name} again") from error
+        raise ArtifactError(
+            f"{path} is not an engine's sidecar ({error}): export {engine.name} again"
+        ) from error
 
 
 def read_engine(path: Path, spec: GraphSpec, flavour: str) -> tuple[bytes, EngineSidecar]:
@@ -198,33 +217,46 @@ def read_engine(path: Path, spec: GraphSpec, flavour: str) -> tuple[bytes, Engin
 
     Raises:
         InputError: it is of the other flavour.
-        ArtifactError: a file is missing, damaged, of another graph, or its tensors are not the spec's.
+        ArtifactError: a file is missing, damaged, of another graph, or its tensors are not the
+            spec's.
     """
     wanted = flavour_named(flavour)
     sidecar = read_sidecar(path)
     if sidecar.flavour != flavour:
         raise InputError(
-            f"{path} is an engine of {flavour_named(sidecar.flavour).title}, which {wanted.title} cannot run: open it"
-            f" with the runtime {sidecar.flavour}, or export an engine for {flavour}"
+            f"{path} is an engine of {flavour_named(sidecar.flavour).title}, which {wanted.title} "
+            f"cannot run: open it with the runtime {sidecar.flavour}, or export an engine for "
+            f"{flavour}"
         )
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"cannot read the engine {path}: {error.strerror}. Export it again.") from error
+        raise ArtifactError(
+            f"cannot read the engine {path}: {error.strerror}. Export it again."
+        ) from error
     if len(plan) != sidecar.size_bytes or hashlib.sha256(plan).hexdigest() != sidecar.sha256:
         raise ArtifactError(
-            f"{path} is damaged, or not the engine that {sidecar_path(path).name} describes: copy both anew, or export"
-            " again"
+            f"{path} is damaged, or not the engine that {sidecar_path(path).name} describes: copy "
+            "both anew, or export again"
         )
     if sidecar.graph != spec.name:
-        raise ArtifactError(f"{path} is the graph {sidecar.graph}, not {spec.name}: open the right file")
+        raise ArtifactError(
+            f"{path} is the graph {sidecar.graph}, not {spec.name}: open the right file"
+        )
     check_tensors(path, spec, sidecar.inputs, sidecar.outputs)
     return plan, sidecar
 
 
-def check_tensors(path: Path, spec: GraphSpec, inputs: Sequence[EngineTensor], outputs: Sequence[EngineTensor]) -> None:
+def check_tensors(
+    path: Path, spec: GraphSpec, inputs: Sequence[EngineTensor], outputs: Sequence[EngineTensor]
+) -> None:
     """Raises ArtifactError unless the tensors are the spec's."""
-    check_signature(spec, [tensor.as_spec() for tensor in inputs], [tensor.as_spec() for tensor in outputs], path)
+    check_signature(
+        spec,
+        [tensor.as_spec() for tensor in inputs],
+        [tensor.as_spec() for tensor in outputs],
+        path,
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The registers of artefact formats and of the runtimes that open them.
 
-Whatever depends on a format or a runtime reads its row here. A new one is a row, a `Runner` and a function that makes
-the files. A package outside of regionspot adds its rows by an entry point of the group `regionspot.formats`
-(docs/how-to/add-a-runtime.md).
+Whatever depends on a format or a runtime reads its row here. A new one is a row, a `Runner` and a
+function that makes the files. A package outside of regionspot adds its rows by an entry point of
+the group `regionspot.formats` (docs/how-to/add-a-runtime.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from regionspot.errors import InputError
 from regionspot.registers import Plugins, Register, load_object
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.tolerance import HALF, INT8, PRECISIONS, RUNTIME_FP32, TENSORRT_FP32, Tolerance
+from regionspot.runtime.tolerance import (
+    HALF,
+    INT8,
+    PRECISIONS,
+    RUNTIME_FP32,
+    TENSORRT_FP32,
+    Tolerance,
+)
 
 if TYPE_CHECKING:
     from regionspot.runtime.runner import Runner
@@ -46,7 +53,8 @@ class Runtime:
     Args:
         name: as in `--runtime`.
         opens: names of the formats that it opens, the preferred one first.
-        opener: "module:function" that opens a graph: `(path, spec, OpenOptions) -> Runner`. Imported when it is needed.
+        opener: "module:function" that opens a graph: `(path, spec, OpenOptions) -> Runner`.
+            Imported when it is needed.
         modules: Python modules that must be installed.
         devices: where it runs. "cuda:N" allows any number for N.
         best_device: the device that "auto" stands for.
@@ -73,12 +81,20 @@ class Runtime:
             return self.best_device()
         if re.sub(r":[0-9]+$", ":N", device) not in self.devices:
             allowed = ["auto", *(name.replace(":N", ":1") for name in self.devices)]
-            raise InputError(f"the runtime {self.name} works on {', '.join(allowed)}, not on {device}")
+            raise InputError(
+                f"the runtime {self.name} works on {', '.join(allowed)}, not on {device}"
+            )
         return device
 
     def parity_device(self, precision: str) -> str:
-        """Returns the device on which artefacts are compared: the CPU, unless only a GPU can run them."""
-        return "cpu" if "cpu" in self.devices and precision not in self.gpu_precisions else self.best_device()
+        """Returns the device on which artefacts are compared: the CPU, unless only a GPU can run
+        them.
+        """
+        return (
+            "cpu"
+            if "cpu" in self.devices and precision not in self.gpu_precisions
+            else self.best_device()
+        )
 
 
 @dataclass(frozen=True)
@@ -90,17 +106,19 @@ class Format:
         suffix: of the file to open.
         runtime: name of the runtime in which artefacts are verified.
         maker: "module:function" that makes a file: `(regionspot.export.making.Making) -> None`.
-        settings: "module:function" that returns what else the file depends on, as JSON: `(Making) -> dict`; None if
-            nothing.
+        settings: "module:function" that returns what else the file depends on, as JSON: `(Making)
+            -> dict`; None if nothing.
         option: of `regionspot-export`, without dashes; None if it comes with other formats.
         help: of that option.
         made_from: ONNX or MODEL.
-        companions: names of files beside the one to open: {name} is its name, {stem} the same without the suffix.
+        companions: names of files beside the one to open: {name} is its name, {stem} the same
+            without the suffix.
         modules: Python modules that making and verifying need.
         install: command that installs them.
         distributions: whose versions the manifest records.
         fp32_tolerance: parity class of artefacts in fp32.
-        weight_copies: peak number of copies of a graph's weights held in memory during its build, measured at ViT-L/14.
+        weight_copies: peak number of copies of a graph's weights held in memory during its build,
+            measured at ViT-L/14.
         runs_on_cpu: whole models run on a CPU, so native kernels can replace some of their graphs.
         graphs: names of the graphs that it exists for; None for all.
     """
@@ -125,12 +143,16 @@ class Format:
     def files_at(self, path: Path) -> list[Path]:
         """Returns the file to open and its companions, as far as they exist."""
         named = (name.format(name=path.name, stem=path.stem) for name in self.companions)
-        return [file for file in (path, *(path.with_name(name) for name in named)) if file.is_file()]
+        return [
+            file for file in (path, *(path.with_name(name) for name in named)) if file.is_file()
+        ]
 
     def tolerance(self, precision: str) -> Tolerance:
         """Returns the parity class of a precision, relative to the PyTorch model in fp32."""
         if precision not in PRECISIONS:
-            raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+            raise InputError(
+                f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}"
+            )
         return {"fp32": self.fp32_tolerance, "fp16": HALF, "bf16": HALF, "int8": INT8}[precision]
 
 
@@ -206,7 +228,12 @@ register(
         )
         for name, flavour in FLAVOURS.items()
     ),
-    Runtime(NATIVE, opens=(NATIVE,), opener="regionspot.runtime.native_runner:open_graph", whole_models=False),
+    Runtime(
+        NATIVE,
+        opens=(NATIVE,),
+        opener="regionspot.runtime.native_runner:open_graph",
+        whole_models=False,
+    ),
     Format(
         ONNX,
         suffix=".onnx",
@@ -236,7 +263,10 @@ register(
     ),
     _engine_format("tensorrt", "trt", "TensorRT engines, for the GPU of this machine", "tensorrt"),
     _engine_format(
-        "tensorrt-rtx", "trt-rtx", "TensorRT-RTX engines, for RTX GPUs; needs no GPU", "tensorrt_rtx-cu13-libs"
+        "tensorrt-rtx",
+        "trt-rtx",
+        "TensorRT-RTX engines, for RTX GPUs; needs no GPU",
+        "tensorrt_rtx-cu13-libs",
     ),
     Format(
         NATIVE,
@@ -257,15 +287,22 @@ def model_runtimes() -> tuple[str, ...]:
 
 
 def runtime_named(name: str, whole_models: bool = False) -> Runtime:
-    """Returns a row of the register. Raises InputError for an unknown name, or one that runs no whole models."""
+    """Returns a row of the register. Raises InputError for an unknown name, or one that runs no
+    whole models.
+    """
     if name not in (model_runtimes() if whole_models else RUNTIMES):
         hint = "; torch runs the weights themselves, without artefacts" if name == "torch" else ""
-        raise InputError(f"there is no runtime {name!r} for artefacts: choose {', '.join(model_runtimes())}{hint}")
+        raise InputError(
+            f"there is no runtime {name!r} for artefacts: choose "
+            f"{', '.join(model_runtimes())}{hint}"
+        )
     return RUNTIMES[name]
 
 
 def export_option(runtime: str) -> str:
-    """Returns the option of `regionspot-export` that makes the preferred format of a runtime: "--openvino"."""
+    """Returns the option of `regionspot-export` that makes the preferred format of a runtime:
+    "--openvino".
+    """
     return f"--{FORMATS[RUNTIMES[runtime].opens[0]].option}"
 
 
@@ -283,16 +320,16 @@ def open_graph(
     Args:
         runtime: a name in RUNTIMES.
         precision: of the graph.
-        device: one of the runtime's devices; for ONNX Runtime also "tensorrt", its provider of that name. "auto" is a
-            GPU if the runtime can use one.
+        device: one of the runtime's devices; for ONNX Runtime also "tensorrt", its provider of that
+            name. "auto" is a GPU if the runtime can use one.
         threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
-        cuda_graph: of ONNX Runtime on CUDA: capture the graph once and replay it, which saves the launches of its
-            kernels. Each axis must have one size: `regionspot-export --batch 1` makes such image encoders.
-            TensorRT's runners capture on their own.
+        cuda_graph: of ONNX Runtime on CUDA: capture the graph once and replay it, which saves the
+            launches of its kernels. Each axis must have one size: `regionspot-export --batch 1`
+            makes such image encoders. TensorRT's runners capture on their own.
 
     Raises:
-        InputError: the runtime is not installed, the device is not available or not one of the runtime's, or the graph
-            cannot be captured.
+        InputError: the runtime is not installed, the device is not available or not one of the
+            runtime's, or the graph cannot be captured.
         ArtifactError: the runtime cannot load the file, or the file is not the spec's graph.
     """
     row = runtime_named(runtime)

@@ -1,4 +1,5 @@
-"""What describes a graph and a model: tensors, ranges of dynamic axes, sizes. `regionspot.runtime.graphs` lists them.
+"""What describes a graph and a model: tensors, ranges of dynamic axes, sizes.
+`regionspot.runtime.graphs` lists them.
 
 Free of PyTorch, so that a server can import it.
 """
@@ -13,7 +14,9 @@ from regionspot.errors import InputError
 
 NUM_PROJECTIONS = 11
 NUM_STATISTICS = 3
-"""Rows of what the token decoder computes once for an image, see `regionspot.modeling.token_decoder`."""
+"""Rows of what the token decoder computes once for an image, see
+`regionspot.modeling.token_decoder`.
+"""
 
 NUM_MASK_TOKENS = 4
 """SAM's mask tokens: 0 for the single mask, 1 to 3 for whole, part and subpart."""
@@ -52,7 +55,9 @@ class Range:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a graph. An axis that is a string is dynamic; axes of one name are equally long."""
+    """A tensor of a graph. An axis that is a string is dynamic; axes of one name are equally
+    long.
+    """
 
     name: str
     dtype: str  # numpy's name
@@ -100,9 +105,12 @@ class ModelInfo:
         embed_dim: E of CLIP's common space.
         context_length: most tokens of a text.
         logit_scale: what cosines are multiplied by.
-        text_fingerprint: changes with the text encoder's weights or its tokenizer (`ClipBackbone.fingerprint`).
-        multimask: whether the head was trained on SAM's three multimask tokens instead of the single-mask token.
-        known_tokens: those that the text encoder has seen in training, where these are few; None stands for all.
+        text_fingerprint: changes with the text encoder's weights or its tokenizer
+            (`ClipBackbone.fingerprint`).
+        multimask: whether the head was trained on SAM's three multimask tokens instead of the
+            single-mask token.
+        known_tokens: those that the text encoder has seen in training, where these are few; None
+            stands for all.
     """
 
     name: str
@@ -121,7 +129,9 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelInfo:
-        """From what `dataclasses.asdict` and JSON made of it. Raises KeyError or TypeError where that is damaged."""
+        """From what `dataclasses.asdict` and JSON made of it. Raises KeyError or TypeError where
+        that is damaged.
+        """
         known = content.get("known_tokens")
         tuples = {
             "embedding_size": tuple(content["embedding_size"]),

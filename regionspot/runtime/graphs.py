@@ -1,9 +1,10 @@
 """The register of the model's graphs.
 
-Whatever depends on a graph reads its row here: ONNX names, TensorRT profiles, Triton's configuration, the parity check
-and the benchmarks. A new graph is a row, a module behind it (`regionspot.modeling.graphs`) and a method that runs it. A
-package outside of regionspot adds its rows by an entry point of the group `regionspot.graphs`
-(docs/how-to/add-a-graph.md). Free of PyTorch, so that a server can import it.
+Whatever depends on a graph reads its row here: ONNX names, TensorRT profiles, Triton's
+configuration, the parity check and the benchmarks. A new graph is a row, a module behind it
+(`regionspot.modeling.graphs`) and a method that runs it. A package outside of regionspot adds its
+rows by an entry point of the group `regionspot.graphs` (docs/how-to/add-a-graph.md). Free of
+PyTorch, so that a server can import it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Role(Enum):
 
     REQUIRED = "every prediction runs it"
     ON_DEMAND = "a prediction runs it if the request asks for what it computes"
-    COMBINED = "it repeats what other graphs compute; it is exported only if it is named, and not served"
+    COMBINED = (
+        "it repeats what other graphs compute; it is exported only if it is named, and not served"
+    )
 
 
 class ModelTensors:
@@ -45,23 +48,39 @@ class ModelTensors:
         self.input_sizes = INPUT_SIZES
         self.images = TensorSpec("images", "uint8", ("batch", sam, sam, 3))
         self.clip_images = TensorSpec("clip_images", "uint8", ("batch", clip, clip, 3))
-        self.image_embeddings = TensorSpec("image_embeddings", "float32", ("batch", channels, height, width))
-        self.projections = TensorSpec(
-            "image_projections", "float32", ("batch", NUM_PROJECTIONS, channels // 2, height * width)
+        self.image_embeddings = TensorSpec(
+            "image_embeddings", "float32", ("batch", channels, height, width)
         )
-        self.statistics = TensorSpec("image_statistics", "float32", ("batch", NUM_STATISTICS, height * width))
+        self.projections = TensorSpec(
+            "image_projections",
+            "float32",
+            ("batch", NUM_PROJECTIONS, channels // 2, height * width),
+        )
+        self.statistics = TensorSpec(
+            "image_statistics", "float32", ("batch", NUM_STATISTICS, height * width)
+        )
         self.points = TensorSpec("points", "float32", ("batch", "prompts", "points", 2))
         self.labels = TensorSpec("labels", "int32", ("batch", "prompts", "points"))
         self.token_ids = TensorSpec("token_ids", "int32", ("tokens",))
-        self.mask_tokens = TensorSpec("mask_tokens", "float32", ("batch", "prompts", "tokens", channels))
-        self.iou_predictions = TensorSpec("iou_predictions", "float32", ("batch", "prompts", "tokens"))
-        self.low_res_masks = TensorSpec("low_res_masks", "float32", ("batch", "prompts", "tokens", *info.mask_size))
-        self.mask_inputs = TensorSpec("mask_inputs", "float32", ("batch", "prompts", 1, *info.mask_size))
+        self.mask_tokens = TensorSpec(
+            "mask_tokens", "float32", ("batch", "prompts", "tokens", channels)
+        )
+        self.iou_predictions = TensorSpec(
+            "iou_predictions", "float32", ("batch", "prompts", "tokens")
+        )
+        self.low_res_masks = TensorSpec(
+            "low_res_masks", "float32", ("batch", "prompts", "tokens", *info.mask_size)
+        )
+        self.mask_inputs = TensorSpec(
+            "mask_inputs", "float32", ("batch", "prompts", 1, *info.mask_size)
+        )
         self.prompted_embeddings = TensorSpec(
             "prompted_embeddings", "float32", ("batch", "prompts", channels, height, width)
         )
         self.region_tokens = TensorSpec("mask_tokens", "float32", ("batch", "regions", channels))
-        self.patch_tokens = TensorSpec("patch_tokens", "float32", ("batch", info.num_patch_tokens, info.clip_width))
+        self.patch_tokens = TensorSpec(
+            "patch_tokens", "float32", ("batch", info.num_patch_tokens, info.clip_width)
+        )
         self.valid = TensorSpec("valid", "bool", ("batch", "regions"))
         self.text_embeddings = TensorSpec("text_embeddings", "float32", ("words", info.embed_dim))
         self.logits = TensorSpec("logits", "float32", ("batch", "regions", "words"))
@@ -83,11 +102,13 @@ class Graph:
         description: what it computes, and how often it runs.
         inputs: its input tensors, in the order of the arguments of the module's `forward`.
         outputs: its output tensors, in the order of the results of `forward`.
-        module: "module:class" of the `regionspot.modeling.graphs.GraphModule` behind it. Imported when it is needed.
-        weights: parts of the model whose weights change what it computes: "sam", "clip" (the image tower), "text" (the
-            text tower), "head".
+        module: "module:class" of the `regionspot.modeling.graphs.GraphModule` behind it. Imported
+            when it is needed.
+        weights: parts of the model whose weights change what it computes: "sam", "clip" (the image
+            tower), "text" (the text tower), "head".
         role: what it is needed for.
-        quantized: whether its int8 version holds int8 layers; without any it is in single precision.
+        quantized: whether its int8 version holds int8 layers; without any it is in single
+            precision.
     """
 
     name: str
@@ -100,7 +121,9 @@ class Graph:
     quantized: bool = True
 
     def spec(self, tensors: ModelTensors, sizes: Mapping[str, Range]) -> GraphSpec:
-        """Returns the graph at a model's sizes, with the range of each dynamic axis of its inputs."""
+        """Returns the graph at a model's sizes, with the range of each dynamic axis of its
+        inputs.
+        """
         inputs = self.inputs(tensors)
         used = {axis for tensor in inputs for axis in tensor.shape if isinstance(axis, str)}
         ranges = {axis: allowed for axis, allowed in sizes.items() if axis in used}
@@ -130,17 +153,21 @@ def required_graphs() -> tuple[str, ...]:
 
 
 def served_graphs() -> tuple[str, ...]:
-    """Returns the names of the graphs of which a server runs those that were exported; the required ones first."""
+    """Returns the names of the graphs of which a server runs those that were exported; the required
+    ones first.
+    """
     on_demand = tuple(graph.name for graph in GRAPHS.values() if graph.role is Role.ON_DEMAND)
     return (*required_graphs(), *on_demand)
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """Sizes of the dynamic axes: images, regions of an image, prompts, points of each, mask tokens, words, texts.
+    """Sizes of the dynamic axes: images, regions of an image, prompts, points of each, mask tokens,
+    words, texts.
 
-    The head must see all regions of an image at once. Prompts do not see each other: callers send them in chunks, and a
-    small range bounds what TensorRT sets aside, which is quadratic in the points.
+    The head must see all regions of an image at once. Prompts do not see each other: callers send
+    them in chunks, and a small range bounds what TensorRT sets aside, which is quadratic in the
+    points.
     """
 
     batch: Range = field(default_factory=lambda: Range(1, 1, 8))
@@ -152,9 +179,13 @@ class Ranges:
     texts: Range = field(default_factory=lambda: Range(1, 80, 256))
 
     def by_axis(self, context_length: int) -> dict[str, Range]:
-        """Returns the range of each axis. That of "text_length" follows from the most tokens of a text."""
+        """Returns the range of each axis. That of "text_length" follows from the most tokens of a
+        text.
+        """
         lengths = Range(min(2, context_length), min(16, context_length), context_length)
-        return {axis.name: getattr(self, axis.name) for axis in fields(self)} | {"text_length": lengths}
+        return {axis.name: getattr(self, axis.name) for axis in fields(self)} | {
+            "text_length": lengths
+        }
 
 
 def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, GraphSpec]:
@@ -203,7 +234,14 @@ register_graph(
     Graph(
         "sam_mask_decoder",
         "the prompt part with masks, for each set of prompts whose masks are wanted",
-        inputs=lambda t: (t.image_embeddings, t.projections, t.statistics, t.points, t.labels, t.token_ids),
+        inputs=lambda t: (
+            t.image_embeddings,
+            t.projections,
+            t.statistics,
+            t.points,
+            t.labels,
+            t.token_ids,
+        ),
         outputs=lambda t: (t.low_res_masks, t.mask_tokens, t.iou_predictions),
         module=f"{_MODULES}:SamMaskDecoder",
         weights=("sam",),
@@ -211,7 +249,8 @@ register_graph(
     ),
     Graph(
         "sam_mask_prompt",
-        "the image embedding as each mask prompt changes it, for each set of prompts that are masks",
+        "the image embedding as each mask prompt changes it, for each set of prompts that are "
+        "masks",
         inputs=lambda t: (t.image_embeddings, t.mask_inputs),
         outputs=lambda t: (t.prompted_embeddings,),
         module=f"{_MODULES}:SamMaskPrompt",
@@ -240,7 +279,14 @@ register_graph(
     Graph(
         "region_recognizer",
         "everything in one: both images, boxes and words to scores",
-        inputs=lambda t: (t.images, t.input_sizes, t.clip_images, t.boxes, t.valid, t.text_embeddings),
+        inputs=lambda t: (
+            t.images,
+            t.input_sizes,
+            t.clip_images,
+            t.boxes,
+            t.valid,
+            t.text_embeddings,
+        ),
         outputs=lambda t: (t.scores,),
         module=f"{_MODULES}:RegionRecognizer",
         weights=("sam", "clip", "head"),

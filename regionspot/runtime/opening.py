@@ -1,4 +1,6 @@
-"""Opening what a directory of artefacts holds: single graphs and the whole model. Free of PyTorch."""
+"""Opening what a directory of artefacts holds: single graphs and the whole model. Free of
+PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,21 @@ from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.artifacts import GraphEntry, Manifest
-from regionspot.runtime.formats import FORMATS, NATIVE, RUNTIMES, export_option, open_graph, runtime_named
+from regionspot.runtime.formats import (
+    FORMATS,
+    NATIVE,
+    RUNTIMES,
+    export_option,
+    open_graph,
+    runtime_named,
+)
 from regionspot.runtime.graphs import required_graphs
-from regionspot.runtime.pipeline import NATIVE_PROMPT_CHUNK, SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
+from regionspot.runtime.pipeline import (
+    NATIVE_PROMPT_CHUNK,
+    SIZES_ON_CPU,
+    SIZES_ON_GPU,
+    RegionPipeline,
+)
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.tolerance import PRECISIONS
 
@@ -28,13 +42,14 @@ def open_runner(
     """Open an artefact whose files are proven to be what was exported.
 
     Args:
-        runtime: a name in `formats.RUNTIMES`; by default the one that its format is verified in. A format of kernels
-            that replace single graphs is always opened in its own.
+        runtime: a name in `formats.RUNTIMES`; by default the one that its format is verified in. A
+            format of kernels that replace single graphs is always opened in its own.
         device, threads: see `open_graph`.
         allow_failed: open it even if it was found to differ from the model.
 
     Raises:
-        ArtifactError: it did not pass its parity check, a file is missing or changed, or the runtime refuses it.
+        ArtifactError: it did not pass its parity check, a file is missing or changed, or the
+            runtime refuses it.
         InputError: the runtime is not installed or cannot open that format.
     """
     own = FORMATS[entry.format].runtime
@@ -45,14 +60,15 @@ def open_runner(
         raise InputError(f"{runtime} cannot open {entry.title}: choose {' or '.join(able)}")
     if entry.passed is False and not allow_failed:
         raise ArtifactError(
-            f"{entry.title} of {manifest.directory} failed its parity check, so it is not used: {entry.reason}. "
-            "Export it again, or choose another precision."
+            f"{entry.title} of {manifest.directory} failed its parity check, so it is not used: "
+            f"{entry.reason}. Export it again, or choose another precision."
         )
     path = manifest.verify(entry)
     if entry.passed is None:
         warnings.warn(
-            f"{entry.title} of {manifest.directory} was never compared with the model ({entry.reason}); "
-            f"do that here with `regionspot parity torch {manifest.directory}:{own}`",
+            f"{entry.title} of {manifest.directory} was never compared with the model "
+            f"({entry.reason}); do that here with `regionspot parity torch "
+            f"{manifest.directory}:{own}`",
             stacklevel=2,
         )
     return open_graph(path, entry.spec, runtime, entry.precision, device, threads)
@@ -67,19 +83,22 @@ def open_pipeline(
     allow_failed: bool = False,
     native: bool = True,
 ) -> RegionPipeline:
-    """Opens the model that `regionspot-export` wrote to a directory; each graph is loaded when it is first needed.
+    """Opens the model that `regionspot-export` wrote to a directory; each graph is loaded when it
+    is first needed.
 
-    The pipeline may be shared between threads. A pickled copy opens the same directory again, on the same machine.
+    The pipeline may be shared between threads. A pickled copy opens the same directory again, on
+    the same machine.
 
     Args:
         artifacts: the directory.
         runtime: a name in `formats.RUNTIMES`.
-        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all required graphs.
+        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all
+            required graphs.
         threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
         device: see `open_graph`.
         allow_failed: open graphs that failed their parity check too.
-        native: on a CPU, let our own kernels run the token decoder where its weights were exported for them. They are
-            in single precision, whatever the rest is.
+        native: on a CPU, let our own kernels run the token decoder where its weights were exported
+            for them. They are in single precision, whatever the rest is.
 
     Raises:
         InputError: an unknown runtime or precision.
@@ -89,7 +108,9 @@ def open_pipeline(
     artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
     device = RUNTIMES[runtime].resolve_device(device)
     directory = Path(artifacts).absolute()
-    reopen = partial(open_pipeline, directory, runtime, chosen, threads, device, allow_failed, native)
+    reopen = partial(
+        open_pipeline, directory, runtime, chosen, threads, device, allow_failed, native
+    )
 
     sizes = dict(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU)
     kernels = native_entries(manifest) if native and device == "cpu" else {}
@@ -98,14 +119,18 @@ def open_pipeline(
 
     def entry(graph: str) -> GraphEntry:
         own = manifest.find(graph, artefact_format, chosen)
-        return replace(kernels[graph], spec=own.spec) if graph in kernels else own  # kernels take any sizes
+        return (
+            replace(kernels[graph], spec=own.spec) if graph in kernels else own
+        )  # kernels take any sizes
 
     return RegionPipeline(
         manifest.model,
         lambda graph: open_runner(manifest, entry(graph), runtime, device, threads, allow_failed),
         runtime=runtime,
         precision=chosen,
-        fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),  # an IR's weights lie in its .bin
+        fingerprint=lambda graph: " ".join(
+            sorted(entry(graph).files.values())
+        ),  # an IR's weights lie in its .bin
         reopen=reopen,
         text_input=manifest.text_input,
         **sizes,
@@ -113,7 +138,9 @@ def open_pipeline(
 
 
 def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
-    """The graphs that our own kernels can run, by name; none if they would run one of a model's, and not the other."""
+    """The graphs that our own kernels can run, by name; none if they would run one of a model's,
+    and not the other.
+    """
     entries = {entry.name: entry for entry in manifest.graphs if entry.format == NATIVE}
     return entries if all(entry.usable for entry in entries.values()) else {}
 
@@ -122,21 +149,34 @@ def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) ->
     """The format and the precision that a runtime takes from a directory: the first that has all
     required graphs.
 
-    Where none has, it is the one with the most of them, and where all failed, what failed: opening it says why.
-    Errors as `open_pipeline`.
+    Where none has, it is the one with the most of them, and where all failed, what failed: opening
+    it says why. Errors as `open_pipeline`.
     """
     opens = runtime_named(runtime, whole_models=True).opens
     if precision is not None and precision not in PRECISIONS:
-        raise InputError(f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    made_kinds = {(entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None}
+        raise InputError(
+            f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}"
+        )
+    made_kinds = {
+        (entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None
+    }
     wanted = [precision] if precision else PRECISIONS
     kinds = [kind for kind in product(opens, wanted) if kind in made_kinds]
     if kinds:
-        usable = [(entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable]
+        usable = [
+            (entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable
+        ]
         required = required_graphs()
-        return max(kinds, key=lambda kind: sum((name, *kind) in usable for name in required))  # the first of the best
-    made = [f"{one} {', '.join(manifest.precisions(one))}" for one in FORMATS if manifest.precisions(one)]
+        return max(
+            kinds, key=lambda kind: sum((name, *kind) in usable for name in required)
+        )  # the first of the best
+    made = [
+        f"{one} {', '.join(manifest.precisions(one))}"
+        for one in FORMATS
+        if manifest.precisions(one)
+    ]
     raise ArtifactError(
-        f"{manifest.directory} holds nothing for {runtime}{f' in {precision}' if precision else ''}; it holds "
+        f"{manifest.directory} holds nothing for "
+        f"{runtime}{f' in {precision}' if precision else ''}; it holds "
         f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export {export_option(runtime)}."
     )

@@ -1,9 +1,10 @@
 """The attention of SAM's image encoder by our own kernel, inside an OpenVINO graph.
 
-OpenVINO writes out the scores of all pairs of image tokens, 64 MiB for each head of ViT-B's global layers, goes over
-them again for positions and softmax, and moves tokens into windows and back. Where a graph that is being loaded holds
-such an attention as `regionspot.modeling.image_encoder` exports it, one operation takes the place of everything between
-the projection to queries, keys and values and the one back (`regionspot/native/attention.hpp`). Files stay OpenVINO's.
+OpenVINO writes out the scores of all pairs of image tokens, 64 MiB for each head of ViT-B's global
+layers, goes over them again for positions and softmax, and moves tokens into windows and back.
+Where a graph that is being loaded holds such an attention as `regionspot.modeling.image_encoder`
+exports it, one operation takes the place of everything between the projection to queries, keys and
+values and the one back (`regionspot/native/attention.hpp`). Files stay OpenVINO's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from openvino import DiscreteTypeInfo, Model, Node, Output, Type
 from openvino.utils import replace_node
 
 from regionspot import _native
-from regionspot.runtime.openvino_operation import NativeOperation, NativeOperations, is_constant, only_user
+from regionspot.runtime.openvino_operation import (
+    NativeOperation,
+    NativeOperations,
+    is_constant,
+    only_user,
+)
 
 GRAIN = 16
 """A head's channels must be a multiple of it."""
@@ -28,9 +34,10 @@ LARGE = 1024
 class GridAttention(NativeOperation):
     """What the heads of a layer find.
 
-    Inputs, single precision: projected (B, h, w, 3 D), queries, keys and values of all heads; padding (3 D,), the same
-    of a token outside the image; relative_rows (r, d, r) and relative_columns (c, d, c), embeddings of the distances in
-    a window of r x c tokens. Output: (B, h, w, D).
+    Inputs, single precision: projected (B, h, w, 3 D), queries, keys and values of all heads;
+    padding (3 D,), the same of a token outside the image; relative_rows (r, d, r) and
+    relative_columns (c, d, c), embeddings of the distances in a window of r x c tokens. Output: (B,
+    h, w, D).
     """
 
     class_type_info = DiscreteTypeInfo("GridAttention", "regionspot")
@@ -45,7 +52,13 @@ class GridAttention(NativeOperation):
         outputs[0].shape = (*projected.shape[:3], projected.shape[3] // 3)
         worked = projected.shape[1:3] if self.worked is None else self.worked.size
         _native.grid_attention(
-            projected, padding, relative_rows, relative_columns, outputs[0].data, worked=worked, threads=self.threads
+            projected,
+            padding,
+            relative_rows,
+            relative_columns,
+            outputs[0].data,
+            worked=worked,
+            threads=self.threads,
         )
 
 
@@ -58,7 +71,9 @@ def use_own_attention(model: Model, operations: NativeOperations) -> None:
     found = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Softmax" and (attention := _attention_around(node)) is not None:
-            found[attention.last.get_friendly_name()] = attention  # heads exported one by one have it in common
+            found[attention.last.get_friendly_name()] = (
+                attention  # heads exported one by one have it in common
+            )
     for attention in found.values():
         own = GridAttention(attention.inputs, operations)
         own.set_friendly_name(attention.last.get_friendly_name())
@@ -74,24 +89,44 @@ class _Attention:
 
 
 def _attention_around(softmax: Node) -> _Attention | None:
-    """What a softmax belongs to, if that is an attention as `image_encoder._attention` writes it, else None.
+    """What a softmax belongs to, if that is an attention as `image_encoder._attention` writes it,
+    else None.
 
-    Scores take the shape (..., r, c); those with rows are added as (..., r, 1), those with columns as (..., 1, c).
+    Scores take the shape (..., r, c); those with rows are added as (..., r, 1), those with columns
+    as (..., 1, c).
     """
     with_both = _above(_above(softmax, 0, "Reshape"), 0, "Add")
     with_rows = _above(with_both, 0, "Add")
     scores = _above(_above(with_rows, 0, "Reshape"), 0, "MatMul")
     query = _above(scores, 0, "Multiply")
-    products = [_product(_above(with_rows, 1, "Unsqueeze"), -1), _product(_above(with_both, 1, "Unsqueeze"), -2)]
+    products = [
+        _product(_above(with_rows, 1, "Unsqueeze"), -1),
+        _product(_above(with_both, 1, "Unsqueeze"), -2),
+    ]
     mixed, last = only_user(softmax), _last_move(softmax)
-    if scores is None or query is None or with_both is None or mixed is None or last is None or None in products:
+    if (
+        scores is None
+        or query is None
+        or with_both is None
+        or mixed is None
+        or last is None
+        or None in products
+    ):
         return None
     of_rows, of_columns = (product for product in products if product is not None)
-    sources = [query.input_value(0), scores.input_value(1), mixed.input_value(1)]  # queries, keys, values
+    sources = [
+        query.input_value(0),
+        scores.input_value(1),
+        mixed.input_value(1),
+    ]  # queries, keys, values
     sources += [of_rows.input_value(0), of_columns.input_value(0)]  # and queries
     projections = [_moved_from(source.get_node()) for source in sources]
     parts = [_part(source) for source in sources]
-    projected, table_of_rows, table_of_columns = projections[0], of_rows.input_value(1), of_columns.input_value(1)
+    projected, table_of_rows, table_of_columns = (
+        projections[0],
+        of_rows.input_value(1),
+        of_columns.input_value(1),
+    )
     if len({node.get_friendly_name() for node in projections}) > 1 or parts != [0, 1, 2, 0, 0]:
         return None
     padding = projected.input_value(1) if projected.get_type_name() == "Add" else None
@@ -122,7 +157,16 @@ def _fits(inputs: list[Output], last: Node, with_both: Node, query: Node) -> boo
     )
 
 
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "VariadicSplit", "Concat")
+_MOVES = (
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Split",
+    "VariadicSplit",
+    "Concat",
+)
 """What only puts values elsewhere."""
 
 
@@ -144,10 +188,15 @@ def _product(unsqueezed: Node | None, axis: int) -> Node | None:
 
 
 def _part(moved: Output) -> int | None:
-    """Which of queries (0), keys (1) and values (2) was taken: the first slice of three that takes one."""
+    """Which of queries (0), keys (1) and values (2) was taken: the first slice of three that takes
+    one.
+    """
     node, part = moved.get_node(), None
     while node.get_type_name() in _MOVES:
-        if node.get_type_name() == "Slice" and _length(node.input_value(0).get_partial_shape()[0]) == 3:
+        if (
+            node.get_type_name() == "Slice"
+            and _length(node.input_value(0).get_partial_shape()[0]) == 3
+        ):
             part = int(np.ravel(_constant(node.input_value(1)))[0])
         node = node.input_value(0).get_node()
     return part

@@ -1,8 +1,9 @@
 """Large linear layers by our own kernel, inside an OpenVINO graph.
 
-On shared cores with AVX-512 ours take a tenth to a third less time (`regionspot/native/matrix.inl` says why). Where a
-graph that is being loaded holds a product of many rows with constant weights, one operation takes the place of it, of
-its bias and of a GELU, or CLIP's QuickGELU. Files stay OpenVINO's.
+On shared cores with AVX-512 ours take a tenth to a third less time (`regionspot/native/matrix.inl`
+says why). Where a graph that is being loaded holds a product of many rows with constant weights,
+one operation takes the place of it, of its bias and of a GELU, or CLIP's QuickGELU. Files stay
+OpenVINO's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ GRAIN = 16
 """Inputs and outputs must be multiples of it."""
 
 LARGE = 250_000_000
-"""Products of numbers in a layer. With fewer, starting threads beside OpenVINO's costs what is saved."""
+"""Products of numbers in a layer. With fewer, starting threads beside OpenVINO's costs what is
+saved.
+"""
 
 QUICK = 1.702
 """QuickGELU is x sigmoid(1.702 x)."""
@@ -66,7 +69,9 @@ class NativeLinear(NativeOperation):
         return NativeLinear(inputs, self.operations, self.layer, self.width)
 
     def visit_attributes(self, visitor: Any) -> bool:
-        """With one that says whose weights it has: OpenVINO makes one operation of two that differ in nothing."""
+        """With one that says whose weights it has: OpenVINO makes one operation of two that differ
+        in nothing.
+        """
         visitor.on_attributes({"layer": id(self.layer)})
         return super().visit_attributes(visitor)
 
@@ -80,7 +85,8 @@ class NativeLinear(NativeOperation):
 
 
 def use_own_linear_layers(model: Model, operations: NativeOperations) -> None:
-    """Replaces every linear layer that our kernel does faster in a graph that is about to be compiled.
+    """Replaces every linear layer that our kernel does faster in a graph that is about to be
+    compiled.
 
     Args:
         operations: takes the new operations.
@@ -102,7 +108,9 @@ def is_profitable() -> bool:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights (inputs, outputs) and bias (outputs,), and the last operation of what a `NativeLinear` replaces."""
+    """Weights (inputs, outputs) and bias (outputs,), and the last operation of what a
+    `NativeLinear` replaces.
+    """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -137,7 +145,9 @@ def _constant(value: Output) -> NDArray[np.float32] | None:
 
 
 def _activation_after(node: Node) -> tuple[_native.Activation, Node]:
-    """What alone reads a node, and the last operation of that; the node itself where it is no activation of ours."""
+    """What alone reads a node, and the last operation of that; the node itself where it is no
+    activation of ours.
+    """
     after = only_user(node)
     if after is not None and after.get_type_name() == "Gelu":
         exact = after.get_attributes()["approximation_mode"].upper() == "ERF"
@@ -155,4 +165,6 @@ def _activation_after(node: Node) -> tuple[_native.Activation, Node]:
 def _is_scaled(node: Node) -> bool:
     """Whether it is 1.702 of its first input."""
     factor = _constant(node.input_value(1)) if node.get_type_name() == "Multiply" else None
-    return factor is not None and factor.size == 1 and math.isclose(factor.item(), QUICK, rel_tol=1e-6)
+    return (
+        factor is not None and factor.size == 1 and math.isclose(factor.item(), QUICK, rel_tol=1e-6)
+    )

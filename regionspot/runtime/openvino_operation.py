@@ -27,10 +27,11 @@ class ActiveTokens:
 
 
 class NativeOperations:
-    """The operations of our own kernels in one compiled graph: keeps them alive and collects what they raise.
+    """The operations of our own kernels in one compiled graph: keeps them alive and collects what
+    they raise.
 
-    OpenVINO turns whatever an operation raises, KeyboardInterrupt included, into a RuntimeError of its own. The runner
-    finds the original in `errors`.
+    OpenVINO turns whatever an operation raises, KeyboardInterrupt included, into a RuntimeError of
+    its own. The runner finds the original in `errors`.
 
     Args:
         threads: number of threads that each operation uses.
@@ -49,10 +50,12 @@ class NativeOperations:
 
 
 class NativeOperation(Op):
-    """An operation of our own kernels, in single precision. A subclass gives its output's type and `compute`.
+    """An operation of our own kernels, in single precision. A subclass gives its output's type and
+    `compute`.
 
-    OpenVINO never releases its reference to an operation written in Python, nor to what that is connected to. So it
-    gets a weak one, and `NativeOperations` keeps the operations alive as long as the graph is used.
+    OpenVINO never releases its reference to an operation written in Python, nor to what that is
+    connected to. So it gets a weak one, and `NativeOperations` keeps the operations alive as long
+    as the graph is used.
 
     Args:
         inputs: None where OpenVINO makes one only to ask what it is.
@@ -61,7 +64,9 @@ class NativeOperation(Op):
 
     class_type_info: ClassVar[DiscreteTypeInfo]
 
-    def __init__(self, inputs: list[Output] | None = None, operations: NativeOperations | None = None) -> None:
+    def __init__(
+        self, inputs: list[Output] | None = None, operations: NativeOperations | None = None
+    ) -> None:
         super().__init__(weakref.proxy(self))
         self.operations = NativeOperations() if operations is None else operations
         self.operations.alive.append(self)

@@ -1,9 +1,10 @@
 """SAM's first layers only as far as the picture reaches, inside an OpenVINO graph.
 
-Until the first global layer of SAM's image encoder no window sees another. What comes of a window that lies wholly in
-the padding of the square frame follows from the weights alone: it is kept from the first image that has such a window,
-and of later ones our operations leave it out. Of a picture of 16:9, that is a third of the tokens in the layers before;
-nothing of any picture is kept, and results are the same to the last bit.
+Until the first global layer of SAM's image encoder no window sees another. What comes of a window
+that lies wholly in the padding of the square frame follows from the weights alone: it is kept from
+the first image that has such a window, and of later ones our operations leave it out. Of a picture
+of 16:9, that is a third of the tokens in the layers before; nothing of any picture is kept, and
+results are the same to the last bit.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import numpy.typing as npt
 from openvino import DiscreteTypeInfo, Model, Node
 
 from regionspot.runtime.openvino_attention import GridAttention
-from regionspot.runtime.openvino_operation import ActiveTokens, NativeOperation, NativeOperations, is_constant
+from regionspot.runtime.openvino_operation import (
+    ActiveTokens,
+    NativeOperation,
+    NativeOperations,
+    is_constant,
+)
 
 
 class PaddingWindows(ActiveTokens):
-    """Which windows of the next image are worked on, and what comes of those that no picture reaches.
+    """Which windows of the next image are worked on, and what comes of those that no picture
+    reaches.
 
     Runs of one graph share it, so a runner must do one run at a time.
 
@@ -39,7 +46,9 @@ class PaddingWindows(ActiveTokens):
     def begin(self, input_size: npt.ArrayLike) -> None:
         """An image whose part that is not padding has so many rows and columns of pixels."""
         of_window = np.multiply(self._window, self._patch)
-        reached = np.minimum(-(-np.asarray(input_size, np.int64) // of_window) * self._window, self.grid)
+        reached = np.minimum(
+            -(-np.asarray(input_size, np.int64) // of_window) * self._window, self.grid
+        )
         self._padding[:] = True
         self._padding[: reached[0], : reached[1]] = False
         known = self._known[self._padding].all()
@@ -80,21 +89,34 @@ def leave_out_padding(model: Model, operations: NativeOperations) -> PaddingWind
         operations: these operations; takes one more.
 
     Returns:
-        What must be told of each image; None if the graph does not begin with layers of windows that are all ours.
+        What must be told of each image; None if the graph does not begin with layers of windows
+        that are all ours.
     """
     ordered = model.get_ordered_ops()
-    layers = [node for node in ordered if node.get_type_name() == GridAttention.class_type_info.name]
+    layers = [
+        node for node in ordered if node.get_type_name() == GridAttention.class_type_info.name
+    ]
     globals_ = [node for node in layers if _window_of(node) == _grid_of(node)]
     if not globals_ or globals_[0].get_friendly_name() == layers[0].get_friendly_name():
         return None
     tokens = _residual_above(globals_[0])
     above = {} if tokens is None else _with_ancestors(tokens)
     kinds = [node.get_type_name() for node in above.values()]
-    windowed = [node for node in above.values() if node.get_type_name() == GridAttention.class_type_info.name]
+    windowed = [
+        node
+        for node in above.values()
+        if node.get_type_name() == GridAttention.class_type_info.name
+    ]
     patches = {_patch_of(node) for node in above.values() if node.get_type_name() == "Convolution"}
     places = {(_grid_of(node), _window_of(node)) for node in windowed}
     patch = patches.pop() if len(patches) == 1 else None
-    if tokens is None or patch is None or len(places) != 1 or "MatMul" in kinds or "Softmax" in kinds:
+    if (
+        tokens is None
+        or patch is None
+        or len(places) != 1
+        or "MatMul" in kinds
+        or "Softmax" in kinds
+    ):
         return None
     worked = PaddingWindows(*places.pop(), patch)
     for operation in operations.alive:
@@ -119,7 +141,9 @@ def _window_of(attention: Node) -> tuple[int, int]:
 
 
 def _residual_above(attention: Node) -> Node | None:
-    """The sum whose LayerNorm a layer begins with: the first along first inputs that is read more than once."""
+    """The sum whose LayerNorm a layer begins with: the first along first inputs that is read more
+    than once.
+    """
     node = attention.input_value(0).get_node()
     while node.get_input_size():
         if node.get_type_name() == "Add" and len(node.output(0).get_target_inputs()) > 1:
@@ -143,5 +167,7 @@ def _patch_of(convolution: Node) -> int | None:
     """The side of square patches, where each result sees its own and no other."""
     weights, how = convolution.input_value(1), convolution.get_attributes()
     kernel = list(weights.get_shape())[2:] if is_constant(weights) else []
-    apart = list(how["strides"]) == kernel and not any(how["pads_begin"]) and not any(how["pads_end"])
+    apart = (
+        list(how["strides"]) == kernel and not any(how["pads_begin"]) and not any(how["pads_end"])
+    )
     return kernel[0] if apart and len(set(kernel)) == 1 else None

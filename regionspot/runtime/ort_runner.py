@@ -27,7 +27,9 @@ from regionspot.threads import default_threads
 try:
     import onnxruntime as ort
 except ImportError as error:
-    raise InputError(f"this runtime needs ONNX Runtime ({error}): pip install 'regionspot[onnx]'") from error
+    raise InputError(
+        f"this runtime needs ONNX Runtime ({error}): pip install 'regionspot[onnx]'"
+    ) from error
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -35,34 +37,40 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 EXACT_INT8 = ("session.x64quantprecision", "1")
-"""Without VNNI, ONNX Runtime's default int8 kernels on x86-64 saturate sums of two products at 16 bits."""
+"""Without VNNI, ONNX Runtime's default int8 kernels on x86-64 saturate sums of two products at 16
+bits.
+"""
 
 _DTYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's names that are not numpy's
 _ERRORS_ONLY = 3
 
 
 class OrtRunner:
-    """A `Runner` over an ONNX file. On a GPU everything goes through I/O binding; what it keeps stays there.
+    """A `Runner` over an ONNX file. On a GPU everything goes through I/O binding; what it keeps
+    stays there.
 
-    Single precision is that on "cpu" and "cuda". The provider "tensorrt" has no option like CUDA's `use_tf32`
-    (https://github.com/microsoft/onnxruntime/issues/26029): from Ampere on it rounds the factors of float32 products to
-    TF32's 10 bits, unless the environment has NVIDIA_TF32_OVERRIDE=0 before the process makes its first session. The
-    runtime "tensorrt" builds its engines without TF32.
+    Single precision is that on "cpu" and "cuda". The provider "tensorrt" has no option like CUDA's
+    `use_tf32` (https://github.com/microsoft/onnxruntime/issues/26029): from Ampere on it rounds the
+    factors of float32 products to TF32's 10 bits, unless the environment has NVIDIA_TF32_OVERRIDE=0
+    before the process makes its first session. The runtime "tensorrt" builds its engines without
+    TF32.
 
     Args:
         path: the `.onnx` file; data beside it is found by itself.
         spec: its tensors; the file must have them.
         provider: "cpu", "cuda" or "tensorrt".
         threads: on the CPU; None stands for `default_threads()`.
-        precision: of the graph. In half precision the CPU provider can crash in its last optimisations, so they are
-            left out there.
+        precision: of the graph. In half precision the CPU provider can crash in its last
+            optimisations, so they are left out there.
         device_id: which GPU.
-        cuda_graph: capture the graph's kernels once and replay them, which saves their launches. Every axis of the spec
-            must have one size, and every node must run on CUDA. Copies between what is kept and the graph's buffers go
-            through the host where ONNX Runtime's `OrtValue.update_inplace` takes arrays alone, as in 1.22.
+        cuda_graph: capture the graph's kernels once and replay them, which saves their launches.
+            Every axis of the spec must have one size, and every node must run on CUDA. Copies
+            between what is kept and the graph's buffers go through the host where ONNX Runtime's
+            `OrtValue.update_inplace` takes arrays alone, as in 1.22.
 
     Raises:
-        InputError: ONNX Runtime lacks the provider, or it does not start here, or cannot capture these shapes.
+        InputError: ONNX Runtime lacks the provider, or it does not start here, or cannot capture
+            these shapes.
         ArtifactError: the file cannot be loaded, or is not the spec's graph.
     """
 
@@ -78,14 +86,19 @@ class OrtRunner:
     ) -> None:
         self.path, self.spec = Path(path), spec
         if not self.path.is_file():
-            raise ArtifactError(f"{path} does not exist: export it, or name the directory of artefacts that holds it")
+            raise ArtifactError(
+                f"{path} does not exist: export it, or name the directory of artefacts that holds "
+                "it"
+            )
         if cuda_graph:
             _check_fixed(spec, provider)
         self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
         providers = _providers(self.path, spec, provider, device_id, cuda_graph)
         options = _session_options(provider, threads, precision)
         self._session: ort.InferenceSession | None = _open(self.path, options, providers)
-        check_signature(spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path)
+        check_signature(
+            spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path
+        )
         self._fixed = FixedBuffers(self._session, spec, self._device) if cuda_graph else None
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -100,11 +113,15 @@ class OrtRunner:
         except Exception as error:  # its errors share no base class of their own
             if isinstance(error, MemoryError) or is_interrupt(error):
                 raise
-            raise failed_run(self.spec, feeds, self.path, "ONNX Runtime", " ".join(str(error).split())) from error
+            raise failed_run(
+                self.spec, feeds, self.path, "ONNX Runtime", " ".join(str(error).split())
+            ) from error
         check_outputs(self.spec, feeds, outputs, self.path, "ONNX Runtime")
         return outputs
 
-    def _infer(self, session: ort.InferenceSession, feeds: Tensors, kept: Collection[str]) -> dict[str, Any]:
+    def _infer(
+        self, session: ort.InferenceSession, feeds: Tensors, kept: Collection[str]
+    ) -> dict[str, Any]:
         binding = session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
@@ -124,20 +141,26 @@ class OrtRunner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
 
 class FixedBuffers:
-    """Inputs and outputs that stay where they are in memory, as a captured CUDA graph needs them. Threads take turns.
+    """Inputs and outputs that stay where they are in memory, as a captured CUDA graph needs them.
+    Threads take turns.
 
     Args:
         session: of a graph whose axes have one size each.
         device: where the buffers are, such as ("cuda", 0).
     """
 
-    def __init__(self, session: ort.InferenceSession, spec: GraphSpec, device: tuple[str, int]) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, spec: GraphSpec, device: tuple[str, int]
+    ) -> None:
         self._session, self._spec, self._device = session, spec, device
         self._lock = threading.Lock()
         self._inputs = {tensor.name: self._buffer(tensor) for tensor in spec.inputs}
@@ -149,7 +172,9 @@ class FixedBuffers:
             self._binding.bind_ortvalue_output(name, value)
 
     def infer(self, feeds: Tensors, keep: Collection[str]) -> dict[str, Any]:
-        """Copy the feeds in, run, copy the outputs out: those to keep to new memory on the device."""
+        """Copy the feeds in, run, copy the outputs out: those to keep to new memory on the
+        device.
+        """
         results: dict[str, Any] = {}
         with self._lock:
             for name, value in feeds.items():
@@ -166,7 +191,9 @@ class FixedBuffers:
 
     def _buffer(self, tensor: TensorSpec) -> ort.OrtValue:
         shape = tensor.resolved({axis: sizes.max for axis, sizes in self._spec.ranges.items()})
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(tensor.dtype), *self._device)
+        return ort.OrtValue.ortvalue_from_shape_and_type(
+            shape, np.dtype(tensor.dtype), *self._device
+        )
 
 
 def _copy(source: Any, target: ort.OrtValue) -> None:
@@ -180,21 +207,35 @@ def _copy(source: Any, target: ort.OrtValue) -> None:
 def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OrtRunner:
     """Opens an ONNX file; "cuda:1" is the provider "cuda" on the GPU 1."""
     provider, _, index = options.device.partition(":")
-    return OrtRunner(path, spec, provider, options.threads, options.precision, int(index or 0), options.cuda_graph)
+    return OrtRunner(
+        path,
+        spec,
+        provider,
+        options.threads,
+        options.precision,
+        int(index or 0),
+        options.cuda_graph,
+    )
 
 
 def best_device() -> str:
     """ "cuda" where this ONNX Runtime can use an NVIDIA GPU and there is one, else "cpu"."""
-    return "cuda" if has_nvidia_gpu() and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    return (
+        "cuda" if has_nvidia_gpu() and PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    )
 
 
 def profile_options(spec: GraphSpec) -> dict[str, str]:
     """The ranges of a graph's dynamic inputs, as the TensorRT provider's options say them."""
-    dynamic = [tensor for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)]
+    dynamic = [
+        tensor for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)
+    ]
     options = {}
     for bound in ("min", "opt", "max"):
         sizes = {axis: getattr(allowed, bound) for axis, allowed in spec.ranges.items()}
-        shapes = (f"{tensor.name}:{'x'.join(map(str, tensor.resolved(sizes)))}" for tensor in dynamic)
+        shapes = (
+            f"{tensor.name}:{'x'.join(map(str, tensor.resolved(sizes)))}" for tensor in dynamic
+        )
         options[f"trt_profile_{bound}_shapes"] = ",".join(shapes)
     return options
 
@@ -202,8 +243,9 @@ def profile_options(spec: GraphSpec) -> dict[str, str]:
 def engine_cache(path: Path) -> Path:
     """Where the TensorRT provider keeps the engines of one ONNX file.
 
-    It names them after the graph's structure: two heads would share an engine, and with it the weights of the first.
-    So each content of the file and of the data beside it (`NAME.onnx.data`) has a folder of its own.
+    It names them after the graph's structure: two heads would share an engine, and with it the
+    weights of the first. So each content of the file and of the data beside it (`NAME.onnx.data`)
+    has a folder of its own.
     """
     digest = hashlib.sha256()
     for part in sorted(path.parent.iterdir()):
@@ -213,11 +255,17 @@ def engine_cache(path: Path) -> Path:
 
 
 def _check_fixed(spec: GraphSpec, provider: str) -> None:
-    dynamic = [f"{axis} {allowed}" for axis, allowed in spec.ranges.items() if allowed.min != allowed.max]
+    dynamic = [
+        f"{axis} {allowed}" for axis, allowed in spec.ranges.items() if allowed.min != allowed.max
+    ]
     if provider != "cuda" or dynamic:
         raise InputError(
             f"{spec.name} cannot be captured as a CUDA graph: "
-            + (f"its shapes are dynamic ({', '.join(dynamic)}); export it with one size of each" if dynamic else "")
+            + (
+                f"its shapes are dynamic ({', '.join(dynamic)}); export it with one size of each"
+                if dynamic
+                else ""
+            )
             + (f"the provider is {provider}, not cuda" if not dynamic else "")
         )
 
@@ -227,7 +275,9 @@ def _session_options(provider: str, threads: int | None, precision: str) -> ort.
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # several graphs share the cores, in turn
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # several graphs share the cores, in turn
     options.add_session_config_entry(*EXACT_INT8)
     if provider == "cpu" and precision in ("fp16", "bf16"):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -250,12 +300,15 @@ def _providers(
         ort.preload_dlls()
     cuda = {
         "device_id": str(device_id),
-        "use_tf32": "0",  # single precision stays single precision: a faster graph is one exported in fp16 or bf16
+        # single precision stays single precision: a faster graph is one exported in fp16 or bf16
+        "use_tf32": "0",
         "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew for each shape
         "enable_cuda_graph": "1" if cuda_graph else "0",
     }
     tensorrt = _tensorrt_options(path, spec, device_id) if provider == "tensorrt" else {}
-    chain = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}[provider]
+    chain = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}[
+        provider
+    ]
     options = {"cpu": {}, "cuda": cuda, "tensorrt": tensorrt}
     return [(PROVIDERS[name], options[name]) for name in chain]
 
@@ -270,24 +323,29 @@ def _tensorrt_options(path: Path, spec: GraphSpec, device_id: int) -> dict[str, 
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(engines.parent),  # of kernels' speeds, which no weights change
+            "trt_timing_cache_path": str(
+                engines.parent
+            ),  # of kernels' speeds, which no weights change
         }
     return options
 
 
-def _open(path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+def _open(
+    path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]
+) -> ort.InferenceSession:
     try:
         session = ort.InferenceSession(path, options, providers)
     except Exception as error:  # its errors share no base class of their own
         raise ArtifactError(
-            f"ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}): the file is damaged, or this version "
-            "lacks an operator in its precision; export it again, or choose another precision"
+            f"ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}): the file is damaged, "
+            "or this version lacks an operator in its precision; export it again, or choose "
+            "another precision"
         ) from error
     if session.get_providers()[0] != providers[0][0]:
         raise InputError(
-            f"ONNX Runtime could not start {providers[0][0]} here and fell back to {session.get_providers()[0]}: its "
-            "CUDA, cuDNN or TensorRT libraries are missing or of another version (see onnxruntime's requirements); "
-            "mend that, or work on the CPU"
+            f"ONNX Runtime could not start {providers[0][0]} here and fell back to "
+            f"{session.get_providers()[0]}: its CUDA, cuDNN or TensorRT libraries are missing or "
+            "of another version (see onnxruntime's requirements); mend that, or work on the CPU"
         )
     return session
 

@@ -1,6 +1,8 @@
-"""RegionSpot over any runtime: arrays in, arrays out. No PyTorch here, so that a server can do without it.
+"""RegionSpot over any runtime: arrays in, arrays out. No PyTorch here, so that a server can do
+without it.
 
-It cuts what is asked into pieces that the graphs' ranges allow, and pads where they ask for more than there is.
+It cuts what is asked into pieces that the graphs' ranges allow, and pads where they ask for more
+than there is.
 """
 
 from __future__ import annotations
@@ -23,16 +25,28 @@ from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
 from regionspot.transforms import UInt8Array
 
 CPU_PROMPT_CHUNK = 8
-"""ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's caches."""
+"""ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's
+caches.
+"""
 
 NATIVE_PROMPT_CHUNK = 64
 """Our own kernels divide prompts among themselves, and want enough for all threads."""
 
 GPU_PROMPT_CHUNK = 32
 
-SIZES_ON_CPU: dict[str, Any] = {"prompt_chunk": CPU_PROMPT_CHUNK, "prompt_step": 1, "region_step": 8}
-SIZES_ON_GPU: dict[str, Any] = {"prompt_chunk": GPU_PROMPT_CHUNK, "prompt_step": 8, "region_step": 8}
-"""Of exported graphs. On a CPU a prompt more takes longer than getting ready for another number of them."""
+SIZES_ON_CPU: dict[str, Any] = {
+    "prompt_chunk": CPU_PROMPT_CHUNK,
+    "prompt_step": 1,
+    "region_step": 8,
+}
+SIZES_ON_GPU: dict[str, Any] = {
+    "prompt_chunk": GPU_PROMPT_CHUNK,
+    "prompt_step": 8,
+    "region_step": 8,
+}
+"""Of exported graphs. On a CPU a prompt more takes longer than getting ready for another number of
+them.
+"""
 
 SINGLE_TOKEN, MULTIMASK_TOKENS = (0,), (1, 2, 3)
 
@@ -44,7 +58,9 @@ SAM_GRAPHS = (*SAM_IMAGE_GRAPHS, "sam_token_decoder_prompts")
 
 MASK_PROMPT_GRAPH = "sam_mask_prompt"
 MASK_PROMPT_CHUNK = 8
-"""So many prompts that are masks are decoded together: each has an image of its own, of 27 MB beside full-size SAM."""
+"""So many prompts that are masks are decoded together: each has an image of its own, of 27 MB
+beside full-size SAM.
+"""
 
 Arrays = TypeVar("Arrays", bound=tuple[FloatArray, ...])
 
@@ -84,8 +100,12 @@ class EncodedImages:
 
     @property
     def nbytes(self) -> int:
-        """What is kept, on whatever device; of runtimes that do not say how large their tensors are, nothing."""
-        return sum(int(getattr(tensor, "nbytes", 0)) for part in self.parts for tensor in part.tensors)
+        """What is kept, on whatever device; of runtimes that do not say how large their tensors
+        are, nothing.
+        """
+        return sum(
+            int(getattr(tensor, "nbytes", 0)) for part in self.parts for tensor in part.tensors
+        )
 
     def located(self) -> Iterator[tuple[slice, _Part]]:
         """Each part and which of the B images it holds."""
@@ -98,22 +118,25 @@ class EncodedImages:
 class RegionPipeline:
     """Runs the model's graphs in one runtime. Use it as a context manager, or call `close`.
 
-    Thread-safe. It can be pickled if `reopen` is given; the copy opens each graph when it is first needed.
+    Thread-safe. It can be pickled if `reopen` is given; the copy opens each graph when it is first
+    needed.
 
     Args:
         info: sizes of the model.
         runners: graph name -> runner. A function is called when a graph is first needed.
         runtime: name of the runtime in reports.
         precision: name of the precision in reports.
-        fingerprint: graph name -> a string that changes with what the graph computes: the SHA-256 of an artefact or of
-            weights.
-        prompt_chunk: number of prompts, over all images of a batch, that go through the token decoder at once; bounds
-            memory and changes no result.
-        region_step: numbers of regions are padded to multiples of this where the graphs' ranges allow it, so that
-            runtimes which specialise per shape (OpenVINO, CUDA graphs) see only a few shapes; changes no result.
+        fingerprint: graph name -> a string that changes with what the graph computes: the SHA-256
+            of an artefact or of weights.
+        prompt_chunk: number of prompts, over all images of a batch, that go through the token
+            decoder at once; bounds memory and changes no result.
+        region_step: numbers of regions are padded to multiples of this where the graphs' ranges
+            allow it, so that runtimes which specialise per shape (OpenVINO, CUDA graphs) see only a
+            few shapes; changes no result.
         prompt_step: the same for numbers of prompts.
         reopen: opens the same pipeline in another process; it must be picklable.
-        text_input: loads what makes tokens of class names, when they are first encoded; None if there is nothing.
+        text_input: loads what makes tokens of class names, when they are first encoded; None if
+            there is nothing.
     """
 
     def __init__(
@@ -133,7 +156,12 @@ class RegionPipeline:
         if prompt_chunk < 1:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
         self.region_step, self.prompt_step = region_step, prompt_step
-        self.info, self.runtime, self.precision, self.prompt_chunk = info, runtime, precision, prompt_chunk
+        self.info, self.runtime, self.precision, self.prompt_chunk = (
+            info,
+            runtime,
+            precision,
+            prompt_chunk,
+        )
         self.fingerprint = fingerprint
         self._open = runners if callable(runners) else runners.__getitem__
         self._opened: dict[str, Runner] = {}
@@ -144,7 +172,8 @@ class RegionPipeline:
     def __reduce__(self) -> tuple[Callable[[], RegionPipeline], tuple[()]]:
         if self._reopen is None:
             raise pickle.PicklingError(
-                f"this pipeline of {self.name} in {self.runtime} cannot be pickled: open it in the other process"
+                f"this pipeline of {self.name} in {self.runtime} cannot be pickled: open it in the "
+                "other process"
             )
         return self._reopen, ()
 
@@ -164,7 +193,10 @@ class RegionPipeline:
         with self._opening:
             if self._text_input is None:
                 if self._load_text_input is None:
-                    raise InputError(f"this pipeline of {self.name} in {self.runtime} has no tokenizer for class names")
+                    raise InputError(
+                        f"this pipeline of {self.name} in {self.runtime} has no tokenizer for "
+                        "class names"
+                    )
                 self._text_input = self._load_text_input()
             return GraphTextEncoder(self, self._text_input)
 
@@ -180,17 +212,19 @@ class RegionPipeline:
         """Raises InputError for images that another SAM encoded: its numbers mean nothing here."""
         if encoded.fingerprint != self._encoder_fingerprint():
             raise InputError(
-                f"these images were encoded by another model, or by other weights, precision or runtime, than this "
-                f"{self.name} in {self.runtime}: encode them again with this one"
+                "these images were encoded by another model, or by other weights, precision or "
+                f"runtime, than this {self.name} in {self.runtime}: encode them again with this one"
             )
 
     def check_num_regions(self, count: int) -> None:
-        """Raises InputError if an image may not have so many regions: the head sees all of them at once."""
+        """Raises InputError if an image may not have so many regions: the head sees all of them at
+        once.
+        """
         most = self._range("region_head", "regions").max
         if count > most:
             raise InputError(
-                f"{count} regions of one image are more than the graph region_head takes, {most}: ask about fewer at a "
-                f"time, or {_EXPORT} --regions 1:{min(32, count)}:{count}"
+                f"{count} regions of one image are more than the graph region_head takes, {most}: "
+                f"ask about fewer at a time, or {_EXPORT} --regions 1:{min(32, count)}:{count}"
             )
 
     def check_mask_prompts(self) -> None:
@@ -205,7 +239,8 @@ class RegionPipeline:
             input_sizes: (B, 2) height and width of the part of each that is not padding.
 
         Raises:
-            InputError: not as many sizes as images, or graphs that do not take the same number of images at a time.
+            InputError: not as many sizes as images, or graphs that do not take the same number of
+                images at a time.
         """
         sizes = np.asarray(input_sizes, np.int32).reshape(-1, 2)
         _check_lengths("images", len(sam_images), input_sizes=len(sizes))
@@ -219,13 +254,19 @@ class RegionPipeline:
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
     def _part(self, count: int, embeddings: Any, padded_sizes: IntArray) -> _Part:
-        """`count` images of known embeddings, padding behind them, with what their prompts share."""
+        """`count` images of known embeddings, padding behind them, with what their prompts
+        share.
+        """
         context = self._run("sam_token_decoder_image", embeddings, keep=True)
         return _Part(count, len(padded_sizes), padded_sizes, (embeddings, *context))
 
     def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
-        """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see `regionspot.transforms.ClipTransform`."""
-        found = np.empty((len(clip_images), self.info.num_patch_tokens, self.info.clip_width), np.float32)
+        """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see
+        `regionspot.transforms.ClipTransform`.
+        """
+        found = np.empty(
+            (len(clip_images), self.info.num_patch_tokens, self.info.clip_width), np.float32
+        )
         for images, rows in self._batches("clip_image_encoder", len(clip_images)):
             (maps,) = self._run("clip_image_encoder", _pad_to(clip_images[images], 0, rows))
             found[images] = maps[: len(found[images])]
@@ -245,19 +286,24 @@ class RegionPipeline:
             encoded: from `encode_image`.
             points: (B, N, P, 2) xy in SAM-frame pixels.
             labels: (B, N, P), see `regionspot.structures.Prompts`.
-            multimask: SAM's three tokens for whole, part and subpart in place of its single-mask token.
+            multimask: SAM's three tokens for whole, part and subpart in place of its single-mask
+                token.
             mask_inputs: (B, N, 1, 4h, 4w) mask logits, see `SamTransform.apply_masks`.
 
         Returns:
             Tokens (B, N, T, C) and the predicted IoU of the mask that belongs to each (B, N, T).
 
         Raises:
-            InputError: prompts of more or fewer images than were encoded, more points than the graph takes, or masks as
-                prompts where nothing takes them.
+            InputError: prompts of more or fewer images than were encoded, more points than the
+                graph takes, or masks as prompts where nothing takes them.
         """
         if mask_inputs is not None:
-            return self._with_masks(self.mask_tokens, encoded, points, labels, multimask, mask_inputs)
-        found = self._decode("sam_token_decoder_prompts", slice(1, None), encoded, points, labels, multimask)
+            return self._with_masks(
+                self.mask_tokens, encoded, points, labels, multimask, mask_inputs
+            )
+        found = self._decode(
+            "sam_token_decoder_prompts", slice(1, None), encoded, points, labels, multimask
+        )
         tokens, iou_predictions = found
         return tokens, iou_predictions
 
@@ -272,11 +318,13 @@ class RegionPipeline:
         """Masks beside the tokens; arguments and errors as in `mask_tokens`.
 
         Returns:
-            Mask logits (B, N, T, 4h, 4w) in the SAM frame, above 0 inside, of the image's padding perhaps all 0;
-            tokens (B, N, T, C); predicted IoU (B, N, T).
+            Mask logits (B, N, T, 4h, 4w) in the SAM frame, above 0 inside, of the image's padding
+            perhaps all 0; tokens (B, N, T, C); predicted IoU (B, N, T).
         """
         if mask_inputs is not None:
-            return self._with_masks(self.low_res_masks, encoded, points, labels, multimask, mask_inputs)
+            return self._with_masks(
+                self.low_res_masks, encoded, points, labels, multimask, mask_inputs
+            )
         found = self._decode("sam_mask_decoder", slice(None), encoded, points, labels, multimask)
         low_res_masks, tokens, iou_predictions = found
         return low_res_masks, tokens, iou_predictions
@@ -301,13 +349,18 @@ class RegionPipeline:
         """
         batch, count = mask_tokens.shape[:2]
         valid = np.ones((batch, count), np.bool_) if valid is None else valid
-        _check_lengths("images in mask_tokens", batch, patch_tokens=len(patch_tokens), valid=len(valid))
+        _check_lengths(
+            "images in mask_tokens", batch, patch_tokens=len(patch_tokens), valid=len(valid)
+        )
         _check_lengths("regions in mask_tokens", count, valid=valid.shape[1])
         logits = np.zeros((batch, count, len(text_embeddings)), np.float32)
         if not logits.size:
             return logits
         self.check_num_regions(count)
-        regions, vocabulary = self._range("region_head", "regions"), self._range("region_head", "words")
+        regions, vocabulary = (
+            self._range("region_head", "regions"),
+            self._range("region_head", "words"),
+        )
         seen = _round_up(count, self.region_step, regions)
         for images, rows in self._batches("region_head", batch):
             of_images = [
@@ -316,7 +369,9 @@ class RegionPipeline:
                 _pad_to(_pad_to(valid[images], 1, seen), 0, rows),
             ]
             for words in _split_ranges(len(text_embeddings), vocabulary.max):
-                (found,) = self._run("region_head", *of_images, _pad_to(text_embeddings[words], 0, vocabulary.min))
+                (found,) = self._run(
+                    "region_head", *of_images, _pad_to(text_embeddings[words], 0, vocabulary.min)
+                )
                 part = logits[images, :, words]
                 part[:] = found[: part.shape[0], :count, : part.shape[2]]
         return logits
@@ -328,16 +383,27 @@ class RegionPipeline:
         valid: BoolArray | None,
         text_embeddings: FloatArray,
     ) -> FloatArray:
-        """Logits (B, N, T, V) of mask tokens (B, N, T, C): `classify` of each reading of all regions by itself."""
+        """Logits (B, N, T, V) of mask tokens (B, N, T, C): `classify` of each reading of all
+        regions by itself.
+        """
         by_reading = [
-            self.classify(np.ascontiguousarray(mask_tokens[:, :, reading]), patch_tokens, valid, text_embeddings)
+            self.classify(
+                np.ascontiguousarray(mask_tokens[:, :, reading]),
+                patch_tokens,
+                valid,
+                text_embeddings,
+            )
             for reading in range(mask_tokens.shape[2])
         ]
         return np.stack(by_reading, axis=2)
 
     def encode_tokens(self, tokens: IntArray) -> FloatArray:
-        """CLIP's un-normalised embeddings (n, E) of (n, T) tokens; T need only reach the last end token."""
-        texts, length = (self._range("clip_text_encoder", axis) for axis in ("texts", "text_length"))
+        """CLIP's un-normalised embeddings (n, E) of (n, T) tokens; T need only reach the last end
+        token.
+        """
+        texts, length = (
+            self._range("clip_text_encoder", axis) for axis in ("texts", "text_length")
+        )
         tokens = _pad_to(np.asarray(tokens, np.int32), 1, length.min)
         found = np.zeros((len(tokens), self.info.embed_dim), np.float32)
         for rows in _split_ranges(len(tokens), texts.max):
@@ -355,7 +421,10 @@ class RegionPipeline:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -376,12 +445,20 @@ class RegionPipeline:
     def _range(self, graph: str, axis: str) -> Range:
         return self.runner(graph).spec.ranges[axis]
 
-    def _run(self, graph: str, *arguments: Any, keep: bool = False, **optional: Any) -> tuple[Any, ...]:
-        """One run: inputs and outputs in the order of the graph's spec; optional ones reach runners that take them."""
+    def _run(
+        self, graph: str, *arguments: Any, keep: bool = False, **optional: Any
+    ) -> tuple[Any, ...]:
+        """One run: inputs and outputs in the order of the graph's spec; optional ones reach runners
+        that take them.
+        """
         runner = self.runner(graph)
         names = runner.spec.output_names
         feeds = dict(zip(runner.spec.input_names, arguments, strict=True))
-        feeds |= {tensor.name: optional[tensor.name] for tensor in runner.spec.optional if tensor.name in optional}
+        feeds |= {
+            tensor.name: optional[tensor.name]
+            for tensor in runner.spec.optional
+            if tensor.name in optional
+        }
         outputs = runner.infer(feeds, names if keep else ())
         return tuple(outputs[name] for name in names)
 
@@ -400,7 +477,9 @@ class RegionPipeline:
         labels: IntArray,
         multimask: bool,
     ) -> list[FloatArray]:
-        """All outputs of a decoder graph over all prompts; `context` says which kept tensors it takes."""
+        """All outputs of a decoder graph over all prompts; `context` says which kept tensors it
+        takes.
+        """
         spec = self.runner(graph).spec
         token_ids = np.array(MULTIMASK_TOKENS if multimask else SINGLE_TOKEN, np.int32)
         count = labels.shape[1]
@@ -408,13 +487,17 @@ class RegionPipeline:
         _check_images(encoded, points=points, labels=labels)
         self._check_prompts(graph, encoded, labels)
         sizes = {"batch": len(encoded), "prompts": count, "tokens": len(token_ids)}
-        results: list[FloatArray] = [np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs]
+        results: list[FloatArray] = [
+            np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs
+        ]
         for images, part in encoded.located():
             prompts = spec.ranges["prompts"]
             step = min(prompts.max, max(prompts.min, self.prompt_chunk // part.rows))
             for chunk in _split_ranges(count, step):
                 asked_points = self._filled_prompts(graph, points[images, chunk], part.rows, 0)
-                asked_labels = self._filled_prompts(graph, labels[images, chunk], part.rows, PADDING)
+                asked_labels = self._filled_prompts(
+                    graph, labels[images, chunk], part.rows, PADDING
+                )
                 asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
                 outputs = self._run(graph, *asked, input_sizes=part.input_sizes)
                 for result, output in zip(results, outputs, strict=True):
@@ -422,7 +505,9 @@ class RegionPipeline:
         return results
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
-        """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts that ask nothing."""
+        """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts
+        that ask nothing.
+        """
         seen = _round_up(prompts.shape[1], self.prompt_step, self._range(graph, "prompts"))
         return _pad_to(_pad_to(prompts, 1, seen, value), 0, rows, value)
 
@@ -430,8 +515,9 @@ class RegionPipeline:
         points = self._range(graph, "points")
         if labels.size and not points.min <= labels.shape[2] <= points.max:
             raise InputError(
-                f"the graph {graph} takes prompts of {points.min} to {points.max} points, not {labels.shape[2]} (a "
-                "click counts as one, a box as two, clicks without a box as one more)"
+                f"the graph {graph} takes prompts of {points.min} to {points.max} points, not "
+                f"{labels.shape[2]} (a click counts as one, a box as two, clicks without a box as "
+                "one more)"
             )
         for part in encoded.parts:
             self._check_rows(graph, part.rows)
@@ -441,8 +527,9 @@ class RegionPipeline:
         batch = self._range(graph, "batch")
         if not batch.min <= rows <= batch.max:
             raise InputError(
-                f"the graph {graph} takes {batch} images and sam_image_encoder gives {rows} at once: they were "
-                f"exported with different --batch; {_EXPORT}, all graphs with the same"
+                f"the graph {graph} takes {batch} images and sam_image_encoder gives {rows} at "
+                f"once: they were exported with different --batch; {_EXPORT}, all graphs with the "
+                "same"
             )
 
     def _with_masks(
@@ -458,7 +545,12 @@ class RegionPipeline:
         self.check_mask_prompts()
         self.check_encoded(encoded)
         _check_images(encoded, points=points, labels=labels, mask_inputs=mask_inputs)
-        _check_lengths("prompts in labels", labels.shape[1], points=points.shape[1], mask_inputs=mask_inputs.shape[1])
+        _check_lengths(
+            "prompts in labels",
+            labels.shape[1],
+            points=points.shape[1],
+            mask_inputs=mask_inputs.shape[1],
+        )
         if not labels.shape[1]:
             return decode(encoded, points, labels, multimask)
         parts = []
@@ -468,15 +560,24 @@ class RegionPipeline:
             chunks = []
             for prompts in _split_ranges(labels.shape[1], step):
                 own = self._images_of_masks(part, mask_inputs[images, prompts])
-                asked_points, asked_labels = points[images, prompts], labels[images, prompts]  # (b, n, ...)
-                found = decode(own, _one_by_one(asked_points), _one_by_one(asked_labels), multimask)  # (b * n, 1, ...)
-                chunks.append([array.reshape(*asked_labels.shape[:2], *array.shape[2:]) for array in found])
+                asked_points, asked_labels = (
+                    points[images, prompts],
+                    labels[images, prompts],
+                )  # (b, n, ...)
+                found = decode(
+                    own, _one_by_one(asked_points), _one_by_one(asked_labels), multimask
+                )  # (b * n, 1, ...)
+                chunks.append(
+                    [array.reshape(*asked_labels.shape[:2], *array.shape[2:]) for array in found]
+                )
             parts.append([np.concatenate(arrays, axis=1) for arrays in zip(*chunks, strict=True)])
         results = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return cast(Arrays, results)
 
     def _images_of_masks(self, part: _Part, mask_inputs: FloatArray) -> EncodedImages:
-        """A mask changes the image that its prompt sees: b images with n masks each become b * n images."""
+        """A mask changes the image that its prompt sees: b images with n masks each become b * n
+        images.
+        """
         count = mask_inputs.shape[1]
         self._check_rows(MASK_PROMPT_GRAPH, part.rows)
         least = self._range(MASK_PROMPT_GRAPH, "prompts").min
@@ -486,7 +587,10 @@ class RegionPipeline:
         sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
         parts = []
         for images, rows in self._batches("sam_token_decoder_image", len(changed)):
-            embeddings, padded_sizes = _pad_to(changed[images], 0, rows), _pad_to(sizes[images], 0, rows)
+            embeddings, padded_sizes = (
+                _pad_to(changed[images], 0, rows),
+                _pad_to(sizes[images], 0, rows),
+            )
             parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
@@ -498,14 +602,20 @@ def _one_by_one(prompts: Array) -> Array:
 
 def _check_images(encoded: EncodedImages, **arrays: Array) -> None:
     """Raises InputError unless each array has as many rows as there are encoded images."""
-    _check_lengths("encoded images", len(encoded), **{name: len(array) for name, array in arrays.items()})
+    _check_lengths(
+        "encoded images", len(encoded), **{name: len(array) for name, array in arrays.items()}
+    )
 
 
 def _check_lengths(what: str, wanted: int, **found: int) -> None:
-    """Raises InputError unless all are as long as wanted: padding to a graph's batch would hide that they are not."""
+    """Raises InputError unless all are as long as wanted: padding to a graph's batch would hide
+    that they are not.
+    """
     for name, length in found.items():
         if length != wanted:
-            raise InputError(f"there are {wanted} {what}, and {length} in {name}: give as many of each")
+            raise InputError(
+                f"there are {wanted} {what}, and {length} in {name}: give as many of each"
+            )
 
 
 def _split_ranges(count: int, step: int) -> Iterator[slice]:

@@ -1,4 +1,6 @@
-"""An image and its regions as the encoders and the token decoder take them, and batches of these."""
+"""An image and its regions as the encoders and the token decoder take them, and batches of
+these.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class ImagePreparation:
         self.sam_transform = SamTransform(sam_image_size)
         self.clip_transform = None if clip_image_size is None else ClipTransform(clip_image_size)
 
-    def prepare(self, image: UInt8Array, prompts: Prompts, threads: int | None = None) -> PreparedImage:
+    def prepare(
+        self, image: UInt8Array, prompts: Prompts, threads: int | None = None
+    ) -> PreparedImage:
         """Resizes an image (H, W, 3) for both encoders, and takes its prompts into the SAM frame.
 
         Args:
@@ -53,7 +57,9 @@ class ImagePreparation:
         if self.clip_transform is None:
             sam_image, input_size = self.sam_transform.apply_image(image, threads)
         else:
-            sam_image, input_size, clip_image = model_inputs(image, self.sam_transform, self.clip_transform, threads)
+            sam_image, input_size, clip_image = model_inputs(
+                image, self.sam_transform, self.clip_transform, threads
+            )
         height, width = image.shape[:2]
         points = self.sam_transform.apply_points(prompts.points, height, width)
         return PreparedImage(sam_image, input_size, clip_image, points, prompts.labels)
@@ -80,11 +86,14 @@ class PreparedBatch:
     valid: BoolArray
 
     @classmethod
-    def stack(cls, images: Sequence[PreparedImage], num_regions: int | None = None) -> PreparedBatch:
+    def stack(
+        cls, images: Sequence[PreparedImage], num_regions: int | None = None
+    ) -> PreparedBatch:
         """Stacks one or more images whose prompts have the same number of points.
 
         Args:
-            num_regions: N; further regions of an image are left out. None takes the largest number of any image.
+            num_regions: N; further regions of an image are left out. None takes the largest number
+                of any image.
         """
         if num_regions is None:
             num_regions = max(len(image.labels) for image in images)

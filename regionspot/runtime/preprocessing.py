@@ -1,7 +1,8 @@
-"""What happens to a picture before a graph sees it, and in its first layers: written down, so that it can be checked.
+"""What happens to a picture before a graph sees it, and in its first layers: written down, so that
+it can be checked.
 
-Artefacts carry this record. Code of another release that resizes in another way would give slightly wrong answers
-without any error; it refuses them instead.
+Artefacts carry this record. Code of another release that resizes in another way would give slightly
+wrong answers without any error; it refuses them instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from regionspot.transforms import RESIZE
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Of both image inputs. The first group is done by the caller (`regionspot.transforms`), the second by the graphs.
+    """Of both image inputs. The first group is done by the caller (`regionspot.transforms`), the
+    second by the graphs.
 
     Args:
         resize: how pixels are resized.
@@ -58,7 +60,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Preprocessing:
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
+        }
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,14 +73,27 @@ class Preprocessing:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
     def check(self, source: object) -> None:
-        """Raises ArtifactError unless this is what this release's code does; `source` is where it was read."""
+        """Raises ArtifactError unless this is what this release's code does; `source` is where it
+        was read.
+        """
         own = Preprocessing.of_this_release(
-            sam_mean=self.sam_mean, sam_std=self.sam_std, clip_mean=self.clip_mean, clip_std=self.clip_std
+            sam_mean=self.sam_mean,
+            sam_std=self.sam_std,
+            clip_mean=self.clip_mean,
+            clip_std=self.clip_std,
         )
-        pairs = {field.name: (getattr(self, field.name), getattr(own, field.name)) for field in fields(self)}
-        wrong = [f"{name}: {theirs!r}, here {ours!r}" for name, (theirs, ours) in pairs.items() if theirs != ours]
+        pairs = {
+            field.name: (getattr(self, field.name), getattr(own, field.name))
+            for field in fields(self)
+        }
+        wrong = [
+            f"{name}: {theirs!r}, here {ours!r}"
+            for name, (theirs, ours) in pairs.items()
+            if theirs != ours
+        ]
         if wrong:
             raise ArtifactError(
-                f"{source} was made for another preprocessing than this release's, so its results would be wrong "
-                f"({'; '.join(wrong)}). Export it again with this release, or use the release that made it."
+                f"{source} was made for another preprocessing than this release's, so its results "
+                f"would be wrong ({'; '.join(wrong)}). Export it again with this release, or use "
+                "the release that made it."
             )

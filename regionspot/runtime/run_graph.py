@@ -1,7 +1,9 @@
-"""Run artefacts in a child process, so that a runtime that crashes or hangs is a failure with a reason and no more.
+"""Run artefacts in a child process, so that a runtime that crashes or hangs is a failure with a
+reason and no more.
 
-`run_in_child` is the parent's side. The child, `python -m regionspot.runtime.run_graph REQUEST.json`, reads the
-request and its inputs, and writes what comes out beside them. It loads PyTorch for TensorRT's engines alone.
+`run_in_child` is the parent's side. The child, `python -m regionspot.runtime.run_graph
+REQUEST.json`, reads the request and its inputs, and writes what comes out beside them. It loads
+PyTorch for TensorRT's engines alone.
 """
 
 from __future__ import annotations
@@ -34,11 +36,21 @@ _REQUEST, _INPUTS, _OUTPUTS = "request.json", "inputs.npz", "outputs.npz"
 
 
 def graph_request(
-    path: Path, spec: GraphSpec, runtime: str, precision: str, device: str = "auto", threads: int | None = None
+    path: Path,
+    spec: GraphSpec,
+    runtime: str,
+    precision: str,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """To run one graph: arguments of `open_graph`."""
     return {
-        "graph": {"path": str(path), "spec": spec_to_json(spec), "runtime": runtime, "precision": precision},
+        "graph": {
+            "path": str(path),
+            "spec": spec_to_json(spec),
+            "runtime": runtime,
+            "precision": precision,
+        },
         "device": device,
         "threads": threads,
     }
@@ -52,15 +64,24 @@ def pipeline_request(
     threads: int | None = None,
     native: bool = True,
 ) -> dict[str, Any]:
-    """To run the whole pipeline on samples as `recognize` takes them, whether its graphs passed or not."""
+    """To run the whole pipeline on samples as `recognize` takes them, whether its graphs passed or
+    not.
+    """
     return {
-        "pipeline": {"artifacts": str(directory), "runtime": runtime, "precision": precision, "native": native},
+        "pipeline": {
+            "artifacts": str(directory),
+            "runtime": runtime,
+            "precision": precision,
+            "native": native,
+        },
         "device": device,
         "threads": threads,
     }
 
 
-def run_in_child(request: Mapping[str, Any], samples: Samples, timeout_s: float = TIMEOUT_S) -> list[dict[str, Array]]:
+def run_in_child(
+    request: Mapping[str, Any], samples: Samples, timeout_s: float = TIMEOUT_S
+) -> list[dict[str, Array]]:
     """The outputs for each of several samples of inputs.
 
     Raises:
@@ -84,21 +105,27 @@ def recognize(pipeline: RegionPipeline, sample: Mapping[str, Array]) -> dict[str
     """The whole way from pictures and prompts to logits.
 
     Args:
-        sample: `images`, `input_sizes`, `clip_images`, `points`, `labels` and `valid` as the graphs take them, and
-            either `text_embeddings` (V, E) or `tokens` (V, T) of the words.
+        sample: `images`, `input_sizes`, `clip_images`, `points`, `labels` and `valid` as the graphs
+            take them, and either `text_embeddings` (V, E) or `tokens` (V, T) of the words.
 
     Returns:
         `logits` (B, N, V).
     """
     encoded = pipeline.encode_image(sample["images"], sample["input_sizes"])
     patch_tokens = pipeline.encode_clip(sample["clip_images"])
-    mask_tokens, _ = pipeline.mask_tokens(encoded, sample["points"], sample["labels"], False)  # (B, N, 1, C)
+    mask_tokens, _ = pipeline.mask_tokens(
+        encoded, sample["points"], sample["labels"], False
+    )  # (B, N, 1, C)
     if "tokens" in sample:
         embeddings = pipeline.encode_tokens(sample["tokens"])  # (V, E)
         text_embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     else:
         text_embeddings = sample["text_embeddings"]
-    return {"logits": pipeline.classify(mask_tokens[:, :, 0], patch_tokens, sample["valid"], text_embeddings)}
+    return {
+        "logits": pipeline.classify(
+            mask_tokens[:, :, 0], patch_tokens, sample["valid"], text_embeddings
+        )
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +153,9 @@ def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]
 
 def _write_samples(path: Path, samples: Samples) -> None:
     named: dict[str, Any] = {
-        f"{index}/{name}": array for index, sample in enumerate(samples) for name, array in sample.items()
+        f"{index}/{name}": array
+        for index, sample in enumerate(samples)
+        for name, array in sample.items()
     }
     np.savez(path, **named)
 

@@ -21,8 +21,9 @@ Tensors = Mapping[str, Any]
 class Runner(Protocol):
     """One graph in one runtime. Use as a context manager, or call `close`.
 
-    Safe to share between threads: every answer belongs to its own feeds. An exception that interrupts a run, such as
-    KeyboardInterrupt or one that a signal handler raises, comes out unchanged, and later runs are right.
+    Safe to share between threads: every answer belongs to its own feeds. An exception that
+    interrupts a run, such as KeyboardInterrupt or one that a signal handler raises, comes out
+    unchanged, and later runs are right.
     """
 
     spec: GraphSpec
@@ -31,16 +32,17 @@ class Runner(Protocol):
         """Run the graph once.
 
         Args:
-            feeds: every input by name, and optional ones: numpy arrays of the spec's dtypes, or outputs that a runner
-                of the same runtime kept.
-            keep: names of outputs that stay on the device, in a form that only runners of this runtime take. On a CPU
-                that is a numpy array like the others.
+            feeds: every input by name, and optional ones: numpy arrays of the spec's dtypes, or
+                outputs that a runner of the same runtime kept.
+            keep: names of outputs that stay on the device, in a form that only runners of this
+                runtime take. On a CPU that is a numpy array like the others.
 
         Returns:
             Every output by name.
 
         Raises:
-            InputError: an input is missing, unknown, or of another dtype or shape than the spec says.
+            InputError: an input is missing, unknown, or of another dtype or shape than the spec
+                says.
             ArtifactError: the runtime fails, for want of memory or on a damaged file.
             MemoryError: Python or our own kernels are out of memory.
         """
@@ -53,17 +55,28 @@ class Runner(Protocol):
     def __enter__(self) -> Runner: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None: ...
 
 
 def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
-    """Raises InputError unless the feeds are what `spec` asks for; the axes that share a name must agree."""
+    """Raises InputError unless the feeds are what `spec` asks for; the axes that share a name must
+    agree.
+    """
     if missing := [name for name in spec.input_names if name not in feeds]:
-        raise InputError(f"{spec.name} needs {', '.join(missing)} too: its inputs are {', '.join(spec.input_names)}")
+        raise InputError(
+            f"{spec.name} needs {', '.join(missing)} too: its inputs are "
+            f"{', '.join(spec.input_names)}"
+        )
     given = [*spec.inputs, *(tensor for tensor in spec.optional if tensor.name in feeds)]
     if unknown := feeds.keys() - {tensor.name for tensor in given}:
-        raise InputError(f"{spec.name} takes no {', '.join(unknown)}: its inputs are {', '.join(spec.input_names)}")
+        raise InputError(
+            f"{spec.name} takes no {', '.join(unknown)}: its inputs are "
+            f"{', '.join(spec.input_names)}"
+        )
     sizes: dict[str, int] = {}
     for tensor in given:
         value = feeds[tensor.name]
@@ -71,18 +84,27 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
             continue
         expected = f"{tensor.dtype} {tensor.shape}"
         if value.dtype != np.dtype(tensor.dtype) or value.ndim != len(tensor.shape):
-            raise InputError(f"{spec.name}: {tensor.name} must be {expected}, not {value.dtype} {value.shape}")
+            raise InputError(
+                f"{spec.name}: {tensor.name} must be {expected}, not {value.dtype} {value.shape}"
+            )
         for axis, size in zip(tensor.shape, value.shape, strict=True):
             wanted = sizes.setdefault(axis, size) if isinstance(axis, str) else axis
             if size != wanted:
                 raise InputError(
                     f"{spec.name}: {tensor.name} must be {expected}, not {value.shape}"
-                    + (f": {axis} is {wanted} in the inputs before it" if isinstance(axis, str) else "")
+                    + (
+                        f": {axis} is {wanted} in the inputs before it"
+                        if isinstance(axis, str)
+                        else ""
+                    )
                 )
 
 
-def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str | Path, runtime: str) -> None:
-    """Raises ArtifactError unless arrays have the shapes that follow from the feeds: they would be of another run.
+def check_outputs(
+    spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str | Path, runtime: str
+) -> None:
+    """Raises ArtifactError unless arrays have the shapes that follow from the feeds: they would be
+    of another run.
 
     Args:
         source, runtime: the file or the server, and the runtime, as messages call them.
@@ -95,24 +117,33 @@ def check_outputs(spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str
     }
     for tensor in spec.outputs:
         shape = _shape(outputs[tensor.name])
-        wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.shape)
+        wanted = tuple(
+            sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.shape
+        )
         if len(shape) != len(wanted) or any(
             size != axis for size, axis in zip(shape, wanted, strict=True) if isinstance(axis, int)
         ):
             raise ArtifactError(
-                f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of {wanted}: {source} is not "
-                "that graph; export it again"
+                f"{runtime} gave {tensor.name} of {spec.name} the shape {shape} instead of "
+                f"{wanted}: {source} is not that graph; export it again"
             )
 
 
-def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str) -> RegionSpotError:
-    """What to raise where a runtime could not run a graph: InputError if a size is out of the spec's ranges.
+def failed_run(
+    spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason: str
+) -> RegionSpotError:
+    """What to raise where a runtime could not run a graph: InputError if a size is out of the
+    spec's ranges.
 
     Args:
         runtime, reason: how messages call the runtime, and what it said.
     """
     shapes = {name: _shape(value) for name, value in feeds.items()}
-    sizes = {axis: size for tensor in spec.inputs for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)}
+    sizes = {
+        axis: size
+        for tensor in spec.inputs
+        for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)
+    }
     outside = [
         f"{axis} is {sizes[axis]}, not in {allowed}"
         for axis, allowed in spec.ranges.items()
@@ -122,11 +153,12 @@ def failed_run(spec: GraphSpec, feeds: Tensors, path: Path, runtime: str, reason
     message = f"{runtime} cannot run {spec.name} of {path} on {fed}: "
     if outside:
         return InputError(
-            f"{message}{'; '.join(outside)} ({reason}). Send sizes in that range, or export with wider ranges."
+            f"{message}{'; '.join(outside)} ({reason}). Send sizes in that range, or export with "
+            "wider ranges."
         )
     return ArtifactError(
-        f"{message}{reason}. Where memory is short, ask for less at a time; else export the graph again, or choose "
-        "another runtime."
+        f"{message}{reason}. Where memory is short, ask for less at a time; else export the graph "
+        "again, or choose another runtime."
     )
 
 

@@ -15,7 +15,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Over the last axis, in float32; as in PyTorch, NaN where a row holds NaN or inf, or nothing but -inf.
+    """Over the last axis, in float32; as in PyTorch, NaN where a row holds NaN or inf, or nothing
+    but -inf.
 
     Raises:
         InputError: `logits` are no numbers, or have no axis.
@@ -31,7 +32,8 @@ def softmax(logits: FloatArray) -> FloatArray:
 
 
 def best_reading(values: npt.NDArray[Scalar], iou_predictions: FloatArray) -> npt.NDArray[Scalar]:
-    """Picks each prompt's reading with the highest predicted IoU, as SAM advises for ambiguous prompts.
+    """Picks each prompt's reading with the highest predicted IoU, as SAM advises for ambiguous
+    prompts.
 
     Args:
         values: (..., T, X), one row for each of T readings.
@@ -45,7 +47,8 @@ def best_reading(values: npt.NDArray[Scalar], iou_predictions: FloatArray) -> np
 
 
 def best_classes(scores: FloatArray, count: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """The `count` best of (N, V) scores, best first, and their indices; of equal scores the first class is better.
+    """The `count` best of (N, V) scores, best first, and their indices; of equal scores the first
+    class is better.
 
     Returns:
         (N, K) each, K the smaller of `count` and V.
@@ -65,11 +68,15 @@ def best_classes(scores: FloatArray, count: int) -> tuple[FloatArray, npt.NDArra
 
 
 def _candidates(costs: FloatArray, count: int) -> npt.NDArray[np.int64]:
-    """The `count` classes of lowest cost for each row (N, V), in ascending order; all of them where that is as fast."""
+    """The `count` classes of lowest cost for each row (N, V), in ascending order; all of them where
+    that is as fast.
+    """
     n, v = costs.shape
     if 4 * count >= v or np.isnan(costs).any():
         return np.broadcast_to(np.arange(v, dtype=np.int64), (n, v))
-    limit = np.partition(costs, count - 1, axis=1)[:, count - 1, None]  # the highest cost that still counts
+    limit = np.partition(costs, count - 1, axis=1)[
+        :, count - 1, None
+    ]  # the highest cost that still counts
     better, tied = costs < limit, costs == limit
     first_tied = tied.cumsum(axis=1, dtype=np.int32) <= count - better.sum(axis=1, keepdims=True)
     return np.nonzero(better | (tied & first_tied))[1].reshape(n, count)

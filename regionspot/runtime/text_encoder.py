@@ -11,15 +11,17 @@ from regionspot.runtime.graph_spec import ModelInfo
 from regionspot.structures import FloatArray, IntArray
 
 TextTokenizer = Callable[[Sequence[str], int], IntArray]
-"""Texts and the context length to (n, context length) tokens, zero after the end token, which is the largest."""
+"""Texts and the context length to (n, context length) tokens, zero after the end token, which is
+the largest.
+"""
 
 
 class TextInput(NamedTuple):
     """What makes tokens of class names.
 
     Attributes:
-        tokenizer: of OpenAI's byte-pair encoding: `regionspot.runtime.tokenizer.ClipTokenizer`, or open_clip's where
-            PyTorch is.
+        tokenizer: of OpenAI's byte-pair encoding: `regionspot.runtime.tokenizer.ClipTokenizer`, or
+            open_clip's where PyTorch is.
         templates: the texts of a class name, with `{}` for the name.
     """
 
@@ -28,7 +30,9 @@ class TextInput(NamedTuple):
 
 
 class TextPipeline(Protocol):
-    """What a text encoder needs of a `regionspot.runtime.pipeline.RegionPipeline`, which describes these."""
+    """What a text encoder needs of a `regionspot.runtime.pipeline.RegionPipeline`, which describes
+    these.
+    """
 
     @property
     def info(self) -> ModelInfo: ...
@@ -46,7 +50,8 @@ class GraphTextEncoder:
     """A `regionspot.vocabulary.TextEncoder` over the graph `clip_text_encoder`.
 
     Args:
-        pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all presets have.
+        pipeline: of a model with OpenAI's byte-pair encoding and a causal text tower, as all
+            presets have.
     """
 
     def __init__(self, pipeline: TextPipeline, text_input: TextInput) -> None:
@@ -66,14 +71,21 @@ class GraphTextEncoder:
         return self._pipeline.info.known_tokens
 
     def fingerprint(self) -> str:
-        """Of the text tower and of the artefact that stands for it: no cache gives int8's words to single precision."""
+        """Of the text tower and of the artefact that stands for it: no cache gives int8's words to
+        single precision.
+        """
         pipeline = self._pipeline
         if pipeline.runtime == "torch":
             return pipeline.info.text_fingerprint
-        return f"{pipeline.info.text_fingerprint} {pipeline.runtime} {pipeline.fingerprint('clip_text_encoder')}"
+        return (
+            f"{pipeline.info.text_fingerprint} {pipeline.runtime} "
+            f"{pipeline.fingerprint('clip_text_encoder')}"
+        )
 
     def encode_text(self, texts: list[str]) -> FloatArray:
-        """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is cut off."""
+        """Un-normalised embeddings (n, E) of n texts. Padding behind the last end token is
+        cut off.
+        """
         if not texts:
             return np.zeros((0, self.embed_dim), np.float32)
         tokens = self.tokenizer(texts, self.context_length)  # (n, context length)

@@ -1,4 +1,6 @@
-"""How far two runtimes may be apart: measured differences, and the named classes of parity that judge them."""
+"""How far two runtimes may be apart: measured differences, and the named classes of parity that
+judge them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,13 @@ def measure(reference: Array, actual: Array) -> Difference:
         cosine = float(wanted @ found) / math.sqrt(signal * energy)
     else:
         cosine = 1.0 if noise == 0 else 0.0
-    sqnr_db = SQNR_CAP_DB if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -SQNR_CAP_DB
+    sqnr_db = (
+        SQNR_CAP_DB
+        if noise == 0
+        else 10 * math.log10(signal / noise)
+        if signal > 0
+        else -SQNR_CAP_DB
+    )
     return Difference(
         max_abs_diff=float(np.abs(error).max()),
         max_abs_reference=float(np.abs(wanted).max()),
@@ -79,10 +87,11 @@ class Tolerance:
     Args:
         max_relative: of `Difference.relative`.
         min_cosine, min_sqnr_db: for each output.
-        min_top1_agreement: end to end, the share of regions whose best class is the same; regions whose two best
-            classes are as good as equal in the reference are not counted against it.
+        min_top1_agreement: end to end, the share of regions whose best class is the same; regions
+            whose two best classes are as good as equal in the reference are not counted against it.
         max_score_difference: end to end, of a probability.
-        real_only: values are judged on inputs from pictures alone: int8's ranges are theirs, noise lies beyond them.
+        real_only: values are judged on inputs from pictures alone: int8's ranges are theirs, noise
+            lies beyond them.
     """
 
     name: str
@@ -97,7 +106,10 @@ class Tolerance:
         """What of a difference is beyond this class, in words; nothing if all is well."""
         found = []
         if self.max_relative is not None and not difference.relative <= self.max_relative:
-            found.append(f"max|Δ| {difference.max_abs_diff:.2g} is {difference.relative:.2g} > {self.max_relative:g}")
+            found.append(
+                f"max|Δ| {difference.max_abs_diff:.2g} is {difference.relative:.2g} > "
+                f"{self.max_relative:g}"
+            )
         if self.min_cosine is not None and not difference.cosine >= self.min_cosine:
             found.append(f"cosine {difference.cosine:.5f} < {self.min_cosine:g}")
         if self.min_sqnr_db is not None and not difference.sqnr_db >= self.min_sqnr_db:
@@ -109,7 +121,10 @@ class Tolerance:
         found = []
         if not top1_agreement >= self.min_top1_agreement:
             found.append(f"top-1 agreement {top1_agreement:.4f} < {self.min_top1_agreement:g}")
-        if self.max_score_difference is not None and not score_difference <= self.max_score_difference:
+        if (
+            self.max_score_difference is not None
+            and not score_difference <= self.max_score_difference
+        ):
             found.append(f"score difference {score_difference:.2g} > {self.max_score_difference:g}")
         return found
 
@@ -123,4 +138,6 @@ TENSORRT_FP32 = Tolerance("tensorrt fp32", max_relative=1e-3, max_score_differen
 HALF = Tolerance("half precision", min_cosine=0.999, min_sqnr_db=25.0, min_top1_agreement=0.99)
 INT8 = Tolerance("int8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.9, real_only=True)
 
-TOLERANCES = {tolerance.name: tolerance for tolerance in (REFACTORED, RUNTIME_FP32, TENSORRT_FP32, HALF, INT8)}
+TOLERANCES = {
+    tolerance.name: tolerance for tolerance in (REFACTORED, RUNTIME_FP32, TENSORRT_FP32, HALF, INT8)
+}

@@ -20,14 +20,16 @@ from regionspot.runtime.runner import Array, Tensors, check_feeds
 
 
 class TorchRunner:
-    """A `Runner` over a module. What it keeps are tensors on the module's device; on the CPU, arrays.
+    """A `Runner` over a module. What it keeps are tensors on the module's device; on the CPU,
+    arrays.
 
-    It computes in the precision of the module's weights: `torch.autocast` around it changes nothing, so that results
-    are what the pipeline's precision and fingerprints say. Any number of threads may use it.
+    It computes in the precision of the module's weights: `torch.autocast` around it changes
+    nothing, so that results are what the pipeline's precision and fingerprints say. Any number of
+    threads may use it.
 
     Args:
-        module: takes the spec's inputs in their order, returns a tuple of its outputs. It runs without gradients and in
-            evaluation mode, which is put back afterwards.
+        module: takes the spec's inputs in their order, returns a tuple of its outputs. It runs
+            without gradients and in evaluation mode, which is put back afterwards.
         spec: its tensors.
         device: None stands for that of the module's parameters, asked at each call.
         check: called before each run, to refuse a module that has changed.
@@ -51,13 +53,21 @@ class TorchRunner:
         return torch.device("cpu") if first is None else first.device
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
-        """See `Runner.infer`. Floating-point outputs are float32, whatever precision the module works in."""
+        """See `Runner.infer`. Floating-point outputs are float32, whatever precision the module
+        works in.
+        """
         check_feeds(self.spec, feeds)
         if self._check is not None:
             self._check()
         device = self.device
-        with torch.inference_mode(), without_autocast(device.type, warn=True), evaluating(self.module):
-            results = self.module(*(as_tensor(feeds[name]).to(device) for name in self.spec.input_names))
+        with (
+            torch.inference_mode(),
+            without_autocast(device.type, warn=True),
+            evaluating(self.module),
+        ):
+            results = self.module(
+                *(as_tensor(feeds[name]).to(device) for name in self.spec.input_names)
+            )
         kept = () if device.type == "cpu" else keep
         named = zip(self.spec.output_names, results, strict=True)
         return {name: value if name in kept else as_array(value) for name, value in named}
@@ -69,7 +79,10 @@ class TorchRunner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -100,8 +113,9 @@ def without_autocast(device_type: str, warn: bool = False) -> AbstractContextMan
         return nullcontext()
     if warn:
         warnings.warn(
-            "torch.autocast has no effect on predictors, pipelines and runners, which work in the precision of the "
-            "weights: to work in half precision, make the model with create_model(..., dtype='bf16')",
+            "torch.autocast has no effect on predictors, pipelines and runners, which work in the "
+            "precision of the weights: to work in half precision, make the model with "
+            "create_model(..., dtype='bf16')",
             stacklevel=3,
         )
     return torch.autocast(device_type, enabled=False)
@@ -115,7 +129,9 @@ _evaluating_lock = threading.Lock()
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """No dropout while it lasts; each part's own mode is put back after the last of the threads that use the part."""
+    """No dropout while it lasts; each part's own mode is put back after the last of the threads
+    that use the part.
+    """
     held: list[nn.Module] = []
     try:
         with _evaluating_lock:

@@ -1,4 +1,6 @@
-"""The TensorRT and TensorRT-RTX libraries: loading, their log, and names of data types and devices."""
+"""The TensorRT and TensorRT-RTX libraries: loading, their log, and names of data types and
+devices.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,20 @@ def load_library(flavour: str) -> Any:
             import tensorrt as trt
         else:
             import tensorrt_rtx_bindings as trt
-    except (ImportError, OSError, RuntimeError) as error:  # a stub without its libraries raises any of them
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a stub without its libraries raises any of them
         raise InputError(
             f"{wanted.title} cannot be imported ({str(error).splitlines()[0]}): {wanted.install}"
         ) from error
     version = tuple(int(part) for part in trt.__version__.split(".")[:2])
     if flavour == "tensorrt" and version < OLDEST_TENSORRT:
         oldest = ".".join(map(str, OLDEST_TENSORRT))
-        raise InputError(f"TensorRT {trt.__version__} is too old, {oldest} or later is needed: {wanted.install}")
+        raise InputError(
+            f"TensorRT {trt.__version__} is too old, {oldest} or later is needed: {wanted.install}"
+        )
     return trt
 
 
@@ -60,7 +68,11 @@ class Messages:
 
     def told(self) -> str:
         """The errors as a sentence, or nothing."""
-        return f"TensorRT says: {'; '.join(dict.fromkeys(self.errors))[:MAX_TOLD]}." if self.errors else ""
+        return (
+            f"TensorRT says: {'; '.join(dict.fromkeys(self.errors))[:MAX_TOLD]}."
+            if self.errors
+            else ""
+        )
 
     def clear(self) -> None:
         self.errors.clear()
@@ -71,9 +83,11 @@ _loggers: dict[str, Any] = {}
 
 
 def logger_of(trt: Any) -> Any:
-    """The `ILogger` of this process, which prints nothing and passes on what it is told to those who `listen`.
+    """The `ILogger` of this process, which prints nothing and passes on what it is told to those
+    who `listen`.
 
-    There is one: while any builder or runtime lives, TensorRT sends everything to the logger of the first.
+    There is one: while any builder or runtime lives, TensorRT sends everything to the logger of the
+    first.
     """
     if trt.__name__ not in _loggers:
 
@@ -105,9 +119,14 @@ def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[Engi
     inputs, outputs = [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        dtype, shape = NUMPY_NAMES.get(engine.get_tensor_dtype(name).name, "?"), tuple(engine.get_tensor_shape(name))
+        dtype, shape = (
+            NUMPY_NAMES.get(engine.get_tensor_dtype(name).name, "?"),
+            tuple(engine.get_tensor_shape(name)),
+        )
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            smallest, best, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
+            smallest, best, largest = (
+                tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)
+            )
             inputs.append(EngineTensor(name, dtype, shape, (smallest, best, largest)))
         else:
             outputs.append(EngineTensor(name, dtype, shape))

@@ -29,9 +29,10 @@ from regionspot.runtime.trt_library import engine_tensors, in_words, listen, loa
 class TrtRunner:
     """One engine, on the current CUDA device.
 
-    Inputs are copied into buffers that stay where they are while the shapes stay the same: a second run of the same
-    shapes is captured as a CUDA graph and later ones replay it. TensorRT-RTX captures by itself; its compiled kernels
-    are kept in the cache folder for the next process. Kept outputs are CUDA tensors of PyTorch. Threads take turns.
+    Inputs are copied into buffers that stay where they are while the shapes stay the same: a second
+    run of the same shapes is captured as a CUDA graph and later ones replay it. TensorRT-RTX
+    captures by itself; its compiled kernels are kept in the cache folder for the next process. Kept
+    outputs are CUDA tensors of PyTorch. Threads take turns.
 
     Args:
         path: the engine, its sidecar beside it (`regionspot.export.trt_engine.build_engine`).
@@ -40,15 +41,21 @@ class TrtRunner:
         cuda_graphs: False runs kernel by kernel.
 
     Raises:
-        InputError: TensorRT is not installed, there is no GPU, or the engine is of the other flavour.
-        ArtifactError: the engine is damaged, of another version, for other GPUs, or not the spec's graph.
+        InputError: TensorRT is not installed, there is no GPU, or the engine is of the other
+            flavour.
+        ArtifactError: the engine is damaged, of another version, for other GPUs, or not the spec's
+            graph.
     """
 
-    def __init__(self, path: str | Path, spec: GraphSpec, runtime: str = "tensorrt", cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, path: str | Path, spec: GraphSpec, runtime: str = "tensorrt", cuda_graphs: bool = True
+    ) -> None:
         self.path, self.spec = Path(path), spec
         plan, self.sidecar = read_engine(self.path, spec, runtime)
         self.trt = load_library(runtime)
-        self.torch = _torch_with_a_gpu(f"running {self.path.name} with {flavour_named(runtime).title}")
+        self.torch = _torch_with_a_gpu(
+            f"running {self.path.name} with {flavour_named(runtime).title}"
+        )
         self.device = self.torch.device("cuda", self.torch.cuda.current_device())
         self.log = listen(self.trt)
         self.runtime = self.trt.Runtime(logger_of(self.trt))
@@ -76,10 +83,14 @@ class TrtRunner:
             if self.context is None:
                 raise InputError(f"the runner of {self.spec.name} is closed: open it again")
             outputs = self._infer(feeds, shapes, keep)
-        check_outputs(self.spec, feeds, outputs, self.path, flavour_named(self.sidecar.flavour).title)
+        check_outputs(
+            self.spec, feeds, outputs, self.path, flavour_named(self.sidecar.flavour).title
+        )
         return outputs
 
-    def _infer(self, feeds: Tensors, shapes: dict[str, Shape], keep: Collection[str]) -> dict[str, Any]:
+    def _infer(
+        self, feeds: Tensors, shapes: dict[str, Shape], keep: Collection[str]
+    ) -> dict[str, Any]:
         self.log.clear()
         caller = self.torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)  # kept tensors of another runner may still be on their way
@@ -90,12 +101,15 @@ class TrtRunner:
                 self._buffers[name].copy_(self._as_tensor(feeds[name]), non_blocking=True)
             self._execute()
             outputs = {
-                name: self._buffers[name].clone() if name in keep else self._buffers[name].cpu().numpy()
+                name: self._buffers[name].clone()
+                if name in keep
+                else self._buffers[name].cpu().numpy()
                 for name in self.spec.output_names
             }
         for kept in (value for value in outputs.values() if isinstance(value, self.torch.Tensor)):
             kept.record_stream(caller)
-        self.stream.synchronize()  # the arrays behind the inputs are the caller's again, and an error shows here
+        # the arrays behind the inputs are the caller's again, and an error shows here
+        self.stream.synchronize()
         return outputs
 
     def close(self) -> None:
@@ -112,7 +126,10 @@ class TrtRunner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -123,24 +140,31 @@ class TrtRunner:
         return value
 
     def _checked_shapes(self, feeds: Tensors) -> dict[str, Shape]:
-        """Raises InputError for a shape out of the engine's profile, or a kept tensor that does not fit."""
+        """Raises InputError for a shape out of the engine's profile, or a kept tensor that does not
+        fit.
+        """
         shapes = {}
         for tensor in self.spec.inputs:
             value = feeds[tensor.name]
             if not isinstance(value, np.ndarray):
                 if not isinstance(value, self.torch.Tensor) or value.device != self.device:
                     raise InputError(
-                        f"{self.spec.name}: {tensor.name} must be a numpy array, or what another TensorRT runner kept"
-                        f" on {self.device}, not {getattr(value, 'device', type(value).__name__)}"
+                        f"{self.spec.name}: {tensor.name} must be a numpy array, or what another "
+                        f"TensorRT runner kept on {self.device}, not "
+                        f"{getattr(value, 'device', type(value).__name__)}"
                     )
                 if value.dtype != getattr(self.torch, tensor.dtype):
-                    raise InputError(f"{self.spec.name}: {tensor.name} must be {tensor.dtype}, not {value.dtype}")
+                    raise InputError(
+                        f"{self.spec.name}: {tensor.name} must be {tensor.dtype}, not {value.dtype}"
+                    )
             shapes[tensor.name] = tuple(value.shape)
         check_profile(self.spec, self.sidecar, shapes)
         return shapes
 
     def _prepare(self, shapes: Mapping[str, Shape]) -> None:
-        """Buffers, addresses and scratch memory for these shapes; a graph captured for others is void."""
+        """Buffers, addresses and scratch memory for these shapes; a graph captured for others is
+        void.
+        """
         self._graph, self._buffers, self._shapes, self._runs = None, {}, {}, 0
         for name, shape in shapes.items():
             if not self.context.set_input_shape(name, shape):
@@ -152,7 +176,9 @@ class TrtRunner:
                 raise
             raise ArtifactError(self._why_not_run(f"the shapes do not agree ({error})")) from error
         if unknown:
-            raise ArtifactError(self._why_not_run(f"the shape of {', '.join(unknown)} cannot be told"))
+            raise ArtifactError(
+                self._why_not_run(f"the shape of {', '.join(unknown)} cannot be told")
+            )
         for tensor in (*self.spec.inputs, *self.spec.outputs):
             shape = tuple(self.context.get_tensor_shape(tensor.name))
             dtype = getattr(self.torch, tensor.dtype)
@@ -162,12 +188,16 @@ class TrtRunner:
         size = self.context.update_device_memory_size_for_shapes()
         if self._memory is None or self._memory.numel() < size:
             self._memory = None  # first back to PyTorch
-            self._memory = self.torch.empty(max(size, 1), dtype=self.torch.uint8, device=self.device)
+            self._memory = self.torch.empty(
+                max(size, 1), dtype=self.torch.uint8, device=self.device
+            )
         self.context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         self._shapes = dict(shapes)
 
     def _execute(self) -> None:
-        """On the stream: the first run of a shape kernel by kernel, the second is captured, then replayed."""
+        """On the stream: the first run of a shape kernel by kernel, the second is captured, then
+        replayed.
+        """
         self._runs += 1
         if self._may_capture and self._runs == 2:
             self._graph = self._capture()
@@ -177,10 +207,14 @@ class TrtRunner:
             raise ArtifactError(self._why_not_run("the run failed"))
 
     def _capture(self) -> Any:
-        """A CUDA graph of one run, or None where this engine cannot be captured (no more tries then)."""
+        """A CUDA graph of one run, or None where this engine cannot be captured (no more tries
+        then).
+        """
         graph = self.torch.cuda.CUDAGraph()
         try:
-            with self.torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with self.torch.cuda.graph(
+                graph, stream=self.stream, capture_error_mode="thread_local"
+            ):
                 if not self.context.execute_async_v3(self.stream.cuda_stream):
                     raise RuntimeError("not capturable")
         except RuntimeError as error:
@@ -191,7 +225,9 @@ class TrtRunner:
         return graph
 
     def _create_context(self, cuda_graphs: bool) -> Any:
-        """A context whose scratch memory is ours, as large as the shapes at hand need and not the largest."""
+        """A context whose scratch memory is ours, as large as the shapes at hand need and not the
+        largest.
+        """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._captures_itself:
             context = self.engine.create_execution_context(strategy)
@@ -199,10 +235,14 @@ class TrtRunner:
             config = self.engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             graphs = self.trt.CudaGraphStrategy
-            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graphs else graphs.DISABLED
+            config.cuda_graph_strategy = (
+                graphs.WHOLE_GRAPH_CAPTURE if cuda_graphs else graphs.DISABLED
+            )
             self._kernels = config.create_runtime_cache()
             with contextlib.suppress(OSError):
-                self._kernels.deserialize(self._kernels_path().read_bytes())  # refuses another GPU's or version's
+                self._kernels.deserialize(
+                    self._kernels_path().read_bytes()
+                )  # refuses another GPU's or version's
             config.set_runtime_cache(self._kernels)
             context = self.engine.create_execution_context(config)
         if context is None:
@@ -211,10 +251,14 @@ class TrtRunner:
 
     def _kernels_path(self) -> Path:
         major, minor = self.torch.cuda.get_device_capability(self.device)
-        return cache_root() / "tensorrt-rtx" / f"{self.sidecar.sha256[:16]}-sm{major}{minor}.kernels"
+        return (
+            cache_root() / "tensorrt-rtx" / f"{self.sidecar.sha256[:16]}-sm{major}{minor}.kernels"
+        )
 
     def _save_kernels(self) -> None:
-        """The next process need not compile them again; a cache that cannot be written is no error."""
+        """The next process need not compile them again; a cache that cannot be written is no
+        error.
+        """
         if self._kernels is None:
             return
         content = bytes(memoryview(self._kernels.serialize()))
@@ -225,20 +269,27 @@ class TrtRunner:
 
     def _why_not_loaded(self) -> str:
         name = self.trt.__name__
-        reasons = [f"it was built by {name} {self.sidecar.versions.get(name)}, this is {self.trt.__version__}"]
+        reasons = [
+            f"it was built by {name} {self.sidecar.versions.get(name)}, this is "
+            f"{self.trt.__version__}"
+        ]
         if self.sidecar.compute_capabilities:
-            reasons.append(f"for GPUs of compute capability {in_words(self.sidecar.compute_capabilities)}")
+            reasons.append(
+                f"for GPUs of compute capability {in_words(self.sidecar.compute_capabilities)}"
+            )
         if self.sidecar.device:
             reasons.append(f"on {self.sidecar.device}")
         major, minor = self.torch.cuda.get_device_capability(self.device)
         gpu = self.torch.cuda.get_device_name(self.device)
         return (
-            f"{self.path} cannot be loaded on {gpu} (compute capability {major}.{minor}): {', '.join(reasons)}."
-            f" {self.log.told()} Export it again with the TensorRT and for the GPU that will run it."
+            f"{self.path} cannot be loaded on {gpu} (compute capability {major}.{minor}): "
+            f"{', '.join(reasons)}. {self.log.told()} Export it again with the TensorRT and for "
+            "the GPU that will run it."
         )
 
     def _why_not_run(self, what: str) -> str:
-        return f"{self.path} on {self.torch.cuda.get_device_name(self.device)}: {what}. {self.log.told()}".rstrip()
+        gpu = self.torch.cuda.get_device_name(self.device)
+        return f"{self.path} on {gpu}: {what}. {self.log.told()}".rstrip()
 
 
 def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> TrtRunner:
@@ -247,23 +298,27 @@ def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> TrtRunner:
 
 
 def check_profile(spec: GraphSpec, sidecar: EngineSidecar, shapes: Mapping[str, Shape]) -> None:
-    """Raises InputError unless every input's shape is in the engine's profile and axes of one name are as long."""
+    """Raises InputError unless every input's shape is in the engine's profile and axes of one name
+    are as long.
+    """
     for tensor in sidecar.inputs:
         shape = shapes[tensor.name]
         smallest, _, largest = tensor.profile or (tensor.shape,) * 3
         if len(shape) != len(smallest) or any(
-            not low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
+            not low <= size <= high
+            for low, size, high in zip(smallest, shape, largest, strict=True)
         ):
             raise InputError(
-                f"{spec.name}: {tensor.name} of shape {shape} is out of the engine's range, {smallest} to {largest}:"
-                " send less at a time, or export with wider ranges"
+                f"{spec.name}: {tensor.name} of shape {shape} is out of the engine's range, "
+                f"{smallest} to {largest}: send less at a time, or export with wider ranges"
             )
     sizes: dict[str, int] = {}
     for wanted in spec.inputs:
         for axis, size in zip(wanted.shape, shapes[wanted.name], strict=True):
             if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
                 raise InputError(
-                    f"{spec.name}: {axis} is {size} in {wanted.name}, but {sizes[axis]} in the inputs before it"
+                    f"{spec.name}: {axis} is {size} in {wanted.name}, but {sizes[axis]} in the "
+                    "inputs before it"
                 )
 
 
@@ -272,9 +327,13 @@ def _torch_with_a_gpu(what: str) -> Any:
     import torch
 
     if not torch.cuda.is_available():
-        why = "PyTorch is a build without CUDA" if torch.version.cuda is None else "PyTorch sees no CUDA device"
+        why = (
+            "PyTorch is a build without CUDA"
+            if torch.version.cuda is None
+            else "PyTorch sees no CUDA device"
+        )
         raise InputError(
-            f"{what} needs an NVIDIA GPU: {why}. Run the onnxruntime or openvino artefacts here, or this one on a"
-            " machine with a GPU and PyTorch for CUDA."
+            f"{what} needs an NVIDIA GPU: {why}. Run the onnxruntime or openvino artefacts here, "
+            "or this one on a machine with a GPU and PyTorch for CUDA."
         )
     return torch

@@ -1,7 +1,8 @@
 """Train RegionSpot's head on frozen features (spec: "Training recipe").
 
-Everything random is a function of (seed, step), so weights, optimiser, moving average and input statistics are all the
-state there is: a run that is killed and resumed ends with the same weights, on the CPU bit for bit.
+Everything random is a function of (seed, step), so weights, optimiser, moving average and input
+statistics are all the state there is: a run that is killed and resumed ends with the same weights,
+on the CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from torch import Tensor
 
 from regionspot.config import TrainConfig
 from regionspot.data.augmentation import CropFlip
-from regionspot.data.collate import AugmentedBatches, BatchSource, CachedBatches, FeatureStore, RegionLimit
+from regionspot.data.collate import (
+    AugmentedBatches,
+    BatchSource,
+    CachedBatches,
+    FeatureStore,
+    RegionLimit,
+)
 from regionspot.data.dataset import BatchSchedule, TrainingSet
 from regionspot.data.extraction import fill_caches
 from regionspot.data.feature_cache import SelectedFeatures
@@ -75,11 +82,13 @@ def train(
 
     Args:
         on_step: called after each step.
-        resume: "auto", a checkpoint's path, or None for a new run (see `RunDirectory.starting_point`).
+        resume: "auto", a checkpoint's path, or None for a new run (see
+            `RunDirectory.starting_point`).
         backbones: the frozen towers; by default those of `config.model`.
 
     Raises:
-        InputError: something in the configuration or the data cannot be used, or the loss is no number any more.
+        InputError: something in the configuration or the data cannot be used, or the loss is no
+            number any more.
         ArtifactError: a file is damaged, or cannot be written; what was saved before is whole.
     """
     run = RunDirectory(Path(config.output_dir) / config.name, config)
@@ -89,7 +98,9 @@ def train(
     plan = setup.describe()
     logger.info(plan)
     began = time.monotonic()
-    _ = setup.vocabularies  # names that mean the same are an error before features are computed, which takes long
+    _ = (
+        setup.vocabularies
+    )  # names that mean the same are an error before features are computed, which takes long
     run.begin(plan)
     used_gpus = [setup.device] if setup.device.type == "cuda" else []
     with prepare_batches(setup) as batches, torch.random.fork_rng(devices=used_gpus):
@@ -108,7 +119,9 @@ def train(
         train_seconds,
         feature_seconds,
         images=sum(map(len, setup.usable_images())),
-        regions=sum(int(s.counts[i].sum()) for s, i in zip(setup.sets, setup.usable_images(), strict=True)),
+        regions=sum(
+            int(s.counts[i].sum()) for s, i in zip(setup.sets, setup.usable_images(), strict=True)
+        ),
         loss=loss,
     )
 
@@ -132,7 +145,10 @@ def prepare_batches(setup: Setup) -> Iterator[BatchSource]:
     if config.augmentation is None:
         yield CachedBatches(sets, stores, schedule, limit)
         return
-    augmentation, transform = CropFlip(**asdict(config.augmentation)), ClipTransform(setup.clip.image_size)
+    augmentation, transform = (
+        CropFlip(**asdict(config.augmentation)),
+        ClipTransform(setup.clip.image_size),
+    )
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -140,19 +156,36 @@ def prepare_batches(setup: Setup) -> Iterator[BatchSource]:
             return setup.clip.encode_image(images.to(setup.device))
 
     with AugmentedBatches(
-        sets, stores, schedule, augmentation, transform, encode, config.seed, features.workers, limit
+        sets,
+        stores,
+        schedule,
+        augmentation,
+        transform,
+        encode,
+        config.seed,
+        features.workers,
+        limit,
     ) as batches:
         yield batches
 
 
 def _usable(setup: Setup) -> tuple[list[TrainingSet], list[FeatureStore]]:
     """The data sets without skipped images, and their features."""
-    in_memory = sum(cache.num_bytes() for cache in setup.caches) <= setup.config.features.max_memory_gib * 2**30
-    sets, stores = list(setup.sets), [cache.load() if in_memory else cache.open() for cache in setup.caches]
+    in_memory = (
+        sum(cache.num_bytes() for cache in setup.caches)
+        <= setup.config.features.max_memory_gib * 2**30
+    )
+    sets, stores = (
+        list(setup.sets),
+        [cache.load() if in_memory else cache.open() for cache in setup.caches],
+    )
     selected: list[FeatureStore] = list(stores)
     for index, images in enumerate(setup.usable_images()):
         if len(images) < len(sets[index]):
-            sets[index], selected[index] = sets[index].select(images), SelectedFeatures(stores[index], images)
+            sets[index], selected[index] = (
+                sets[index].select(images),
+                SelectedFeatures(stores[index], images),
+            )
     return sets, selected
 
 
@@ -199,7 +232,10 @@ def _run_steps(
             interval.add(report)
             if report.step % config.logging.every == 0 or report.step == config.steps:
                 loss = _log_interval(log, interval, report, progress.eta_s, run)
-                note = f"loss {loss:.4f}  {interval.images / (time.monotonic() - interval.began):.0f} images/s"
+                note = (
+                    f"loss {loss:.4f}  {interval.images / (time.monotonic() - interval.began):.0f} "
+                    "images/s"
+                )
                 interval = _Interval(time.monotonic())
                 progress.update(report.step, note)
             else:
@@ -231,8 +267,12 @@ def _log_interval(
     return loss
 
 
-def _check_finite(interval: _Interval, state: Mapping[str, Tensor], step: int, run: RunDirectory) -> None:
-    """Raises InputError if the state of a step, or a loss since the last line of the log, is no number any more."""
+def _check_finite(
+    interval: _Interval, state: Mapping[str, Tensor], step: int, run: RunDirectory
+) -> None:
+    """Raises InputError if the state of a step, or a loss since the last line of the log, is no
+    number any more.
+    """
     if not math.isfinite(loss := float(interval.loss)):
         raise _diverged(f"the loss is {loss}", step, run)
     broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
@@ -242,42 +282,54 @@ def _check_finite(interval: _Interval, state: Mapping[str, Tensor], step: int, r
 
 def _diverged(what: str, step: int, run: RunDirectory) -> InputError:
     return InputError(
-        f"{what} at step {step}: lower optimizer.learning_rate, or try amp=off, in another run by name=NAME. This step "
-        f"is not saved; {run.describe_newest()}"
+        f"{what} at step {step}: lower optimizer.learning_rate, or try amp=off, in another run by "
+        f"name=NAME. This step is not saved; {run.describe_newest()}"
     )
 
 
 def _check_inputs(checkpoint: Checkpoint | None, setup: Setup) -> None:
-    """Raises InputError if a run would go on with other data, or other towers, than it began with."""
+    """Raises InputError if a run would go on with other data, or other towers, than it began
+    with.
+    """
     if checkpoint is None:
         return
     old, now = checkpoint.manifest["inputs"], setup.inputs
     data = {name: of_set["data"] for name, of_set in now["sets"].items()}
-    changed = [f"the data set {name}" for name in data if old["sets"].get(name, {}).get("data") != data[name]]
+    changed = [
+        f"the data set {name}"
+        for name in data
+        if old["sets"].get(name, {}).get("data") != data[name]
+    ]
     towers = {"clip_text": "CLIP's text tower", "clip_image": "CLIP's image tower"}
     changed += [tower for key, tower in towers.items() if old.get(key) != now[key]]
-    changed += _changed_features(old.get("features"), now["features"], setup.config.features.runtime)
+    changed += _changed_features(
+        old.get("features"), now["features"], setup.config.features.runtime
+    )
     if changed:
         raise InputError(
-            f"{' and '.join(dict.fromkeys(changed))} changed since {checkpoint.path} was written. (A data set is its "
-            "annotations, pictures and excluded classes.) Put back what it was trained on, or start another run by "
-            "name=NAME"
+            f"{' and '.join(dict.fromkeys(changed))} changed since {checkpoint.path} was written. "
+            "(A data set is its annotations, pictures and excluded classes.) Put back what it was "
+            "trained on, or start another run by name=NAME"
         )
 
 
-def _changed_features(old: Mapping[str, Any] | None, now: Mapping[str, Any], runtime: str) -> list[str]:
+def _changed_features(
+    old: Mapping[str, Any] | None, now: Mapping[str, Any], runtime: str
+) -> list[str]:
     """What of that which features depend on is no more what it was."""
     if old is None:
         warnings.warn(
-            "the checkpoint is of an earlier version, which did not record what its features were computed with: that "
-            "SAM's weights are the same is not checked",
+            "the checkpoint is of an earlier version, which did not record what its features were "
+            "computed with: that SAM's weights are the same is not checked",
             stacklevel=3,
         )
         return []
     graphs = runtime != "torch"
     names = {
         "sam_weights": "the graphs of SAM in features.artifacts" if graphs else "SAM's weights",
-        "clip_weights": "the graphs of CLIP in features.artifacts" if graphs else "CLIP's image tower",
+        "clip_weights": "the graphs of CLIP in features.artifacts"
+        if graphs
+        else "CLIP's image tower",
     }
     changed = [key for key in now if old.get(key) != now[key]]
     return [names.get(key, f"how features are computed ({key})") for key in changed]
@@ -298,8 +350,9 @@ def _check_skipped(checkpoint: Checkpoint | None, setup: Setup, run: RunDirector
         differing = sorted({*old.get(name, {})} ^ {*skipped.get(name, {})})
         if differing:
             raise InputError(
-                f"other images of the data set {name} are skipped than when {checkpoint.path} was written "
-                f"({first_few(differing)}): put back what it was trained on, or start another run by name=NAME"
+                f"other images of the data set {name} are skipped than when {checkpoint.path} was "
+                f"written ({first_few(differing)}): put back what it was trained on, or start "
+                "another run by name=NAME"
             )
 
 

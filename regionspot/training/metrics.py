@@ -16,7 +16,8 @@ class MetricsLog:
     """Appends to `metrics.jsonl` in a run's directory. Use as a context manager.
 
     Args:
-        start: steps done before. Lines of later steps, left by a run that was killed, are taken out.
+        start: steps done before. Lines of later steps, left by a run that was killed, are taken
+            out.
         tensorboard: write event files as well, if the package is there.
     """
 
@@ -31,22 +32,27 @@ class MetricsLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
         if self._board:
             self._board.close()
 
     def write(self, step: int, **values: Any) -> None:
-        """Add a line, with null for numbers that are not finite. Raises ArtifactError if the disk is full."""
+        """Add a line, with null for numbers that are not finite. Raises ArtifactError if the disk
+        is full.
+        """
         values = {name: None if _is_not_finite(value) else value for name, value in values.items()}
         try:
             self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise ArtifactError(
-                f"the log {self._file.name} cannot be written: {why_not_written(error)}. Checkpoints are whole; go on "
-                "with --resume auto"
+                f"the log {self._file.name} cannot be written: {why_not_written(error)}. "
+                "Checkpoints are whole; go on with --resume auto"
             ) from error
         if self._board:
             for name, value in values.items():
@@ -59,7 +65,9 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def _lines_up_to(path: Path, step: int) -> bytes:
-    return b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step)
+    return b"".join(
+        line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step
+    )
 
 
 def _step_of(line: bytes) -> float:

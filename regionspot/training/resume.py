@@ -1,11 +1,12 @@
 """A run's directory and its checkpoints: whole or not there, verified when read.
 
-<output_dir>/<name>/config.yaml
-                    plan.txt                   data sets and what was left out of them, steps, the head's size
-                    skipped.json               images that could not be used, if any, and why
-                    metrics.jsonl, tensorboard/
-                    checkpoints/step_00000500/state.safetensors   weights, optimiser, average, input statistics
-                                              manifest.json       checksum, step, configuration, versions
+<output_dir>/<name>/config.yaml plan.txt                   data sets and what was left out of them,
+                    steps, the head's size skipped.json               images that could not be used,
+                    if any, and why metrics.jsonl, tensorboard/
+                    checkpoints/step_00000500/state.safetensors   weights, optimiser, average, input
+                    statistics
+                                              manifest.json       checksum, step, configuration,
+                                              versions
                     head.safetensors                              at the end
 """
 
@@ -31,7 +32,13 @@ import yaml
 from torch import Tensor
 
 from regionspot import __version__
-from regionspot.config import TrainConfig, config_of_run, config_to_dict, config_to_yaml, differences_on_resume
+from regionspot.config import (
+    TrainConfig,
+    config_of_run,
+    config_to_dict,
+    config_to_yaml,
+    differences_on_resume,
+)
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import flush_directory, why_not_written, write_atomically, write_flushed
 from regionspot.provenance import git_commit
@@ -65,21 +72,22 @@ class RunDirectory:
         """Look what is there. Nothing is written.
 
         Args:
-            resume: None for a new run; "auto" for the newest whole checkpoint, if there is any; or a checkpoint's path.
+            resume: None for a new run; "auto" for the newest whole checkpoint, if there is any; or
+                a checkpoint's path.
 
         Returns:
             Where to go on from, None for the beginning.
 
         Raises:
-            InputError: a new run would go over an old one; the old one had another configuration; a later checkpoint
-                than the one to go on from is there.
+            InputError: a new run would go over an old one; the old one had another configuration; a
+                later checkpoint than the one to go on from is there.
             ArtifactError: the checkpoint is damaged; every one is.
         """
         begun = self._has_begun()
         if resume is None and begun:
             raise InputError(
-                f"the run {self.path} exists: go on with it by --resume auto, choose another name by name=NAME, "
-                "or delete the directory"
+                f"the run {self.path} exists: go on with it by --resume auto, choose another name "
+                "by name=NAME, or delete the directory"
             )
         if begun:
             self._check_config()
@@ -95,10 +103,13 @@ class RunDirectory:
         """
         write_atomically(self.path / "config.yaml", config_to_yaml(self.config).encode())
         if plan:
-            write_atomically(self.path / "plan.txt", f"{plan}\n".encode("utf-8", "backslashreplace"))
+            write_atomically(
+                self.path / "plan.txt", f"{plan}\n".encode("utf-8", "backslashreplace")
+            )
 
     def write_skipped(self, skipped: Mapping[str, Mapping[str, str]]) -> None:
-        """Writes the list of skipped images: data set -> file name -> why. Without any, there is no such file.
+        """Writes the list of skipped images: data set -> file name -> why. Without any, there is no
+        such file.
 
         Raises:
             ArtifactError: it cannot be written.
@@ -108,7 +119,8 @@ class RunDirectory:
             write_atomically(path, json.dumps(skipped, indent=2).encode())
 
     def save(self, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a step, then delete those that are older than the newest `checkpoints.keep`.
+        """Write the checkpoint of a step, then delete those that are older than the newest
+        `checkpoints.keep`.
 
         Args:
             extra: JSON values for the manifest.
@@ -120,7 +132,9 @@ class RunDirectory:
         aside = self.checkpoints / f".{target.name}.{os.getpid()}.tmp"
         self._delete_leftovers()
         try:
-            state = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+            state = safetensors.torch.save(
+                {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            )
             manifest = json.dumps(self._manifest(step, state) | dict(extra), indent=2).encode()
             aside.mkdir(parents=True)
             write_flushed(aside / "state.safetensors", state)
@@ -150,17 +164,22 @@ class RunDirectory:
                 warnings.warn(f"{error}; the one before is tried", stacklevel=2)
         if paths:
             raise ArtifactError(
-                f"every checkpoint in {self.checkpoints} is damaged: delete that directory to start from the beginning"
+                f"every checkpoint in {self.checkpoints} is damaged: delete that directory to "
+                "start from the beginning"
             )
         return None
 
     def describe_newest(self) -> str:
         """ "the newest good checkpoint is …", or that there is none."""
         paths = self._paths()
-        return f"the newest good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+        return (
+            f"the newest good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+        )
 
     def _has_begun(self) -> bool:
-        """Whether a checkpoint, a head or a line of the log is there; a configuration alone is of no use to anybody."""
+        """Whether a checkpoint, a head or a line of the log is there; a configuration alone is of
+        no use to anybody.
+        """
         log = self.path / "metrics.jsonl"
         return (
             bool(self._paths())
@@ -173,8 +192,8 @@ class RunDirectory:
         later = [p.name for p in self._paths() if _step_of(p) > checkpoint.step]
         if later:
             raise InputError(
-                f"{self.path} has later checkpoints than {path} ({', '.join(later)}): delete them to go back to it, "
-                "or start another run from it with name=NAME"
+                f"{self.path} has later checkpoints than {path} ({', '.join(later)}): delete them "
+                "to go back to it, or start another run from it with name=NAME"
             )
         differing = differences_on_resume(config_of_run(checkpoint.manifest["config"]), self.config)
         if differing:
@@ -188,7 +207,9 @@ class RunDirectory:
         try:
             old = config_of_run(yaml.safe_load(file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, InputError) as error:
-            raise ArtifactError(f"{file} is damaged or of another version ({error}): start another run") from error
+            raise ArtifactError(
+                f"{file} is damaged or of another version ({error}): start another run"
+            ) from error
         differing = differences_on_resume(old, self.config)
         if differing:
             raise InputError(_another_run(self.path, differing))
@@ -199,7 +220,9 @@ class RunDirectory:
         return sorted((path for path in found if _STEP_NAME.fullmatch(path.name)), key=_step_of)
 
     def _delete_old(self, step: int) -> None:
-        for path in [p for p in self._paths() if _step_of(p) <= step][: -self.config.checkpoints.keep]:
+        for path in [p for p in self._paths() if _step_of(p) <= step][
+            : -self.config.checkpoints.keep
+        ]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _delete_leftovers(self) -> None:
@@ -221,8 +244,8 @@ class RunDirectory:
 
     def _not_saved(self, step: int, error: OSError) -> ArtifactError:
         return ArtifactError(
-            f"the checkpoint of step {step} was not saved: {why_not_written(error)}. No older checkpoint was touched, "
-            f"{self.describe_newest()}; go on with --resume auto"
+            f"the checkpoint of step {step} was not saved: {why_not_written(error)}. No older "
+            f"checkpoint was touched, {self.describe_newest()}; go on with --resume auto"
         )
 
 
@@ -260,4 +283,7 @@ def _step_of(path: Path) -> int:
 
 def _another_run(path: Path, differing: list[str]) -> str:
     changed = ", ".join(differing)
-    return f"{path} is of another configuration: {changed}. Go on with its own, or start another run by name=NAME"
+    return (
+        f"{path} is of another configuration: {changed}. Go on with its own, or start another run "
+        "by name=NAME"
+    )

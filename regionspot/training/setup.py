@@ -1,4 +1,6 @@
-"""What a run needs before its first step: towers, data sets, feature caches, the head. Nothing is computed yet."""
+"""What a run needs before its first step: towers, data sets, feature caches, the head. Nothing is
+computed yet.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Setup:
         """The class names of each data set, embedded by CLIP's text tower.
 
         Raises:
-            InputError: different names of a data set have the same embedding, and its `same_meaning` is "error".
+            InputError: different names of a data set have the same embedding, and its
+                `same_meaning` is "error".
         """
         return [
             encode_classes(self.clip, training_set, dataset.same_meaning)
@@ -69,33 +72,45 @@ class Setup:
     def skipped_files(self) -> dict[str, dict[str, str]]:
         """Data set -> file name -> why it is skipped; data sets without any are left out."""
         files = {
-            training_set.name: {training_set.file_names[image]: why for image, why in sorted(skipped.items())}
+            training_set.name: {
+                training_set.file_names[image]: why for image, why in sorted(skipped.items())
+            }
             for training_set, skipped in zip(self.sets, self.skipped, strict=True)
         }
         return {name: reasons for name, reasons in files.items() if reasons}
 
     @classmethod
-    def from_config(cls, config: TrainConfig, backbones: tuple[SamBackbone, ClipBackbone] | None = None) -> Setup:
+    def from_config(
+        cls, config: TrainConfig, backbones: tuple[SamBackbone, ClipBackbone] | None = None
+    ) -> Setup:
         """Load the towers, unless they are passed in, and read the annotation files.
 
         Raises:
-            InputError, ArtifactError: the device cannot do what is asked, or a weight file, an annotation file or an
-                image is missing or unusable.
+            InputError, ArtifactError: the device cannot do what is asked, or a weight file, an
+                annotation file or an image is missing or unusable.
         """
         device = resolve_device(config.device)
         precision = Precision.resolve(config.amp, device)
         sets = [_load_set(d, config.features.on_error == "skip") for d in config.datasets]
         model = config.model
-        sam, clip = backbones or create_backbones(model.preset, model.sam_weights, model.clip_weights)
+        sam, clip = backbones or create_backbones(
+            model.preset, model.sam_weights, model.clip_weights
+        )
         sam, clip = sam.to(device), clip.to(device)
         features = config.features
         pipeline = _feature_pipeline(config, sam, clip)
-        extractor = FeatureExtractor(pipeline, config.augmentation is None, features.multimask, features.dtype)
-        caches = [make_cache(features.cache_dir, s, extractor, features.images_per_shard) for s in sets]
+        extractor = FeatureExtractor(
+            pipeline, config.augmentation is None, features.multimask, features.dtype
+        )
+        caches = [
+            make_cache(features.cache_dir, s, extractor, features.images_per_shard) for s in sets
+        ]
         return cls(config, device, precision, sam, clip, sets, extractor, caches)
 
     def build_head(self) -> RegionHead:
-        """The head to train, on its device: of random weights drawn from the seed, or those of `model.initial_head`."""
+        """The head to train, on its device: of random weights drawn from the seed, or those of
+        `model.initial_head`.
+        """
         model = self.config.model
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
@@ -117,7 +132,9 @@ class Setup:
     def inputs(self) -> dict[str, Any]:
         """What the run learns from, by content: a resumed run must have the same."""
         return {
-            "sets": {training_set.name: {"data": training_set.digest} for training_set in self.sets},
+            "sets": {
+                training_set.name: {"data": training_set.digest} for training_set in self.sets
+            },
             "features": self.extractor.depends_on(),
             "clip_text": self.clip.fingerprint(),
             "clip_image": weights_fingerprint(visual=self.clip.clip.visual),
@@ -133,14 +150,15 @@ class Setup:
             lines.append(f"features by torch in {config.features.precision}")
         for training_set, epoch in zip(self.sets, epochs, strict=True):
             lines.append(
-                f"data set {training_set.name}: {len(training_set)} images, {training_set.num_regions} regions, "
-                f"{len(training_set.class_names)} classes, {epoch:.1f} epochs; "
-                f"{describe_left_out(training_set.left_out)}"
+                f"data set {training_set.name}: {len(training_set)} images, "
+                f"{training_set.num_regions} regions, {len(training_set.class_names)} classes, "
+                f"{epoch:.1f} epochs; {describe_left_out(training_set.left_out)}"
             )
             lines += [f"  {note}" for note in training_set.notes]
         parameters = sum(p.numel() for p in self.build_head().parameters())
         lines.append(
-            f"head: {parameters:,} parameters; {config.steps} steps of {config.batch_size} images, one data set each"
+            f"head: {parameters:,} parameters; {config.steps} steps of {config.batch_size} images, "
+            "one data set each"
         )
         return "\n".join(lines)
 
@@ -168,9 +186,15 @@ def encode_classes(clip: ClipBackbone, training_set: TrainingSet, same_meaning: 
     """
     names = training_set.class_names
     try:
-        return VocabularyEncoder(clip).encode(names, same_meaning="error" if same_meaning == "error" else "warn")
+        return VocabularyEncoder(clip).encode(
+            names, same_meaning="error" if same_meaning == "error" else "warn"
+        )
     except InputError as error:
-        hint = ". (datasets.*.same_meaning=warn trains all the same.)" if isinstance(error, SameMeaningError) else ""
+        hint = (
+            ". (datasets.*.same_meaning=warn trains all the same.)"
+            if isinstance(error, SameMeaningError)
+            else ""
+        )
         raise InputError(f"data set {training_set.name}: {error}{hint}") from error
 
 
@@ -204,32 +228,57 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
 
     manifest = Manifest.load(features.artifacts)
     artefact_format, precision = choose_artifacts(manifest, features.runtime, features.precision)
-    made = {entry.name: entry.weights for entry in manifest.graphs if entry.key[1:] == (artefact_format, precision)}
+    made = {
+        entry.name: entry.weights
+        for entry in manifest.graphs
+        if entry.key[1:] == (artefact_format, precision)
+    }
 
     def is_other(graph: str) -> bool:
         return graph in made and made[graph] != towers.fingerprint(graph)
 
     others = ["SAM"] if any(map(is_other, SAM_GRAPHS)) else []
-    if manifest.model.text_fingerprint != towers.info.text_fingerprint or is_other("clip_image_encoder"):
+    if manifest.model.text_fingerprint != towers.info.text_fingerprint or is_other(
+        "clip_image_encoder"
+    ):
         others.append("CLIP")
     if manifest.model.name != preset or others:
         raise InputError(
-            f"features.artifacts {features.artifacts} is of {manifest.model.name}, and this run of {preset}"
-            + (f" with other weights of {' and '.join(others)}" if manifest.model.name == preset else "")
+            f"features.artifacts {features.artifacts} is of {manifest.model.name}, and this run of "
+            f"{preset}"
+            + (
+                f" with other weights of {' and '.join(others)}"
+                if manifest.model.name == preset
+                else ""
+            )
             + ": export this run's model, or set features.runtime=torch"
         )
-    return open_pipeline(features.artifacts, features.runtime, precision)  # on a device of the runtime's
+    return open_pipeline(
+        features.artifacts, features.runtime, precision
+    )  # on a device of the runtime's
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:
-    """Raises ArtifactError unless the file's head is of the same size and for the same mask tokens."""
+    """Raises ArtifactError unless the file's head is of the same size and for the same mask
+    tokens.
+    """
     initial = load_head(path)
-    sizes = ("token_dim", "clip_width", "embed_dim", "num_layers", "num_heads", "feedforward_dim", "multimask")
+    sizes = (
+        "token_dim",
+        "clip_width",
+        "embed_dim",
+        "num_layers",
+        "num_heads",
+        "feedforward_dim",
+        "multimask",
+    )
     wrong = [
         f"{size} {getattr(initial, size)} instead of {getattr(head, size)}"
         for size in sizes
         if getattr(initial, size) != getattr(head, size)
     ]
     if wrong:
-        raise ArtifactError(f"model.initial_head {path} has {', '.join(wrong)}: it was made for another model")
+        raise ArtifactError(
+            f"model.initial_head {path} has {', '.join(wrong)}: it was made for another model"
+        )
     head.load_state_dict(initial.state_dict())

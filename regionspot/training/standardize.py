@@ -1,4 +1,6 @@
-"""Training on inputs of mean 0 and deviation 1. The head that is saved takes raw inputs all the same."""
+"""Training on inputs of mean 0 and deviation 1. The head that is saved takes raw inputs all the
+same.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ CONSTANT = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class InputStatistics:
-    """Mean and standard deviation of each channel: (C,) of mask tokens, (D,) of CLIP's tokens, class token included."""
+    """Mean and standard deviation of each channel: (C,) of mask tokens, (D,) of CLIP's tokens,
+    class token included.
+    """
 
     token_mean: Tensor
     token_std: Tensor
@@ -36,7 +40,9 @@ class InputStatistics:
         return {spec.name: getattr(self, spec.name) for spec in fields(self)}
 
     def to(self, device: torch.device) -> InputStatistics:
-        return InputStatistics(**{name: tensor.to(device) for name, tensor in self.to_tensors().items()})
+        return InputStatistics(
+            **{name: tensor.to(device) for name, tensor in self.to_tensors().items()}
+        )
 
     def apply(self, batch: Batch) -> Batch:
         """The batch with standardised inputs."""

@@ -29,7 +29,9 @@ STATISTICS_BATCHES = 64
 
 @dataclass(frozen=True, eq=False)
 class StepReport:
-    """What a step did; `step` counts from 1. `loss` and `grad_norm` (before clipping) are scalars on the device."""
+    """What a step did; `step` counts from 1. `loss` and `grad_norm` (before clipping) are scalars
+    on the device.
+    """
 
     step: int
     loss: Tensor
@@ -45,12 +47,16 @@ class Trainer:
         checkpoint: what to go on from; None to begin.
     """
 
-    def __init__(self, setup: Setup, batches: BatchSource, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self, setup: Setup, batches: BatchSource, checkpoint: Checkpoint | None = None
+    ) -> None:
         self.config, self.device, self.precision = setup.config, setup.device, setup.precision
         self.batches = batches
         self.logit_scale = setup.clip.logit_scale
         embeddings = [vocabulary.embeddings for vocabulary in setup.vocabularies]
-        self.text_embeddings = [torch.from_numpy(of_set).to(self.device) for of_set in embeddings]  # (V, E) each
+        self.text_embeddings = [
+            torch.from_numpy(of_set).to(self.device) for of_set in embeddings
+        ]  # (V, E) each
         self.head = setup.build_head().train()
         self.optimizer = build_optimizer(self.head, self.config.optimizer)
         self.scaler = self.precision.scaler()
@@ -74,12 +80,18 @@ class Trainer:
             group["lr"] = rate
         with self.precision.autocast():
             embeddings = self.head(batch.mask_tokens, batch.patch_tokens, batch.valid)  # (B, N, E)
-        logits = region_logits(embeddings.float(), self.text_embeddings[batch.dataset], self.logit_scale)  # (B, N, V)
-        loss = sigmoid_focal_loss(logits, batch.class_ids, batch.valid, reduction=self.config.loss_reduction)
+        logits = region_logits(
+            embeddings.float(), self.text_embeddings[batch.dataset], self.logit_scale
+        )  # (B, N, V)
+        loss = sigmoid_focal_loss(
+            logits, batch.class_ids, batch.valid, reduction=self.config.loss_reduction
+        )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.config.optimizer.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.head.parameters(), self.config.optimizer.max_grad_norm
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -93,16 +105,26 @@ class Trainer:
             "optimizer": optimizer_tensors(self.optimizer, self.head),
             "average": self.average.head.state_dict() if self.average else {},
             "inputs": self.statistics.to_tensors() if self.statistics else {},
-            "scaler": {k: torch.tensor(v, dtype=torch.float64) for k, v in self.scaler.state_dict().items()},
+            "scaler": {
+                k: torch.tensor(v, dtype=torch.float64) for k, v in self.scaler.state_dict().items()
+            },
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {
+            f"{part}.{name}": tensor
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
 
     def finished_head(self) -> RegionHead:
-        """The head as it is used: averaged if asked for, on the CPU, in evaluation mode, for raw inputs."""
+        """The head as it is used: averaged if asked for, on the CPU, in evaluation mode, for raw
+        inputs.
+        """
         head = copy.deepcopy(self.average.head if self.average else self.head).cpu().eval()
         if self.statistics is None:
             return head
-        return fold_input_standardization(head, **self.statistics.to(torch.device("cpu")).to_tensors())
+        return fold_input_standardization(
+            head, **self.statistics.to(torch.device("cpu")).to_tensors()
+        )
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {}
@@ -117,4 +139,6 @@ class Trainer:
             self.statistics = InputStatistics(**parts["inputs"]).to(self.device)
         if self.scaler.is_enabled():
             old = self.scaler.state_dict()
-            self.scaler.load_state_dict({k: type(old[k])(v.item()) for k, v in parts["scaler"].items()})
+            self.scaler.load_state_dict(
+                {k: type(old[k])(v.item()) for k, v in parts["scaler"].items()}
+            )

@@ -1,4 +1,6 @@
-"""A graph that is a model of its own in the same Triton server, called from inside the public model (BLS)."""
+"""A graph that is a model of its own in the same Triton server, called from inside the public model
+(BLS).
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ class BlsRunner:
             for name in self.spec.input_names
         ]
         kept = bool(keep)
-        memory = pb_utils.TRITONSERVER_MEMORY_GPU if kept and self._on_gpu else pb_utils.TRITONSERVER_MEMORY_CPU
+        memory = (
+            pb_utils.TRITONSERVER_MEMORY_GPU
+            if kept and self._on_gpu
+            else pb_utils.TRITONSERVER_MEMORY_CPU
+        )
         request = pb_utils.InferenceRequest(
             model_name=self.spec.name,
             requested_output_names=list(self.spec.output_names),
@@ -57,8 +63,13 @@ class BlsRunner:
         )
         response = request.exec()
         if response.has_error():
-            raise failed_run(self.spec, feeds, Path(self.spec.name), "Triton", response.error().message())
-        outputs = {name: pb_utils.get_output_tensor_by_name(response, name) for name in self.spec.output_names}
+            raise failed_run(
+                self.spec, feeds, Path(self.spec.name), "Triton", response.error().message()
+            )
+        outputs = {
+            name: pb_utils.get_output_tensor_by_name(response, name)
+            for name in self.spec.output_names
+        }
         if missing := [name for name, tensor in outputs.items() if tensor is None]:
             raise ArtifactError(f"the model {self.spec.name} answered without {', '.join(missing)}")
         if not kept:
@@ -83,6 +94,9 @@ class BlsRunner:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()

@@ -16,11 +16,15 @@ from regionspot.serving.contract import RequestError
 
 
 class TritonPythonModel:
-    """Loads its graph when it is first asked: the public model has its own, and most servers need no others."""
+    """Loads its graph when it is first asked: the public model has its own, and most servers need
+    no others.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-        self._format, self._precision = (parameters[name]["string_value"] for name in ("format", "precision"))
+        self._format, self._precision = (
+            parameters[name]["string_value"] for name in ("format", "precision")
+        )
         self._folder, self._name = Path(args["model_repository"]), args["model_name"]
         self._runner: Runner | None = None
 
@@ -37,8 +41,13 @@ class TritonPythonModel:
             return answer_of(runner.infer(arrays_of(request, runner.spec.input_names)), request)
         except InputError as error:
             outside = str(self._folder) in str(error)  # a runtime's own words name files
-            message = "the graph does not take these sizes: its configuration's parameter spec has their ranges"
-            return refusal_of(RequestError("REQUEST_INVALID", message if outside else str(error)), request)
+            message = (
+                "the graph does not take these sizes: its configuration's parameter spec has their "
+                "ranges"
+            )
+            return refusal_of(
+                RequestError("REQUEST_INVALID", message if outside else str(error)), request
+            )
         except Exception as error:
             return refusal_of(error, request)
 

@@ -1,4 +1,6 @@
-"""Pictures that were encoded, by the hash of their bytes: a later question about one skips both encoders."""
+"""Pictures that were encoded, by the hash of their bytes: a later question about one skips both
+encoders.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def handle_of(image: bytes) -> str:
 
 
 class ImageCache:
-    """The pictures that were asked about last, up to a number of bytes. Safe for several threads at once."""
+    """The pictures that were asked about last, up to a number of bytes. Safe for several threads at
+    once.
+    """
 
     def __init__(self, capacity_bytes: int) -> None:
         self._capacity = capacity_bytes
@@ -34,8 +38,9 @@ class ImageCache:
             return self._kept.get(handle)
 
     def put(self, handle: str, picture: EncodedPicture) -> None:
-        """Keep a picture, and forget the ones that nobody has asked about for longest. One that is larger than the
-        whole cache is not kept."""
+        """Keep a picture, and forget the ones that nobody has asked about for longest. One that is
+        larger than the whole cache is not kept.
+        """
         if picture.nbytes > self._capacity:
             return
         with self._lock:

@@ -33,26 +33,40 @@ COUNTERS = {
     "vocabulary_seconds": "seconds in looking words up and encoding them",
     "regions_seconds": "seconds in the token decoder, the head and the masks",
 }
-GAUGES = {"image_cache_bytes": "held for encoded pictures", "image_cache_pictures": "pictures that are held"}
+GAUGES = {
+    "image_cache_bytes": "held for encoded pictures",
+    "image_cache_pictures": "pictures that are held",
+}
 
 
 class TritonPythonModel:
-    """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere the graphs are models
-    of the same server, and up to MAX_BATCH requests are worked on at once, whose pictures Triton batches."""
+    """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere
+    the graphs are models of the same server, and up to MAX_BATCH requests are worked on at once,
+    whose pictures Triton batches.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        values = {name: json.loads(value["string_value"]) for name, value in config["parameters"].items()}
+        values = {
+            name: json.loads(value["string_value"]) for name, value in config["parameters"].items()
+        }
         self._repository = Path(args["model_repository"]).parent
         self._values, self._outside = values, values["run_graphs"] == "triton"
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
         workers = MAX_BATCH if self._outside else 1
-        self._recognizers = [Recognizer(RegionPredictor(self._pipeline()), self._shared) for _ in range(workers)]
+        self._recognizers = [
+            Recognizer(RegionPredictor(self._pipeline()), self._shared) for _ in range(workers)
+        ]
         self._pool = ThreadPoolExecutor(workers) if self._outside else None
         self._spare = list(self._recognizers)
         self._metrics = _Metrics(args["model_name"])
-        log("ready", model=args["model_name"], graphs=values["run_graphs"], runtime=values["runtime"])
+        log(
+            "ready",
+            model=args["model_name"],
+            graphs=values["run_graphs"],
+            runtime=values["runtime"],
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response for each request. Each picture of a request is a question of its own."""
@@ -73,11 +87,17 @@ class TritonPythonModel:
             questions = Question.from_tensors(arrays_of(request, [field.name for field in INPUTS]))
             recognizer = self._spare.pop()
             try:
-                found = [recognizer.answer(question, counts, request.is_cancelled) for question in questions]
+                found = [
+                    recognizer.answer(question, counts, request.is_cancelled)
+                    for question in questions
+                ]
             finally:
                 self._spare.append(recognizer)
             answers = [answer.to_tensors() for answer in found]
-            return answer_of({name: np.concatenate([one[name] for one in answers]) for name in answers[0]}, request)
+            return answer_of(
+                {name: np.concatenate([one[name] for one in answers]) for name in answers[0]},
+                request,
+            )
         except Exception as error:
             counts.add("refusals")
             return refusal_of(error, request)
@@ -124,9 +144,14 @@ class _Metrics:
             return pb_utils.MetricFamily(name=f"regionspot_{name}", description=text, kind=kind)
 
         kinds = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-        self._families = {f"{name}_total": family(f"{name}_total", text, kinds[0]) for name, text in COUNTERS.items()}
+        self._families = {
+            f"{name}_total": family(f"{name}_total", text, kinds[0])
+            for name, text in COUNTERS.items()
+        }
         self._families |= {name: family(name, text, kinds[1]) for name, text in GAUGES.items()}
-        self._metrics = {name: one.Metric(labels={"model": model}) for name, one in self._families.items()}
+        self._metrics = {
+            name: one.Metric(labels={"model": model}) for name, one in self._families.items()
+        }
         self._evictions = 0
 
     def add(self, counts: Counts) -> None:

@@ -1,4 +1,6 @@
-"""One question about one picture, from bytes and pixels to names: what the public model does, without Triton."""
+"""One question about one picture, from bytes and pixels to names: what the public model does,
+without Triton.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
-from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, ServingError, base64_hint, coded
+from regionspot.serving.contract import (
+    DEFAULT_TOP_K,
+    Limits,
+    RequestError,
+    ServingError,
+    base64_hint,
+    coded,
+)
 from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.structures import Vocabulary
 from regionspot.transforms import UInt8Array, read_image
@@ -48,7 +57,8 @@ class SharedState:
 
     Args:
         vocabularies: the registered ones.
-        encoder: of free words, over an `EmbeddingMemory`; None where the server has no text encoder.
+        encoder: of free words, over an `EmbeddingMemory`; None where the server has no text
+            encoder.
         draws_masks: whether it has the graph that draws them.
     """
 
@@ -72,7 +82,9 @@ class SharedState:
             RequestError: words that cannot be used, or too many new ones.
         """
         if self._encoder is None:
-            raise RequestError("VOCABULARY_INVALID", f"this server encodes no words: name {self.registered()}")
+            raise RequestError(
+                "VOCABULARY_INVALID", f"this server encodes no words: name {self.registered()}"
+            )
         last = self._last
         if last is not None and last[0] == words:
             return last[1]
@@ -83,8 +95,9 @@ class SharedState:
             if new > self.limits.max_new_words:
                 raise RequestError(
                     "TOO_MANY_WORDS",
-                    f"{new} of the words are new to the server, which learns at most {self.limits.max_new_words} in a "
-                    "request: send them in parts first, or have them registered (regionspot-serve init --vocabulary)",
+                    f"{new} of the words are new to the server, which learns at most "
+                    f"{self.limits.max_new_words} in a request: send them in parts first, or have "
+                    "them registered (regionspot-serve init --vocabulary)",
                 )
             counts.add("words_encoded", new)
             found = self._encoder.encode(words, same_meaning="ignore")
@@ -99,12 +112,16 @@ class SharedState:
 
 
 class Recognizer:
-    """Answers one question after another. Not safe for several threads at once; several may share their state."""
+    """Answers one question after another. Not safe for several threads at once; several may share
+    their state.
+    """
 
     def __init__(self, predictor: RegionPredictor, shared: SharedState) -> None:
         self._predictor, self._shared, self._limits = predictor, shared, shared.limits
 
-    def answer(self, question: Question, counts: Counts, cancelled: Callable[[], bool] = lambda: False) -> Answer:
+    def answer(
+        self, question: Question, counts: Counts, cancelled: Callable[[], bool] = lambda: False
+    ) -> Answer:
         """The answer to a question.
 
         Args:
@@ -127,7 +144,9 @@ class Recognizer:
             picture, handle, cached = self._picture(question, counts)
             go_on()
             with coded("REGION_INVALID"):
-                prompts = [part.validated(picture.height, picture.width) for part in question.prompts]
+                prompts = [
+                    part.validated(picture.height, picture.width) for part in question.prompts
+                ]
             with counts.timed("regions"):
                 found = self._predictor.set_image(picture).predict(
                     vocabulary=vocabulary,
@@ -141,10 +160,14 @@ class Recognizer:
     def _check(self, question: Question) -> None:
         question.check(self._limits)
         if question.return_masks and not self._shared.draws_masks:
-            raise RequestError("REQUEST_INVALID", "this server draws no masks: leave out return_masks")
+            raise RequestError(
+                "REQUEST_INVALID", "this server draws no masks: leave out return_masks"
+            )
 
     def _top_k(self, question: Question) -> int:
-        return min(DEFAULT_TOP_K, self._limits.max_top_k) if question.top_k is None else question.top_k
+        return (
+            min(DEFAULT_TOP_K, self._limits.max_top_k) if question.top_k is None else question.top_k
+        )
 
     def _vocabulary(self, question: Question, counts: Counts) -> Vocabulary:
         if not isinstance(question.vocabulary, str):
@@ -154,7 +177,8 @@ class Recognizer:
         if found is None:
             raise RequestError(
                 "VOCABULARY_UNKNOWN",
-                f"no vocabulary {question.vocabulary[:64]!r} is registered: name {self._shared.registered()}",
+                f"no vocabulary {question.vocabulary[:64]!r} is registered: name "
+                f"{self._shared.registered()}",
             )
         return found
 
@@ -168,7 +192,8 @@ class Recognizer:
             return known, handle, True
         if not isinstance(image, bytes):
             raise RequestError(
-                "IMAGE_UNKNOWN", "the server keeps no picture of this handle (any more): send the picture"
+                "IMAGE_UNKNOWN",
+                "the server keeps no picture of this handle (any more): send the picture",
             )
         with counts.timed("decode"):
             pixels = _pixels(image, self._limits.max_image_pixels)
@@ -207,4 +232,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
             names = tuple(str(name) for name in content["names"].tolist())
             return Vocabulary(names, np.asarray(content["embeddings"], np.float32))
     except Exception as error:  # a damaged archive raises almost anything
-        raise ArtifactError(f"{path} is no vocabulary ({error}): run `regionspot-serve init` again") from error
+        raise ArtifactError(
+            f"{path} is no vocabulary ({error}): run `regionspot-serve init` again"
+        ) from error

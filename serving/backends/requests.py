@@ -1,4 +1,6 @@
-"""Between Triton's requests and arrays: the same for every model that runs in its Python backend."""
+"""Between Triton's requests and arrays: the same for every model that runs in its Python
+backend.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from regionspot.runtime.runner import Array
 from regionspot.serving.contract import ServingError, as_text, error_of
 
 logger = logging.getLogger(__name__)
-install_handler("stderr", JsonFormatter())  # Triton alone imports this module, in a process of its own
+install_handler(
+    "stderr", JsonFormatter()
+)  # Triton alone imports this module, in a process of its own
 
 INTERNAL_MESSAGE = "the server failed; its log says why"
 
@@ -23,7 +27,9 @@ INTERNAL_MESSAGE = "the server failed; its log says why"
 def arrays_of(request: Any, names: Sequence[str]) -> dict[str, Array]:
     """The inputs that were sent, as arrays of their own: Triton reuses the memory behind them."""
     tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
-    return {name: tensor.as_numpy().copy() for name, tensor in tensors.items() if tensor is not None}
+    return {
+        name: tensor.as_numpy().copy() for name, tensor in tensors.items() if tensor is not None
+    }
 
 
 def answer_of(outputs: dict[str, Array], request: Any) -> Any:
@@ -34,7 +40,9 @@ def answer_of(outputs: dict[str, Array], request: Any) -> Any:
 
 
 def refusal_of(error: BaseException, request: Any) -> Any:
-    """A response that says what went wrong: to the caller its code and a sentence, to the log all of it."""
+    """A response that says what went wrong: to the caller its code and a sentence, to the log all
+    of it.
+    """
     if isinstance(error, ServingError):
         coded = error
     elif isinstance(error, InputError):
@@ -42,8 +50,17 @@ def refusal_of(error: BaseException, request: Any) -> Any:
     else:
         coded = ServingError("INTERNAL", INTERNAL_MESSAGE)
     details = "".join(traceback.format_exception(error)) if coded.code == "INTERNAL" else None
-    log("refused", request_id=request.request_id(), code=coded.code, message=str(coded), details=details)
-    kinds = {"INTERNAL": pb_utils.TritonError.INTERNAL, "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE}
+    log(
+        "refused",
+        request_id=request.request_id(),
+        code=coded.code,
+        message=str(coded),
+        details=details,
+    )
+    kinds = {
+        "INTERNAL": pb_utils.TritonError.INTERNAL,
+        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+    }
     code = kinds.get(coded.code, pb_utils.TritonError.INVALID_ARG)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(as_text(coded), code))
 

@@ -1,4 +1,5 @@
-"""HTTP in front of a Triton server: a page for people, JSON for programs, and what a server on a network needs.
+"""HTTP in front of a Triton server: a page for people, JSON for programs, and what a server on a
+network needs.
 
 settings -> errors -> form, picture, turns, upstream, records -> app.
 """

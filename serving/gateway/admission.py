@@ -1,4 +1,6 @@
-"""Back-pressure: a few requests in flight, a few more waiting, and the rest told at once to come back later."""
+"""Back-pressure: a few requests in flight, a few more waiting, and the rest told at once to come
+back later.
+"""
 
 from __future__ import annotations
 
@@ -61,5 +63,9 @@ class AdmissionQueue:
                 self.in_flight -= 1
 
     def retry_after_s(self) -> int:
-        """Whole seconds until those who wait now have had their turn, judged by the last requests."""
-        return min(max(math.ceil(self._mean_s * self.admitted / self._concurrency), 1), MAX_RETRY_AFTER_S)
+        """Whole seconds until those who wait now have had their turn, judged by the last
+        requests.
+        """
+        return min(
+            max(math.ceil(self._mean_s * self.admitted / self._concurrency), 1), MAX_RETRY_AFTER_S
+        )

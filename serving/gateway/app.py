@@ -25,7 +25,13 @@ from regionspot.serving.contract import Limits
 from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
-from regionspot.serving.gateway.form import FORM_SLACK_BYTES, Form, check_headers, question_of, read_form
+from regionspot.serving.gateway.form import (
+    FORM_SLACK_BYTES,
+    Form,
+    check_headers,
+    question_of,
+    read_form,
+)
 from regionspot.serving.gateway.records import Metrics, Record
 from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.upstream import Connect, Upstream
@@ -41,7 +47,9 @@ MEDIA_TYPES = {
 UPLOAD_TIMEOUT_S = 60.0
 """For the whole body: who sends more slowly holds a place that others wait for."""
 IDLE_S = 75
-"""Before an idle connection is closed. Longer than clients and proxies keep one: who closes second meets no request."""
+"""Before an idle connection is closed. Longer than clients and proxies keep one: who closes second
+meets no request.
+"""
 
 
 def make_app(settings: GatewaySettings, connect: Connect = AsyncRegionClient) -> Starlette:
@@ -73,7 +81,9 @@ def make_app(settings: GatewaySettings, connect: Connect = AsyncRegionClient) ->
 
 
 def run(settings: GatewaySettings, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve until SIGINT or SIGTERM; then take no more requests, and finish those under way within `timeout_s`."""
+    """Serve until SIGINT or SIGTERM; then take no more requests, and finish those under way within
+    `timeout_s`.
+    """
     import uvicorn
 
     uvicorn.run(make_app(settings), host=host, port=port, **server_options(settings))
@@ -98,7 +108,9 @@ class Gateway:
         self._settings = settings
         self._turns = AdmissionQueue(settings.concurrency, settings.max_waiting)
         self._upstream = Upstream(settings.url, settings.timeout_s, connect)
-        self._files = {path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES}
+        self._files = {
+            path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES
+        }
         self.counted = Metrics(self._turns)
 
     @asynccontextmanager
@@ -108,7 +120,9 @@ class Gateway:
         await self._upstream.close()
 
     async def page(self, request: Request) -> Response:
-        """A file of the web page. They are few, and were read at the start: no path of a stranger's is opened."""
+        """A file of the web page. They are few, and were read at the start: no path of a stranger's
+        is opened.
+        """
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
             raise HTTPException(404)
@@ -127,7 +141,9 @@ class Gateway:
             form = await self._read(request, limits, record)
             question = question_of(form, limits)
             record.regions = question.num_regions
-            answer = await while_connected(request.receive, self._answer(question, record.request_id))
+            answer = await while_connected(
+                request.receive, self._answer(question, record.request_id)
+            )
             return await asyncio.to_thread(_json_of, answer, form.file_name, record)
 
     async def info(self, request: Request) -> Response:
@@ -140,7 +156,9 @@ class Gateway:
                 "model": info.model,
                 "runtime": info.runtime,
                 "precision": info.precision,
-                "vocabularies": [{"name": name, "words": len(words)} for name, words in info.vocabularies.items()],
+                "vocabularies": [
+                    {"name": name, "words": len(words)} for name, words in info.vocabularies.items()
+                ],
                 "limits": limits,
             }
         )
@@ -150,7 +168,9 @@ class Gateway:
         return JSONResponse({"alive": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether questions are answered: one was, not long ago. Probes carry no token, and learn no more than that."""
+        """Whether questions are answered: one was, not long ago. Probes carry no token, and learn
+        no more than that.
+        """
         try:
             await self._upstream.check()
         except Exception as error:
@@ -158,7 +178,9 @@ class Gateway:
             record.detail = str(error)
             told = http_error(error)
             record.code = "UNAVAILABLE"
-            return error_response(HttpError("UNAVAILABLE", str(told), headers=told.headers), record.request_id)
+            return error_response(
+                HttpError("UNAVAILABLE", str(told), headers=told.headers), record.request_id
+            )
         return JSONResponse({"ready": True})
 
     async def metrics(self, request: Request) -> Response:
@@ -167,12 +189,16 @@ class Gateway:
         return Response(self.counted.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _authorize(self, request: Request) -> None:
-        """Raises HttpError 401 unless the token was shown, in a time that does not tell how much of it was right."""
+        """Raises HttpError 401 unless the token was shown, in a time that does not tell how much of
+        it was right.
+        """
         token = self._settings.token
         if token is None:
             return
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), token.encode()):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            shown.strip().encode(), token.encode()
+        ):
             raise HttpError(
                 "UNAUTHORIZED",
                 "this gateway wants its token: send the header Authorization: Bearer TOKEN",
@@ -185,7 +211,9 @@ class Gateway:
         try:
             form = await asyncio.wait_for(read_form(request, max_bytes), UPLOAD_TIMEOUT_S)
         except TimeoutError as error:
-            raise HttpError("TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408) from error
+            raise HttpError(
+                "TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408
+            ) from error
         record.image_bytes = None if form.image is None else len(form.image)
         return form
 
@@ -195,7 +223,9 @@ class Gateway:
 
         async def in_turn() -> Answer:
             async with self._turns.turn():
-                return await self._upstream.ask(question, request_id, max(deadline - time.monotonic(), 0.001))
+                return await self._upstream.ask(
+                    question, request_id, max(deadline - time.monotonic(), 0.001)
+                )
 
         try:
             return await asyncio.wait_for(in_turn(), timeout_s)

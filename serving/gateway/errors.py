@@ -1,4 +1,6 @@
-"""Errors as HTTP says them: a status, a stable code and a sentence that tells a stranger nothing about the inside."""
+"""Errors as HTTP says them: a status, a stable code and a sentence that tells a stranger nothing
+about the inside.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ RETRY_AFTER_S = 2
 SAID_OF_FAILURES = {
     "INTERNAL": "the server failed; its log says why, under this request_id",
     "OVERLOADED": "the model server has too much to do: try again later",
-    "TIMEOUT": "no answer in time: try again, or ask for fewer regions, fewer new words or no masks",
+    "TIMEOUT": "no answer in time: try again, or ask for fewer regions, fewer new words or no "
+    "masks",
     "UNAVAILABLE": "the model server cannot be reached at the moment: try again in a few seconds",
 }
 """Said in place of what the inside reports, which names hosts and libraries; the log has that."""
@@ -43,7 +46,11 @@ class HttpError(ServingError):
     """A refusal by the gateway itself, with a status other than its code's, or with headers."""
 
     def __init__(
-        self, code: str, message: str, status: int | None = None, headers: Mapping[str, str] | None = None
+        self,
+        code: str,
+        message: str,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(code, message)
         self.status = STATUS[code] if status is None else status

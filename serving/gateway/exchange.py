@@ -12,13 +12,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from regionspot.serving.contract import ServingError
-from regionspot.serving.gateway.errors import SAID_OF_FAILURES, HttpError, error_response, http_error
+from regionspot.serving.gateway.errors import (
+    SAID_OF_FAILURES,
+    HttpError,
+    error_response,
+    http_error,
+)
 from regionspot.serving.gateway.records import Metrics, Record
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -61,7 +66,9 @@ class _Exchange:
     def __init__(self, scope: Any, receive: Any, send: Any, record: Record) -> None:
         self._receive, self._send, self._record = receive, send, record
         headers = Headers(scope=scope)
-        self._has_read_all = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self._has_read_all = (
+            headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        )
 
     async def receive(self) -> Any:
         message = await self._receive()
@@ -88,15 +95,23 @@ class _Exchange:
             await response(scope, self.receive, self.send)
             return
         response.headers["Connection"] = "close"
-        await self.send({"type": "http.response.start", "status": told.status, "headers": response.raw_headers})
+        await self.send(
+            {"type": "http.response.start", "status": told.status, "headers": response.raw_headers}
+        )
         await self._send({"type": "http.response.body", "body": response.body, "more_body": True})
         await self._drain()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _drain(self) -> None:
-        """Throw away what is still being sent, for a while: closing on a caller who sends would cut off the answer."""
+        """Throw away what is still being sent, for a while: closing on a caller who sends would cut
+        off the answer.
+        """
         deadline, count = time.monotonic() + DRAIN_S, 0
-        while not self._has_read_all and count < DRAIN_BYTES and (left_s := deadline - time.monotonic()) > 0:
+        while (
+            not self._has_read_all
+            and count < DRAIN_BYTES
+            and (left_s := deadline - time.monotonic()) > 0
+        ):
             try:
                 message = await asyncio.wait_for(self.receive(), left_s)
             except TimeoutError:
@@ -105,7 +120,8 @@ class _Exchange:
 
 
 async def while_connected(receive: Any, work: Awaitable[_ResultT]) -> _ResultT:
-    """The result of `work`, which is cancelled when the caller goes away. The request's body must have been read.
+    """The result of `work`, which is cancelled when the caller goes away. The request's body must
+    have been read.
 
     Raises:
         ClientDisconnect: the caller has gone.

@@ -1,7 +1,8 @@
-"""From an HTTP request to a question: everything that can be refused before the model server is troubled.
+"""From an HTTP request to a question: everything that can be refused before the model server is
+troubled.
 
-A multipart form with two parts: `request`, JSON with the KEYS below, and `image`, a file, unless the JSON names a
-handle.
+A multipart form with two parts: `request`, JSON with the KEYS below, and `image`, a file, unless
+the JSON names a handle.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from regionspot.structures import Prompts, as_prompts
 KEYS = ("boxes", "points", "point_labels", "vocabulary", "words", "top_k", "masks", "image_handle")
 PARTS = ("image", "request")
 FORM_SLACK_BYTES = 4 << 20
-"""What a form may hold besides the picture; the largest JSON is 2048 words of 256 characters, escaped."""
+"""What a form may hold besides the picture; the largest JSON is 2048 words of 256 characters,
+escaped.
+"""
 
 _HANDLE = re.compile(r"[\x21-\x7e]{1,256}")
 _MAX_FILE_NAME = 255
@@ -32,7 +35,9 @@ _MAX_FILE_NAME = 255
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """What arrived: the JSON's text, and the image file with the caller's name of it, or None and ""."""
+    """What arrived: the JSON's text, and the image file with the caller's name of it, or None and
+    "".
+    """
 
     request: str
     image: bytes | None
@@ -49,7 +54,8 @@ def check_headers(request: Request, max_bytes: int) -> None:
     if content_type != "multipart/form-data":
         raise HttpError(
             "REQUEST_INVALID",
-            "send a form: Content-Type must be multipart/form-data, with the parts image and request",
+            "send a form: Content-Type must be multipart/form-data, with the parts image and "
+            "request",
             415,
         )
     declared = request.headers.get("content-length", "")
@@ -58,22 +64,29 @@ def check_headers(request: Request, max_bytes: int) -> None:
 
 
 async def read_form(request: Request, max_bytes: int) -> Form:
-    """Read a form into memory, counting its bytes as they come: what Content-Length says proves nothing.
+    """Read a form into memory, counting its bytes as they come: what Content-Length says proves
+    nothing.
 
     Raises:
         HttpError: 413 once it is too large.
         RequestError: no such form.
     """
     counted = Request(request.scope, _counting(request.receive, max_bytes))
-    parser = _MemoryParser(request.headers, counted.stream(), max_files=2, max_fields=2, max_part_size=FORM_SLACK_BYTES)
+    parser = _MemoryParser(
+        request.headers, counted.stream(), max_files=2, max_fields=2, max_part_size=FORM_SLACK_BYTES
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise RequestError("REQUEST_INVALID", f"the form cannot be read: {error.message}") from error
+        raise RequestError(
+            "REQUEST_INVALID", f"the form cannot be read: {error.message}"
+        ) from error
     except (ValueError, LookupError) as error:
         if isinstance(error, RequestError):
             raise
-        raise RequestError("REQUEST_INVALID", "the form cannot be read: its charset must be UTF-8") from error
+        raise RequestError(
+            "REQUEST_INVALID", "the form cannot be read: its charset must be UTF-8"
+        ) from error
     try:
         return await _form_of(form)
     finally:
@@ -102,11 +115,15 @@ def question_of(form: Form, limits: Limits) -> Question:
 
 
 def too_large(max_bytes: int) -> HttpError:
-    return HttpError("IMAGE_TOO_LARGE", f"the request has more than {max_bytes} bytes: scale the picture down")
+    return HttpError(
+        "IMAGE_TOO_LARGE", f"the request has more than {max_bytes} bytes: scale the picture down"
+    )
 
 
 class _MemoryParser(MultiPartParser):
-    """Starlette's, without files on disk: bodies are bounded, and a container may have no place to write."""
+    """Starlette's, without files on disk: bodies are bounded, and a container may have no place to
+    write.
+    """
 
     spool_max_size = 1 << 62
 
@@ -129,7 +146,10 @@ def _counting(receive: Any, max_bytes: int) -> Any:
 async def _form_of(form: FormData) -> Form:
     parts = dict(form)
     if unknown := sorted(set(parts) - set(PARTS)):
-        raise _invalid(f"the form has a part {unknown[0][:64]!r} that is not known here: send {' and '.join(PARTS)}")
+        raise _invalid(
+            f"the form has a part {unknown[0][:64]!r} that is not known here: send "
+            f"{' and '.join(PARTS)}"
+        )
     if len(parts) < len(form.multi_items()):
         raise _invalid("a part of the form was sent twice: send each once")
     request, image = parts.get("request"), parts.get("image")
@@ -137,7 +157,8 @@ async def _form_of(form: FormData) -> Form:
         request = (await request.read()).decode("utf-8", "replace")
     if request is None:
         raise _invalid(
-            'the form has no part "request": send JSON in it, such as {"boxes": [[0, 0, 9, 9]], "words": ["cat"]}'
+            'the form has no part "request": send JSON in it, such as {"boxes": [[0, 0, 9, 9]], '
+            '"words": ["cat"]}'
         )
     if isinstance(image, str):
         raise _invalid('the part "image" must be a file: give it a file name')
@@ -151,13 +172,21 @@ def _json(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise _invalid(f'the part "request" is no JSON{where}; NaN and Infinity are none either') from error
+        where = (
+            f" (line {error.lineno}, column {error.colno})"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
+        raise _invalid(
+            f'the part "request" is no JSON{where}; NaN and Infinity are none either'
+        ) from error
     if not isinstance(content, dict):
         raise _invalid('the part "request" must be a JSON object: {"boxes": ..., "words": ...}')
     if unknown := [key for key in content if key not in KEYS]:
         names = ", ".join(repr(key[:64]) for key in unknown[:5])
-        raise _invalid(f"the request has keys that are not known here: {names}; known are {', '.join(KEYS)}")
+        raise _invalid(
+            f"the request has keys that are not known here: {names}; known are {', '.join(KEYS)}"
+        )
     return {key: value for key, value in content.items() if value is not None}
 
 
@@ -167,7 +196,9 @@ def _no_number(name: str) -> NoReturn:
 
 def _image(file: bytes | None, handle: Any) -> bytes | RemoteImage:
     if (file is None) == (handle is None):
-        raise _invalid('send either a picture as the part "image", or "image_handle" in the request')
+        raise _invalid(
+            'send either a picture as the part "image", or "image_handle" in the request'
+        )
     if file is not None:
         return file
     if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):

@@ -1,7 +1,8 @@
 """The size of an encoded picture, from its first bytes alone.
 
-No decoder of pictures runs in the gateway: opening a file with one may already allocate its canvas (WebP) or inflate
-its texts (PNG), and a bomb must be refused before that. The server looks again, with the decoder that it uses.
+No decoder of pictures runs in the gateway: opening a file with one may already allocate its canvas
+(WebP) or inflate its texts (PNG), and a bomb must be refused before that. The server looks again,
+with the decoder that it uses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ MAX_JPEG_SEGMENTS = 2000
 """Before the size; 32 MB of colour profile and the like in the largest segments are 500."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SIZES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
+_SIZES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # SOF0..SOF15 without DHT, JPG and DAC
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])  # TEM, RST0..RST7, SOI
 
 
@@ -30,7 +35,8 @@ def check_picture(content: bytes, limits: Limits) -> None:
     if width * height > limits.max_image_pixels:
         raise RequestError(
             "IMAGE_TOO_LARGE",
-            f"the picture has {width} x {height} pixels, at most {limits.max_image_pixels} in all: scale it down",
+            f"the picture has {width} x {height} pixels, at most {limits.max_image_pixels} in "
+            "all: scale it down",
         )
 
 
@@ -50,7 +56,8 @@ def picture_size(content: bytes) -> tuple[int, int]:
         else:
             hint = base64_hint(content)
             raise RequestError(
-                "IMAGE_INVALID", f"this is no JPEG, PNG or WebP file: save the picture as one of them{hint}"
+                "IMAGE_INVALID",
+                f"this is no JPEG, PNG or WebP file: save the picture as one of them{hint}",
             )
     except (struct.error, IndexError) as error:
         raise _damaged() from error
@@ -80,11 +87,15 @@ def _size_of_jpeg(content: bytes) -> tuple[int, int]:
 def _size_of_webp(content: bytes) -> tuple[int, int]:
     kind = content[12:16]
     if kind == b"VP8X":  # two 24-bit numbers, less 1
-        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(_three(content, 27), "little")
+        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(
+            _three(content, 27), "little"
+        )
     if kind == b"VP8L" and content[20] == 0x2F:  # 14 bits each, less 1
         (bits,) = struct.unpack_from("<I", content, 21)
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 " and content[23:26] == b"\x9d\x01\x2a":  # 14 bits each; the other two scale, for players
+    if (
+        kind == b"VP8 " and content[23:26] == b"\x9d\x01\x2a"
+    ):  # 14 bits each; the other two scale, for players
         width, height = struct.unpack_from("<HH", content, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise _damaged()
@@ -97,4 +108,6 @@ def _three(content: bytes, position: int) -> bytes:
 
 
 def _damaged() -> RequestError:
-    return RequestError("IMAGE_INVALID", "the picture's file is damaged: its header says no size; save it again")
+    return RequestError(
+        "IMAGE_INVALID", "the picture's file is damaged: its header says no size; save it again"
+    )

@@ -1,4 +1,6 @@
-"""What is said about each request: a line of JSON on stderr, and Prometheus' metrics. Never a picture or the token."""
+"""What is said about each request: a line of JSON on stderr, and Prometheus' metrics. Never a
+picture or the token.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,13 @@ class Record:
     @property
     def route(self) -> str:
         """For labels: one of a few, whatever strangers ask for."""
-        return self.path if self.path in ROUTES else "/static" if self.path.startswith("/static/") else "other"
+        return (
+            self.path
+            if self.path in ROUTES
+            else "/static"
+            if self.path.startswith("/static/")
+            else "other"
+        )
 
     def log(self) -> None:
         """Logs the request; `JsonFormatter` writes the fields."""
@@ -75,7 +83,9 @@ class Record:
             "image_bytes": self.image_bytes,
             "detail": self.detail,
         }
-        logger.info(f"{self.method} {self.path[:MAX_LOGGED_PATH]}: {self.status}", extra={"fields": fields})
+        logger.info(
+            f"{self.method} {self.path[:MAX_LOGGED_PATH]}: {self.status}", extra={"fields": fields}
+        )
 
 
 class Metrics:
@@ -84,7 +94,10 @@ class Metrics:
     def __init__(self, turns: AdmissionQueue) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "regionspot_gateway_requests", "Requests by route and code", ["route", "code"], registry=registry
+            "regionspot_gateway_requests",
+            "Requests by route and code",
+            ["route", "code"],
+            registry=registry,
         )
         self._latency = Histogram(
             "regionspot_gateway_latency_seconds",
@@ -93,11 +106,19 @@ class Metrics:
             registry=registry,
             buckets=_BUCKETS,
         )
-        in_flight = Gauge("regionspot_gateway_in_flight", "Requests that Triton works on", registry=registry)
+        in_flight = Gauge(
+            "regionspot_gateway_in_flight", "Requests that Triton works on", registry=registry
+        )
         in_flight.set_function(lambda: turns.in_flight)
-        waiting = Gauge("regionspot_gateway_waiting", "Requests that arrive, or wait for a turn", registry=registry)
+        waiting = Gauge(
+            "regionspot_gateway_waiting",
+            "Requests that arrive, or wait for a turn",
+            registry=registry,
+        )
         waiting.set_function(lambda: turns.waiting)
-        self._shed = Counter("regionspot_gateway_shed", "Requests refused because too many wait", registry=registry)
+        self._shed = Counter(
+            "regionspot_gateway_shed", "Requests refused because too many wait", registry=registry
+        )
 
     def count(self, record: Record) -> None:
         self._requests.labels(record.route, record.code).inc()

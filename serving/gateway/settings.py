@@ -17,11 +17,13 @@ class GatewaySettings:
     Args:
         url: "HOST:PORT" of the Triton server's gRPC port.
         concurrency: requests in flight to Triton; more than its model instances only wait there.
-        max_waiting: requests that wait for a turn, or whose body is on its way. Any more are refused at once. What they
-            hold in memory is at most (concurrency + max_waiting) x max_body_bytes.
+        max_waiting: requests that wait for a turn, or whose body is on its way. Any more are
+            refused at once. What they hold in memory is at most (concurrency + max_waiting) x
+            max_body_bytes.
         timeout_s: of one request from when its body has arrived, waiting for a turn included.
         token: what callers of /v1 and /metrics must show as a bearer token; None lets everybody in.
-        max_body_bytes: of a request; None takes the server's limit of a picture, and FORM_SLACK_BYTES for the rest.
+        max_body_bytes: of a request; None takes the server's limit of a picture, and
+            FORM_SLACK_BYTES for the rest.
 
     Raises:
         InputError: numbers out of range, a token that no header can carry.
@@ -44,4 +46,7 @@ class GatewaySettings:
         if self.max_body_bytes is not None and self.max_body_bytes < 1:
             raise InputError(f"max_body_bytes must be 1 or more, not {self.max_body_bytes}")
         if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise InputError("the token must be printable ASCII without spaces, at least one character: choose another")
+            raise InputError(
+                "the token must be printable ASCII without spaces, at least one character: choose "
+                "another"
+            )

@@ -1,4 +1,6 @@
-"""The gateway's side of Triton: one client, what the server says of itself, and whether it answers."""
+"""The gateway's side of Triton: one client, what the server says of itself, and whether it
+answers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.messages import Answer, Question
 
 INFO_AGE_S = 5.0
-"""How long the server's description is believed. It is also how soon a server that is gone is noticed."""
+"""How long the server's description is believed. It is also how soon a server that is gone is
+noticed.
+"""
 INFO_TIMEOUT_S = 5.0
 VERDICT_AGE_S = 2.0
 CANARY_TIMEOUT_S = 10.0
@@ -23,7 +27,9 @@ CANARY_TIMEOUT_S = 10.0
 class ModelClient(Protocol):
     """What the gateway asks of a client, such as `AsyncRegionClient`."""
 
-    async def ask(self, question: Question, *, request_id: str = ..., timeout_s: float | None = ...) -> Answer: ...
+    async def ask(
+        self, question: Question, *, request_id: str = ..., timeout_s: float | None = ...
+    ) -> Answer: ...
     async def info(self, refresh: bool = False) -> ServerInfo: ...
     async def close(self) -> None: ...
 
@@ -74,7 +80,9 @@ class Upstream:
         try:
             return await asyncio.wait_for(self._client.info(refresh=True), INFO_TIMEOUT_S)
         except TimeoutError as error:  # the client tries a server that is gone until then
-            raise ServingError("UNAVAILABLE", f"no description of the model within {INFO_TIMEOUT_S} s") from error
+            raise ServingError(
+                "UNAVAILABLE", f"no description of the model within {INFO_TIMEOUT_S} s"
+            ) from error
 
     async def _try_canary(self) -> Exception | None:
         try:
@@ -88,7 +96,9 @@ class Upstream:
 
 
 class _Remembered:
-    """A value that is fetched once for all who want it, and kept for a while. Failures are not kept."""
+    """A value that is fetched once for all who want it, and kept for a while. Failures are not
+    kept.
+    """
 
     def __init__(self, fetch: Callable[[], Any]) -> None:
         self._fetch, self._value = fetch, None

@@ -13,13 +13,29 @@ from regionspot.cli.main import main
 from regionspot.evaluation.detections import Detections
 
 
-def test_onnx_runtime_beside_torch(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_onnx_runtime_beside_torch(
+    mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "accuracy.json"
-    command = ["benchmark", "accuracy", "--artifacts", str(mini_artifacts), "--count", "12", "--json", str(path)]
+    command = [
+        "benchmark",
+        "accuracy",
+        "--artifacts",
+        str(mini_artifacts),
+        "--count",
+        "12",
+        "--json",
+        str(path),
+    ]
     assert main([*command, "--fail-if", "dAP>0.1", "--fail-if", "agreement<0.99"]) == 0
     report = json.loads(path.read_text())
     torch, onnx = report["rows"]
-    assert (torch["runtime"], torch["dAP"], torch["agreement"], torch["classes"]) == ("torch", 0, 1, {})
+    assert (torch["runtime"], torch["dAP"], torch["agreement"], torch["classes"]) == (
+        "torch",
+        0,
+        1,
+        {},
+    )
     assert onnx["runtime"] == "onnxruntime" and onnx["AP"] == pytest.approx(torch["AP"], abs=0.1)
     assert 0 < onnx["max_score_difference"] < 1e-4, "another runtime's last digits differ"
     assert report["conditions"]["protocol"]["images"] == 12

@@ -9,16 +9,39 @@ from pathlib import Path
 
 import pytest
 
-VARIANTS = {"segment_anything", "tokens_only", "ours_torch", "ours_onnxruntime", "ours_openvino", "ours_native"}
+VARIANTS = {
+    "segment_anything",
+    "tokens_only",
+    "ours_torch",
+    "ours_onnxruntime",
+    "ours_openvino",
+    "ours_native",
+}
 
 
 def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "regionspot.benchmarks.decoder", "--model", "regionspot_mini", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "regionspot.benchmarks.decoder",
+        "--model",
+        "regionspot_mini",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_all_variants_agree(tmp_path: Path) -> None:
-    run = benchmark("--boxes", "9,2", "--prompt-chunk", "4", "--threads", "1", "--json", str(tmp_path / "figures.json"))
+    run = benchmark(
+        "--boxes",
+        "9,2",
+        "--prompt-chunk",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+        str(tmp_path / "figures.json"),
+    )
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert list(figures) == ["2", "9", "conditions"]

@@ -11,7 +11,10 @@ from regionspot.benchmarks.mask_encoding import WAYS, main
 
 
 def test_both_ways_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--masks", "3", "--size", "211", "307", "--json", str(tmp_path / "figures.json")]) == 0
+    assert (
+        main(["--masks", "3", "--size", "211", "307", "--json", str(tmp_path / "figures.json")])
+        == 0
+    )
     report = json.loads((tmp_path / "figures.json").read_text())
     assert [row["logits"] for row in report["rows"]] == ["blobs", "noise"]
     for row in report["rows"]:

@@ -1,4 +1,6 @@
-"""`regionspot-benchmark peers`: its report, that what it compares computes the same, and what it refuses."""
+"""`regionspot-benchmark peers`: its report, that what it compares computes the same, and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ from regionspot.benchmarks.flops import count_flops, extrapolate
 from regionspot.benchmarks.peer_rows import VariantResult, rows_of, summary
 from regionspot.benchmarks.peer_variants import Ours
 from regionspot.benchmarks.stages import Stages
-from regionspot.benchmarks.synthetic import SMALLEST_BOX, generated_picture, random_boxes, random_words
+from regionspot.benchmarks.synthetic import (
+    SMALLEST_BOX,
+    generated_picture,
+    random_boxes,
+    random_words,
+)
 from regionspot.cli.benchmark import peers
 from regionspot.errors import InputError
 from regionspot.masks import decode_rle
@@ -30,7 +37,18 @@ from regionspot.transforms import SamTransform, read_image
 
 HEIGHT, WIDTH = 180, 240
 STAGES = {"decode_resize", "sam_encoder", "clip_encoder", "token_decoder", "head", "other"}
-ROW = {"way", "ours", "regions", "masks", "seconds", "repetitions", "peak_mb", "total_mb", "load_peak_mb", "gflop"}
+ROW = {
+    "way",
+    "ours",
+    "regions",
+    "masks",
+    "seconds",
+    "repetitions",
+    "peak_mb",
+    "total_mb",
+    "load_peak_mb",
+    "gflop",
+}
 ROW |= {"speedup", "memory_ratio", "max_score_difference", "mask_difference", "stages", "note"}
 
 
@@ -43,7 +61,18 @@ def options(*arguments: str) -> argparse.Namespace:
 @pytest.fixture(scope="module")
 def report(mini_artifacts_with_masks: Path) -> dict[str, Any]:
     what = ["--peers", "research,onnxruntime_fp32", "--artifacts", str(mini_artifacts_with_masks)]
-    how = ["--regions", "3,1", "--picture", f"{WIDTH}x{HEIGHT}", "--words", "5", "--repetitions", "1", "--threads", "1"]
+    how = [
+        "--regions",
+        "3,1",
+        "--picture",
+        f"{WIDTH}x{HEIGHT}",
+        "--words",
+        "5",
+        "--repetitions",
+        "1",
+        "--threads",
+        "1",
+    ]
     return peers.run(options(*what, *how))
 
 
@@ -63,7 +92,9 @@ def test_rows(report: dict[str, Any]) -> None:
         assert set(row["stages"]) >= STAGES
         assert sum(row["stages"].values()) == pytest.approx(row["seconds"], rel=0.05)
         assert row["max_score_difference"] < 1e-5
-        assert (row["mask_difference"] is not None) == row["masks"] and (row["mask_difference"] or 0) < 1e-3
+        assert (row["mask_difference"] is not None) == row["masks"] and (
+            row["mask_difference"] or 0
+        ) < 1e-3
         assert (row["gflop"] is not None) == (row["way"] == "research")
     exported = [row for row in rows if row["ours"]]
     assert all(row["memory_ratio"] < 1 for row in exported), "without PyTorch in the process"
@@ -73,12 +104,23 @@ def test_summary_and_conditions(report: dict[str, Any]) -> None:
     assert report["benchmark"] == "peers"
     assert list(report["regions"]) == ["1", "3"]
     of_three = report["regions"]["3"]
-    assert of_three["labels_only"]["ours_s"] == of_three["ours_s"] and set(of_three["ours_s"]) == {"onnxruntime_fp32"}
+    assert of_three["labels_only"]["ours_s"] == of_three["ours_s"] and set(of_three["ours_s"]) == {
+        "onnxruntime_fp32"
+    }
     assert of_three["labels_only"]["research_s"] == of_three["research_s"] > 0
-    assert set(of_three["with_masks"]["peak_mb"]) == set(of_three["peak_mb"]) == {"research", "onnxruntime_fp32"}
+    assert (
+        set(of_three["with_masks"]["peak_mb"])
+        == set(of_three["peak_mb"])
+        == {"research", "onnxruntime_fp32"}
+    )
     conditions = report["conditions"]
-    assert {"commit", "torch", "threads", "includes", "memory", "stages", "statistic"} <= set(conditions)
-    assert conditions["weights"] == "the package's own" and f"{WIDTH}x{HEIGHT}" in conditions["picture"]
+    assert {"commit", "torch", "threads", "includes", "memory", "stages", "statistic"} <= set(
+        conditions
+    )
+    assert (
+        conditions["weights"] == "the package's own"
+        and f"{WIDTH}x{HEIGHT}" in conditions["picture"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +138,9 @@ def inputs(model: RegionSpot) -> tuple[bytes, np.ndarray, np.ndarray]:
     return file.getvalue(), random_boxes(11, HEIGHT, WIDTH, rng), words
 
 
-def test_research_and_ours_compute_the_same(model: RegionSpot, inputs: tuple[bytes, np.ndarray, np.ndarray]) -> None:
+def test_research_and_ours_compute_the_same(
+    model: RegionSpot, inputs: tuple[bytes, np.ndarray, np.ndarray]
+) -> None:
     from regionspot.benchmarks.research_pipeline import Research
 
     picture, boxes, words = inputs
@@ -105,7 +149,10 @@ def test_research_and_ours_compute_the_same(model: RegionSpot, inputs: tuple[byt
     assert found.scores.shape == theirs.scores.shape == (11, 6)
     np.testing.assert_allclose(found.scores, theirs.scores, atol=1e-5)
     np.testing.assert_allclose(theirs.scores.sum(1), 1, atol=1e-5)
-    different = [int((decode_rle(a) ^ decode_rle(b)).sum()) for a, b in zip(found.masks, theirs.masks, strict=True)]
+    different = [
+        int((decode_rle(a) ^ decode_rle(b)).sum())
+        for a, b in zip(found.masks, theirs.masks, strict=True)
+    ]
     assert len(different) == 11 and max(different) <= 5
     assert STAGES | {"masks"} == set(research.stages.seconds) == set(ours.stages.seconds)
 
@@ -116,10 +163,14 @@ def test_research_and_ours_compute_the_same(model: RegionSpot, inputs: tuple[byt
     sam_image, size = transform.apply_image(read_image(picture))
     encoded = ours.predictor.pipeline.encode_image(sam_image[None], [size])
     tokens, _ = ours.predictor.pipeline.mask_tokens(encoded, points, labels)
-    np.testing.assert_allclose(tokens[0, :, 0], research.mask_tokens(picture, boxes).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        tokens[0, :, 0], research.mask_tokens(picture, boxes).numpy(), atol=1e-4
+    )
 
 
-def test_crops_score_like_the_evaluation_s(model: RegionSpot, inputs: tuple[bytes, np.ndarray, np.ndarray]) -> None:
+def test_crops_score_like_the_evaluation_s(
+    model: RegionSpot, inputs: tuple[bytes, np.ndarray, np.ndarray]
+) -> None:
     from regionspot.benchmarks.research_pipeline import CROP_BATCH, ClipCrops
     from regionspot.evaluation.baselines import CropSetting
     from regionspot.transforms import crop_boxes, resize_image
@@ -131,7 +182,9 @@ def test_crops_score_like_the_evaluation_s(model: RegionSpot, inputs: tuple[byte
     side = model.clip.image_size
     last = resize_image(crop_boxes(read_image(picture), boxes, CropSetting().scale)[-1], side, side)
     alone = Image.fromarray(last)
-    whole = ClipCrops(model, words, False)(_png(alone), np.array([[0, 0, side, side]], np.float32)).scores
+    whole = ClipCrops(model, words, False)(
+        _png(alone), np.array([[0, 0, side, side]], np.float32)
+    ).scores
     np.testing.assert_allclose(scores[-1], whole[0], atol=1e-5)
 
 
@@ -147,26 +200,36 @@ def test_arithmetic_of_many_regions_follows_from_few(
     picture, boxes, words = inputs
     ours = Ours(model, words, False)
     first = [count_flops(partial(ours, picture, boxes[:count])) for count in (1, 2, 3)]
-    assert count_flops(lambda: ours(picture, boxes)) == pytest.approx(extrapolate(first, 11), rel=1e-4)
+    assert count_flops(lambda: ours(picture, boxes)) == pytest.approx(
+        extrapolate(first, 11), rel=1e-4
+    )
 
 
 def test_arithmetic_is_counted_in_full() -> None:
     import torch
     from torch import nn
 
-    convolution, attention = nn.Conv2d(3, 8, 4, 4), nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    convolution, attention = (
+        nn.Conv2d(3, 8, 4, 4),
+        nn.MultiheadAttention(8, 2, batch_first=True).eval(),
+    )
     patches = torch.rand(1, 5, 8)
     assert count_flops(lambda: convolution(torch.rand(1, 3, 16, 16))) == 2 * 16 * 8 * 3 * 16
     with torch.inference_mode():
         found = count_flops(lambda: attention(patches, patches, patches, need_weights=False))
     assert found == 2 * 5 * 8 * 8 * 4 + 2 * 2 * 5 * 5 * 8
     total = torch.zeros(2, 3, 4)
-    assert count_flops(lambda: total.baddbmm_(torch.rand(2, 3, 5), torch.rand(2, 5, 4))) == 2 * 2 * 3 * 5 * 4
+    assert (
+        count_flops(lambda: total.baddbmm_(torch.rand(2, 3, 5), torch.rand(2, 5, 4)))
+        == 2 * 2 * 3 * 5 * 4
+    )
 
 
 def test_stages_add_up_without_counting_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))
-    monkeypatch.setattr("regionspot.benchmarks.stages.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(
+        "regionspot.benchmarks.stages.time.perf_counter", lambda: float(next(ticks))
+    )
     stages = Stages()
     with stages.of("outer"):
         with stages.of("inner"):
@@ -177,15 +240,28 @@ def test_stages_add_up_without_counting_twice(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_process_that_died_is_a_note(tmp_path: Path) -> None:
     died = {"note": "not measured: crashed (SIGKILL)"}
-    fast = {"regions": 1, "seconds": 2.0, "total_mb": 100.0, "peak_mb": 10.0, "repetitions": 3, "stages": {"head": 2.0}}
+    fast = {
+        "regions": 1,
+        "seconds": 2.0,
+        "total_mb": 100.0,
+        "peak_mb": 10.0,
+        "repetitions": 3,
+        "stages": {"head": 2.0},
+    }
     rows = rows_of(
-        [VariantResult("clip_crops", False, [1, 300], [fast, died]), VariantResult("owlv2", False, [None], [])],
+        [
+            VariantResult("clip_crops", False, [1, 300], [fast, died]),
+            VariantResult("owlv2", False, [None], []),
+        ],
         tmp_path,
     )
     assert [(row["seconds"], row["note"]) for row in rows[:2]] == [(2.0, ""), (None, died["note"])]
     assert rows[1]["speedup"] is None and rows[1]["stages"] == {}
     found = summary(rows, [1, 300])
-    assert found["1"]["labels_only"]["clip_crops_s"] == 2.0 and found["300"]["labels_only"]["clip_crops_s"] is None
+    assert (
+        found["1"]["labels_only"]["clip_crops_s"] == 2.0
+        and found["300"]["labels_only"]["clip_crops_s"] is None
+    )
     assert found["300"]["ours_s"] == {} and "owlv2_s" in found["300"]["labels_only"]
     killed = subprocess.CompletedProcess[bytes]([], -9, b"", b"")
     assert "memory runs out" in parent._failure(killed)
@@ -194,7 +270,9 @@ def test_a_process_that_died_is_a_note(tmp_path: Path) -> None:
 def test_what_is_not_installed_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parent, "find_spec", lambda name: None)
     found = peers.run(options("--peers", "owlv2,grounding_dino", "--regions", "2"))
-    assert [row["note"] for row in found["rows"]] == ["not measured: pip install 'regionspot[peers]'"] * 2
+    assert [row["note"] for row in found["rows"]] == [
+        "not measured: pip install 'regionspot[peers]'"
+    ] * 2
     assert [row["regions"] for row in found["rows"]] == [None, None]
 
 
@@ -269,7 +347,8 @@ import io, numpy as np
 from PIL import Image
 from regionspot.benchmarks.detectors import Detector, build
 tower = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-config = dict(vision_config={**tower, "image_size": 64, "patch_size": 16}, text_config=tower, projection_dim=32)
+vision = {**tower, "image_size": 64, "patch_size": 16}
+config = dict(vision_config=vision, text_config=tower, projection_dim=32)
 file = io.BytesIO()
 Image.new("RGB", (50, 30)).save(file, "PNG")
 print(Detector(build("owlv2", 0, **config), 7, 0)(file.getvalue(), None).scores.shape)

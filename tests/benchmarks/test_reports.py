@@ -35,10 +35,24 @@ def latency(p50_ms: float = 10.0, note: str = "") -> Report:
         }
         for count in (1, 10)
     ]
-    rows.append({**target, "graph": "region_head", "batch": 1, "regions": 10, "n": 5, "p50_ms": 0.25, "peak_mb": None})
+    rows.append(
+        {
+            **target,
+            "graph": "region_head",
+            "batch": 1,
+            "regions": 10,
+            "n": 5,
+            "p50_ms": 0.25,
+            "peak_mb": None,
+        }
+    )
     if note:
         rows.append({"runtime": "openvino", "precision": "int8", "graph": None, "note": note})
-    return {"benchmark": "latency", "rows": rows, "conditions": {"processor": "one", "cpus": 2, "commit": "abc"}}
+    return {
+        "benchmark": "latency",
+        "rows": rows,
+        "conditions": {"processor": "one", "cpus": 2, "commit": "abc"},
+    }
 
 
 def accuracy(ap: float = 72.0, distance: float | None = 0.0) -> Report:
@@ -54,8 +68,28 @@ class TestTables:
     def test_columns_without_figures_are_left_out(self) -> None:
         lines = text(latency()).splitlines()
         assert lines[0] == "Latency"
-        assert lines[1].split() == ["runtime", "precision", "graph", "batch", "regions", "n", "p50", "ms", "roofline"]
-        assert lines[3].split() == ["openvino", "fp32", "whole", "path", "1", "10", "5", "100.00", "50%"]
+        assert lines[1].split() == [
+            "runtime",
+            "precision",
+            "graph",
+            "batch",
+            "regions",
+            "n",
+            "p50",
+            "ms",
+            "roofline",
+        ]
+        assert lines[3].split() == [
+            "openvino",
+            "fp32",
+            "whole",
+            "path",
+            "1",
+            "10",
+            "5",
+            "100.00",
+            "50%",
+        ]
         assert lines[4].split()[-1] == "0.25"
 
     def test_markdown_has_conditions(self) -> None:
@@ -89,7 +123,9 @@ class TestGates:
         (failure,) = check("dAP>0.1", accuracy(distance=None))
         assert "cannot be judged" in failure
 
-    @pytest.mark.parametrize("expression", ["", "dAP", "dAP>", ">1", "dAP>x", "dAP>1.2.3", "dAP=1", "os.system>1"])
+    @pytest.mark.parametrize(
+        "expression", ["", "dAP", "dAP>", ">1", "dAP>x", "dAP>1.2.3", "dAP=1", "os.system>1"]
+    )
     def test_no_expression(self, expression: str) -> None:
         with pytest.raises(InputError, match="operator and a number"):
             check(expression, accuracy())
@@ -103,14 +139,25 @@ class TestCompare:
     def test_ratio_and_distance(self) -> None:
         report = compare(latency(10.0), latency(15.0))
         row = next(row for row in report["rows"] if row["row"] == "openvino fp32 whole path 1 10")
-        assert (row["old"], row["new"], row["ratio"], row["p50_ms_ratio"], row["dp50_ms"]) == (100, 150, 1.5, 1.5, 50)
+        assert (row["old"], row["new"], row["ratio"], row["p50_ms_ratio"], row["dp50_ms"]) == (
+            100,
+            150,
+            1.5,
+            1.5,
+            50,
+        )
         assert len(check("p50_ms_ratio>1.4", report)) == 2
 
     def test_rows_of_one_alone(self) -> None:
         report = compare(latency(), latency(note="not measured"))
-        assert report["rows"][-1] == {"kind": "latency", "row": "openvino int8", "note": "only in the new one"}
+        assert report["rows"][-1] == {
+            "kind": "latency",
+            "row": "openvino int8",
+            "note": "only in the new one",
+        }
         assert check("p50_ms_ratio>1.4", report) == [
-            "p50_ms_ratio>1.4 cannot be judged of compare latency openvino int8: only in the new one"
+            "p50_ms_ratio>1.4 cannot be judged of compare latency openvino int8: only in the new "
+            "one"
         ]
 
     def test_collections_are_compared_by_kind(self) -> None:
@@ -140,7 +187,9 @@ class TestCommand:
         command = ["benchmark", "compare", *map(str, files)]
         assert main(command) == 0
         assert main([*command, "--fail-if", "p50_ms_ratio>1.6"]) == 0
-        assert main([*command, "--fail-if", "p50_ms_ratio>1.6", "--fail-if", "p50_ms_ratio>1.4"]) == 1
+        assert (
+            main([*command, "--fail-if", "p50_ms_ratio>1.6", "--fail-if", "p50_ms_ratio>1.4"]) == 1
+        )
         output = capsys.readouterr()
         assert "1.500" in output.out and output.err.count("failed: ") == 2
 
@@ -152,9 +201,18 @@ class TestCommand:
             for name, path in zip(("json", "html", "markdown"), outputs, strict=True)
             for part in (f"--{name}", str(path))
         ]
-        assert main(["benchmark", "report", str(files[0]), str(tmp_path / "accuracy.json"), *options]) == 0
-        assert [one["benchmark"] for one in load_report(outputs[0])["reports"]] == ["latency", "accuracy"]
-        assert outputs[1].read_text().startswith("<!doctype html>") and "## Accuracy" in outputs[2].read_text()
+        assert (
+            main(["benchmark", "report", str(files[0]), str(tmp_path / "accuracy.json"), *options])
+            == 0
+        )
+        assert [one["benchmark"] for one in load_report(outputs[0])["reports"]] == [
+            "latency",
+            "accuracy",
+        ]
+        assert (
+            outputs[1].read_text().startswith("<!doctype html>")
+            and "## Accuracy" in outputs[2].read_text()
+        )
 
     @pytest.mark.parametrize("library", ["jinja2", "matplotlib"])
     def test_only_a_page_needs_libraries_of_the_extra(
@@ -172,21 +230,30 @@ class TestCommand:
         assert main(command) == 0
         assert main([*command, "--html", str(tmp_path / "page.html")]) == 2
         output = capsys.readouterr()
-        assert "pip install 'regionspot[benchmark]'" in output.err and output.out.count("Latency") == 1
+        assert (
+            "pip install 'regionspot[benchmark]'" in output.err and output.out.count("Latency") == 1
+        )
 
-    def test_two_of_one_kind(self, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_two_of_one_kind(
+        self, files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["benchmark", "report", *map(str, files)]) == 2
         assert "two reports of latency" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        "content", ["{", "[]", "{}", '{"benchmark": "latency"}', '{"benchmark": "latency", "rows": 3}']
+        "content",
+        ["{", "[]", "{}", '{"benchmark": "latency"}', '{"benchmark": "latency", "rows": 3}'],
     )
-    def test_no_report(self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_no_report(
+        self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "file.json").write_text(content)
         assert main(["benchmark", "report", str(tmp_path / "file.json")]) == 2
         assert capsys.readouterr().err.startswith("error: ")
 
-    def test_missing_file_and_unknown_kind(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_missing_file_and_unknown_kind(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["benchmark", "report", str(tmp_path / "none.json")]) == 2
         assert main(["benchmark", "latencies"]) == 2
         assert "Did you mean latency?" in capsys.readouterr().err
@@ -210,15 +277,43 @@ class Ids(HTMLParser):
 
 
 PEERS = [
-    {"way": way, "regions": count, "masks": False, "seconds": seconds * count, "total_mb": 300.0, "peak_mb": 100.0}
+    {
+        "way": way,
+        "regions": count,
+        "masks": False,
+        "seconds": seconds * count,
+        "total_mb": 300.0,
+        "peak_mb": 100.0,
+    }
     | {"ours": way != "research", "stages": {"sam_encoder": seconds, "head": seconds}}
     for way, seconds in (("research", 2.0), ("openvino_fp32", 0.5))
     for count in (1, 10)
 ]
 LOAD = [
-    {"mode": "closed", "concurrency": 2, "offered_per_s": None, "achieved_per_s": 9.0, "p50_ms": 5.0, "p99_ms": 9.0},
-    {"mode": "open", "concurrency": None, "offered_per_s": 4.0, "achieved_per_s": 4.0, "p50_ms": 4.0, "p99_ms": 8.0},
-    {"mode": "open", "concurrency": None, "offered_per_s": 9.0, "achieved_per_s": 0.0, "p50_ms": None, "p99_ms": None},
+    {
+        "mode": "closed",
+        "concurrency": 2,
+        "offered_per_s": None,
+        "achieved_per_s": 9.0,
+        "p50_ms": 5.0,
+        "p99_ms": 9.0,
+    },
+    {
+        "mode": "open",
+        "concurrency": None,
+        "offered_per_s": 4.0,
+        "achieved_per_s": 4.0,
+        "p50_ms": 4.0,
+        "p99_ms": 8.0,
+    },
+    {
+        "mode": "open",
+        "concurrency": None,
+        "offered_per_s": 9.0,
+        "achieved_per_s": 0.0,
+        "p50_ms": None,
+        "p99_ms": None,
+    },
 ]
 TRAIN = [{"what": "extraction", "runtime": "torch", "batch": 8, "n": 3, "images_per_s": 3.0}]
 
@@ -227,7 +322,8 @@ class TestPage:
     def test_every_kind_and_no_other_file(self) -> None:
         reports = [latency(), accuracy()]
         reports += [
-            {"benchmark": kind, "rows": rows} for kind, rows in (("peers", PEERS), ("load", LOAD), ("train", TRAIN))
+            {"benchmark": kind, "rows": rows}
+            for kind, rows in (("peers", PEERS), ("load", LOAD), ("train", TRAIN))
         ]
         page = html_page({"benchmark": "report", "reports": reports})
         parser = Ids()

@@ -12,7 +12,16 @@ from regionspot.cli.main import main
 
 def test_rows(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "train.json"
-    options = ["--artifacts", str(mini_artifacts), "--count", "5", "--batch-size", "2", "--steps", "2"]
+    options = [
+        "--artifacts",
+        str(mini_artifacts),
+        "--count",
+        "5",
+        "--batch-size",
+        "2",
+        "--steps",
+        "2",
+    ]
     assert main(["benchmark", "train", *options, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     rows = [(row["what"], row["runtime"]) for row in report["rows"]]

@@ -25,15 +25,31 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_metrics_are_of_the_head_and_the_ways_beside_it(demo: Path) -> None:
     metrics = json.loads((demo / "metrics.json").read_text())
-    for method in ("head", "shipped_head", "clip_crops", "mask_pooling", "roi_pooling", "constant_token"):
-        assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "AP_base", "AP_novel"} <= set(metrics[method])
-        assert 0 <= metrics[method]["top1"] <= 100 and {"top1_base", "top1_novel"} <= set(metrics[method])
+    for method in (
+        "head",
+        "shipped_head",
+        "clip_crops",
+        "mask_pooling",
+        "roi_pooling",
+        "constant_token",
+    ):
+        assert {"AP", "AP50", "AP75", "APr", "APc", "APf", "AP_base", "AP_novel"} <= set(
+            metrics[method]
+        )
+        assert 0 <= metrics[method]["top1"] <= 100 and {"top1_base", "top1_novel"} <= set(
+            metrics[method]
+        )
         assert metrics[method]["protocol"]["proposals"] == "ground-truth boxes"
     assert (metrics["train_images"], metrics["val_images"]) == (24, 8)
-    assert metrics["regions"] == sum(map(len, _annotations(demo).values())) and metrics["train_seconds"] > 0
+    assert (
+        metrics["regions"] == sum(map(len, _annotations(demo).values()))
+        and metrics["train_seconds"] > 0
+    )
 
 
-def test_crops_are_at_the_setting_that_it_names(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_crops_are_at_the_setting_that_it_names(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = json.loads((demo / "metrics.json").read_text())
     setting = metrics["clip_crops_setting"]
     assert setting in {clip_crops(each).description for each in crop_settings(192, 16)}
@@ -53,14 +69,18 @@ def test_it_leaves_a_head_logs_and_overlays(demo: Path) -> None:
     assert sheet.width > 3 * 768 and len(sheet.getcolors(maxcolors=1 << 24) or ()) > 1000
 
 
-def test_a_second_time_it_trains_nothing_again(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_time_it_trains_nothing_again(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (demo / "train" / "head.safetensors").read_bytes()
     assert main(["demo", "--out", str(demo), *SMALL]) == 0
     assert (demo / "train" / "head.safetensors").read_bytes() == before
     assert "What to try next" in capsys.readouterr().out
 
 
-def test_other_arguments_are_refused_before_anything_is_lost(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_arguments_are_refused_before_anything_is_lost(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (demo / "data" / "train.json").read_bytes()
     assert main(["demo", "--out", str(demo), *SMALL, "--seed", "5"]) == 2
     error = capsys.readouterr().err

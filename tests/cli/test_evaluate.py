@@ -19,25 +19,43 @@ from regionspot.cli.evaluate import COLUMNS, build_parser, format_table
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two pictures with two objects; regionspot_mini with random weights; an empty cache of vocabularies."""
+    """Two pictures with two objects; regionspot_mini with random weights; an empty cache of
+    vocabularies.
+    """
     from regionspot.modeling import presets
 
     create_model = presets.create_model
     monkeypatch.setattr(
-        presets, "create_model", lambda name, **options: create_model(name, **options | {"random_weights": 0})
+        presets,
+        "create_model",
+        lambda name, **options: create_model(name, **options | {"random_weights": 0}),
     )
     monkeypatch.setenv("REGIONSPOT_CACHE", str(tmp_path / "cache"))
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for name in "ab":
         Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(pictures / f"{name}.png")
-    image = {"width": 40, "height": 30, "neg_category_ids": [1, 2], "not_exhaustive_category_ids": []}
+    image = {
+        "width": 40,
+        "height": 30,
+        "neg_category_ids": [1, 2],
+        "not_exhaustive_category_ids": [],
+    }
     mask = [[5, 5, 15, 5, 15, 15, 5, 15]]
     content = {
-        "images": [image | {"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab", start=1)],
+        "images": [
+            image | {"id": i, "file_name": f"{name}.png"} for i, name in enumerate("ab", start=1)
+        ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "coffee cup", "novel": True}],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": i, "bbox": [5, 5, 10, 10], "area": 100, "segmentation": mask}
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": i,
+                "bbox": [5, 5, 10, 10],
+                "area": 100,
+                "segmentation": mask,
+            }
             for i in (1, 2)
         ],
     }
@@ -47,13 +65,27 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(data: Path, *arguments: str) -> int:
-    return command_line.main(["eval", "--data", str(data), "--images", str(data.parent / "pictures"), *arguments])
+    return command_line.main(
+        ["eval", "--data", str(data), "--images", str(data.parent / "pictures"), *arguments]
+    )
 
 
 def test_table_and_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics_file, detections_file = tmp_path / "out" / "metrics.json", tmp_path / "out" / "detections.json"
+    metrics_file, detections_file = (
+        tmp_path / "out" / "metrics.json",
+        tmp_path / "out" / "detections.json",
+    )
     methods = "head,clip_crops,roi_pooling,constant_token"
-    arguments = ["--methods", methods, "--iou-type", "both", "--device", "cpu", "--json", str(metrics_file)]
+    arguments = [
+        "--methods",
+        methods,
+        "--iou-type",
+        "both",
+        "--device",
+        "cpu",
+        "--json",
+        str(metrics_file),
+    ]
     assert run(data, *arguments, "--detections", str(detections_file)) == 0
     output = capsys.readouterr().out
     assert "regionspot_mini by torch in fp32 on 2 images, 2 regions: ground-truth boxes" in output
@@ -66,7 +98,10 @@ def test_table_and_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert set(COLUMNS) < set(metrics["head"]) and set(COLUMNS) == set(metrics["head"]["segm"])
     detections = json.loads((tmp_path / "out" / "detections.head.json").read_text())
     assert len(detections) == 4  # 2 regions x 2 classes
-    assert detections[0]["bbox"] == [5, 5, 10, 10] and detections[0]["segmentation"]["size"] == [30, 40]
+    assert detections[0]["bbox"] == [5, 5, 10, 10] and detections[0]["segmentation"]["size"] == [
+        30,
+        40,
+    ]
 
 
 def test_one_method_and_a_detectors_boxes_by_coco_rules(
@@ -88,9 +123,15 @@ def test_one_method_and_a_detectors_boxes_by_coco_rules(
     [
         (["--methods", "head,guess"], "unknown methods ['guess']"),
         (["--proposals", "absent.json"], "cannot read the proposals absent.json"),
-        (["--images", "nowhere"], "2 of 2 images are not under nowhere: a.png, b.png. There is no such folder"),
+        (
+            ["--images", "nowhere"],
+            "2 of 2 images are not under nowhere: a.png, b.png. There is no such folder",
+        ),
         (["--skip-unreadable", "-1"], "--skip-unreadable must be 0 or more, not -1"),
-        (["--json", "x.json", "--detections", "./x.json"], "--json and --detections of head would both write"),
+        (
+            ["--json", "x.json", "--detections", "./x.json"],
+            "--json and --detections of head would both write",
+        ),
         (
             ["--detections", "-", "--methods", "head,constant_token"],
             "standard output takes the detections of one method",
@@ -132,7 +173,9 @@ def test_annotations_are_checked_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_inputs_are_not_overwritten(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_are_not_overwritten(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = data.read_bytes()
     link = tmp_path / "link.json"
     link.symlink_to(data)
@@ -166,9 +209,19 @@ class TestTuning:
         self, data: Path, training: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         out = tmp_path / "out.json"
-        tuned = ["--tune-on", str(training), "--tune-images", str(tmp_path / "other"), "--tune-count", "1"]
+        tuned = [
+            "--tune-on",
+            str(training),
+            "--tune-images",
+            str(tmp_path / "other"),
+            "--tune-count",
+            "1",
+        ]
         assert run(data, "--methods", "head,roi_pooling", *tuned, "--json", str(out)) == 0
-        assert "(the best of 4 settings on the annotated boxes of 1 images of train.json)" in capsys.readouterr().out
+        assert (
+            "(the best of 4 settings on the annotated boxes of 1 images of train.json)"
+            in capsys.readouterr().out
+        )
         metrics = json.loads(out.read_text())
         assert metrics["head"]["protocol"]["tuned_on"] is None
         tuned_on = metrics["roi_pooling"]["protocol"]["tuned_on"]
@@ -183,8 +236,14 @@ class TestTuning:
                 ["--tune-on", "COPY", "--tune-images", "PICTURES"],
                 "2 pictures of --tune-on are also in --data ('a.png')",
             ),
-            (["--tune-on", "TRAINING", "--methods", "head"], "--tune-on is for baselines: leave it out, or add"),
-            (["--tune-on", "TRAINING", "--tune-count", "0"], "--tune-count must be 1 or more, not 0"),
+            (
+                ["--tune-on", "TRAINING", "--methods", "head"],
+                "--tune-on is for baselines: leave it out, or add",
+            ),
+            (
+                ["--tune-on", "TRAINING", "--tune-count", "0"],
+                "--tune-count must be 1 or more, not 0",
+            ),
             (["--tune-images", "PICTURES"], "--tune-images is of --tune-on"),
             (["--tune-on", "TRAINING", "--json", "TRAINING"], "would overwrite --tune-on"),
         ],
@@ -200,7 +259,12 @@ class TestTuning:
     ) -> None:
         copy = tmp_path / "copy.json"
         copy.write_bytes(data.read_bytes())
-        places = {"DATA": data, "COPY": copy, "TRAINING": training, "PICTURES": tmp_path / "pictures"}
+        places = {
+            "DATA": data,
+            "COPY": copy,
+            "TRAINING": training,
+            "PICTURES": tmp_path / "pictures",
+        }
         before = training.read_bytes()
         words = [str(places.get(word, word)) for word in arguments]
         assert run(data, "--methods", "head,roi_pooling", *words) == 2
@@ -210,13 +274,24 @@ class TestTuning:
 
 def test_files_are_written_though_nobody_reads_the_table(data: Path, tmp_path: Path) -> None:
     metrics_file, detections_file = tmp_path / "metrics.json", tmp_path / "detections.json"
-    command = [sys.executable, "-m", "regionspot.cli.main", "eval", "--data", str(data), "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "regionspot.cli.main",
+        "eval",
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+    ]
     command += ["--images", str(data.parent / "pictures"), "--random-weights", "0"]
     reader, writer = os.pipe()
     os.close(reader)
     try:
         command += ["--json", str(metrics_file), "--detections", str(detections_file)]
-        found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        found = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
     finally:
         os.close(writer)
     assert "Traceback" not in found.stderr
@@ -231,16 +306,24 @@ def test_figures_to_standard_output(data: Path, capfd: pytest.CaptureFixture[str
     assert "LVIS rules; score" in captured.err
 
 
-def test_bad_pictures_are_named_or_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_pictures_are_named_or_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = data.parent / "pictures" / "a.png"
     picture.write_bytes(picture.read_bytes()[:45])
     detections_file = tmp_path / "detections.json"
     assert run(data) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ") and str(picture) in error and error.endswith("--skip-unreadable 1")
+    assert (
+        error.startswith("error: ")
+        and str(picture) in error
+        and error.endswith("--skip-unreadable 1")
+    )
     assert run(data, "--skip-unreadable", "1", "--detections", str(detections_file)) == 0
     output = capsys.readouterr().out
-    assert "on 1 images, 1 regions" in output and "1 pictures left out with their objects:" in output
+    assert (
+        "on 1 images, 1 regions" in output and "1 pictures left out with their objects:" in output
+    )
     assert str(picture) in output
     assert {detection["image_id"] for detection in json.loads(detections_file.read_text())} == {2}
     picture.unlink()
@@ -250,7 +333,9 @@ def test_bad_pictures_are_named_or_left_out(data: Path, tmp_path: Path, capsys: 
     assert "1 pictures left out" in capsys.readouterr().out
 
 
-def test_names_that_are_not_utf_8(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf_8(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     boxes = tmp_path / os.fsdecode(b"caf\xe9.json")
     try:
         boxes.write_text(json.dumps([{"image_id": 2, "bbox": [5, 5, 10, 10], "score": 0.5}]))
@@ -262,11 +347,15 @@ def test_names_that_are_not_utf_8(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert "caf" in json.loads(metrics_file.read_text())["head"]["protocol"]["proposals"]
 
 
-def test_shared_names_and_masks_without_pixels_are_said(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shared_names_and_masks_without_pixels_are_said(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = json.loads(data.read_text())
     content["categories"][1]["name"] = "cat"
     content["annotations"][0]["segmentation"] = [[60, 5, 70, 5, 70, 15]]  # beside the picture
-    content["annotations"][1]["segmentation"] = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]]  # fractions of it
+    content["annotations"][1]["segmentation"] = [
+        [0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]
+    ]  # fractions of it
     data.write_text(json.dumps(content))
     assert run(data, "--iou-type", "segm") == 0
     output = capsys.readouterr().out
@@ -285,36 +374,66 @@ def test_a_bad_mask_is_found_before_the_model_is_loaded(
     data.write_text(json.dumps(content))
     assert run(data, "--iou-type", "both") == 2
     error = capsys.readouterr().err
-    assert "1 of 2 annotations have no usable mask: annotation 1: segmentation: its size [40, 30] is not the" in error
+    assert (
+        "1 of 2 annotations have no usable mask: annotation 1: segmentation: its size [40, 30] is "
+        "not the" in error
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from regionspot.cli.evaluate import build_parser; build_parser().format_help();"
-        "print(sorted({'torch', 'numpy', 'hotcoco'} & set(sys.modules)))"
+        "import sys; from regionspot.cli.evaluate import build_parser; "
+        "build_parser().format_help();print(sorted({'torch', 'numpy', 'hotcoco'} & "
+        "set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
     assert "--proposals" in build_parser().format_help()
 
 
 def test_a_missing_evaluator_is_named() -> None:
     code = (
-        "import sys; sys.modules['hotcoco'] = None; from regionspot.cli.main import main; main(['eval', '--data', 'x'])"
+        "import sys; sys.modules['hotcoco'] = None; from regionspot.cli.main import main; "
+        "main(['eval', '--data', 'x'])"
     )
-    error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    error = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stderr
     assert error == "error: evaluation needs hotcoco: pip install 'regionspot[eval]'\n"
 
 
 def test_a_group_without_classes_is_a_dash() -> None:
-    protocol: dict[str, Any] = {"model": "m", "runtime": "torch", "precision": "fp32", "images": 1, "regions": 2}
+    protocol: dict[str, Any] = {
+        "model": "m",
+        "runtime": "torch",
+        "precision": "fp32",
+        "images": 1,
+        "regions": 2,
+    }
     protocol |= {"proposals": "p", "rules": "coco", "scores": "s", "pairs_per_image": 900}
     protocol |= {"detections_judged": "d", "boxes_dropped": 3}
     protocol |= {"images_skipped": ["a.png is damaged"], "shared_names": 4}
     protocol |= {"masks_without_pixels": 0, "masks_beside_boxes": 0, "method": "the head"}
     figures: dict[str, Any] = dict.fromkeys(COLUMNS, 12.345) | {"APr": None}
-    table = format_table({"head": figures | {"one_label": figures | {"AP": 2.0}, "protocol": protocol}})
+    table = format_table(
+        {"head": figures | {"one_label": figures | {"AP": 2.0}, "protocol": protocol}}
+    )
     rows = [line.split() for line in table.splitlines() if line.startswith("head ")]
-    assert rows == [["head", *["12.3"] * 6, "–", *["12.3"] * 4], ["head", "2.0", *["12.3"] * 5, "–", *["12.3"] * 4]]
-    assert "head: the head" in table and "named right" not in table  # the regions are no annotated boxes
-    for remark in ("3 proposals left out", "1 pictures left out", "a.png is damaged", "4 categories have the name"):
+    assert rows == [
+        ["head", *["12.3"] * 6, "–", *["12.3"] * 4],
+        ["head", "2.0", *["12.3"] * 5, "–", *["12.3"] * 4],
+    ]
+    assert (
+        "head: the head" in table and "named right" not in table
+    )  # the regions are no annotated boxes
+    for remark in (
+        "3 proposals left out",
+        "1 pictures left out",
+        "a.png is damaged",
+        "4 categories have the name",
+    ):
         assert remark in table

@@ -1,4 +1,6 @@
-"""`regionspot-export` from the command line's side: what is made, what is kept, what fails and how it says so."""
+"""`regionspot-export` from the command line's side: what is made, what is kept, what fails and how
+it says so.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_files_and_manifest(pair: Path) -> None:
     entries = read(pair)
-    assert set(entries) == {(name, "onnx", kind) for name in PAIR.split(",") for kind in ("fp32", "fp16")}
+    assert set(entries) == {
+        (name, "onnx", kind) for name in PAIR.split(",") for kind in ("fp32", "fp16")
+    }
     for (name, _, precision), entry in entries.items():
         assert entry["file"] == f"onnx/{precision}/{name}.onnx" and (pair / entry["file"]).is_file()
         assert entry["passed"] is True and entry["build_s"] > 0
@@ -56,12 +60,16 @@ def test_resuming_keeps_what_is_good_and_makes_the_rest(pair: Path, capsys: Capt
     lost.unlink()
     assert export(pair, "--graphs", PAIR, "--precision", "fp32,fp16", "--resume") == 0
     printed = capsys.readouterr().out
-    assert [line for line in printed.splitlines() if line.endswith("making")] == [f"[4/4] {SMALL} onnx fp16: making"]
+    assert [line for line in printed.splitlines() if line.endswith("making")] == [
+        f"[4/4] {SMALL} onnx fp16: making"
+    ]
     assert lost.is_file() and kept.stat().st_mtime_ns == before
     assert printed.count("passed") == 2 * 4  # a line of progress and one of the table for each
 
 
-def test_resuming_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_resuming_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
     from regionspot.export.build import _Build
 
     make = _Build._make
@@ -127,12 +135,24 @@ def test_other_weights_drop_what_was_made_of_the_old(tmp_path: Path, capsys: Cap
     assert f"{SMALL} (onnx, fp16) is of other weights and is dropped" in capsys.readouterr().out
     assert set(read(tmp_path)) == {(SMALL, "onnx", "fp32")}
     assert json.loads((tmp_path / MANIFEST).read_text())["source"] == {"random_weights": 3}
-    assert main(["parity", "torch", str(tmp_path), "--images", "1"]) == 0  # the seed is taken from the manifest
+    assert (
+        main(["parity", "torch", str(tmp_path), "--images", "1"]) == 0
+    )  # the seed is taken from the manifest
 
 
 def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = ["export", "--model", "regionspot_bl", "--out", str(out), "--dry-run", "--trt", "--precision", "fp16"]
+    command = [
+        "export",
+        "--model",
+        "regionspot_bl",
+        "--out",
+        str(out),
+        "--dry-run",
+        "--trt",
+        "--precision",
+        "fp16",
+    ]
     code = (
         "import sys; from regionspot.cli.main import main\n"
         f"status = main({command})\n"
@@ -141,7 +161,9 @@ def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = run.stdout.splitlines()
     assert lines[-1] == "0 set()"
-    assert sum("tensorrt/fp16/" in line for line in lines) == 8 and "24 artefacts, about" in run.stdout
+    assert (
+        sum("tensorrt/fp16/" in line for line in lines) == 8 and "24 artefacts, about" in run.stdout
+    )
     assert not out.exists()
 
 
@@ -168,7 +190,9 @@ def test_errors_are_one_line_and_come_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_artefacts_of_another_model(pair: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artefacts_of_another_model(
+    pair: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from regionspot.modeling import presets
 
     create_model = presets.create_model
@@ -180,15 +204,22 @@ def test_artefacts_of_another_model(pair: Path, capsys: Captured, monkeypatch: p
 
     monkeypatch.setattr(presets, "create_model", renamed)
     assert export(pair, "--graphs", SMALL) == 2
-    assert "holds artefacts of regionspot_mini, and this model is regionspot_other" in capsys.readouterr().err
+    assert (
+        "holds artefacts of regionspot_mini, and this model is regionspot_other"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_missing_library_is_named_with_its_extra() -> None:
     code = (
         "import sys; from regionspot.cli.main import main; import regionspot.export.plan as plan\n"
-        "find = plan.find_spec; plan.find_spec = lambda name: None if name == 'openvino' else find(name)\n"
+        "find = plan.find_spec; plan.find_spec = lambda name: None if name == 'openvino' else "
+        "find(name)\n"
         "sys.exit(main(['export', '--out', 'nowhere', '--openvino']))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 2
-    assert run.stderr == "error: openvino artefacts need openvino: pip install 'regionspot[export,openvino]'\n"
+    assert (
+        run.stderr
+        == "error: openvino artefacts need openvino: pip install 'regionspot[export,openvino]'\n"
+    )

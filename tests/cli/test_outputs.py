@@ -14,11 +14,26 @@ import pytest
 from PIL import Image
 
 from regionspot.cli.main import main
-from regionspot.cli.outputs import artifact_files, check_outputs, is_stdout, json_bytes, table_stream, write_output
+from regionspot.cli.outputs import (
+    artifact_files,
+    check_outputs,
+    is_stdout,
+    json_bytes,
+    table_stream,
+    write_output,
+)
 from regionspot.cli.paths import local_path
 from regionspot.errors import InputError
 
-ASKED = ["--box", "10,5,40,50", "--vocabulary", "red toy,blue toy", "--random-weights", "0", "--no-masks"]
+ASKED = [
+    "--box",
+    "10,5,40,50",
+    "--vocabulary",
+    "red toy,blue toy",
+    "--random-weights",
+    "0",
+    "--no-masks",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +56,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 REFUSED: dict[str, tuple[dict[str, str | None], str]] = {
-    "an input": ({"--json": "a.json"}, "--json a.json would overwrite the annotations, a.json: choose another name"),
-    "an input by a link": ({"--json": "link"}, "--json link would overwrite the annotations, a.json"),
+    "an input": (
+        {"--json": "a.json"},
+        "--json a.json would overwrite the annotations, a.json: choose another name",
+    ),
+    "an input by a link": (
+        {"--json": "link"},
+        "--json link would overwrite the annotations, a.json",
+    ),
     "an input by another way": ({"--json": "folder/../a.json"}, "would overwrite the annotations"),
     "one of several inputs": ({"--json": "b.json"}, "would overwrite a mask, b.json"),
     "a FIFO that is read": ({"--json": "fifo"}, "would overwrite the pipe"),
-    "two outputs": ({"--json": "x", "--out": "x"}, "--json and --out would both write x: choose two names"),
+    "two outputs": (
+        {"--json": "x", "--out": "x"},
+        "--json and --out would both write x: choose two names",
+    ),
     "two names of one": ({"--json": "new.json", "--out": "new link"}, "would both write new link"),
-    "standard output twice": ({"--json": "-", "--out": "/dev/stdout"}, "would both write /dev/stdout"),
+    "standard output twice": (
+        {"--json": "-", "--out": "/dev/stdout"},
+        "would both write /dev/stdout",
+    ),
     "a folder": ({"--json": "folder"}, "--json folder is a folder: name a file in it"),
     "below a file": ({"--json": "a.json/x"}, r"--json a.json/x: .*a.json is no folder"),
     "a loop": ({"--json": "loop"}, "--json loop: its symbolic links form a loop"),
@@ -69,7 +96,9 @@ def test_refused_before_any_work(folder: Path, case: str) -> None:
 
 
 def test_what_may_be_written(folder: Path) -> None:
-    check_outputs({"--json": "new.json", "--out": None}, {"the annotations": "a.json", "a folder": "folder"})
+    check_outputs(
+        {"--json": "new.json", "--out": None}, {"the annotations": "a.json", "a folder": "folder"}
+    )
     check_outputs({"--json": "folder/x/y.json"}, {})
     check_outputs({"--json": os.devnull, "--out": os.devnull}, {"the words": os.devnull})
     check_outputs({"--json": "b.json"}, {"none": None, "words": "a" * 5000})
@@ -93,14 +122,19 @@ def test_standard_output_by_its_names(folder: Path) -> None:
     (folder / "stdout").symlink_to("/dev/stdout")
     assert all(map(is_stdout, ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "stdout"]))
     assert not any(map(is_stdout, ["a.json", "./-", "/dev/stderr", "loop", "none"]))
-    assert table_stream(None, Path("-")) is sys.stderr and table_stream(Path("a.json"), None) is sys.stdout
+    assert (
+        table_stream(None, Path("-")) is sys.stderr
+        and table_stream(Path("a.json"), None) is sys.stdout
+    )
 
 
 def test_text_that_is_no_unicode_stays_json() -> None:
     assert json.loads(json_bytes({"name": "caf\udce9 ü"})) == {"name": "caf\udce9 ü"}
 
 
-@pytest.mark.parametrize("text", ["https://example.com/x.jpg", "s3://bucket/x.jpg", "file:///x.jpg"])
+@pytest.mark.parametrize(
+    "text", ["https://example.com/x.jpg", "s3://bucket/x.jpg", "file:///x.jpg"]
+)
 def test_urls_are_not_fetched(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["predict", text, *ASKED])
@@ -115,7 +149,9 @@ def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
     return lambda *more, image="photo.png": main(["predict", image, *ASKED, *more])
 
 
-def test_json_to_standard_output(predict: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_to_standard_output(
+    predict: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert predict("--json", "-") == 0
     printed = capsys.readouterr()
     assert len(json.loads(printed.out)["regions"]) == 1 and "90 x 60 pixels" in printed.err
@@ -132,7 +168,9 @@ def test_a_device_stays_one(predict: Callable[..., int]) -> None:
     assert stat.S_ISCHR(os.lstat("null").st_mode)
 
 
-def test_a_name_that_is_not_utf8(predict: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_utf8(
+    predict: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     os.rename("photo.png", name)
     assert predict("--json", "o.json", image=name) == 0
@@ -140,7 +178,9 @@ def test_a_name_that_is_not_utf8(predict: Callable[..., int], capsys: pytest.Cap
     assert "caf\\xe9.png: 90 x 60 pixels" in capsys.readouterr().out
 
 
-def test_a_loop_of_links_as_picture(predict: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loop_of_links_as_picture(
+    predict: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     os.symlink("loop.png", "loop.png")
     assert predict("--json", "o.json", image="loop.png") == 2
     assert "loop.png" in capsys.readouterr().err and not Path("o.json").exists()
@@ -156,8 +196,10 @@ def test_write_output_behind_what_was_printed(capfdbinary: pytest.CaptureFixture
 COMMANDS = {
     "predict": "predict photo.png --box 1,1,9,9 --vocabulary words.txt --json words.txt",
     "a mask": "predict photo.png --mask mask.png --vocabulary a,b --out mask.png",
-    "weights": "predict photo.png --box 1,1,9,9 --vocabulary a,b --head-weights head.json --json head.json",
-    "artefacts": "predict photo.png --box 1,1,9,9 --vocabulary a,b --artifacts . --json manifest.json",
+    "weights": "predict photo.png --box 1,1,9,9 --vocabulary a,b --head-weights head.json --json "
+    "head.json",
+    "artefacts": "predict photo.png --box 1,1,9,9 --vocabulary a,b --artifacts . --json "
+    "manifest.json",
     "query": "query photo.png --box 1,1,9,9 --vocabulary a,b --json photo.png",
     "query of a folder": "query . --box 1,1,9,9 --vocabulary a,b --json photo.png",
     "query with annotations": "query . --regions head.json --vocabulary a,b --json head.json",

@@ -37,14 +37,18 @@ def keep_only(directory: Path, *names: str) -> None:
     manifest.save()
 
 
-def test_the_weights_and_their_artefacts(mini_artifacts: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_the_weights_and_their_artefacts(
+    mini_artifacts: Path, tmp_path: Path, capsys: Captured
+) -> None:
     figures = tmp_path / "figures.json"
     assert parity("torch", mini_artifacts, "--json", figures) == 0
     printed = capsys.readouterr().out
     assert "A: torch" in printed and f"B: {mini_artifacts} onnxruntime fp32" in printed
     content = json.loads(figures.read_text())
     assert content["passed"] is True and len(content["graphs"]) == 6
-    assert {"name", "passed", "tolerance", "max_abs_diff", "cosine", "sqnr_db", "outputs"} <= set(content["graphs"][0])
+    assert {"name", "passed", "tolerance", "max_abs_diff", "cosine", "sqnr_db", "outputs"} <= set(
+        content["graphs"][0]
+    )
     assert content["end_to_end"]["top1_agreement"] == 1.0 and content["end_to_end"]["images"] == 1
 
 
@@ -75,7 +79,11 @@ def test_one_weight_changed_with_every_checksum_forged(copied: Path, capsys: Cap
     assert parity("torch", copied) == 1
     printed = capsys.readouterr().out
     assert "clip_image_encoder: patch_tokens: max|Δ|" in printed
-    rows = {line.split()[0]: line.split()[-1] for line in printed.splitlines() if line.endswith(("passed", "FAILED"))}
+    rows = {
+        line.split()[0]: line.split()[-1]
+        for line in printed.splitlines()
+        if line.endswith(("passed", "FAILED"))
+    }
     assert rows == {"clip_image_encoder": "FAILED", "sam_token_decoder_image": "passed"}
 
 
@@ -104,7 +112,9 @@ def test_weights_of_another_training(copied: Path, capsys: Captured) -> None:
         ("{}:tensorrt", "torch", "nothing for tensorrt in fp32"),
     ],
 )
-def test_sides_that_are_none(mini_artifacts: Path, a: str, b: str, message: str, capsys: Captured) -> None:
+def test_sides_that_are_none(
+    mini_artifacts: Path, a: str, b: str, message: str, capsys: Captured
+) -> None:
     assert parity(a.format(mini_artifacts), b.format(mini_artifacts)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error

@@ -1,4 +1,6 @@
-"""`regionspot predict` from its words to its files, on regionspot_mini's architecture with random weights."""
+"""`regionspot predict` from its words to its files, on regionspot_mini's architecture with random
+weights.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from regionspot.cli.predict import EXAMPLE, build_parser
 from regionspot.masks import decode_rle
 
 HEIGHT, WIDTH = 60, 90
-ASKED = ["--box", "10,5,40,50", "--vocabulary", "red toy,blue toy,plain toy", "--random-weights", "0"]
+ASKED = [
+    "--box",
+    "10,5,40,50",
+    "--vocabulary",
+    "red toy,blue toy,plain toy",
+    "--random-weights",
+    "0",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +48,8 @@ from importlib.abc import MetaPathFinder
 
 class NotInstalled(MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "open_clip", "segment_anything", "onnx", "timm"):
+        heavy = ("torch", "torchvision", "open_clip", "segment_anything", "onnx", "timm")
+        if name.partition(".")[0] in heavy:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
@@ -56,22 +66,40 @@ def test_artefacts_need_no_pytorch(
 ) -> None:
     asked = ["predict", str(photo), "--box", "10,5,40,50", "--vocabulary", vocabulary]
     options = ["--runtime", "onnxruntime", "--artifacts", str(mini_artifacts_with_masks)]
-    command = [sys.executable, "-c", WITHOUT_PYTORCH, *asked, *options, "--json", str(tmp_path / "out.json")]
-    run = subprocess.run([*command, "--out", str(tmp_path / "out.png")], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_PYTORCH,
+        *asked,
+        *options,
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    run = subprocess.run(
+        [*command, "--out", str(tmp_path / "out.png")], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert main([*asked, "--json", str(tmp_path / "torch.json")]) == 0
-    found, expected = (json.loads((tmp_path / name).read_text())["regions"][0] for name in ("out.json", "torch.json"))
+    found, expected = (
+        json.loads((tmp_path / name).read_text())["regions"][0]
+        for name in ("out.json", "torch.json")
+    )
     assert found["class"] == expected["class"]
     assert found["score"] == pytest.approx(expected["score"], abs=1e-3)
 
 
-def test_boxes_points_and_masks_to_files(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_points_and_masks_to_files(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     region = np.zeros((HEIGHT, WIDTH), bool)
     region[20:30, 50:80] = True
     Image.fromarray(region).save(tmp_path / "region.png")
     overlay, document = tmp_path / "new" / "overlay.png", tmp_path / "out.json"
     more = ["--box", "0,0,90,60", "--point", "20,30", "--mask", str(tmp_path / "region.png")]
-    assert main(["predict", str(photo), *ASKED, *more, "--out", str(overlay), "--json", str(document)]) == 0
+    assert (
+        main(["predict", str(photo), *ASKED, *more, "--out", str(overlay), "--json", str(document)])
+        == 0
+    )
 
     found = json.loads(document.read_text())
     assert found["image"] == {"file_name": "photo.png", "width": WIDTH, "height": HEIGHT}
@@ -88,12 +116,16 @@ def test_boxes_points_and_masks_to_files(photo: Path, tmp_path: Path, capsys: py
 
     printed = capsys.readouterr().out
     assert "photo.png: 90 x 60 pixels, regionspot_mini, 3 words" in printed
-    assert re.search(r"^0 +10,5,40,50 +(red|blue|plain) toy +0\.\d\d +\w+ toy 0\.\d\d, ", printed, re.MULTILINE)
+    assert re.search(
+        r"^0 +10,5,40,50 +(red|blue|plain) toy +0\.\d\d +\w+ toy 0\.\d\d, ", printed, re.MULTILINE
+    )
     assert f"wrote {overlay}" in printed
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(("suffix", "file_format"), [(".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP")])
+@pytest.mark.parametrize(
+    ("suffix", "file_format"), [(".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP")]
+)
 def test_overlay_formats(photo: Path, tmp_path: Path, suffix: str, file_format: str) -> None:
     overlay = tmp_path / f"overlay{suffix}"
     assert main(["predict", str(photo), *ASKED, "--no-masks", "--out", str(overlay)]) == 0
@@ -112,19 +144,46 @@ def test_fewer_things(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_coco_suffixes_are_left_out_on_request(photo: Path, tmp_path: Path) -> None:
-    """What words the scores are of shows in their order: `wall-stuff` is a word of its own unless asked otherwise."""
+    """What words the scores are of shows in their order: `wall-stuff` is a word of its own unless
+    asked otherwise.
+    """
     regions = []
-    for words, clean in (("wall-stuff,red toy", "coco"), ("wall,red toy", "none"), ("wall-stuff,red toy", "none")):
-        options = ["--vocabulary", words, "--clean-names", clean, "--json", str(tmp_path / "out.json"), "--no-masks"]
+    for words, clean in (
+        ("wall-stuff,red toy", "coco"),
+        ("wall,red toy", "none"),
+        ("wall-stuff,red toy", "none"),
+    ):
+        options = [
+            "--vocabulary",
+            words,
+            "--clean-names",
+            clean,
+            "--json",
+            str(tmp_path / "out.json"),
+            "--no-masks",
+        ]
         assert main(["predict", str(photo), *ASKED, *options]) == 0
         regions.append(json.loads((tmp_path / "out.json").read_text())["regions"][0]["score"])
     assert regions[0] == regions[1] != regions[2]
 
 
-def test_labels_in_a_font_of_ones_own(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_in_a_font_of_ones_own(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "no.ttf").write_bytes(b"no font")
     assert (
-        main(["predict", str(photo), *ASKED, "--out", str(tmp_path / "o.png"), "--font", str(tmp_path / "no.ttf")]) == 2
+        main(
+            [
+                "predict",
+                str(photo),
+                *ASKED,
+                "--out",
+                str(tmp_path / "o.png"),
+                "--font",
+                str(tmp_path / "no.ttf"),
+            ]
+        )
+        == 2
     )
     assert "no.ttf" in capsys.readouterr().err and not (tmp_path / "o.png").exists()
     font = ["--font", str(tmp_path / "no.ttf")]
@@ -139,8 +198,14 @@ def test_labels_in_a_font_of_ones_own(photo: Path, tmp_path: Path, capsys: pytes
         ([*ASKED, "--vocabulary", "cat,cat"], "'cat'"),
         ([*ASKED, "--vocabulary", ""], "vocabulary is empty"),
         ([*ASKED, "--box", "50,5,40,50"], r"box 1 \[50, 5, 40, 50\] is inverted"),
-        ([*ASKED, "--box", "nan,5,40,50"], r"box 1 \[nan, 5, 40, 50\] has a coordinate that is NaN"),
-        ([*ASKED, "--box=-9,-9,-1,-1"], r"box 1 \[-9, -9, -1, -1\] lies wholly outside.*90 x 60 pixels"),
+        (
+            [*ASKED, "--box", "nan,5,40,50"],
+            r"box 1 \[nan, 5, 40, 50\] has a coordinate that is NaN",
+        ),
+        (
+            [*ASKED, "--box=-9,-9,-1,-1"],
+            r"box 1 \[-9, -9, -1, -1\] lies wholly outside.*90 x 60 pixels",
+        ),
         ([*ASKED, "--point", "91,3"], r"point 0 \[91, 3\] lies outside"),
         ([*ASKED, "--mask", "none.png"], "'none.png' does not exist"),
         ([*ASKED, "--top-k", "0"], "--top-k must be 1 or more"),
@@ -150,7 +215,11 @@ def test_labels_in_a_font_of_ones_own(photo: Path, tmp_path: Path, capsys: pytes
     ],
 )
 def test_refuses(
-    photo: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    photo: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(photo.parent)
     before = photo.read_bytes()
@@ -173,18 +242,27 @@ def test_malformed_boxes(box: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["predict", "photo.jpg", "--box", box, "--vocabulary", "cat"])
     assert stopped.value.code == 2
-    assert f"argument --box: '{box}' is not x0,y0,x1,y1: 4 numbers with commas" in capsys.readouterr().err
+    assert (
+        f"argument --box: '{box}' is not x0,y0,x1,y1: 4 numbers with commas"
+        in capsys.readouterr().err
+    )
 
 
-def test_masks_of_different_sizes(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_of_different_sizes(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for index, size in enumerate([(WIDTH, HEIGHT), (5, 5)]):
         Image.new("1", size, 1).save(tmp_path / f"{index}.png")
-    masks = [argument for index in range(2) for argument in ("--mask", str(tmp_path / f"{index}.png"))]
+    masks = [
+        argument for index in range(2) for argument in ("--mask", str(tmp_path / f"{index}.png"))
+    ]
     assert main(["predict", str(photo), *ASKED, *masks]) == 2
     assert "the masks have different sizes, 5 x 5, 90 x 60" in capsys.readouterr().err
 
 
-def test_masks_are_read_before_the_model_is_loaded(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_read_before_the_model_is_loaded(
+    photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("regionspot.cli.predict.load_recognizer", lambda _: pytest.fail("loaded"))
     assert main(["predict", str(photo), *ASKED, "--mask", "none.png"]) == 2
 
@@ -199,13 +277,25 @@ def test_outside_a_mask_may_be_transparent(photo: Path, tmp_path: Path) -> None:
     assert json.loads(document.read_text())["regions"][1]["box"] == [50, 20, 80, 30]
 
 
-def test_a_format_too_small_for_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_format_too_small_for_the_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (16_400, 8)).save(tmp_path / "wide.png")
     overlay, document = tmp_path / "overlay.webp", tmp_path / "out.json"
-    asked = [*ASKED[2:], "--box", "10,1,40,7", "--no-masks", "--out", str(overlay), "--json", str(document)]
+    asked = [
+        *ASKED[2:],
+        "--box",
+        "10,1,40,7",
+        "--no-masks",
+        "--out",
+        str(overlay),
+        "--json",
+        str(document),
+    ]
     assert main(["predict", str(tmp_path / "wide.png"), *asked]) == 2
     assert re.search(
-        r"error: --out .*overlay\.webp: .*16400 x 8 pixels, cannot be written as WEBP .*\.png", capsys.readouterr().err
+        r"error: --out .*overlay\.webp: .*16400 x 8 pixels, cannot be written as WEBP .*\.png",
+        capsys.readouterr().err,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]
 
@@ -215,7 +305,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     document = tmp_path / "out.json"
     document.write_text("old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     assert main(["predict", str(photo), *ASKED, "--json", str(document)]) == 2
     assert "the disk is full" in capsys.readouterr().err
     assert document.read_text() == "old"

@@ -13,7 +13,16 @@ from regionspot.serving.model_config import parameters_of, read_config
 
 def test_init(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "repository"
-    command = ["serve", "init", "--artifacts", str(mini_artifacts), "--out", str(out), "--target", "cpu,onnxruntime"]
+    command = [
+        "serve",
+        "init",
+        "--artifacts",
+        str(mini_artifacts),
+        "--out",
+        str(out),
+        "--target",
+        "cpu,onnxruntime",
+    ]
     assert main([*command, "--vocabulary", "pets=cat,dog", "--limit", "max_regions=5"]) == 0
     printed = capsys.readouterr().out
     assert "serves 7 models on cpu" in printed and "serves 7 models on onnxruntime" in printed
@@ -25,12 +34,27 @@ def test_init(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 REFUSED = {
-    "target": (["init", "--artifacts", "A", "--out", "R", "--target", "gpu"], "there is no target 'gpu'"),
-    "limit": (["init", "--artifacts", "A", "--out", "R", "--limit", "regions=5"], "there is no such limit"),
-    "number": (["init", "--artifacts", "A", "--out", "R", "--limit", "max_words=many"], "they are whole numbers"),
-    "words": (["init", "--artifacts", "A", "--out", "R", "--vocabulary", "cat,dog"], "write NAME=WORDS, such as"),
+    "target": (
+        ["init", "--artifacts", "A", "--out", "R", "--target", "gpu"],
+        "there is no target 'gpu'",
+    ),
+    "limit": (
+        ["init", "--artifacts", "A", "--out", "R", "--limit", "regions=5"],
+        "there is no such limit",
+    ),
+    "number": (
+        ["init", "--artifacts", "A", "--out", "R", "--limit", "max_words=many"],
+        "they are whole numbers",
+    ),
+    "words": (
+        ["init", "--artifacts", "A", "--out", "R", "--vocabulary", "cat,dog"],
+        "write NAME=WORDS, such as",
+    ),
     "artefacts": (["init", "--artifacts", "none", "--out", "R"], "none holds no artefacts"),
-    "repository": (["up", "--repository", "none"], "none is no model repository of regionspot. Make one"),
+    "repository": (
+        ["up", "--repository", "none"],
+        "none is no model repository of regionspot. Make one",
+    ),
 }
 
 
@@ -52,7 +76,10 @@ def test_refused(
 
 def test_down_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "down", "--home", str(tmp_path), "--grpc-port", "8001"]) == 0
-    assert "no server of gRPC port 8001 is running that `regionspot-serve up` started" in capsys.readouterr().out
+    assert (
+        "no server of gRPC port 8001 is running that `regionspot-serve up` started"
+        in capsys.readouterr().out
+    )
 
 
 def test_tokens(tmp_path: Path) -> None:

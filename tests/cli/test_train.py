@@ -26,7 +26,8 @@ def config(tmp_path: Path) -> Path:
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(3)],
         "annotations": [
-            {"id": i, "image_id": i, "category_id": 1, "bbox": [5, 6, 20, 20], "area": 400} for i in range(3)
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [5, 6, 20, 20], "area": 400}
+            for i in range(3)
         ],
         "categories": [{"id": 1, "name": "block"}, {"id": 2, "name": "ball"}],
     }
@@ -51,18 +52,36 @@ def random_towers(monkeypatch: pytest.MonkeyPatch) -> None:
     from regionspot.modeling.presets import create_backbones
     from regionspot.training import setup
 
-    monkeypatch.setattr(setup, "create_backbones", lambda name, *_: create_backbones(name, random_weights=0))
+    monkeypatch.setattr(
+        setup, "create_backbones", lambda name, *_: create_backbones(name, random_weights=0)
+    )
 
 
-def test_print_config_shows_the_merged_settings(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--config", str(config), "steps=9", "--print-config", "optimizer.ema_decay=0.9"]) == 0
+def test_print_config_shows_the_merged_settings(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                str(config),
+                "steps=9",
+                "--print-config",
+                "optimizer.ema_decay=0.9",
+            ]
+        )
+        == 0
+    )
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["steps"], shown["optimizer"]["ema_decay"], shown["batch_size"]) == (9, 0.9, 2)
     assert shown["optimizer"]["max_grad_norm"] == 1.0
 
 
 @pytest.mark.usefixtures("random_towers")
-def test_dry_run_shows_the_plan_and_touches_nothing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_shows_the_plan_and_touches_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(config.parent.rglob("*"))
     assert main(["train", "--config", str(config), "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -77,7 +96,11 @@ def test_train_refuse_and_resume(config: Path, capsys: pytest.CaptureFixture[str
     assert main(["train", "--config", str(config)]) == 0
     head = config.parent / "runs" / "short" / "head.safetensors"
     shown = capsys.readouterr()
-    assert head.is_file() and "data set blocks: 3 images" in shown.out and "short: 4/4 steps" in shown.err
+    assert (
+        head.is_file()
+        and "data set blocks: 3 images" in shown.out
+        and "short: 4/4 steps" in shown.err
+    )
     assert shown.out.endswith(f"wrote {head}\n")
     assert main(["train", "--config", str(config)]) == 2
     assert capsys.readouterr().err.startswith("error: the run ")
@@ -87,7 +110,9 @@ def test_train_refuse_and_resume(config: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.usefixtures("random_towers")
-def test_features_of_earlier_states_are_deleted_on_request(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_of_earlier_states_are_deleted_on_request(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", "--config", str(config)]) == 0
     before = set(config.parent.glob("cache/*/*.safetensors"))
     annotations = config.parent / "train.json"
@@ -95,7 +120,10 @@ def test_features_of_earlier_states_are_deleted_on_request(config: Path, capsys:
     assert main(["train", "--config", str(config), "name=corrected"]) == 0
     assert "1 more files are of earlier states of this data set" in capsys.readouterr().out
     assert main(["train", "--config", str(config), "--delete-unused"]) == 0
-    assert capsys.readouterr().out == f"{before.pop()}\ndeleted 1 files that these data sets do not use\n"
+    assert (
+        capsys.readouterr().out
+        == f"{before.pop()}\ndeleted 1 files that these data sets do not use\n"
+    )
     assert len(list(config.parent.glob("cache/*/*.safetensors"))) == 1
     assert main(["train", "--config", str(config), "name=again"]) == 0
     assert "all there" in capsys.readouterr().out

@@ -85,7 +85,9 @@ def test_images_are_found_below_the_root_or_flat_in_it(tmp_path: Path) -> None:
 
 def named(*names: str) -> dict[str, Any]:
     """A file whose images have these names."""
-    images = [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)]
+    images = [
+        {"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)
+    ]
     return {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
 
 
@@ -118,7 +120,9 @@ def test_names_of_other_systems_are_found(tmp_path: Path, name: str) -> None:
     assert found.is_file() == (name not in ("val/a b.jpg", "val\\a b.jpg"))
 
 
-def test_a_folder_is_listed_once_and_new_files_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_listed_once_and_new_files_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [f"{index}.jpg" for index in range(200)]
     for name in names[:-1]:
         (tmp_path / name).touch()
@@ -131,7 +135,9 @@ def test_a_folder_is_listed_once_and_new_files_are_seen(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("os.path.isfile", noted)
     path = write(tmp_path, named(*names))
-    with pytest.raises(InputError, match=r"1 of 200 images are not under .*: 199\.jpg\. Put them there"):
+    with pytest.raises(
+        InputError, match=r"1 of 200 images are not under .*: 199\.jpg\. Put them there"
+    ):
         CocoDataset.load(path)
     assert len(asked) < 25
     dataset = CocoDataset.load(path, check_images=False)
@@ -154,13 +160,17 @@ def test_two_images_of_one_file_are_refused(tmp_path: Path, names: tuple[str, st
     (tmp_path / "job1").mkdir()
     for name in ("a.png", "job1/a.png"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"the images 0 \(.*\) and 1 \(.*\) are both the file .*a\.png"):
+    with pytest.raises(
+        InputError, match=r"the images 0 \(.*\) and 1 \(.*\) are both the file .*a\.png"
+    ):
         CocoDataset.load(write(tmp_path, named(*names)))
 
 
 def test_a_relative_name_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "img.jpg").touch()
-    with pytest.raises(InputError, match=r"2 of 2 images .* lie directly in that folder, .* correct file_name"):
+    with pytest.raises(
+        InputError, match=r"2 of 2 images .* lie directly in that folder, .* correct file_name"
+    ):
         CocoDataset.load(write(tmp_path, named("job1/img.jpg", "job2/img.jpg")))
 
 
@@ -168,14 +178,18 @@ def test_a_relative_name_may_begin_with_the_roots_own_folders(tmp_path: Path) ->
     (tmp_path / "pics" / "val").mkdir(parents=True)
     (tmp_path / "pics" / "val" / "0.jpg").touch()
     (tmp_path / "pics" / "val" / "1.jpg").touch()
-    dataset = CocoDataset.load(write(tmp_path, named("val/0.jpg", "pics/val/1.jpg")), tmp_path / "pics" / "val")
+    dataset = CocoDataset.load(
+        write(tmp_path, named("val/0.jpg", "pics/val/1.jpg")), tmp_path / "pics" / "val"
+    )
     assert [dataset.image_path(image).name for image in dataset.images] == ["0.jpg", "1.jpg"]
     with pytest.raises(InputError, match="1 of 1 images"):
         CocoDataset.load(write(tmp_path, named("train/0.jpg")), tmp_path / "pics" / "val")
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"2 of 2 images .* b/seven.jpg, http.*000003.jpg.*image root.*--images"):
+    with pytest.raises(
+        InputError, match=r"2 of 2 images .* b/seven.jpg, http.*000003.jpg.*image root.*--images"
+    ):
         CocoDataset.load(write(tmp_path, CONTENT))
     with pytest.raises(InputError, match="There is no such folder"):
         CocoDataset.load(write(tmp_path, CONTENT), tmp_path / "absent")
@@ -183,7 +197,9 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
         CocoDataset.load(write(tmp_path, named("[" * 5000, "line\nbreak.png")))
     assert len(str(found.value)) < 1000 and "\n" not in str(found.value)
     (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match=r"1 of 2 images are not under .*: b\.png\. Put them there, or"):
+    with pytest.raises(
+        InputError, match=r"1 of 2 images are not under .*: b\.png\. Put them there, or"
+    ):
         CocoDataset.load(write(tmp_path, named("a.png", "b.png")))
 
 
@@ -218,8 +234,14 @@ def remove(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
     [
         (lambda content: content.pop("categories"), "no list categories"),
         (lambda content: content.update(images={}), r"'images' must be a list, not \{\}"),
-        (lambda content: content.update(annotations=None), "'annotations' must be a list, not null"),
-        (lambda content: content["images"].append(5), r"images\[2\] must be an object with fields, not 5"),
+        (
+            lambda content: content.update(annotations=None),
+            "'annotations' must be a list, not null",
+        ),
+        (
+            lambda content: content["images"].append(5),
+            r"images\[2\] must be an object with fields, not 5",
+        ),
         (remove("images", 0, "width"), "image 7 has no key 'width'"),
         (remove("images", 0, "id"), r"images\[0\] has no key 'id'"),
         (remove("images", 0, "file_name"), "image 7 has no key 'file_name'"),
@@ -237,14 +259,23 @@ def remove(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
         (change("images", 0, id=2.0**60), r"images\[0\]: id: .* has lost digits as a float"),
         (change("images", 1, id=7), "images share the ids 7"),
         (change("images", 1, id="7"), "images share the ids 7"),
-        (change("images", 1, neg_category_ids=[4]), "image 3: neg_category_ids: there is no category 4"),
+        (
+            change("images", 1, neg_category_ids=[4]),
+            "image 3: neg_category_ids: there is no category 4",
+        ),
         (change("images", 1, neg_category_ids="5"), "image 3: neg_category_ids: must be a list"),
         (change("categories", 0, name=" "), "category 9: name: must be text, not ' '"),
         (change("categories", 0, name=None), "category 9: name: must be text, not null"),
         (change("categories", 0, name=7), "category 9: name: must be text, not 7"),
-        (change("categories", 0, name="cup\ud83d"), "category 9: name: .* holds half a surrogate pair"),
+        (
+            change("categories", 0, name="cup\ud83d"),
+            "category 9: name: .* holds half a surrogate pair",
+        ),
         (change("categories", 0, frequency="x"), "category 9: frequency: must be 'r', 'c' or 'f'"),
-        (change("categories", 0, frequency=["r"]), "category 9: frequency: must be 'r', 'c' or 'f'"),
+        (
+            change("categories", 0, frequency=["r"]),
+            "category 9: frequency: must be 'r', 'c' or 'f'",
+        ),
         (change("categories", 0, novel="perhaps"), "category 9: novel: must be true or false"),
         (change("categories", 0, id=5), "categories share the ids 5"),
         (remove("annotations", 1, "bbox"), "annotation 2 has no key 'bbox'"),
@@ -252,33 +283,92 @@ def remove(key: str, index: int, name: str) -> Callable[[dict[str, Any]], None]:
             change("annotations", 0, bbox=[1, 2, float("nan"), 4]),
             "annotation 1: bbox: must be a finite number, not nan",
         ),
-        (change("annotations", 0, bbox=[1, 2, float("inf"), 4]), "annotation 1: bbox: must be a finite number"),
-        (change("annotations", 0, bbox=[1, 2, "nan", 4]), "annotation 1: bbox: must be a number, not 'nan'"),
-        (change("annotations", 0, bbox=[1, 2, "1_0", 4]), "annotation 1: bbox: must be a number, not '1_0'"),
-        (change("annotations", 0, bbox=[1, 2, True, 4]), "annotation 1: bbox: must be a number, not true"),
-        (change("annotations", 0, bbox=[1, 2, 10**400, 4]), "annotation 1: bbox: must be a finite number"),
-        (change("annotations", 0, bbox=[1, 2, 1e30, 4]), "annotation 1: bbox: .* far beyond any picture"),
-        (change("annotations", 0, bbox=[1, 2, -3, 4]), "annotation 1: bbox: width and height must be 0 or more"),
-        (change("annotations", 0, bbox=[1, 2, 3]), "annotation 1: bbox: must be a list of 4 numbers, not of 3"),
-        (change("annotations", 0, bbox=[]), "annotation 1: bbox: must be a list of 4 numbers, not of 0"),
-        (change("annotations", 0, bbox=None), "annotation 1: bbox: must be a list of 4 numbers, not null"),
-        (change("annotations", 0, bbox={"x": 1}), "annotation 1: bbox: must be a list of 4 numbers"),
+        (
+            change("annotations", 0, bbox=[1, 2, float("inf"), 4]),
+            "annotation 1: bbox: must be a finite number",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, "nan", 4]),
+            "annotation 1: bbox: must be a number, not 'nan'",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, "1_0", 4]),
+            "annotation 1: bbox: must be a number, not '1_0'",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, True, 4]),
+            "annotation 1: bbox: must be a number, not true",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, 10**400, 4]),
+            "annotation 1: bbox: must be a finite number",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, 1e30, 4]),
+            "annotation 1: bbox: .* far beyond any picture",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, -3, 4]),
+            "annotation 1: bbox: width and height must be 0 or more",
+        ),
+        (
+            change("annotations", 0, bbox=[1, 2, 3]),
+            "annotation 1: bbox: must be a list of 4 numbers, not of 3",
+        ),
+        (
+            change("annotations", 0, bbox=[]),
+            "annotation 1: bbox: must be a list of 4 numbers, not of 0",
+        ),
+        (
+            change("annotations", 0, bbox=None),
+            "annotation 1: bbox: must be a list of 4 numbers, not null",
+        ),
+        (
+            change("annotations", 0, bbox={"x": 1}),
+            "annotation 1: bbox: must be a list of 4 numbers",
+        ),
         (change("annotations", 0, area=-1), "annotation 1: area: must be 0 or more, not -1"),
         (change("annotations", 0, area="big"), "annotation 1: area: must be a number, not 'big'"),
-        (change("annotations", 0, iscrowd=2), "annotation 1: iscrowd: must be true or false, 1 or 0, not 2"),
-        (change("annotations", 0, iscrowd="no"), "annotation 1: iscrowd: must be true or false, 1 or 0, not 'no'"),
+        (
+            change("annotations", 0, iscrowd=2),
+            "annotation 1: iscrowd: must be true or false, 1 or 0, not 2",
+        ),
+        (
+            change("annotations", 0, iscrowd="no"),
+            "annotation 1: iscrowd: must be true or false, 1 or 0, not 'no'",
+        ),
         (change("annotations", 0, isgroupof="x"), "annotation 1: isgroupof: must be true or false"),
         (change("annotations", 0, image_id=8), "annotation 1: image_id: there is no image 8"),
-        (change("annotations", 0, image_id=7.5), r"annotation 1: image_id: must be a whole number, not 7\.5"),
-        (change("annotations", 0, image_id="007"), "annotation 1: image_id: there is no image '007'"),
-        (change("annotations", 0, category_id=8), "annotation 1: category_id: there is no category 8"),
-        (change("annotations", 0, category_id=True), "annotation 1: category_id: must be a whole number, not true"),
-        (change("annotations", 0, id=1e999), r"annotations\[0\]: id: must be a whole number, not inf"),
-        (change("annotations", 0, id=False), r"annotations\[0\]: id: must be a whole number, not false"),
+        (
+            change("annotations", 0, image_id=7.5),
+            r"annotation 1: image_id: must be a whole number, not 7\.5",
+        ),
+        (
+            change("annotations", 0, image_id="007"),
+            "annotation 1: image_id: there is no image '007'",
+        ),
+        (
+            change("annotations", 0, category_id=8),
+            "annotation 1: category_id: there is no category 8",
+        ),
+        (
+            change("annotations", 0, category_id=True),
+            "annotation 1: category_id: must be a whole number, not true",
+        ),
+        (
+            change("annotations", 0, id=1e999),
+            r"annotations\[0\]: id: must be a whole number, not inf",
+        ),
+        (
+            change("annotations", 0, id=False),
+            r"annotations\[0\]: id: must be a whole number, not false",
+        ),
         (change("annotations", 0, id=2), "annotations share the ids 2"),
     ],
 )
-def test_bad_content_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_bad_content_is_named(
+    tmp_path: Path, spoil: Callable[[dict[str, Any]], None], message: str
+) -> None:
     content = copy.deepcopy(CONTENT)
     spoil(content)
     with pytest.raises(InputError, match=message) as found:
@@ -303,10 +393,15 @@ def test_numbers_may_be_floats_or_text(tmp_path: Path, spell: Callable[[Any], An
     content["annotations"] = respelled(annotations, spell)
     other = CocoDataset.load(write(tmp_path, content), check_images=False)
     assert [id_key(image.id) for image in other.images] == [image.id for image in plain.images]
-    assert [(c.name, c.novel, c.frequency) for c in other.categories] == [("cat", True, "f"), ("mug", False, "r")]
+    assert [(c.name, c.novel, c.frequency) for c in other.categories] == [
+        ("cat", True, "f"),
+        ("mug", False, "r"),
+    ]
     for image, twin in zip(plain.images, other.images, strict=True):
         assert (image.width, image.height) == (twin.width, twin.height)
-        for one, two in zip(plain.annotations_by_image[image.id], other.annotations_by_image[twin.id], strict=True):
+        for one, two in zip(
+            plain.annotations_by_image[image.id], other.annotations_by_image[twin.id], strict=True
+        ):
             assert (one.box, one.area, one.iscrowd) == (two.box, two.area, two.iscrowd)
             assert (id_key(two.id), id_key(two.category_id)) == (one.id, one.category_id)
 
@@ -343,18 +438,26 @@ def test_ids_of_any_size_and_kind(tmp_path: Path, ids: tuple[Any, Any]) -> None:
     for image, annotation, category, own in zip(
         *(content[key] for key in ("images", "annotations", "categories")), ids, strict=True
     ):
-        image["id"] = annotation["image_id"] = category["id"] = annotation["category_id"] = annotation["id"] = own
+        image["id"] = annotation["image_id"] = category["id"] = annotation[
+            "category_id"
+        ] = annotation["id"] = own
     content["images"][1]["neg_category_ids"] = [ids[0]]
     dataset = CocoDataset.load(write(tmp_path, content), check_images=False)
     assert [image.id for image in dataset.images] == list(ids)
     assert [[a.id for a in dataset.annotations_by_image[i]] for i in ids] == [[ids[0]], [ids[1]]]
-    assert {category.id: category.name for category in dataset.categories} == {ids[0]: "mug", ids[1]: "cat"}
+    assert {category.id: category.name for category in dataset.categories} == {
+        ids[0]: "mug",
+        ids[1]: "cat",
+    }
     assert dataset.images[1].neg_category_ids == (ids[0],)
 
 
 def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
     content = copy.deepcopy(CONTENT)
-    content["annotations"] += [dict(content["annotations"][0]), dict(content["annotations"][0], id="x")]
+    content["annotations"] += [
+        dict(content["annotations"][0]),
+        dict(content["annotations"][0], id="x"),
+    ]
     del content["annotations"][2]["id"]
     content["annotations"][0]["id"] = None
     dataset = CocoDataset.load(write(tmp_path, content), check_images=False)
@@ -363,13 +466,25 @@ def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
 
 def test_optional_fields_may_be_null_and_tiny_negative_sizes_are_zero(tmp_path: Path) -> None:
     content = copy.deepcopy(CONTENT)
-    content["annotations"][0] |= {"area": None, "segmentation": None, "iscrowd": None, "bbox": [1, 2, -0.0001, 20]}
+    content["annotations"][0] |= {
+        "area": None,
+        "segmentation": None,
+        "iscrowd": None,
+        "bbox": [1, 2, -0.0001, 20],
+    }
     content["images"][1] |= {"neg_category_ids": None, "file_name": None}
     content["categories"][0] |= {"frequency": None, "novel": None}
     dataset = CocoDataset.load(write(tmp_path, content), check_images=False)
     first = dataset.annotations_by_image[7][0]
-    assert (first.box, first.area, first.segmentation, first.iscrowd) == ((1, 2, 1, 22), 0, None, False)
-    assert dataset.images[1].neg_category_ids is None and dataset.images[1].file_name.startswith("http")
+    assert (first.box, first.area, first.segmentation, first.iscrowd) == (
+        (1, 2, 1, 22),
+        0,
+        None,
+        False,
+    )
+    assert dataset.images[1].neg_category_ids is None and dataset.images[1].file_name.startswith(
+        "http"
+    )
 
 
 def test_categories_of_one_name_share_a_word(tmp_path: Path) -> None:
@@ -384,7 +499,9 @@ def test_boxes_as_fractions_of_the_picture_are_refused(tmp_path: Path) -> None:
     content = copy.deepcopy(CONTENT)
     content["annotations"][0]["bbox"] = [0.1, 0.2, 0.5, 0.75]
     content["annotations"][1]["bbox"] = [0.5, 0.5, 0.5, 0.51]
-    with pytest.raises(InputError, match=r"annotations: no box reaches further than a pixel .* fractions"):
+    with pytest.raises(
+        InputError, match=r"annotations: no box reaches further than a pixel .* fractions"
+    ):
         CocoDataset.load(write(tmp_path, content), check_images=False)
     content["annotations"][1]["bbox"] = [1, 1, 20, 20]
     assert CocoDataset.load(write(tmp_path, content), check_images=False).num_annotations == 2
@@ -408,15 +525,24 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
         (" \n", "is empty"),
         ("[1, 2]", "is no COCO or LVIS annotation file but a list"),
         ("{}\n{}\n", r"is not JSON \(Extra data.*several JSON values one after another"),
-        ("caf\xe9".encode("latin-1"), r"is not UTF-8 text \(byte 0xe9 at position 3\): save it as UTF-8"),
+        (
+            "caf\xe9".encode("latin-1"),
+            r"is not UTF-8 text \(byte 0xe9 at position 3\): save it as UTF-8",
+        ),
         (gzip.compress(b"{}"), "is compressed: unpack it first"),
         ("[" * 100_000, "is nested too deeply"),
         (
             f'{{"images": [], "annotations": [], "categories": [{"1" * 5000}]}}',
             "a number in it has thousands of digits",
         ),
-        ('{"images": [], "images": [], "annotations": [], "categories": []}', "the key 'images' twice"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1, "id": 2, "name": "a"}]}', "the key 'id' twice"),
+        (
+            '{"images": [], "images": [], "annotations": [], "categories": []}',
+            "the key 'images' twice",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "id": 2, "name": "a"}]}',
+            "the key 'id' twice",
+        ),
         ('{"images": [], "annotations": [{"caption": "a cat"}]}', "has no list categories"),
     ],
 )
@@ -456,6 +582,15 @@ def test_annotations_without_an_id_get_one_that_is_free() -> None:
 
 def test_groups_that_nobody_has_looked_for(tmp_path: Path) -> None:
     content = named("a.jpg")
-    boxes = [{"id": i, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5], "IsGroupOf": i - 1} for i in range(3)]
-    dataset = CocoDataset.load(write(tmp_path, content | {"annotations": boxes}), check_images=False)
-    assert [annotation.iscrowd for annotation in dataset.annotations_by_image[0]] == [False, False, True]
+    boxes = [
+        {"id": i, "image_id": 0, "category_id": 1, "bbox": [1, 1, 5, 5], "IsGroupOf": i - 1}
+        for i in range(3)
+    ]
+    dataset = CocoDataset.load(
+        write(tmp_path, content | {"annotations": boxes}), check_images=False
+    )
+    assert [annotation.iscrowd for annotation in dataset.annotations_by_image[0]] == [
+        False,
+        False,
+        True,
+    ]

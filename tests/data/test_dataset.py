@@ -15,7 +15,14 @@ from PIL import Image
 
 from regionspot.data.augmentation import CropFlip
 from regionspot.data.collate import RegionLimit, pad_regions
-from regionspot.data.dataset import MISSING, BatchSchedule, TrainingSet, describe_left_out, load_training_set, step_seed
+from regionspot.data.dataset import (
+    MISSING,
+    BatchSchedule,
+    TrainingSet,
+    describe_left_out,
+    load_training_set,
+    step_seed,
+)
 from regionspot.errors import InputError
 from regionspot.transforms import resize_image
 
@@ -23,7 +30,9 @@ RECIPE = CropFlip(0.5, 0.5, (400, 500, 600), (384, 600))
 
 
 def write(directory: Path, boxes: list[tuple[int, int, list[float], dict[str, Any]]]) -> Path:
-    """Three images of 40 x 30 with (image, category, xywh, more) annotations; category 3 is novel."""
+    """Three images of 40 x 30 with (image, category, xywh, more) annotations; category 3 is
+    novel.
+    """
     for index in range(3):
         Image.new("RGB", (40, 30)).save(directory / f"{index}.png")
     content = {
@@ -70,11 +79,17 @@ def test_only_usable_regions_are_kept(tmp_path: Path) -> None:
         "boxes without area in the image": 2,
     }
     assert found.notes == ("1 of 3 categories are excluded (exclude: novel)",)
-    assert describe_left_out(found.left_out).startswith("left out 1 images without a usable region, 1 regions of")
+    assert describe_left_out(found.left_out).startswith(
+        "left out 1 images without a usable region, 1 regions of"
+    )
     assert found.region_indices(np.array([1, 0, 1])).tolist() == [1, 2, 0, 1, 2]
     assert found.region_indices(np.array([], np.int64)).tolist() == []
     second = found.select(np.array([1]))
-    assert (second.file_names, second.class_ids.tolist(), second.counts.tolist()) == (("2.png",), [1, 0], [2])
+    assert (second.file_names, second.class_ids.tolist(), second.counts.tolist()) == (
+        ("2.png",),
+        [1, 0],
+        [2],
+    )
     assert second.boxes.tolist() == found.boxes[1:].tolist()
 
 
@@ -100,15 +115,23 @@ def test_classes_may_be_excluded_by_a_list_of_names(tmp_path: Path) -> None:
     assert found.left_out["regions of excluded classes"] == 1
     assert any("lists 1 names that are no class here: zebra" in note for note in found.notes)
     names.write_text("zebra")
-    with pytest.raises(InputError, match=r"none of the names in .*held_out.txt \(exclude\) is a class of .*train.json"):
+    with pytest.raises(
+        InputError,
+        match=r"none of the names in .*held_out.txt \(exclude\) is a class of .*train.json",
+    ):
         load_training_set("d", path, exclude=str(names))
-    with pytest.raises(InputError, match=r"cannot read the list of excluded classes novell: No such file.*none, novel"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot read the list of excluded classes novell: No such file.*none, novel",
+    ):
         load_training_set("d", path, exclude="novell")
     names.write_text("cat\ncup\nnew")
     with pytest.raises(InputError, match=r"has no class to learn: all 3 categories are excluded"):
         load_training_set("d", path, exclude=str(names))
     path.write_text(path.read_text().replace('"novel": true', '"novel": false'))
-    with pytest.raises(InputError, match=r'marks no category "novel": true, so exclude: novel would leave out none'):
+    with pytest.raises(
+        InputError, match=r'marks no category "novel": true, so exclude: novel would leave out none'
+    ):
         load_training_set("d", path, exclude="novel")
 
 
@@ -119,8 +142,14 @@ def test_classes_may_be_excluded_by_a_list_of_names(tmp_path: Path) -> None:
             [(0, 3, [1, 2, 10, 10], {})],
             r"of its 1 annotations, left out 1 regions of excluded classes \(exclude: novel",
         ),
-        ([(0, 5, [1, 2, 9, 9], {"iscrowd": 1})] * 2, r"of its 2 annotations, left out 2 crowd regions \(iscrowd\)$"),
-        ([(0, 5, [50, 2, 9, 9], {})], r"of its 1 annotations, left out 1 boxes without area in the image$"),
+        (
+            [(0, 5, [1, 2, 9, 9], {"iscrowd": 1})] * 2,
+            r"of its 2 annotations, left out 2 crowd regions \(iscrowd\)$",
+        ),
+        (
+            [(0, 5, [50, 2, 9, 9], {})],
+            r"of its 1 annotations, left out 1 boxes without area in the image$",
+        ),
         ([], "it has no annotations$"),
     ],
 )
@@ -145,8 +174,12 @@ def test_digests_follow_the_content(tmp_path: Path) -> None:
 
 
 def test_categories_that_share_a_name_are_one_class(tmp_path: Path) -> None:
-    """As 55 names of V3Det, whose ids are the identity: a region of either is a positive of the one word."""
-    path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 7, [1, 2, 3, 4], {}), (2, 3, [1, 2, 3, 4], {})])
+    """As 55 names of V3Det, whose ids are the identity: a region of either is a positive of the one
+    word.
+    """
+    path = write(
+        tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 7, [1, 2, 3, 4], {}), (2, 3, [1, 2, 3, 4], {})]
+    )
     path.write_text(path.read_text().replace('"cup"', '"cat"'))
     found = load_training_set("d", path)
     assert found.class_names == ("new", "cat") and found.class_ids.tolist() == [1, 1, 0]
@@ -163,7 +196,9 @@ def test_an_excluded_category_does_not_take_its_name_from_another(tmp_path: Path
 
 def test_suffixes_are_cut_off_on_request_only(tmp_path: Path) -> None:
     path = write(tmp_path, [(0, 5, [1, 2, 3, 4], {}), (1, 7, [1, 2, 3, 4], {})])
-    path.write_text(path.read_text().replace('"cup"', '"wall-other"').replace('"cat"', '"wall-stuff"'))
+    path.write_text(
+        path.read_text().replace('"cup"', '"wall-other"').replace('"cat"', '"wall-stuff"')
+    )
     assert load_training_set("d", path).class_names == ("new", "wall-stuff", "wall-other")
     cleaned = load_training_set("d", path, clean_names="coco")
     assert cleaned.class_names == ("new", "wall") and cleaned.class_ids.tolist() == [1, 1]
@@ -182,11 +217,17 @@ def test_pictures_that_are_not_there_are_kept_on_request(tmp_path: Path) -> None
 
 
 def test_a_picture_costs_one_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its size; whether it is there is seen from the listing of its folder. On a network each look takes a while."""
+    """Its size; whether it is there is seen from the listing of its folder. On a network each look
+    takes a while.
+    """
     path = write(tmp_path, [])
     content = json.loads(path.read_text())
-    content["images"] = [{"id": i, "file_name": f"p/{i}.jpg", "width": 9, "height": 9} for i in range(200)]
-    content["annotations"] = [{"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4]} for i in range(200)]
+    content["images"] = [
+        {"id": i, "file_name": f"p/{i}.jpg", "width": 9, "height": 9} for i in range(200)
+    ]
+    content["annotations"] = [
+        {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4]} for i in range(200)
+    ]
     path.write_text(json.dumps(content))
     (tmp_path / "p").mkdir()
     for index in range(200):
@@ -217,8 +258,12 @@ def test_data_sets_take_turns_by_their_ratios() -> None:
     turns = np.array([schedule.batch(step)[0] for step in range(400)]).reshape(100, 4)
     assert all(Counter(turn.tolist()) == {0: 1, 1: 2, 2: 1} for turn in turns)
     assert len({tuple(turn) for turn in turns.tolist()}) == 12
-    seen = np.concatenate([images for dataset, images in map(schedule.batch, range(28)) if dataset == 1])
-    assert (np.sort(seen.reshape(-1, 7), axis=1) == np.arange(7)).all()  # its own epochs, whatever comes between
+    seen = np.concatenate(
+        [images for dataset, images in map(schedule.batch, range(28)) if dataset == 1]
+    )
+    assert (
+        np.sort(seen.reshape(-1, 7), axis=1) == np.arange(7)
+    ).all()  # its own epochs, whatever comes between
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
@@ -238,13 +283,23 @@ def test_padding_to_the_most_regions_of_the_batch() -> None:
     padded, classes, valid = pad_regions(tokens, np.array([5, 6, 7, 8, 9, 4]), np.array([2, 1, 3]))
     assert valid.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert classes.tolist() == [[5, 6, 0], [7, 0, 0], [8, 9, 4]]
-    assert padded[:, :, 0].tolist() == [[0, 2, 0], [4, 0, 0], [6, 8, 10]] and padded.dtype == torch.float32
+    assert (
+        padded[:, :, 0].tolist() == [[0, 2, 0], [4, 0, 0], [6, 8, 10]]
+        and padded.dtype == torch.float32
+    )
 
 
 def test_of_several_tokens_each_is_a_region() -> None:
     tokens = torch.arange(9.0).reshape(3, 3, 1)
     padded, classes, valid = pad_regions(tokens, np.array([5, 6, 7]), np.array([1, 2]))
-    assert padded[0, :, 0].tolist() == [0, 1, 2, 0, 0, 0] and padded[1, :, 0].tolist() == [3, 4, 5, 6, 7, 8]
+    assert padded[0, :, 0].tolist() == [0, 1, 2, 0, 0, 0] and padded[1, :, 0].tolist() == [
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+    ]
     assert classes.tolist() == [[5, 5, 5, 0, 0, 0], [6, 6, 6, 7, 7, 7]]
     assert valid.sum(1).tolist() == [3, 6]
 
@@ -252,7 +307,11 @@ def test_of_several_tokens_each_is_a_region() -> None:
 def test_of_a_crowded_image_a_batch_takes_so_many_regions_drawn_anew_each_step() -> None:
     shown = [np.arange(40) % 4 != 0, np.ones(3, bool)]
     limit = RegionLimit(most=5, seed=7)
-    first, again, later = limit.apply(shown, 0), RegionLimit(5, 7).apply(shown, 0), limit.apply(shown, 1)
+    first, again, later = (
+        limit.apply(shown, 0),
+        RegionLimit(5, 7).apply(shown, 0),
+        limit.apply(shown, 1),
+    )
     assert first[0].sum() == 5 and not (first[0] & ~shown[0]).any()
     assert (first[0] == again[0]).all() and (first[0] != later[0]).any()
     assert (first[1] == shown[1]).all()
@@ -263,7 +322,9 @@ def test_of_a_crowded_image_a_batch_takes_so_many_regions_drawn_anew_each_step()
 
 def test_no_augmentation_when_no_probability() -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    varied, shown = CropFlip(0, 0, (400,), (384, 600))(image, np.zeros((0, 4), np.float32), np.random.default_rng(0))
+    varied, shown = CropFlip(0, 0, (400,), (384, 600))(
+        image, np.zeros((0, 4), np.float32), np.random.default_rng(0)
+    )
     assert varied is image and shown.shape == (0,)
 
 
@@ -276,7 +337,9 @@ def test_a_flip_mirrors_the_image() -> None:
 
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (30, 40), (1200, 300), (1, 1)])
-def test_a_crop_is_384_to_600_pixels_of_an_image_with_shortest_side_400_to_600(size: tuple[int, int]) -> None:
+def test_a_crop_is_384_to_600_pixels_of_an_image_with_shortest_side_400_to_600(
+    size: tuple[int, int],
+) -> None:
     height, width = size
     image = np.zeros((height, width, 3), np.uint8)
     for seed in range(50):
@@ -291,13 +354,17 @@ def test_a_crop_is_384_to_600_pixels_of_an_image_with_shortest_side_400_to_600(s
 @pytest.mark.parametrize("flip", [0, 1])
 def test_regions_that_are_cropped_away_are_left_out(flip: int) -> None:
     """Each box is a bright patch: it is shown if and only if the varied image has a pixel of it."""
-    boxes = np.array([[0, 0, 6, 6], [194, 94, 200, 100], [97, 47, 103, 53], [150, 10, 170, 30]], np.float32)
+    boxes = np.array(
+        [[0, 0, 6, 6], [194, 94, 200, 100], [97, 47, 103, 53], [150, 10, 170, 30]], np.float32
+    )
     left_out = 0
     for seed in range(60):
         image = np.zeros((100, 200, 3), np.uint8)
         for index, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
             image[y0:y1, x0:x1] = index + 1
-        varied, shown = CropFlip(flip, 1, (400, 500, 600), (384, 600))(image, boxes, np.random.default_rng(seed))
+        varied, shown = CropFlip(flip, 1, (400, 500, 600), (384, 600))(
+            image, boxes, np.random.default_rng(seed)
+        )
         assert shown.tolist() == [bool((varied == index + 1).any()) for index in range(len(boxes))]
         left_out += int((~shown).sum())
     assert left_out > 20
@@ -305,10 +372,15 @@ def test_regions_that_are_cropped_away_are_left_out(flip: int) -> None:
 
 def test_the_authors_keep_regions_that_are_cropped_away() -> None:
     """Every region stays, and the crop is drawn once: it may show none of them."""
-    keep, image = CropFlip(0.5, 1, (400, 500, 600), (384, 600), keep_cropped_regions=True), np.zeros((100, 800, 3))
+    keep, image = (
+        CropFlip(0.5, 1, (400, 500, 600), (384, 600), keep_cropped_regions=True),
+        np.zeros((100, 800, 3)),
+    )
     image[:, :2] = 1
     boxes = np.array([[0, 0, 2, 100]], np.float32)
-    varied = [keep(image.astype(np.uint8), boxes, np.random.default_rng(seed)) for seed in range(40)]
+    varied = [
+        keep(image.astype(np.uint8), boxes, np.random.default_rng(seed)) for seed in range(40)
+    ]
     assert all(shown.tolist() == [True] for _, shown in varied)
     assert any(not crop.any() for crop, _ in varied)
 
@@ -320,7 +392,9 @@ def test_an_image_keeps_at_least_one_region() -> None:
 
 
 def test_one_resize_is_close_to_the_authors_three() -> None:
-    """Cropping in original pixels and resizing once, against resizing, cropping and resizing twice more."""
+    """Cropping in original pixels and resizing once, against resizing, cropping and resizing twice
+    more.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = resize_image(noise, 480, 640)  # smooth, as photographs are
     once = resize_image(image[60:420, 120:560], 224, 224)

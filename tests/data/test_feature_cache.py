@@ -1,4 +1,6 @@
-"""The feature cache: whole or not there, any flipped byte is found, and only what is missing is made."""
+"""The feature cache: whole or not there, any flipped byte is found, and only what is missing is
+made.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ from regionspot.transforms import ClipTransform, SamTransform, read_image
 SHAPE = FeatureShape((1, 6), (3, 4), "float16")
 
 
-def make_set(directory: Path, counts: tuple[int, ...] = (2, 1, 3, 1, 2), seed: int = 0) -> TrainingSet:
+def make_set(
+    directory: Path, counts: tuple[int, ...] = (2, 1, 3, 1, 2), seed: int = 0
+) -> TrainingSet:
     """Pictures of 40 x 30 (width x height) with random boxes."""
     rng = np.random.default_rng(seed)
     directory.mkdir(exist_ok=True)
@@ -67,12 +71,16 @@ def features_of(cache: FeatureCache, shard: int) -> Features:
     tokens = regions[:, None, None] + np.zeros((1, *cache.shape.mask_tokens))
     maps = None
     if cache.shape.patch_tokens:
-        maps = (images[:, None, None] + np.zeros((1, *cache.shape.patch_tokens))).astype(cache.shape.dtype)
+        maps = (images[:, None, None] + np.zeros((1, *cache.shape.patch_tokens))).astype(
+            cache.shape.dtype
+        )
     return Features(tokens.astype(cache.shape.dtype), maps)
 
 
 def full_cache(root: Path, shape: FeatureShape = SHAPE) -> FeatureCache:
-    cache = FeatureCache(root / "cache", make_set(root / "pictures"), shape, {"sam": "x"}, images_per_shard=2)
+    cache = FeatureCache(
+        root / "cache", make_set(root / "pictures"), shape, {"sam": "x"}, images_per_shard=2
+    )
     assert [len(cache.shard_images(shard)) for shard in range(cache.num_shards)] == [2, 1, 2]
     for shard in range(cache.num_shards):
         cache.write_shard(shard, features_of(cache, shard))
@@ -119,7 +127,9 @@ def test_a_flipped_byte_anywhere_is_found_and_the_shard_named(tmp_path: Path) ->
     assert cache.missing_shards() == ([], [])
 
 
-def test_damage_under_an_untouched_time_is_found_by_a_full_check_or_when_it_is_read(tmp_path: Path) -> None:
+def test_damage_under_an_untouched_time_is_found_by_a_full_check_or_when_it_is_read(
+    tmp_path: Path,
+) -> None:
     """As by a disk that loses bits: nothing but the content tells."""
     cache = full_cache(tmp_path)
     path, shard = cache.shard_path(1), 1
@@ -135,12 +145,16 @@ def test_damage_under_an_untouched_time_is_found_by_a_full_check_or_when_it_is_r
     assert cache.missing_shards(verify=True)[0] == [shard]
     for read in (cache.load, lambda: cache.open().gather(np.arange(5))):
         damage()
-        with pytest.raises(ArtifactError, match=r"is damaged .*wrong.*: run the same command again"):
+        with pytest.raises(
+            ArtifactError, match=r"is damaged .*wrong.*: run the same command again"
+        ):
             read()
         assert cache.missing_shards()[0] == [shard]  # so that the same command makes it anew
 
 
-def test_shards_that_nobody_touched_are_not_read_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_nobody_touched_are_not_read_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, read = full_cache(tmp_path), []
     real = FeatureCache._read_verified
 
@@ -174,7 +188,11 @@ def test_a_flipped_byte_in_a_record_is_found_when_it_is_read(tmp_path: Path, pos
 def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, damage: str) -> None:
     cache = full_cache(tmp_path)
     path = cache.shard_path(2)
-    content = {"cut": path.read_bytes()[:-20], "empty": b"", "foreign": safetensors.numpy.save({"x": np.zeros(3)})}
+    content = {
+        "cut": path.read_bytes()[:-20],
+        "empty": b"",
+        "foreign": safetensors.numpy.save({"x": np.zeros(3)}),
+    }
     if damage == "gone":
         path.unlink()
     else:
@@ -183,14 +201,27 @@ def test_a_shard_that_is_not_whole_is_made_again(tmp_path: Path, damage: str) ->
 
 
 def test_a_cache_is_found_by_everything_the_features_depend_on(tmp_path: Path) -> None:
-    def shards(counts: tuple[int, ...] = (2, 1), seed: int = 0, shape: FeatureShape = SHAPE, sam: str = "x") -> Any:
-        cache = FeatureCache(tmp_path, make_set(tmp_path / "p", counts, seed), shape, {"sam": sam}, 2)
+    def shards(
+        counts: tuple[int, ...] = (2, 1), seed: int = 0, shape: FeatureShape = SHAPE, sam: str = "x"
+    ) -> Any:
+        cache = FeatureCache(
+            tmp_path, make_set(tmp_path / "p", counts, seed), shape, {"sam": sam}, 2
+        )
         return tuple(cache.shard_path(shard) for shard in range(cache.num_shards))
 
     assert shards() == shards()
-    relabelled = replace(make_set(tmp_path / "p", (2, 1)), class_ids=np.array([1, 0, 1]), class_names=("c", "d"))
-    assert FeatureCache(tmp_path, relabelled, SHAPE, {"sam": "x"}, 2).shard_path(0) == shards()[0]  # of no class
-    others = [shards((1, 2)), shards(seed=1), shards(shape=FeatureShape((3, 6), (3, 4), "float16")), shards(sam="y")]
+    relabelled = replace(
+        make_set(tmp_path / "p", (2, 1)), class_ids=np.array([1, 0, 1]), class_names=("c", "d")
+    )
+    assert (
+        FeatureCache(tmp_path, relabelled, SHAPE, {"sam": "x"}, 2).shard_path(0) == shards()[0]
+    )  # of no class
+    others = [
+        shards((1, 2)),
+        shards(seed=1),
+        shards(shape=FeatureShape((3, 6), (3, 4), "float16")),
+        shards(sam="y"),
+    ]
     assert len({shards(), *others}) == 5
 
 
@@ -242,25 +273,36 @@ def test_files_that_no_data_set_uses_any_more_are_listed(tmp_path: Path) -> None
     cache = full_cache(tmp_path)
     assert cache.unused_files() == []
     boxes = cache.training_set.boxes + np.float32(1)
-    corrected = FeatureCache(tmp_path / "cache", replace(cache.training_set, boxes=boxes), SHAPE, {"sam": "x"}, 2)
+    corrected = FeatureCache(
+        tmp_path / "cache", replace(cache.training_set, boxes=boxes), SHAPE, {"sam": "x"}, 2
+    )
     assert corrected.directory == cache.directory
     assert corrected.unused_files() == sorted(cache.shard_path(shard) for shard in range(3))
-    earlier, of_another_set = (tmp_path / "cache" / f"{name}-{'0a' * 8}" for name in ("set", "set-b"))
+    earlier, of_another_set = (
+        tmp_path / "cache" / f"{name}-{'0a' * 8}" for name in ("set", "set-b")
+    )
     for directory in (earlier, of_another_set):
         directory.mkdir()
         (directory / "cache.json").write_text('{"format": 2}')
         (directory / "shard_00000.safetensors").write_bytes(b"old")
     other_weights = FeatureCache(tmp_path / "cache", cache.training_set, SHAPE, {"sam": "y"}, 2)
-    assert other_weights.unused_files() == sorted(earlier.iterdir())  # not the cache of the first weights
+    assert other_weights.unused_files() == sorted(
+        earlier.iterdir()
+    )  # not the cache of the first weights
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = FeatureCache(tmp_path / "a" / "b", make_set(tmp_path / "p"), FeatureShape((1, 6), None, "float32"), {}, 2)
+    cache = FeatureCache(
+        tmp_path / "a" / "b", make_set(tmp_path / "p"), FeatureShape((1, 6), None, "float32"), {}, 2
+    )
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage(0, 0, 1 << 20))
-    with pytest.raises(InputError, match=r"need 64.0 MiB, but .* has 1.0 MiB free: .*features.cache_dir=DIR, or halve"):
+    with pytest.raises(
+        InputError,
+        match=r"need 64.0 MiB, but .* has 1.0 MiB free: .*features.cache_dir=DIR, or halve",
+    ):
         check_space([cache], [[0]])
     check_space([cache], [[]])
 
@@ -269,7 +311,9 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
 def test_a_disk_that_fills_up_loses_no_finished_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    """`fsync` fails at its call-th call: of a shard, of its directory (which then is in place), never."""
+    """`fsync` fails at its call-th call: of a shard, of its directory (which then is in place),
+    never.
+    """
     cache = full_cache(tmp_path)
     cache.shard_path(1).unlink()
     calls = iter(range(100))
@@ -298,7 +342,9 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     cache = full_cache(tmp_path)
     features = features_of(cache, 0)
     features.mask_tokens[0] = np.inf
-    with pytest.raises(InputError, match=r"mask_tokens of shard 0 of set have infinite .*features.dtype=float32"):
+    with pytest.raises(
+        InputError, match=r"mask_tokens of shard 0 of set have infinite .*features.dtype=float32"
+    ):
         cache.write_shard(0, features)
 
 
@@ -314,7 +360,9 @@ def extractor_of(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> Featur
     return FeatureExtractor(pipeline_from_backbones(sam, clip), **options)
 
 
-def filled(root: Path, training_set: TrainingSet, extractor: FeatureExtractor, **options: Any) -> FeatureCache:
+def filled(
+    root: Path, training_set: TrainingSet, extractor: FeatureExtractor, **options: Any
+) -> FeatureCache:
     """A cache of two images a shard."""
     cache = make_cache(root / "cache", training_set, extractor, images_per_shard=2)
     fill_caches([cache], extractor, **options)
@@ -339,11 +387,17 @@ def test_features_are_those_of_each_image_by_itself(
         frame, size = SamTransform(256).apply_image(image)
         points = torch.from_numpy(SamTransform(256).apply_points(prompts.points, 30, 40))[None]
         with torch.inference_mode():
-            embedding = sam.encode_image(torch.from_numpy(frame).permute(2, 0, 1)[None], torch.tensor([size]))
-            expected = sam.mask_tokens(embedding, points, torch.from_numpy(prompts.labels)[None], multimask).tokens[0]
+            embedding = sam.encode_image(
+                torch.from_numpy(frame).permute(2, 0, 1)[None], torch.tensor([size])
+            )
+            expected = sam.mask_tokens(
+                embedding, points, torch.from_numpy(prompts.labels)[None], multimask
+            ).tokens[0]
             torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
             if maps is not None:
-                pixels = torch.from_numpy(ClipTransform(192).apply_image(image)).permute(2, 0, 1)[None]
+                pixels = torch.from_numpy(ClipTransform(192).apply_image(image)).permute(2, 0, 1)[
+                    None
+                ]
                 torch.testing.assert_close(maps, clip.encode_image(pixels), rtol=1e-4, atol=1e-4)
     assert (maps is not None) == with_clip
 
@@ -351,7 +405,10 @@ def test_features_are_those_of_each_image_by_itself(
 def test_a_damaged_shard_alone_is_computed_again(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_set, extractor = make_set(tmp_path / "pictures"), extractor_of(*backbones, dtype="float16")
+    training_set, extractor = (
+        make_set(tmp_path / "pictures"),
+        extractor_of(*backbones, dtype="float16"),
+    )
     cache = filled(tmp_path, training_set, extractor)
     whole = [cache.shard_path(shard).read_bytes() for shard in range(3)]
     damaged = bytearray(whole[1])
@@ -366,7 +423,9 @@ def test_a_damaged_shard_alone_is_computed_again(
         real(self, shard, features)
 
     monkeypatch.setattr(FeatureCache, "write_shard", write)
-    with pytest.warns(UserWarning, match=r"safetensors is damaged \(its checksum is wrong\); it is made again"):
+    with pytest.warns(
+        UserWarning, match=r"safetensors is damaged \(its checksum is wrong\); it is made again"
+    ):
         filled(tmp_path, training_set, extractor)
     assert written == [1]
     again = [cache.shard_path(shard).read_bytes() for shard in range(3)]
@@ -380,13 +439,18 @@ def _without_time(shard: bytes) -> tuple[dict[str, bytes], tuple[str, ...]]:
     return {name: array.tobytes() for name, array in arrays.items()}, records
 
 
-def test_changed_weights_make_a_new_cache(tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]) -> None:
+def test_changed_weights_make_a_new_cache(
+    tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]
+) -> None:
     training_set = make_set(tmp_path / "pictures")
 
     def key(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> str:
         return make_cache(tmp_path, training_set, extractor_of(sam, clip, **options), 2).key
 
-    (sam, clip), (other_sam, other_clip) = backbones, create_backbones("regionspot_mini", random_weights=1)
+    (sam, clip), (other_sam, other_clip) = (
+        backbones,
+        create_backbones("regionspot_mini", random_weights=1),
+    )
     keys = [key(sam, clip), key(other_sam, clip), key(sam, other_clip), key(sam, clip, maps=False)]
     assert len(set(keys)) == 4
     assert key(sam, other_clip, maps=False) == keys[3]
@@ -399,7 +463,8 @@ sys.path.insert(0, sys.argv[1])
 from test_feature_cache import *
 torch.set_num_threads(1)
 extractor = extractor_of(*create_backbones("regionspot_mini", random_weights=0))
-filled(Path(sys.argv[2]), make_set(Path(sys.argv[2]) / "pictures", (1,) * 60), extractor, batch_size=1)
+pictures = make_set(Path(sys.argv[2]) / "pictures", (1,) * 60)
+filled(Path(sys.argv[2]), pictures, extractor, batch_size=1)
 """
 
 
@@ -408,7 +473,9 @@ def test_killed_in_the_middle_finished_shards_are_kept(
 ) -> None:
     here = Path(__file__)
     environment = {**os.environ, "PYTHONPATH": str(here.parents[2]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(here.parent), str(tmp_path)], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(here.parent), str(tmp_path)], env=environment
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list(tmp_path.glob("cache/*/*.safetensors"))) < 3:
         time.sleep(0.002)
@@ -453,9 +520,14 @@ def test_pictures_that_cannot_be_used_are_skipped_up_to_a_ceiling(
     whole = filled(tmp_path, make_set(tmp_path / "pictures"), extractor).load()
     training_set = break_pictures(make_set(tmp_path / "pictures"), 1, 2)  # 2 is a shard of its own
     training_set.paths[0].unlink()
-    with pytest.raises(InputError, match=r"f[01]\.png.*\(features.on_error=skip leaves such images out.\)"):
+    with pytest.raises(
+        InputError, match=r"f[01]\.png.*\(features.on_error=skip leaves such images out.\)"
+    ):
         filled(tmp_path, training_set, extractor)
-    with pytest.raises(InputError, match=r"more than 2 of the 5 images of set cannot be used: .*f0.png.*max_skipped"):
+    with pytest.raises(
+        InputError,
+        match=r"more than 2 of the 5 images of set cannot be used: .*f0.png.*max_skipped",
+    ):
         filled(tmp_path, training_set, extractor, max_skipped=0.3)
     cache = filled(tmp_path, training_set, extractor, max_skipped=0.5)
     assert sorted(cache.skipped()) == [0, 1, 2]
@@ -482,10 +554,14 @@ def test_skipped_pictures_are_remembered_counted_and_tried_again_on_request(
     with pytest.raises(InputError, match="more than 0 of the 5 images"):
         filled(tmp_path, training_set, extractor, max_skipped=0.0)
     with pytest.raises(InputError, match=r"f1\.png"):
-        filled(tmp_path, training_set, extractor)  # without skipping, the picture is looked at again
+        filled(
+            tmp_path, training_set, extractor
+        )  # without skipping, the picture is looked at again
 
 
-def test_a_data_set_is_never_skipped_whole(tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]) -> None:
+def test_a_data_set_is_never_skipped_whole(
+    tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone]
+) -> None:
     training_set = break_pictures(make_set(tmp_path / "pictures", (1, 1)), 0, 1)
     with pytest.raises(InputError, match="more than 1 of the 2 images of set cannot be used"):
         filled(tmp_path, training_set, extractor_of(*backbones), max_skipped=1.0)
@@ -494,10 +570,16 @@ def test_a_data_set_is_never_skipped_whole(tmp_path: Path, backbones: tuple[SamB
 # --- several processes on one cache ---
 
 
-def test_those_who_fill_one_cache_at_a_time_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here two threads with locks of their own, which are to the system what those of two processes are."""
+def test_those_who_fill_one_cache_at_a_time_share_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here two threads with locks of their own, which are to the system what those of two processes
+    are.
+    """
     training_set, made, both = make_set(tmp_path / "pictures", (1,) * 24), [], threading.Barrier(2)
-    extractors = [extractor_of(*create_backbones("regionspot_mini", random_weights=0)) for _ in range(2)]
+    extractors = [
+        extractor_of(*create_backbones("regionspot_mini", random_weights=0)) for _ in range(2)
+    ]
     real = FeatureCache.write_shard
 
     def write(self: FeatureCache, shard: int, features: Features) -> None:
@@ -511,7 +593,9 @@ def test_those_who_fill_one_cache_at_a_time_share_the_work(tmp_path: Path, monke
     monkeypatch.setattr(FeatureCache, "write_shard", write)
     with ThreadPoolExecutor(2) as pool:
         caches = list(pool.map(fill, extractors))
-    assert sorted(shard for _, shard in made) == list(range(caches[0].num_shards))  # each shard once
+    assert sorted(shard for _, shard in made) == list(
+        range(caches[0].num_shards)
+    )  # each shard once
     assert len({thread for thread, _ in made}) == 2
     assert caches[0].missing_shards(verify=True) == ([], [])
     assert list(caches[0].directory.glob(".*")) == []
@@ -519,7 +603,9 @@ def test_those_who_fill_one_cache_at_a_time_share_the_work(tmp_path: Path, monke
 
 def test_a_shard_is_held_by_one_process_at_a_time_and_let_go_of(tmp_path: Path) -> None:
     cache = full_cache(tmp_path)
-    other = FeatureCache(tmp_path / "cache", cache.training_set, SHAPE, {"sam": "x"}, images_per_shard=2)
+    other = FeatureCache(
+        tmp_path / "cache", cache.training_set, SHAPE, {"sam": "x"}, images_per_shard=2
+    )
     with cache.claim(0) as mine, other.claim(0) as theirs, other.claim(1) as another:
         assert (mine, theirs, another) == (True, False, True)
     with other.claim(0) as free:
@@ -535,8 +621,12 @@ def test_the_estimate_comes_before_the_work(
     caplog.set_level(logging.INFO, "regionspot")
     extractor = extractor_of(*backbones)
     cache = make_cache(tmp_path, make_set(tmp_path / "pictures"), extractor, 2)
-    monkeypatch.setattr(extraction, "_extract_shard", lambda *_: pytest.fail(f"at work; logged {caplog.messages}"))
-    with pytest.raises(pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"):
+    monkeypatch.setattr(
+        extraction, "_extract_shard", lambda *_: pytest.fail(f"at work; logged {caplog.messages}")
+    )
+    with pytest.raises(
+        pytest.fail.Exception, match=r"5 images, 9 regions.*KiB in 3 shards at .*, 3 to make"
+    ):
         fill_caches([cache], extractor)
 
 

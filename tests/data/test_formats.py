@@ -43,7 +43,9 @@ def test_a_format_is_one_row(toy: DatasetFormat, tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path / "data.toy", check_images=False)
     assert dataset.class_names == ("cat", "dog") and dataset.num_annotations == 1
     assert dataset.image_path(dataset.images[0]) == tmp_path / "a.png"
-    assert load_dataset(tmp_path / "data.toy", "elsewhere", check_images=False).image_root == Path("elsewhere")
+    assert load_dataset(tmp_path / "data.toy", "elsewhere", check_images=False).image_root == Path(
+        "elsewhere"
+    )
 
 
 def test_other_files_are_read_as_coco(toy: DatasetFormat, tmp_path: Path) -> None:
@@ -90,13 +92,22 @@ class TestPlugin:
         )
         command = [sys.executable, "-c", code, str(tmp_path / "boxes.csv")]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert run.stdout.strip() == "('cat', 'dog') ('b.png', 'a.png') [2, 1] [1.0, 2.0, 30.0, 40.0]", run.stderr
+        assert (
+            run.stdout.strip() == "('cat', 'dog') ('b.png', 'a.png') [2, 1] [1.0, 2.0, 30.0, 40.0]"
+        ), run.stderr
 
     def test_a_file_that_it_cannot_read_is_an_error_of_the_commands(
         self, environment: dict[str, str], tmp_path: Path
     ) -> None:
         (tmp_path / "boxes.csv").write_text(CSV.replace("width", "breadth"))
-        command = [sys.executable, "-m", "regionspot.cli.main", "eval", "--data", str(tmp_path / "boxes.csv")]
+        command = [
+            sys.executable,
+            "-m",
+            "regionspot.cli.main",
+            "eval",
+            "--data",
+            str(tmp_path / "boxes.csv"),
+        ]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert run.returncode == 2
         assert "boxes.csv is no CSV file of boxes: KeyError('width')" in run.stderr

@@ -31,7 +31,9 @@ class RandomData:
 @pytest.fixture
 def make_data(tmp_path: Path) -> Callable[..., RandomData]:
     def make(seed: int, num_images: int = 25, detections_per_object: int = 3) -> RandomData:
-        content, detections = _random_content(np.random.default_rng(seed), num_images, detections_per_object)
+        content, detections = _random_content(
+            np.random.default_rng(seed), num_images, detections_per_object
+        )
         path = tmp_path / f"{seed}.json"
         path.write_text(json.dumps(content))
         return RandomData(path, CocoDataset.load(path, check_images=False), detections)
@@ -42,7 +44,9 @@ def make_data(tmp_path: Path) -> Callable[..., RandomData]:
 def _random_content(
     rng: np.random.Generator, num_images: int, detections_per_object: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Misses, false and duplicate hits, wrong classes, crowds, tied scores, empty images, all three sizes."""
+    """Misses, false and duplicate hits, wrong classes, crowds, tied scores, empty images, all three
+    sizes.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
@@ -86,7 +90,12 @@ def _random_content(
             }
         )
     categories = [
-        {"id": i, "name": f"thing {i}", "frequency": "rcf"[i % 3], "novel": i in (4, 9, WITHOUT_GROUND_TRUTH)}
+        {
+            "id": i,
+            "name": f"thing {i}",
+            "frequency": "rcf"[i % 3],
+            "novel": i in (4, 9, WITHOUT_GROUND_TRUTH),
+        }
         for i in CATEGORY_IDS
     ]
     return {"images": images, "annotations": annotations, "categories": categories}, detections
@@ -99,7 +108,9 @@ def _random_box(rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([rng.uniform(0, [WIDTH - size[0], HEIGHT - size[1]]), size])
 
 
-def _detection(rng: np.random.Generator, image_id: int, category_id: int, box: np.ndarray) -> dict[str, Any]:
+def _detection(
+    rng: np.random.Generator, image_id: int, category_id: int, box: np.ndarray
+) -> dict[str, Any]:
     return {
         "image_id": image_id,
         "category_id": category_id,
@@ -113,7 +124,9 @@ def _mask(box: np.ndarray) -> np.ndarray:
     """An ellipse in the box, at least one pixel."""
     x, y, width, height = box
     rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
-    mask = ((columns - x - width / 2) / width) ** 2 + ((rows - y - height / 2) / height) ** 2 <= 0.25
+    mask = ((columns - x - width / 2) / width) ** 2 + (
+        (rows - y - height / 2) / height
+    ) ** 2 <= 0.25
     mask[min(int(y + height / 2), HEIGHT - 1), min(int(x + width / 2), WIDTH - 1)] = True
     return mask
 

@@ -37,9 +37,14 @@ RULES: tuple[Rules, ...] = ("lvis", "coco")
 
 
 def results_for(iou_type: str, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is customarily given to the references: for masks no boxes, so that a result's area is its mask's."""
+    """What is customarily given to the references: for masks no boxes, so that a result's area is
+    its mask's.
+    """
     dropped = {"bbox": "segmentation", "segm": "bbox"}[iou_type]
-    return [{key: value for key, value in copy.deepcopy(d).items() if key != dropped} for d in detections]
+    return [
+        {key: value for key, value in copy.deepcopy(d).items() if key != dropped}
+        for d in detections
+    ]
 
 
 def lvis_figures(
@@ -50,16 +55,22 @@ def lvis_figures(
 
     monkeypatch.setattr(np, "float", float, raising=False)  # gone from numpy since lvis 0.5.3
     ground_truth = LVIS(str(path))
-    evaluation = LVISEval(ground_truth, LVISResults(ground_truth, results_for(iou_type, detections)), iou_type)
+    evaluation = LVISEval(
+        ground_truth, LVISResults(ground_truth, results_for(iou_type, detections)), iou_type
+    )
     evaluation.run()
     figures = {name: percent(evaluation.results[name]) for name in (*NAMES, "APr", "APc", "APf")}
     return figures, class_precision(evaluation.eval["precision"][..., 0])
 
 
-def coco_figures(path: Path, detections: list[dict[str, Any]], iou_type: str) -> tuple[Figures, np.ndarray]:
+def coco_figures(
+    path: Path, detections: list[dict[str, Any]], iou_type: str
+) -> tuple[Figures, np.ndarray]:
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth = COCO(str(path))
-        evaluation = COCOeval(ground_truth, ground_truth.loadRes(results_for(iou_type, detections)), iou_type)
+        evaluation = COCOeval(
+            ground_truth, ground_truth.loadRes(results_for(iou_type, detections)), iou_type
+        )
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -73,7 +84,9 @@ def percent(value: float) -> float | None:
 
 def class_precision(precision: np.ndarray) -> np.ndarray:
     """(10, 101, V) to (V,)."""
-    return np.array([np.nan if (table == -1).all() else table.mean() for table in precision.transpose(2, 0, 1)])
+    return np.array(
+        [np.nan if (table == -1).all() else table.mean() for table in precision.transpose(2, 0, 1)]
+    )
 
 
 def assert_same(actual: Figures, expected: Figures) -> None:
@@ -101,7 +114,9 @@ def test_lvis_rules_equal_lvis_api(
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
 @pytest.mark.parametrize("seed", range(6))
-def test_coco_rules_equal_pycocotools(make_data: Callable[..., Any], seed: int, iou_type: IouType) -> None:
+def test_coco_rules_equal_pycocotools(
+    make_data: Callable[..., Any], seed: int, iou_type: IouType
+) -> None:
     data = make_data(seed)
     expected, precision = coco_figures(data.path, data.detections, iou_type)
     actual = evaluate_detections(data.dataset, data.detections, "coco", iou_type)
@@ -114,7 +129,9 @@ def test_limits_of_detections_equal_the_references(
 ) -> None:
     data = make_data(20, num_images=4, detections_per_object=150)
     counts = np.bincount([detection["image_id"] for detection in data.detections])
-    assert counts.max() > 450  # more than LVIS's 300 of an image, and COCO's 100 of an image and class
+    assert (
+        counts.max() > 450
+    )  # more than LVIS's 300 of an image, and COCO's 100 of an image and class
     assert_same(
         evaluate_detections(data.dataset, data.detections, "lvis"),
         lvis_figures(data.path, data.detections, "bbox", monkeypatch)[0],
@@ -127,7 +144,9 @@ def test_limits_of_detections_equal_the_references(
 
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-def test_no_detections_score_zero(make_data: Callable[..., Any], rules: Rules, iou_type: IouType) -> None:
+def test_no_detections_score_zero(
+    make_data: Callable[..., Any], rules: Rules, iou_type: IouType
+) -> None:
     figures = evaluate_detections(make_data(1).dataset, [], rules, iou_type)
     assert set(figures.values()) == {0.0}
 
@@ -153,7 +172,9 @@ def test_groups_without_ground_truth_are_none(make_data: Callable[..., Any]) -> 
         category.pop("frequency")
         category.pop("novel")
     data.path.write_text(json.dumps(content))
-    figures = evaluate_detections(CocoDataset.load(data.path, check_images=False), data.detections, "coco")
+    figures = evaluate_detections(
+        CocoDataset.load(data.path, check_images=False), data.detections, "coco"
+    )
     assert [figures[name] for name in ("APr", "APc", "APf", "AP_novel")] == [None] * 4
     assert figures["AP_base"] == figures["AP"] != 0
 
@@ -165,7 +186,10 @@ def test_annotation_id_zero_counts(make_data: Callable[..., Any]) -> None:
     for annotation in content["annotations"]:
         annotation["id"] -= 1
     data.path.write_text(json.dumps(content))
-    assert evaluate_detections(CocoDataset.load(data.path, check_images=False), data.detections) == expected
+    assert (
+        evaluate_detections(CocoDataset.load(data.path, check_images=False), data.detections)
+        == expected
+    )
 
 
 def test_detections_survive_the_round_trip(make_data: Callable[..., Any]) -> None:
@@ -221,7 +245,9 @@ def test_unfit_ground_truth_is_named(make_data: Callable[..., Any]) -> None:
         ({"image_id": 2**70}, "images that .* does not list: ids 1180591620717411303424"),
     ],
 )
-def test_bad_fields_of_results_are_named(make_data: Callable[..., Any], changes: dict[str, Any], message: str) -> None:
+def test_bad_fields_of_results_are_named(
+    make_data: Callable[..., Any], changes: dict[str, Any], message: str
+) -> None:
     data = make_data(6, num_images=3)
     with pytest.raises(InputError, match=message):
         evaluate_detections(data.dataset, [data.detections[0], data.detections[1] | changes])
@@ -246,7 +272,10 @@ def test_results_may_hold_numbers_of_numpy_and_torch(make_data: Callable[..., An
         }
         for d in data.detections
     ]
-    plain = [{key: d[key] for key in ("image_id", "category_id", "bbox", "score")} for d in data.detections]
+    plain = [
+        {key: d[key] for key in ("image_id", "category_id", "bbox", "score")}
+        for d in data.detections
+    ]
     assert Detections.from_coco(strange).to_coco() == Detections.from_coco(plain).to_coco()
     json.dumps(Detections.from_coco(strange).to_coco())
     assert evaluate_detections(data.dataset, strange) == evaluate_detections(data.dataset, plain)
@@ -272,10 +301,14 @@ def test_ids_of_any_size_and_kind_give_the_same_figures(
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             image[key] = [respell(one) for one in image[key]]
     for entry in (*content["annotations"], *content["categories"]):
-        entry |= {key: respell(entry[key]) for key in ("id", "image_id", "category_id") if key in entry}
+        entry |= {
+            key: respell(entry[key]) for key in ("id", "image_id", "category_id") if key in entry
+        }
     data.path.write_text(json.dumps(content))
     dataset = CocoDataset.load(data.path, check_images=False)
-    detections = [d | {key: respell(d[key]) for key in ("image_id", "category_id")} for d in data.detections]
+    detections = [
+        d | {key: respell(d[key]) for key in ("image_id", "category_id")} for d in data.detections
+    ]
     for rules, iou_type in zip(RULES, IOU_TYPES, strict=True):
         expected = evaluate_detections(data.dataset, data.detections, rules, iou_type)
         assert evaluate_detections(dataset, detections, rules, iou_type) == expected
@@ -285,8 +318,13 @@ def test_ids_of_any_size_and_kind_give_the_same_figures(
 
 def test_results_find_ids_that_are_spelled_in_another_way(make_data: Callable[..., Any]) -> None:
     data = make_data(10, num_images=6)
-    as_text = [d | {"image_id": str(d["image_id"]), "category_id": float(d["category_id"])} for d in data.detections]
-    assert evaluate_detections(data.dataset, as_text) == evaluate_detections(data.dataset, data.detections)
+    as_text = [
+        d | {"image_id": str(d["image_id"]), "category_id": float(d["category_id"])}
+        for d in data.detections
+    ]
+    assert evaluate_detections(data.dataset, as_text) == evaluate_detections(
+        data.dataset, data.detections
+    )
 
 
 def test_polygons_and_run_lengths_equal_pycocotools(make_data: Callable[..., Any]) -> None:
@@ -295,7 +333,13 @@ def test_polygons_and_run_lengths_equal_pycocotools(make_data: Callable[..., Any
     for number, annotation in enumerate(content["annotations"]):
         x, y, width, height = annotation["bbox"]
         if annotation["iscrowd"]:
-            runs = np.diff([0, *np.flatnonzero(np.diff(mask_api.decode(annotation["segmentation"]).ravel("F"))) + 1])
+            runs = np.diff(
+                [
+                    0,
+                    *np.flatnonzero(np.diff(mask_api.decode(annotation["segmentation"]).ravel("F")))
+                    + 1,
+                ]
+            )
             annotation["segmentation"]["counts"] = [*runs.tolist(), 160 * 200 - int(runs.sum())]
         elif number % 2:
             triangle = [x, y, x + width, y, x + width / 2, y + height]
@@ -320,7 +364,10 @@ def test_polygons_and_run_lengths_equal_pycocotools(make_data: Callable[..., Any
         ([[[5, 5], [9, 5], [5, 9]]], "even count of numbers|must be a number"),
         ("oSX1;P7", "must be a list of polygons or an RLE object, not 'oSX1;P7'"),
         (5, "must be a list of polygons or an RLE object, not 5"),
-        ({"size": [200, 160], "counts": "PX4"}, r"its size \[200, 160\] is not the picture's \[160, 200\]"),
+        (
+            {"size": [200, 160], "counts": "PX4"},
+            r"its size \[200, 160\] is not the picture's \[160, 200\]",
+        ),
         ({"size": [160], "counts": "PX4"}, r"its size \[160\] is not the picture's"),
         ({"counts": "PX4"}, "its size null is not the picture's"),
         ({"size": [160, 200]}, "counts: must be run lengths, compressed or a list, not null"),
@@ -331,15 +378,21 @@ def test_polygons_and_run_lengths_equal_pycocotools(make_data: Callable[..., Any
         ({"size": [160, 200], "counts": [1.5]}, "counts: must be a whole number, not 1.5"),
     ],
 )
-def test_masks_that_cannot_be_judged_are_named(make_data: Callable[..., Any], segmentation: Any, message: str) -> None:
+def test_masks_that_cannot_be_judged_are_named(
+    make_data: Callable[..., Any], segmentation: Any, message: str
+) -> None:
     data = make_data(7, num_images=3)
     content = json.loads(data.path.read_text())
     content["annotations"][0]["segmentation"] = segmentation
     data.path.write_text(json.dumps(content))
     dataset = CocoDataset.load(data.path, check_images=False)
-    with pytest.raises(InputError, match=rf"1 of \d+ annotations have no usable mask: annotation 1: .*{message}"):
+    with pytest.raises(
+        InputError, match=rf"1 of \d+ annotations have no usable mask: annotation 1: .*{message}"
+    ):
         check_ground_truth(dataset, "coco", "segm")
-    assert evaluate_detections(dataset, data.detections, "coco")["AP"] is not None  # boxes can still be judged
+    assert (
+        evaluate_detections(dataset, data.detections, "coco")["AP"] is not None
+    )  # boxes can still be judged
     if isinstance(segmentation, dict):
         with pytest.raises(InputError, match=rf"detections: result 1: .*{message}"):
             changed = [data.detections[0], data.detections[1] | {"segmentation": segmentation}]
@@ -363,6 +416,8 @@ def test_classes_of_one_name_are_told_apart_by_their_ids(make_data: Callable[...
         category["name"] = "twin"
     data.path.write_text(json.dumps(content))
     dataset = CocoDataset.load(data.path, check_images=False)
-    assert evaluate_detections(dataset, data.detections) == evaluate_detections(data.dataset, data.detections)
+    assert evaluate_detections(dataset, data.detections) == evaluate_detections(
+        data.dataset, data.detections
+    )
     by_class = average_precision_by_class(dataset, data.detections)
     assert list(by_class)[:3] == ["twin (id 2)", "twin (id 3)", "thing 4"] and len(by_class) == 7

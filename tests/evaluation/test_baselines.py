@@ -55,7 +55,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 def batch(model: RegionSpot, dataset: CocoDataset) -> RegionBatch:
     boxes = ground_truth_proposals(dataset).boxes
     sizes = model.sam.image_size, model.clip.image_size
-    images = [load_image(dataset, record, boxes[record.id], *sizes) for record in dataset.images[:2]]
+    images = [
+        load_image(dataset, record, boxes[record.id], *sizes) for record in dataset.images[:2]
+    ]
     return BatchEncoder(pipeline_from_model(model), masks=True).encode(images)
 
 
@@ -63,14 +65,18 @@ def embedding_of(model: RegionSpot, picture: np.ndarray) -> torch.Tensor:
     """CLIP's of a picture (H, W, 3), resized to its input."""
     resized = ClipTransform(model.clip.image_size).apply_image(np.ascontiguousarray(picture))
     with torch.inference_mode():
-        return model.clip.pool(model.clip.encode_image(torch.from_numpy(resized).permute(2, 0, 1)[None]))[0]
+        return model.clip.pool(
+            model.clip.encode_image(torch.from_numpy(resized).permute(2, 0, 1)[None])
+        )[0]
 
 
 def test_a_square_crop_keeps_the_aspect_ratio_at_the_border_too() -> None:
     picture = np.random.default_rng(0).integers(1, 255, (40, 60, 3), dtype=np.uint8)
     inside = square_crop(picture, np.array([20.0, 10, 30, 30]), 1.0)
     np.testing.assert_array_equal(inside, picture[10:30, 15:35])
-    corner = square_crop(picture, np.array([0.0, 0, 10, 20]), 2.0)  # from -15 to 25 and from -10 to 30
+    corner = square_crop(
+        picture, np.array([0.0, 0, 10, 20]), 2.0
+    )  # from -15 to 25 and from -10 to 30
     assert corner.shape == (40, 40, 3)
     np.testing.assert_array_equal(corner[10:, 15:], picture[:30, :25])
     assert (corner[:10] == MEAN_COLOUR).all() and (corner[:, :15] == MEAN_COLOUR).all()
@@ -82,14 +88,22 @@ def test_a_square_crop_keeps_the_aspect_ratio_at_the_border_too() -> None:
 def test_a_squeezed_crop_is_clipped_to_the_picture(model: RegionSpot, batch: RegionBatch) -> None:
     image = batch.images[0]
     width = image.picture.shape[1]
-    outside = replace(image, boxes=np.array([[-1000.0, 10, 50, 60], [width - 20, 0, width + 900, 30]]))
+    outside = replace(
+        image, boxes=np.array([[-1000.0, 10, 50, 60], [width - 20, 0, width + 900, 30]])
+    )
     two = replace(batch, images=[outside], valid=np.ones((1, 2), bool))
     with torch.inference_mode():
         found = crop_embedder(model, CropSetting(1.0))(two)[0]
         shaped = crop_embedder(model, CropSetting(1.0, "square"))(two)[0]
-    torch.testing.assert_close(found[0], embedding_of(model, image.picture[10:60, :50]), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(shaped[0], found[0], rtol=1e-4, atol=1e-4)  # what is inside is a square
-    torch.testing.assert_close(found[1], embedding_of(model, image.picture[:30, -20:]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found[0], embedding_of(model, image.picture[10:60, :50]), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        shaped[0], found[0], rtol=1e-4, atol=1e-4
+    )  # what is inside is a square
+    torch.testing.assert_close(
+        found[1], embedding_of(model, image.picture[:30, -20:]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_masked_background_shows_the_region_alone(model: RegionSpot, batch: RegionBatch) -> None:
@@ -102,21 +116,29 @@ def test_a_masked_background_shows_the_region_alone(model: RegionSpot, batch: Re
     with torch.inference_mode():
         embed = crop_embedder(model, CropSetting(1.0, background="masked"))
         found = embed(batch)[1, 0]
-    torch.testing.assert_close(found, embedding_of(model, masked[y0:y1, x0:x1]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, embedding_of(model, masked[y0:y1, x0:x1]), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_another_size_shares_all_but_the_position_embedding(model: RegionSpot, batch: RegionBatch) -> None:
+def test_another_size_shares_all_but_the_position_embedding(
+    model: RegionSpot, batch: RegionBatch
+) -> None:
     size = model.clip.image_size // 2
     smaller, grid = model.clip.at_size(size), size // model.clip.patch_size
     assert (smaller.image_size, smaller.num_tokens) == (size, grid**2 + 1)
-    own = {id(parameter) for parameter in smaller.parameters()} - {id(parameter) for parameter in model.parameters()}
+    own = {id(parameter) for parameter in smaller.parameters()} - {
+        id(parameter) for parameter in model.parameters()
+    }
     assert own == {id(smaller.clip.visual.positional_embedding)}
     assert model.clip.num_tokens == (model.clip.image_size // model.clip.patch_size) ** 2 + 1
     with torch.inference_mode():
         found = crop_embedder(model, CropSetting(1.0, size=size))(batch)[0, 0]
         x0, y0, x1, y1 = batch.images[0].boxes[0].astype(int)
         crop = resize_image(np.ascontiguousarray(batch.images[0].picture[y0:y1, x0:x1]), size, size)
-        expected = smaller.pool(smaller.encode_image(torch.from_numpy(crop).permute(2, 0, 1)[None]))[0]
+        expected = smaller.pool(
+            smaller.encode_image(torch.from_numpy(crop).permute(2, 0, 1)[None])
+        )[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="patches of 16 px: 100 px is no multiple"):
         model.clip.at_size(100)
@@ -134,13 +156,21 @@ def test_positions_of_another_size_are_the_formulas_or_interpolated(model: Regio
         atol=1e-5,
     )
     interpolated = learnt.at_size(size).clip.visual.positional_embedding
-    assert interpolated.shape == by_formula.shape and not torch.allclose(interpolated, by_formula, atol=1e-2)
-    torch.testing.assert_close(interpolated[0], by_formula[0], rtol=0, atol=1e-3)  # the class token's
+    assert interpolated.shape == by_formula.shape and not torch.allclose(
+        interpolated, by_formula, atol=1e-2
+    )
+    torch.testing.assert_close(
+        interpolated[0], by_formula[0], rtol=0, atol=1e-3
+    )  # the class token's
 
 
-def test_patches_without_mixing_see_nothing_of_the_others_in_the_last_layer(model: RegionSpot) -> None:
+def test_patches_without_mixing_see_nothing_of_the_others_in_the_last_layer(
+    model: RegionSpot,
+) -> None:
     """The formula written out: x + out(value(ln_1(x))), then the MLP."""
-    images = torch.randint(0, 256, (2, 3, model.clip.image_size, model.clip.image_size), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (2, 3, model.clip.image_size, model.clip.image_size), dtype=torch.uint8
+    )
     visual = model.clip.clip.visual
     with torch.inference_mode():
         found = model.clip.encode_patches_without_mixing(images)
@@ -149,7 +179,10 @@ def test_patches_without_mixing_see_nothing_of_the_others_in_the_last_layer(mode
         for layer in before:
             x = layer(x)
         width = model.clip.width
-        values = last.ln_1(x) @ last.attn.in_proj_weight[2 * width :].T + last.attn.in_proj_bias[2 * width :]
+        values = (
+            last.ln_1(x) @ last.attn.in_proj_weight[2 * width :].T
+            + last.attn.in_proj_bias[2 * width :]
+        )
         x = x + last.attn.out_proj(values)
         expected = (x + last.mlp(last.ln_2(x)))[:, 1:]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -160,8 +193,12 @@ def test_cell_weights() -> None:
     expected = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_allclose(cell_weights(boxes, height=10, width=20, grid=2), expected)
     assert cell_weights(np.zeros((0, 4)), 10, 20, 2).shape == (0, 4)
-    thin = np.array([[7, 0, 9, 10], [0, 6, 20, 7]], float)  # between the centres of one axis, across those of the other
-    np.testing.assert_allclose(cell_weights(thin, height=10, width=20, grid=2), [[0.5, 0, 0.5, 0], [0, 0, 0.5, 0.5]])
+    thin = np.array(
+        [[7, 0, 9, 10], [0, 6, 20, 7]], float
+    )  # between the centres of one axis, across those of the other
+    np.testing.assert_allclose(
+        cell_weights(thin, height=10, width=20, grid=2), [[0.5, 0, 0.5, 0], [0, 0, 0.5, 0.5]]
+    )
 
 
 def test_mask_weights() -> None:
@@ -170,7 +207,9 @@ def test_mask_weights() -> None:
     np.testing.assert_allclose(mask_weights(mask, 2), [2 / 3, 1 / 3, 0, 0], atol=1e-6)
 
 
-def test_pooling_over_masks_weighs_patches_by_their_cover(model: RegionSpot, batch: RegionBatch) -> None:
+def test_pooling_over_masks_weighs_patches_by_their_cover(
+    model: RegionSpot, batch: RegionBatch
+) -> None:
     assert batch.masks is not None and batch.patch_tokens is not None
     grid = model.clip.image_size // model.clip.patch_size
     weights = torch.from_numpy(mask_weights(decode_rle(batch.masks[0][1]), grid))
@@ -178,7 +217,9 @@ def test_pooling_over_masks_weighs_patches_by_their_cover(model: RegionSpot, bat
     with torch.inference_mode():
         found = pooling_embedder(model, PoolingSetting("masks"))(batch)[0, 1]
         expected = model.clip.pool((weights @ patches).expand(1, 2, -1))[0]
-        projected = pooling_embedder(model, PoolingSetting("masks", order="projected first"))(batch)[0, 1]
+        projected = pooling_embedder(model, PoolingSetting("masks", order="projected first"))(
+            batch
+        )[0, 1]
         one_by_one = model.clip.pool(patches[:, None])  # (L - 1, E)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     units = one_by_one / one_by_one.norm(dim=-1, keepdim=True)
@@ -205,16 +246,26 @@ class TestTuning:
         shares: dict[str, float] = {}
 
         def scored(
-            _: Any, __: Any, dataset: CocoDataset, vocabulary: Vocabulary, *rest: Any, progress: bool
+            _: Any,
+            __: Any,
+            dataset: CocoDataset,
+            vocabulary: Vocabulary,
+            *rest: Any,
+            progress: bool,
         ) -> Iterator[Any]:
             _, methods, _ = rest
             rows = np.eye(len(vocabulary))
             for image in dataset.images:
                 batch = SimpleNamespace(images=[SimpleNamespace(record=image)])
-                truth = [dataset.category_index[a.category_id] for a in dataset.annotations_by_image[image.id]]
+                truth = [
+                    dataset.category_index[a.category_id]
+                    for a in dataset.annotations_by_image[image.id]
+                ]
                 for name in methods:
                     is_right = (37 * int(image.id)) % 100 < 100 * shares.get(name, 0.0)
-                    guesses = truth if is_right else [(index + 1) % len(vocabulary) for index in truth]
+                    guesses = (
+                        truth if is_right else [(index + 1) % len(vocabulary) for index in truth]
+                    )
                     yield batch, name, rows[[guesses]]
 
         monkeypatch.setattr(tuning, "scored_batches", scored)
@@ -222,13 +273,20 @@ class TestTuning:
 
     @pytest.mark.parametrize("name", ["clip_crops", "roi_pooling", "mask_pooling"])
     def test_the_best_of_all_settings_is_taken(
-        self, model: RegionSpot, many: CocoDataset, vocabulary: Vocabulary, told: dict[str, float], name: str
+        self,
+        model: RegionSpot,
+        many: CocoDataset,
+        vocabulary: Vocabulary,
+        told: dict[str, float],
+        name: str,
     ) -> None:
         for best in candidates(model.clip)[name]:
             told.clear()
             told.update({best.description: 0.9, "another": 1.0})
             chosen = tuned_methods(model, many, vocabulary, [name, "head"], progress=False)
-            assert chosen[name].description == best.description and chosen["head"] is METHODS["head"]
+            assert (
+                chosen[name].description == best.description and chosen["head"] is METHODS["head"]
+            )
             tuned_on = chosen[name].tuned_on
             assert tuned_on is not None
             assert (tuned_on["data"], tuned_on["images"]) == ("val.json", 60)
@@ -241,18 +299,27 @@ class TestTuning:
     ) -> None:
         best = clip_crops(CropSetting(2.5, "square", None, "masked"))
         told[best.description] = 0.9
-        chosen = tuned_methods(model, first_with_objects(many, 20), vocabulary, ["head_and_crops"], progress=False)
+        chosen = tuned_methods(
+            model, first_with_objects(many, 20), vocabulary, ["head_and_crops"], progress=False
+        )
         assert list(chosen) == ["head_and_crops"]
         assert best.description in chosen["head_and_crops"].description
         assert (chosen["head_and_crops"].tuned_on or {})["images"] == 20
 
     @pytest.mark.parametrize("count", [1, 2, 3, 7])
     def test_few_pictures_are_enough(
-        self, model: RegionSpot, many: CocoDataset, vocabulary: Vocabulary, told: dict[str, float], count: int
+        self,
+        model: RegionSpot,
+        many: CocoDataset,
+        vocabulary: Vocabulary,
+        told: dict[str, float],
+        count: int,
     ) -> None:
         best = candidates(model.clip)["roi_pooling"][2]
         told[best.description] = 1.0
-        chosen = tuned_methods(model, first_with_objects(many, count), vocabulary, ["roi_pooling"], progress=False)
+        chosen = tuned_methods(
+            model, first_with_objects(many, count), vocabulary, ["roi_pooling"], progress=False
+        )
         assert chosen["roi_pooling"].description == best.description
         assert (chosen["roi_pooling"].tuned_on or {})["images"] == count
 
@@ -266,10 +333,14 @@ class TestTuning:
 
 def test_tuning_runs_for_real(model: RegionSpot, dataset: CocoDataset) -> None:
     vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
-    chosen = tuned_methods(model, dataset, vocabulary, ["roi_pooling"], progress=False)["roi_pooling"]
+    chosen = tuned_methods(model, dataset, vocabulary, ["roi_pooling"], progress=False)[
+        "roi_pooling"
+    ]
     proposals = ground_truth_proposals(dataset)
     figures = {
-        method.description: evaluate(model, dataset, vocabulary, proposals, method, progress=False)[0]["top1"]
+        method.description: evaluate(model, dataset, vocabulary, proposals, method, progress=False)[
+            0
+        ]["top1"]
         for method in candidates(model.clip)["roi_pooling"]
     }
     assert chosen.tuned_on is not None

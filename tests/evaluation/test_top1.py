@@ -31,14 +31,18 @@ def dataset(tmp_path: Path) -> CocoDataset:
     ]
     image = {"id": 1, "file_name": "a.png", "width": 200, "height": 200}
     path = tmp_path / "data.json"
-    path.write_text(json.dumps({"images": [image], "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": [image], "annotations": annotations, "categories": categories})
+    )
     return CocoDataset.load(path)
 
 
 def test_groups_are_counted_by_their_regions(dataset: CocoDataset) -> None:
     annotations = ground_truth_proposals(dataset).annotations
     assert annotations is not None
-    assert top1_accuracy(dataset, annotations, {1: np.array([True, False, True, False])}, {"ab": {1, 2}}) == {
+    assert top1_accuracy(
+        dataset, annotations, {1: np.array([True, False, True, False])}, {"ab": {1, 2}}
+    ) == {
         "top1": 50,
         "top1s": 100,  # the first
         "top1m": 50,  # the second and third
@@ -62,15 +66,27 @@ def test_right_is_the_best_word(dataset: CocoDataset) -> None:
     annotations = dataset.annotations_by_image[1]  # of the classes a, a, b, c
     probabilities = np.array([[0.4, 0.3, 0.3], [0.1, 0.8, 0.1], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
     assert is_right(dataset, annotations, probabilities).tolist() == [True, False, False, True]
-    twins = replace(dataset, categories=tuple(replace(c, name="a") if c.id == 2 else c for c in dataset.categories))
+    twins = replace(
+        dataset,
+        categories=tuple(replace(c, name="a") if c.id == 2 else c for c in dataset.categories),
+    )
     assert twins.class_names == ("a", "c")
-    assert is_right(twins, annotations, probabilities[:, [0, 2]]).tolist() == [True, True, True, True]
+    assert is_right(twins, annotations, probabilities[:, [0, 2]]).tolist() == [
+        True,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_best_labels_are_one_word_for_each_region_best_first() -> None:
     probabilities = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]])
     regions, classes, scores = best_labels(probabilities, np.arange(3))
-    assert (regions.tolist(), classes.tolist(), scores.tolist()) == ([1, 0, 2], [2, 1, 0], [0.8, 0.5, 0.4])
+    assert (regions.tolist(), classes.tolist(), scores.tolist()) == (
+        [1, 0, 2],
+        [2, 1, 0],
+        [0.8, 0.5, 0.4],
+    )
     regions, classes, scores = best_labels(probabilities, np.arange(3), np.array([1.0, 0.1, 1.0]))
     assert (regions.tolist(), classes.tolist()) == ([0, 2, 1], [1, 0, 2])
     assert scores.tolist() == pytest.approx([0.5, 0.4, 0.08])
@@ -79,4 +95,8 @@ def test_best_labels_are_one_word_for_each_region_best_first() -> None:
 def test_categories_that_share_the_best_word_are_all_detected() -> None:
     probabilities = np.array([[0.2, 0.8], [0.7, 0.3]])
     regions, classes, scores = best_labels(probabilities, np.array([0, 1, 1]))
-    assert (regions.tolist(), classes.tolist(), scores.tolist()) == ([0, 0, 1], [1, 2, 0], [0.8, 0.8, 0.7])
+    assert (regions.tolist(), classes.tolist(), scores.tolist()) == (
+        [0, 0, 1],
+        [1, 2, 0],
+        [0.8, 0.8, 0.7],
+    )

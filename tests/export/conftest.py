@@ -1,4 +1,6 @@
-"""regionspot_mini, its graphs as ONNX files, each made once for the whole run, and inputs for them."""
+"""regionspot_mini, its graphs as ONNX files, each made once for the whole run, and inputs for
+them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def graph_inputs(mini: RegionSpot) -> GraphInputs:
 def exported(
     mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Path]:
-    """A graph's name to its file in single precision. Tracing takes seconds: read it, don't change it."""
+    """A graph's name to its file in single precision. Tracing takes seconds: read it, don't change
+    it.
+    """
     folder = tmp_path_factory.mktemp("onnx")
 
     def path_of(graph: str) -> Path:

@@ -1,4 +1,6 @@
-"""What decides that an artefact, or a verdict on several, is still true; and one export at a time."""
+"""What decides that an artefact, or a verdict on several, is still true; and one export at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ def manifest(mini: RegionSpot, specs: dict[str, GraphSpec], tmp_path: Path) -> M
     graphs = []
     for name in required_graphs():
         files = {f"{name}.xml": "a" * 64, f"{name}.bin": "b" * 64}
-        graphs.append(GraphEntry(specs[name], "openvino", "fp32", f"{name}.xml", files, passed=True))
-    return Manifest(tmp_path, model_info(mini), preprocessing_of(mini), "", (), graphs=tuple(graphs))
+        graphs.append(
+            GraphEntry(specs[name], "openvino", "fp32", f"{name}.xml", files, passed=True)
+        )
+    return Manifest(
+        tmp_path, model_info(mini), preprocessing_of(mini), "", (), graphs=tuple(graphs)
+    )
 
 
 @pytest.fixture
@@ -42,7 +48,9 @@ def test_a_verdict_on_a_pipeline_is_of_all_its_files(manifest: Manifest) -> None
     before = build._pipeline_fingerprint(manifest, "openvino", "fp32")
     assert before is not None
     other_weights = replace(entry, files={**entry.files, f"{entry.name}.bin": "c" * 64})
-    assert build._pipeline_fingerprint(manifest.with_entry(other_weights), "openvino", "fp32") not in (None, before)
+    assert build._pipeline_fingerprint(
+        manifest.with_entry(other_weights), "openvino", "fp32"
+    ) not in (None, before)
     not_made = manifest.with_entry(replace(entry, file=None, files={}))
     assert build._pipeline_fingerprint(not_made, "openvino", "fp32") is None
 
@@ -63,7 +71,9 @@ def test_an_engine_is_of_its_gpu(
 def test_a_recipe_has_all_files_of_its_source(
     a_build: build._Build, manifest: Manifest, specs: dict[str, GraphSpec]
 ) -> None:
-    step = Step(specs["region_head"], "onnx", "fp16", Step(specs["region_head"], "openvino", "fp32"))
+    step = Step(
+        specs["region_head"], "onnx", "fp16", Step(specs["region_head"], "openvino", "fp32")
+    )
     found = set()
     for weights in ("b", "c"):
         files = {"region_head.xml": "a" * 64, "region_head.bin": weights * 64}

@@ -1,4 +1,6 @@
-"""Inputs for graphs: of the spec's dtypes and shapes, the same for the same seed, and real ones through the model."""
+"""Inputs for graphs: of the spec's dtypes and shapes, the same for the same seed, and real ones
+through the model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,16 @@ from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.runner import check_feeds
 from regionspot.structures import PADDING
 
-SIZES = {"batch": 2, "regions": 4, "prompts": 4, "points": 3, "tokens": 2, "words": 6, "texts": 5, "text_length": 7}
+SIZES = {
+    "batch": 2,
+    "regions": 4,
+    "prompts": 4,
+    "points": 3,
+    "tokens": 2,
+    "words": 6,
+    "texts": 5,
+    "text_length": 7,
+}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -32,7 +43,9 @@ def test_seeded(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: s
     assert any(not np.array_equal(feeds[name], other[name]) for name in spec.input_names)
     best = graph_inputs.seeded(spec)
     for tensor in spec.inputs:
-        assert best[tensor.name].shape == tensor.resolved({axis: size.opt for axis, size in spec.ranges.items()})
+        assert best[tensor.name].shape == tensor.resolved(
+            {axis: size.opt for axis, size in spec.ranges.items()}
+        )
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -49,7 +62,9 @@ def test_real(graph_inputs: GraphInputs, specs: dict[str, GraphSpec], graph: str
 
 
 @torch.no_grad()
-def test_the_chain_is_the_model(mini: RegionSpot, graph_inputs: GraphInputs, specs: dict[str, GraphSpec]) -> None:
+def test_the_chain_is_the_model(
+    mini: RegionSpot, graph_inputs: GraphInputs, specs: dict[str, GraphSpec]
+) -> None:
     (encoder,) = graph_inputs.real(specs["sam_image_encoder"], 1)
     (prompts,) = graph_inputs.real(specs["sam_token_decoder_prompts"], 1)
     (head,) = graph_inputs.real(specs["region_head"], 1)
@@ -62,10 +77,15 @@ def test_the_chain_is_the_model(mini: RegionSpot, graph_inputs: GraphInputs, spe
     assert head["valid"].all() and set(prompts["labels"].ravel()) == {2, 3}
 
 
-def test_batches_are_padded_and_ranges_kept(graph_inputs: GraphInputs, specs: dict[str, GraphSpec]) -> None:
+def test_batches_are_padded_and_ranges_kept(
+    graph_inputs: GraphInputs, specs: dict[str, GraphSpec]
+) -> None:
     assert graph_inputs.pictures is not None
     counts = [len(picture.boxes) for picture in graph_inputs.pictures.pictures]
-    spec = replace(specs["region_recognizer"], ranges={**specs["region_recognizer"].ranges, "batch": Range(2, 2, 2)})
+    spec = replace(
+        specs["region_recognizer"],
+        ranges={**specs["region_recognizer"].ranges, "batch": Range(2, 2, 2)},
+    )
     feeds = graph_inputs.real(spec, 5)
     assert len(feeds) == 2  # the fifth has no other to go with
     for start, feed in zip((0, 2), feeds, strict=True):
@@ -76,7 +96,11 @@ def test_batches_are_padded_and_ranges_kept(graph_inputs: GraphInputs, specs: di
         assert feed["valid"].shape == (1, 2) and len(feed["text_embeddings"]) == 5
     ranges = {**specs["sam_token_decoder_prompts"].ranges, "prompts": Range(20, 20, 30)}
     feed = graph_inputs.real(replace(specs["sam_token_decoder_prompts"], ranges=ranges), 1)[0]
-    assert (feed["labels"][0, :, 0] != PADDING).sum() == counts[0] and feed["labels"].shape == (1, 20, 2)
+    assert (feed["labels"][0, :, 0] != PADDING).sum() == counts[0] and feed["labels"].shape == (
+        1,
+        20,
+        2,
+    )
 
 
 def test_words_within_the_ranges(graph_inputs: GraphInputs, specs: dict[str, GraphSpec]) -> None:

@@ -27,7 +27,9 @@ def model() -> RegionSpot:
 def test_preprocessing_of_a_model(model: RegionSpot) -> None:
     found = preprocessing_of(model)
     np.testing.assert_allclose(found.sam_mean, [123.675, 116.28, 103.53])
-    np.testing.assert_allclose(np.array(found.clip_std) / 255, [0.26862954, 0.26130258, 0.27577711], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.array(found.clip_std) / 255, [0.26862954, 0.26130258, 0.27577711], rtol=1e-6
+    )
     assert found.resize == RESIZE and found.upright
     found.check("here")
     assert Preprocessing.from_json(found.to_json()) == found
@@ -38,17 +40,26 @@ def test_a_preprocessing_of_another_release_is_refused(model: RegionSpot) -> Non
     for field, value in asdict(own).items():
         if field.endswith(("mean", "std")):
             continue
-        change: dict[str, Any] = {field: not value if isinstance(value, bool) else f"{value} once more"}
+        change: dict[str, Any] = {
+            field: not value if isinstance(value, bool) else f"{value} once more"
+        }
         other = replace(own, **change)
         assert other.fingerprint() != own.fingerprint()
-        with pytest.raises(ArtifactError, match=f"manifest.json was made for another preprocessing.*{field}"):
+        with pytest.raises(
+            ArtifactError, match=f"manifest.json was made for another preprocessing.*{field}"
+        ):
             other.check("manifest.json")
 
 
 def test_the_resize_is_the_one_that_is_named() -> None:
-    """What a manifest promises: antialiased, on uint8; not what OpenCV or torch without antialias would give."""
+    """What a manifest promises: antialiased, on uint8; not what OpenCV or torch without antialias
+    would give.
+    """
     stripes = np.tile(np.array([0, 255], np.uint8), (8, 32))[..., None].repeat(3, axis=2)
-    assert "antialiased" in RESIZE and np.abs(resize_image(stripes, 2, 8).astype(int) - 128).max() <= 32
+    assert (
+        "antialiased" in RESIZE
+        and np.abs(resize_image(stripes, 2, 8).astype(int) - 128).max() <= 32
+    )
 
 
 def own_tensor(model: RegionSpot, name: str) -> torch.Tensor:
@@ -94,7 +105,9 @@ def test_other_graphs_keep_theirs(model: RegionSpot) -> None:
 
 
 def replace_head(model: RegionSpot) -> RegionSpot:
-    return RegionSpot(model.sam, model.clip, create_model("regionspot_mini", random_weights=1).head, model.name)
+    return RegionSpot(
+        model.sam, model.clip, create_model("regionspot_mini", random_weights=1).head, model.name
+    )
 
 
 def test_versions() -> None:

@@ -1,4 +1,6 @@
-"""OpenVINO's IR: what the ONNX file computes, under the same names, in files of its precision's size."""
+"""OpenVINO's IR: what the ONNX file computes, under the same names, in files of its precision's
+size.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}  # of the weights, beside those of the ONNX file
+SIZE = {
+    "fp32": 1.05,
+    "fp16": 0.55,
+    "bf16": 0.55,
+    "int8": 0.35,
+}  # of the weights, beside those of the ONNX file
 
 
 @pytest.mark.parametrize("precision", SIZE)
@@ -45,20 +52,35 @@ def test_every_precision(
     out = tmp_path / "ir" / f"{graph}.xml"
     convert(source, out, precision)
     assert sorted(path.name for path in out.parent.iterdir()) == [f"{graph}.bin", f"{graph}.xml"]
-    size = SIZE["fp32" if (graph, precision) == ("region_head", "int8") else precision]  # int8 leaves the head as it is
+    size = SIZE[
+        "fp32" if (graph, precision) == ("region_head", "int8") else precision
+    ]  # int8 leaves the head as it is
     assert out.with_suffix(".bin").stat().st_size < size * exported(graph).stat().st_size
-    assert openvino.Core().read_model(out).get_rt_info(["regionspot", "precision"]).value == precision
-    with OpenVinoRunner(out, spec, threads=1) as runner, TorchRunner(graph_module(mini, graph), spec) as reference:
+    assert (
+        openvino.Core().read_model(out).get_rt_info(["regionspot", "precision"]).value == precision
+    )
+    with (
+        OpenVinoRunner(out, spec, threads=1) as runner,
+        TorchRunner(graph_module(mini, graph), spec) as reference,
+    ):
         for feed in (graph_inputs.seeded(spec, 1), *graph_inputs.real(spec, 2)):
             wanted = reference.infer(feed)
             for name, array in runner.infer(feed).items():
-                assert not FORMATS["openvino"].tolerance(precision).breaches(measure(wanted[name], array))
+                assert (
+                    not FORMATS["openvino"]
+                    .tolerance(precision)
+                    .breaches(measure(wanted[name], array))
+                )
 
 
 def test_again_replaces(exported: Callable[[str], Path], tmp_path: Path) -> None:
     for graph in ("region_head", "sam_token_decoder_image"):
         convert(exported(graph), tmp_path / "a.xml", "fp32")
-    names = {name for value in openvino.Core().read_model(tmp_path / "a.xml").inputs for name in value.names}
+    names = {
+        name
+        for value in openvino.Core().read_model(tmp_path / "a.xml").inputs
+        for name in value.names
+    }
     assert names == {"image_embeddings"} and len(list(tmp_path.iterdir())) == 2
 
 

@@ -37,7 +37,9 @@ def test_equal_outputs_pass() -> None:
 
 def test_the_output_that_differs_is_named() -> None:
     one = trial(2)
-    parity = compare(SPEC, [one], [{"y": one.expected["y"], "total": one.expected["total"] + 0.1}], RUNTIME_FP32)
+    parity = compare(
+        SPEC, [one], [{"y": one.expected["y"], "total": one.expected["total"] + 0.1}], RUNTIME_FP32
+    )
     assert parity.passed is False
     assert parity.reason.startswith("total: max|Δ| 0.1 is ") and parity.reason.endswith(" > 0.0001")
     assert parity.worst is not None and parity.worst.max_abs_diff == pytest.approx(0.1)
@@ -90,7 +92,9 @@ def pipeline_trial(logits: list[list[float]], valid: list[bool]) -> Trial:
 
 
 def test_pipelines_agree_region_by_region() -> None:
-    one = pipeline_trial([[5.0, 0.0], [0.0, 5.0], [5.0, 0.0], [9.0, 9.0]], [True, True, True, False])
+    one = pipeline_trial(
+        [[5.0, 0.0], [0.0, 5.0], [5.0, 0.0], [9.0, 9.0]], [True, True, True, False]
+    )
     swapped = {"logits": one.expected["logits"] * np.array([[[1], [1], [-1], [-1]]], np.float32)}
     whole = compare_pipeline([one], [swapped], INT8)
     assert (whole.images, whole.regions, whole.top1_agreement) == (1, 3, pytest.approx(2 / 3))
@@ -102,7 +106,9 @@ def test_pipelines_agree_region_by_region() -> None:
 def test_either_of_two_equal_classes_may_come_first() -> None:
     one = pipeline_trial([[1.0, 1.0 + 1e-6, 0.0]], [True])
     assert (
-        compare_pipeline([one], [{"logits": np.array([[[1.0 + 1e-6, 1.0, 0.0]]], np.float32)}], RUNTIME_FP32).passed
+        compare_pipeline(
+            [one], [{"logits": np.array([[[1.0 + 1e-6, 1.0, 0.0]]], np.float32)}], RUNTIME_FP32
+        ).passed
         is True
     )
 
@@ -116,7 +122,9 @@ def test_a_pipeline_that_gives_nan() -> None:
 def test_a_probability_that_is_off_breaches_single_precision() -> None:
     one = pipeline_trial([[1.0, 0.0]], [True])
     whole = compare_pipeline(
-        [one], [{"logits": one.expected["logits"] + np.array([[[0.1, 0]]], np.float32)}], RUNTIME_FP32
+        [one],
+        [{"logits": one.expected["logits"] + np.array([[[0.1, 0]]], np.float32)}],
+        RUNTIME_FP32,
     )
     assert whole.passed is False and whole.reason.startswith("score difference")
     lenient = replace(RUNTIME_FP32, max_score_difference=None)
@@ -124,7 +132,10 @@ def test_a_probability_that_is_off_breaches_single_precision() -> None:
 
 
 def test_what_runs_anywhere() -> None:
-    assert unavailable_reason("onnxruntime", "fp16") is None and unavailable_reason("openvino", "int8") is None
+    assert (
+        unavailable_reason("onnxruntime", "fp16") is None
+        and unavailable_reason("openvino", "int8") is None
+    )
 
 
 def test_engines_without_a_gpu() -> None:

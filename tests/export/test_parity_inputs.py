@@ -1,4 +1,6 @@
-"""What artefacts are compared on: trials of all sizes and of pictures, the same for the same seed."""
+"""What artefacts are compared on: trials of all sizes and of pictures, the same for the same
+seed.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,16 @@ def test_seeded_sizes_and_real_pictures(inputs: ParityInputs) -> None:
     assert regions(trials)[:3] == [(1, 32), (2, 5), (1, 1)]
     assert [len(trial.feeds["text_embeddings"]) for trial in trials[:3]] == [80, 7, 80]
     for trial in trials:
-        assert trial.expected["logits"].shape == (*trial.feeds["valid"].shape, len(trial.feeds["text_embeddings"]))
+        assert trial.expected["logits"].shape == (
+            *trial.feeds["valid"].shape,
+            len(trial.feeds["text_embeddings"]),
+        )
         assert np.isfinite(trial.expected["logits"]).all()
 
 
-@pytest.mark.parametrize("graph", ["sam_image_encoder", "sam_token_decoder_prompts", "clip_text_encoder"])
+@pytest.mark.parametrize(
+    "graph", ["sam_image_encoder", "sam_token_decoder_prompts", "clip_text_encoder"]
+)
 def test_the_same_again(inputs: ParityInputs, graph: str) -> None:
     spec = inputs.specs[graph]
     first = inputs.trials(spec)
@@ -61,7 +68,9 @@ def test_a_fingerprint_of_the_calibration(inputs: ParityInputs) -> None:
 
 
 def test_the_pipeline_is_the_recognizer(inputs: ParityInputs) -> None:
-    """Graph after graph, with the text encoder or without, gives what the module that holds all in one gives."""
+    """Graph after graph, with the text encoder or without, gives what the module that holds all in
+    one gives.
+    """
     spec = inputs.specs["region_recognizer"]
     whole = [trial for trial in inputs.trials(spec) if trial.real]
     for with_text in (False, True):
@@ -70,7 +79,9 @@ def test_the_pipeline_is_the_recognizer(inputs: ParityInputs) -> None:
         logits = [{"logits": np.log(trial.expected["scores"])} for trial in whole]
         verdict = compare_pipeline(trials, logits, RUNTIME_FP32)
         assert verdict.passed, verdict.reason
-        assert verdict.images == 2 and verdict.regions == sum(int(trial.feeds["valid"].sum()) for trial in trials)
+        assert verdict.images == 2 and verdict.regions == sum(
+            int(trial.feeds["valid"].sum()) for trial in trials
+        )
 
 
 def test_no_picture() -> None:

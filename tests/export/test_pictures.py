@@ -23,17 +23,29 @@ def write_pictures(folder: Path, count: int) -> None:
 def check(found: Pictures) -> None:
     for picture in found.pictures:
         height, width = picture.image.shape[:2]
-        assert picture.image.dtype == np.uint8 and picture.boxes.dtype == np.float32 and len(picture.boxes)
+        assert (
+            picture.image.dtype == np.uint8
+            and picture.boxes.dtype == np.float32
+            and len(picture.boxes)
+        )
         assert (picture.boxes[:, :2] < picture.boxes[:, 2:]).all()
-        assert (picture.boxes >= 0).all() and (picture.boxes <= [width, height, width, height]).all()
+        assert (picture.boxes >= 0).all() and (
+            picture.boxes <= [width, height, width, height]
+        ).all()
 
 
 def test_mini_world() -> None:
-    found, again, other = load_pictures(None, 3), load_pictures(None, 3), load_pictures(None, 3, seed=1)
+    found, again, other = (
+        load_pictures(None, 3),
+        load_pictures(None, 3),
+        load_pictures(None, 3, seed=1),
+    )
     check(found)
     assert found.source == "3 scenes of the mini world"
     assert len(found.words) == NUM_WORDS and set(found.words) <= set(parse_vocabulary("mini"))
-    assert [picture.image.tobytes() for picture in found.pictures] == [one.image.tobytes() for one in again.pictures]
+    assert [picture.image.tobytes() for picture in found.pictures] == [
+        one.image.tobytes() for one in again.pictures
+    ]
     assert found.pictures[0].image.tobytes() != other.pictures[0].image.tobytes()
 
 
@@ -46,7 +58,9 @@ def test_annotations(tmp_path: Path) -> None:
         {"id": 4, "image_id": 3, "category_id": 9, "bbox": [1, 2, 3, 4]},
     ]
     content = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 60 + i, "height": 40} for i in range(4)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 60 + i, "height": 40} for i in range(4)
+        ],
         "categories": [{"id": 9, "name": "dog"}, {"id": 7, "name": "cat"}],
         "annotations": [{"area": 1, **annotation} for annotation in annotations],
     }
@@ -67,7 +81,9 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a picture")
     found = load_pictures(tmp_path, 10)
     check(found)
-    assert found.source == f"3 images of {tmp_path.name}/" and set(found.words) <= set(parse_vocabulary("coco"))
+    assert found.source == f"3 images of {tmp_path.name}/" and set(found.words) <= set(
+        parse_vocabulary("coco")
+    )
     assert all(len(picture.boxes) == BOXES_OF_A_FOLDER for picture in found.pictures)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no picture"):
@@ -77,7 +93,9 @@ def test_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_a_mac(tmp_path: Path) -> None:
-    """Hidden files (._0.png is no picture) and others are passed over with a count; folders below are read."""
+    """Hidden files (._0.png is no picture) and others are passed over with a count; folders below
+    are read.
+    """
     write_pictures(tmp_path / "photos" / "below", 2)
     for name in ("._0.png", ".DS_Store", "notes.txt"):
         (tmp_path / "photos" / name).write_bytes(b"\0\5\x16\7")
@@ -94,5 +112,7 @@ def test_a_truncated_picture_is_named_with_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no file or folder .*none: name an annotation file, or a folder"):
+    with pytest.raises(
+        InputError, match=r"there is no file or folder .*none: name an annotation file, or a folder"
+    ):
         load_pictures(tmp_path / "none")

@@ -41,7 +41,9 @@ def test_sources_come_before_what_is_made_of_them(specs: dict[str, GraphSpec]) -
     for step in steps:
         assert step.source is None or step.source.key in made
         made.add(step.key)
-    kinds = [(step.format, step.precision) for step in steps if step.spec.name == "sam_image_encoder"]
+    kinds = [
+        (step.format, step.precision) for step in steps if step.spec.name == "sam_image_encoder"
+    ]
     assert kinds == [
         ("onnx", "fp32"),
         ("onnx", "fp16"),
@@ -93,30 +95,46 @@ def test_precisions() -> None:
     ("missing", "asked", "message"),
     [
         ("onnx", ["openvino"], r"onnx artefacts need onnx: pip install 'regionspot\[export\]'"),
-        ("openvino", ["openvino"], r"openvino artefacts need openvino: pip install 'regionspot\[export,openvino\]'"),
-        ("tensorrt", ["tensorrt"], r"tensorrt artefacts need tensorrt: .*https://pypi\.nvidia\.com.*stub"),
+        (
+            "openvino",
+            ["openvino"],
+            r"openvino artefacts need openvino: pip install 'regionspot\[export,openvino\]'",
+        ),
+        (
+            "tensorrt",
+            ["tensorrt"],
+            r"tensorrt artefacts need tensorrt: .*https://pypi\.nvidia\.com.*stub",
+        ),
         ("tensorrt_rtx_bindings", ["tensorrt-rtx"], r"pip install 'regionspot\[tensorrt-rtx\]'"),
     ],
 )
-def test_missing_libraries(missing: str, asked: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libraries(
+    missing: str, asked: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plan, "find_spec", lambda name: None if name == missing else object())
     with pytest.raises(InputError, match=message):
         check_libraries(asked)
 
 
-def test_estimates_are_near_the_truth(mini: RegionSpot, specs: dict[str, GraphSpec], mini_artifacts: Path) -> None:
+def test_estimates_are_near_the_truth(
+    mini: RegionSpot, specs: dict[str, GraphSpec], mini_artifacts: Path
+) -> None:
     manifest = Manifest.load(mini_artifacts)
     names = [entry.name for entry in manifest.graphs]
     for one in estimate(make_plan([specs[name] for name in names], ["onnx"], ["fp32"]), mini):
         actual = manifest.find(*one.step.key).size_bytes
-        assert 0.7 * actual < one.file_bytes + 700_000 and one.file_bytes < 1.3 * actual, one.step.title
+        assert 0.7 * actual < one.file_bytes + 700_000 and one.file_bytes < 1.3 * actual, (
+            one.step.title
+        )
         assert one.memory_bytes > 2 * one.file_bytes
 
 
 def test_half_precision_is_half_as_large(mini: RegionSpot, specs: dict[str, GraphSpec]) -> None:
     sizes = {
         one.step.precision: one.file_bytes
-        for one in estimate(make_plan([specs["region_head"]], ["onnx"], ["fp32", "fp16", "int8"]), mini)
+        for one in estimate(
+            make_plan([specs["region_head"]], ["onnx"], ["fp32", "fp16", "int8"]), mini
+        )
     }
     assert sizes["fp16"] == sizes["fp32"] / 2 and sizes["int8"] < sizes["fp16"]
 
@@ -125,8 +143,21 @@ def test_half_precision_is_half_as_large(mini: RegionSpot, specs: dict[str, Grap
 def test_models_of_any_size_are_estimated_without_their_weights(name: str) -> None:
     model = sizing_model(name)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-    table = format_plan(estimate(make_plan(list(graph_specs(model_sizes(model)).values()), ["onnx"], ["fp32"]), model))
+    table = format_plan(
+        estimate(
+            make_plan(list(graph_specs(model_sizes(model)).values()), ["onnx"], ["fp32"]), model
+        )
+    )
     lines = table.splitlines()
-    assert lines[0].split() == ["graph", "format", "precision", "size", "made", "from", "memory", "file"]
+    assert lines[0].split() == [
+        "graph",
+        "format",
+        "precision",
+        "size",
+        "made",
+        "from",
+        "memory",
+        "file",
+    ]
     assert len(lines) == 1 + 9 + 2 and lines[-1].startswith("9 artefacts, about")
     assert all(line == line.rstrip() for line in lines)

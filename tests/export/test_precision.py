@@ -1,4 +1,6 @@
-"""Half precision in the graph: which node works in which type, no Cast too many, weights that do not fit."""
+"""Half precision in the graph: which node works in which type, no Cast too many, weights that do
+not fit.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +90,12 @@ def test_products_and_what_follows_are_half_and_norms_single() -> None:
     ]
     proto = converted(graph_of(nodes, {"w": W, "b": B, "b2": 2 * B}))
     found = types_by_node(proto)
-    assert [found[name] for name in ("m/MatMul", "m/Add", "m/Gelu", "r/Add", "m/MatMul_2", "last/Add")] == [FP16] * 6
-    assert [found[name] for name in ("n/LayerNormalization", "s/Softmax", "first/Sub")] == [SINGLE] * 3
+    assert [
+        found[name] for name in ("m/MatMul", "m/Add", "m/Gelu", "r/Add", "m/MatMul_2", "last/Add")
+    ] == [FP16] * 6
+    assert [found[name] for name in ("n/LayerNormalization", "s/Softmax", "first/Sub")] == [
+        SINGLE
+    ] * 3
     of = types(proto)
     assert of["x"] == of["y"] == SINGLE
     assert of["w.fp16"] == FP16 and "w" not in of  # once, in half precision
@@ -99,7 +105,9 @@ def test_products_and_what_follows_are_half_and_norms_single() -> None:
 
 
 def test_phases_of_sines_stay_single() -> None:
-    """In half precision a position of 1000 is a multiple of one half, and its sine that of another place."""
+    """In half precision a position of 1000 is a multiple of one half, and its sine that of another
+    place.
+    """
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"], "pe/MatMul"),
         helper.make_node("Sin", ["a"], ["s"], "pe/Sin"),
@@ -133,7 +141,11 @@ def test_tables_are_stored_in_half_and_indices_left_alone() -> None:
         helper.make_node("Reshape", ["a", "s"], ["b"], "embedding/Reshape"),
         helper.make_node("Where", ["keep", "b", "low"], ["y"], "embedding/Where"),
     ]
-    weights = {"table": W, "keep": np.array([True, False, True, True]), "low": np.array(-np.inf, np.float32)}
+    weights = {
+        "table": W,
+        "keep": np.array([True, False, True, True]),
+        "low": np.array(-np.inf, np.float32),
+    }
     proto = converted(graph_of(nodes, weights))
     of = types(proto)
     assert of["table.fp16"] == of["low.fp16"] == FP16 and "table" not in of
@@ -155,7 +167,10 @@ def test_what_cannot_be_converted() -> None:
     with pytest.raises(InputError, match="'fp8' is not a half precision"):
         to_half(graph_of([helper.make_node("Relu", ["x"], ["y"], "m/Relu")], {}), "fp8")
     branch = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["r"])], "branch", [], [helper.make_tensor_value_info("r", SINGLE, None)]
+        [helper.make_node("Relu", ["x"], ["r"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("r", SINGLE, None)],
     )
     node = helper.make_node("If", ["yes"], ["y"], "m/If", then_branch=branch, else_branch=branch)
     with pytest.raises(ArtifactError, match="m/If is a branch or a loop"):
@@ -192,27 +207,44 @@ def check_types(model: onnx.ModelProto, precision: str) -> None:
     half, of = HALF_TYPE[precision], types(model)
     producers = {output: node for node in model.graph.node for output in node.output}
     sines = [producers[node.input[0]] for node in model.graph.node if node.op_type == "Sin"]
-    phases = {producers[node.input[0]].name for node in sines}  # the one MatMul of coordinates, and then by 2 pi
+    phases = {
+        producers[node.input[0]].name for node in sines
+    }  # the one MatMul of coordinates, and then by 2 pi
     for node in model.graph.node:
         floats = {of[name] for name in node.input if of.get(name) in (SINGLE, half)}
         if node.op_type == "Cast":
             source = producers.get(node.input[0])
-            assert source is None or source.op_type != "Cast" or of[source.input[0]] not in (SINGLE, half), node.name
-        elif node.op_type in SINGLE_OPS or (node.op_type, precision) in WITHOUT_KERNEL or "variance" in node.name:
+            assert (
+                source is None
+                or source.op_type != "Cast"
+                or of[source.input[0]] not in (SINGLE, half)
+            ), node.name
+        elif (
+            node.op_type in SINGLE_OPS
+            or (node.op_type, precision) in WITHOUT_KERNEL
+            or "variance" in node.name
+        ):
             assert floats <= {SINGLE}, node.name
         elif node.op_type in HALF_OPS and node.name not in phases:
             assert floats == {half}, node.name
         else:
             assert len(floats) <= 1, node.name
-    repeated = Counter((node.input[0], node.attribute[0].i) for node in model.graph.node if node.op_type == "Cast")
+    repeated = Counter(
+        (node.input[0], node.attribute[0].i) for node in model.graph.node if node.op_type == "Cast"
+    )
     assert max(repeated.values()) == 1
     weights = {weight.name: weight for weight in model.graph.initializer}
     for name, weight in weights.items():
-        if name.removesuffix(f".{precision}") != name and name.removesuffix(f".{precision}") in weights:
+        if (
+            name.removesuffix(f".{precision}") != name
+            and name.removesuffix(f".{precision}") in weights
+        ):
             assert np.prod(weight.dims) < 2**17, name  # only small ones are there in both types
 
 
-def check(runner: Runner, feeds: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]) -> None:
+def check(
+    runner: Runner, feeds: list[dict[str, np.ndarray]], expected: list[dict[str, np.ndarray]]
+) -> None:
     with runner:
         for feed, wanted in zip(feeds, expected, strict=True):
             for name, array in runner.infer(feed).items():

@@ -1,4 +1,6 @@
-"""int8: symmetric pairs around linear layers alone, outliers smoothed away, sensitive layers left, int8 kernels."""
+"""int8: symmetric pairs around linear layers alone, outliers smoothed away, sensitive layers left,
+int8 kernels.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +32,22 @@ K, N = 32, 24
 OUTLIERS = [3, 17]
 
 
-def write(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], outputs: tuple[str, ...]) -> Path:
+def write(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, np.ndarray],
+    outputs: tuple[str, ...],
+) -> Path:
     """A graph from "x" (B, T, K) to (B, T, ...)."""
     graph = helper.make_graph(
         nodes,
         "test",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "T", K])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+        [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in weights.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
@@ -53,12 +63,16 @@ def sqnr_db(exact: Path, quantized: Path, output: str = "y") -> float:
     feed = feeds(seed=9, count=1)[0]
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry(*EXACT_INT8)  # as `OrtRunner` asks for
-    wanted, found = (onnxruntime.InferenceSession(path, options).run([output], feed)[0] for path in (exact, quantized))
+    wanted, found = (
+        onnxruntime.InferenceSession(path, options).run([output], feed)[0]
+        for path in (exact, quantized)
+    )
     return measure(wanted, found).sqnr_db
 
 
 def with_outliers(path: Path, also_read: bool = False) -> Path:
-    """A LayerNorm with two channels 80 times as large as the others, and a layer that makes as little of them.
+    """A LayerNorm with two channels 80 times as large as the others, and a layer that makes as
+    little of them.
 
     That is what CLIP's and SAM's activations look like.
     """
@@ -67,7 +81,9 @@ def with_outliers(path: Path, also_read: bool = False) -> Path:
     gamma[OUTLIERS] *= 80
     weight[OUTLIERS] /= 80
     nodes = [
-        helper.make_node("LayerNormalization", ["x", "gamma", "beta"], ["n"], "block.norm/LayerNormalization"),
+        helper.make_node(
+            "LayerNormalization", ["x", "gamma", "beta"], ["n"], "block.norm/LayerNormalization"
+        ),
         helper.make_node("Transpose", ["n"], ["t"], "block/Transpose", perm=[1, 0, 2]),
         helper.make_node("MatMul", ["t", "w"], ["m"], "block.linear/MatMul"),
         helper.make_node("Add", ["m", "b"], ["y"], "block.linear/Add"),
@@ -84,7 +100,9 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["x", "w"], ["m"], "layer/MatMul"),
         helper.make_node("Add", ["m", "b"], ["y"], "layer/Add"),
     ]
-    source = write(tmp_path / "a.onnx", nodes, {"w": rng.normal(size=(K, N)), "b": rng.normal(size=N)}, ("y",))
+    source = write(
+        tmp_path / "a.onnx", nodes, {"w": rng.normal(size=(K, N)), "b": rng.normal(size=N)}, ("y",)
+    )
     (report,) = quantize(source, feeds(), tmp_path / "out.onnx")
     assert report.names == ("layer/MatMul",) and report.quantized and report.sqnr_db > 35
     assert sqnr_db(source, tmp_path / "out.onnx") > 35
@@ -109,7 +127,9 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
         "layer/MatMul.weight.scale": "float32",
         "layer/MatMul.weight.zero_point": "int8",
     }
-    assert np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N  # each channel fills its range
+    assert (
+        np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
+    )  # each channel fills its range
 
 
 def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +154,9 @@ def test_a_norm_that_others_read_is_not_touched(tmp_path: Path) -> None:
     source = with_outliers(tmp_path / "a.onnx", also_read=True)
     (report,) = quantize(source, feeds(), tmp_path / "out.onnx")
     assert not report.quantized and report.sqnr_db < quantization.MIN_SQNR_DB
-    assert sqnr_db(source, tmp_path / "out.onnx") == sqnr_db(source, tmp_path / "out.onnx", "z") == 200
+    assert (
+        sqnr_db(source, tmp_path / "out.onnx") == sqnr_db(source, tmp_path / "out.onnx", "z") == 200
+    )
 
 
 def test_a_sensitive_layer_stays_as_it_is(tmp_path: Path) -> None:
@@ -162,7 +184,10 @@ def test_a_sensitive_layer_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_layers_that_read_the_same_become_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
-    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"m{i}"], f"attn.proj{i}/MatMul") for i in range(3)]
+    nodes = [
+        helper.make_node("MatMul", ["x", f"w{i}"], [f"m{i}"], f"attn.proj{i}/MatMul")
+        for i in range(3)
+    ]
     nodes.append(helper.make_node("Concat", ["m2", "m0", "m1"], ["y"], "attn/Concat", axis=-1))
     weights = {f"w{i}": rng.normal(size=(K, 8 * (i + 1))) for i in range(3)}
     source = write(tmp_path / "a.onnx", nodes, weights, ("y", "m1"))
@@ -177,7 +202,9 @@ def test_layers_that_read_the_same_become_one(tmp_path: Path) -> None:
 def test_what_is_not_a_linear_layer_stays(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], "/MatMul"),  # outside of any module: the graph's own algebra
+        helper.make_node(
+            "MatMul", ["x", "w"], ["a"], "/MatMul"
+        ),  # outside of any module: the graph's own algebra
         helper.make_node("Transpose", ["a"], ["t"], "block/Transpose", perm=[0, 2, 1]),
         helper.make_node("MatMul", ["a", "t"], ["y"], "block/MatMul"),
     ]
@@ -212,14 +239,19 @@ def test_graphs(
     tmp_path: Path,
     graph: str,
 ) -> None:
-    """Every graph of the mini model on pictures that it was not calibrated on, in kernels that are int8."""
+    """Every graph of the mini model on pictures that it was not calibrated on, in kernels that are
+    int8.
+    """
     spec, path = specs[graph], tmp_path / "int8.onnx"
     real = graph_inputs.real(spec)
     reports = quantize(exported(graph), real[2:] or real, path)
     assert len(reports) == LAYERS[graph] and all(report.quantized for report in reports)
     with TorchRunner(graph_module(mini, graph), spec) as reference:
         expected = [reference.infer(feed) for feed in real[:2]]
-    for runner in (OrtRunner(path, spec, threads=1, precision="int8"), OpenVinoRunner(path, spec, threads=1)):
+    for runner in (
+        OrtRunner(path, spec, threads=1, precision="int8"),
+        OpenVinoRunner(path, spec, threads=1),
+    ):
         with runner:
             for feed, wanted in zip(real, expected, strict=False):
                 for name, array in runner.infer(feed).items():
@@ -243,9 +275,14 @@ def int8_kernels_of_onnxruntime(path: Path, optimised: Path) -> int:
 
 
 def int8_kernels_of_openvino(path: Path) -> int:
-    model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    model = (
+        openvino.Core()
+        .compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        .get_runtime_model()
+    )
     layers = [operation.get_rt_info() for operation in model.get_ordered_ops()]
     return sum(
-        str(info["layerType"].value) == "FullyConnected" and str(info["runtimePrecision"].value) == "i8"
+        str(info["layerType"].value) == "FullyConnected"
+        and str(info["runtimePrecision"].value) == "i8"
         for info in layers
     )

@@ -1,4 +1,6 @@
-"""Engines built ahead of time with TensorRT-RTX, which needs no GPU, and everything around the build."""
+"""Engines built ahead of time with TensorRT-RTX, which needs no GPU, and everything around the
+build.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,12 @@ SPEC = GraphSpec(
 WEIGHT = np.random.default_rng(0).standard_normal((48, 8)).astype(np.float32)
 
 
-def save_small(path: Path, *, cast_first: bool = True, tokens: int | str = "words", data: bool = False) -> Path:
-    """The ONNX file of SPEC: the images' projection where valid, times the height, against the words."""
+def save_small(
+    path: Path, *, cast_first: bool = True, tokens: int | str = "words", data: bool = False
+) -> Path:
+    """The ONNX file of SPEC: the images' projection where valid, times the height, against the
+    words.
+    """
     to_float = [helper.make_node("Cast", ["images"], ["pixels"], "to_float", to=TensorProto.FLOAT)]
     if not cast_first:
         to_float = [
@@ -53,7 +59,9 @@ def save_small(path: Path, *, cast_first: bool = True, tokens: int | str = "word
         helper.make_node("MatMul", ["flat", "weight"], ["projected"], "project"),
         helper.make_node("Unsqueeze", ["valid", "last"], ["mask"], "mask"),
         helper.make_node("Where", ["mask", "projected", "zero"], ["kept"], "keep"),
-        helper.make_node("Cast", ["input_sizes"], ["sizes"], "sizes_to_float", to=TensorProto.FLOAT),
+        helper.make_node(
+            "Cast", ["input_sizes"], ["sizes"], "sizes_to_float", to=TensorProto.FLOAT
+        ),
         helper.make_node("Gather", ["sizes", "first"], ["heights"], "height", axis=1),
         helper.make_node("Unsqueeze", ["heights", "last"], ["scale"], "scale"),
         helper.make_node("Mul", ["kept", "scale"], ["scaled"], "scaled"),
@@ -81,7 +89,11 @@ def save_small(path: Path, *, cast_first: bool = True, tokens: int | str = "word
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
-    external: dict[str, Any] = {"save_as_external_data": True, "location": f"{path.name}.data", "size_threshold": 64}
+    external: dict[str, Any] = {
+        "save_as_external_data": True,
+        "location": f"{path.name}.data",
+        "size_threshold": 64,
+    }
     onnx.save(model, path, **(external if data else {}))
     return path
 
@@ -98,10 +110,15 @@ def test_build(small: Path, tmp_path: Path) -> None:
     assert plan.startswith(b"vtrt"), "the plan must stay as it was built"
     assert (sidecar.size_bytes, sidecar.sha256) == (len(plan), hashlib.sha256(plan).hexdigest())
     assert sidecar.onnx == {"small.onnx": hashlib.sha256(small.read_bytes()).hexdigest()}
-    assert sidecar.compute_capabilities == RTX_CAPABILITIES and sidecar.versions["tensorrt_rtx_bindings"]
+    assert (
+        sidecar.compute_capabilities == RTX_CAPABILITIES
+        and sidecar.versions["tensorrt_rtx_bindings"]
+    )
     assert [tensor.dtype for tensor in sidecar.inputs] == ["uint8", "int32", "bool", "float32"]
     assert sidecar.inputs[0].profile == ((1, 4, 4, 3), (1, 4, 4, 3), (8, 4, 4, 3))
-    assert sidecar.inputs[2].profile == ((1, 1), (1, 32), (8, 300)) and sidecar.outputs[0].shape == (-1, -1, -1)
+    assert sidecar.inputs[2].profile == ((1, 1), (1, 32), (8, 300)) and sidecar.outputs[
+        0
+    ].shape == (-1, -1, -1)
     assert (read_sidecar(out), read_engine(out, SPEC, "tensorrt-rtx")) == (sidecar, (plan, sidecar))
     assert json.loads(sidecar_path(out).read_text())["graph"] == "small"
     assert sorted(path.name for path in out.parent.iterdir()) == ["small.engine", "small.json"]
@@ -109,8 +126,13 @@ def test_build(small: Path, tmp_path: Path) -> None:
 
 def test_external_data_belongs_to_the_source(tmp_path: Path) -> None:
     path = save_small(tmp_path / "small.onnx", data=True)
-    sidecar = build_engine(path, SPEC, tmp_path / "small.engine", "tensorrt-rtx", compute_capabilities=[89])
-    assert list(sidecar.onnx) == ["small.onnx", "small.onnx.data"] and sidecar.compute_capabilities == (89,)
+    sidecar = build_engine(
+        path, SPEC, tmp_path / "small.engine", "tensorrt-rtx", compute_capabilities=[89]
+    )
+    assert list(sidecar.onnx) == [
+        "small.onnx",
+        "small.onnx.data",
+    ] and sidecar.compute_capabilities == (89,)
     assert WEIGHT.tobytes() in (tmp_path / "small.onnx.data").read_bytes()
 
 
@@ -119,12 +141,16 @@ def test_fixed_axes_need_no_profile(tmp_path: Path) -> None:
     path = save_small(tmp_path / "small.onnx", tokens=5)
     sidecar = build_engine(path, spec, tmp_path / "small.engine", "tensorrt-rtx")
     assert sidecar.inputs[3].shape == (5, 8) and sidecar.outputs[0].shape == (-1, -1, 5)
-    with pytest.raises(ArtifactError, match=r"text_embeddings is float32 \(5, 8\) instead of float32 \(words, 8\)"):
+    with pytest.raises(
+        ArtifactError, match=r"text_embeddings is float32 \(5, 8\) instead of float32 \(words, 8\)"
+    ):
         build_engine(path, SPEC, tmp_path / "small.engine", "tensorrt-rtx")
 
 
 def test_int8_with_symmetric_quantisation(tmp_path: Path) -> None:
-    """Quantise and dequantise, per tensor at the activation and per channel at the weight, around a MatMul."""
+    """Quantise and dequantise, per tensor at the activation and per channel at the weight, around a
+    MatMul.
+    """
     constants: dict[str, Any] = {
         "scale_x": np.float32(0.02),
         "zero_x": np.int8(0),
@@ -134,8 +160,12 @@ def test_int8_with_symmetric_quantisation(tmp_path: Path) -> None:
     }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale_x", "zero_x"], ["x_int8"], "quantize"),
-        helper.make_node("DequantizeLinear", ["x_int8", "scale_x", "zero_x"], ["x_float"], "dequantize"),
-        helper.make_node("DequantizeLinear", ["weight", "scale_w", "zero_w"], ["weight_float"], "weights", axis=1),
+        helper.make_node(
+            "DequantizeLinear", ["x_int8", "scale_x", "zero_x"], ["x_float"], "dequantize"
+        ),
+        helper.make_node(
+            "DequantizeLinear", ["weight", "scale_w", "zero_w"], ["weight_float"], "weights", axis=1
+        ),
         helper.make_node("MatMul", ["x_float", "weight_float"], ["y"], "product"),
     ]
     graph = helper.make_graph(
@@ -154,7 +184,12 @@ def test_int8_with_symmetric_quantisation(tmp_path: Path) -> None:
         (TensorSpec("y", "float32", ("batch", 8)),),
         {"batch": Range(1, 1, 8)},
     )
-    assert build_engine(tmp_path / "int8.onnx", spec, tmp_path / "int8.engine", "tensorrt-rtx").size_bytes > 0
+    assert (
+        build_engine(
+            tmp_path / "int8.onnx", spec, tmp_path / "int8.engine", "tensorrt-rtx"
+        ).size_bytes
+        > 0
+    )
 
 
 def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
@@ -167,7 +202,9 @@ def test_what_the_parser_refuses_is_named(tmp_path: Path) -> None:
 
 
 def test_what_the_parser_misreads_is_refused(tmp_path: Path) -> None:
-    """The product of a vector with a batch of matrices is one row to TensorRT, and right for a batch of one only."""
+    """The product of a vector with a batch of matrices is one row to TensorRT, and right for a
+    batch of one only.
+    """
     graph = helper.make_graph(
         [
             helper.make_node("MatMul", ["vector", "x"], ["rows"], "product"),
@@ -188,10 +225,14 @@ def test_what_the_parser_misreads_is_refused(tmp_path: Path) -> None:
         "product",
         "",
         (TensorSpec("x", "float32", ("batch", 8, 4)),),
-        (TensorSpec("y", "float32", (1, 4)),),  # as TensorRT has it: the outputs do not give it away
+        (
+            TensorSpec("y", "float32", (1, 4)),
+        ),  # as TensorRT has it: the outputs do not give it away
         {"batch": Range(1, 1, 8)},
     )
-    with pytest.raises(ArtifactError, match=r"misreads .*product\.onnx: the tensor rows is \(1, 4\) .*\(-1, 4\)"):
+    with pytest.raises(
+        ArtifactError, match=r"misreads .*product\.onnx: the tensor rows is \(1, 4\) .*\(-1, 4\)"
+    ):
         build_engine(tmp_path / "product.onnx", spec, tmp_path / "product.engine", "tensorrt-rtx")
 
 
@@ -214,14 +255,18 @@ def test_too_little_workspace(tmp_path: Path) -> None:
     tensors = (TensorSpec("x", "float32", shape),), (TensorSpec("y", "float32", shape),)
     spec = GraphSpec("products", "", *tensors, {"batch": Range(1, 1, 8)})
     out = tmp_path / "products.engine"
-    with pytest.raises(ArtifactError, match=r"OutOfMemory.*narrow the ranges, or give more workspace"):
+    with pytest.raises(
+        ArtifactError, match=r"OutOfMemory.*narrow the ranges, or give more workspace"
+    ):
         build_engine(tmp_path / "products.onnx", spec, out, "tensorrt-rtx", workspace_mib=1)
     assert build_engine(tmp_path / "products.onnx", spec, out, "tensorrt-rtx").workspace_mib is None
 
 
 def test_turing_takes_no_fp32_products(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"FP32 GEMM.*leave that compute capability out"):
-        build_engine(small, SPEC, tmp_path / "small.engine", "tensorrt-rtx", compute_capabilities=[75, 89])
+        build_engine(
+            small, SPEC, tmp_path / "small.engine", "tensorrt-rtx", compute_capabilities=[75, 89]
+        )
 
 
 def test_reasons_are_those_of_the_build_at_hand(small: Path, tmp_path: Path) -> None:
@@ -230,7 +275,9 @@ def test_reasons_are_those_of_the_build_at_hand(small: Path, tmp_path: Path) -> 
     with pytest.raises(ArtifactError) as first:
         build_engine(small, SPEC, out, "tensorrt-rtx", compute_capabilities=[75])
     with pytest.raises(ArtifactError) as second:
-        build_engine(small, SPEC, out, "tensorrt-rtx", workspace_mib=1, compute_capabilities=[75, 89])
+        build_engine(
+            small, SPEC, out, "tensorrt-rtx", workspace_mib=1, compute_capabilities=[75, 89]
+        )
     assert "FP32 GEMM" in str(first.value) and "FP32 GEMM" in str(second.value)
     assert build_engine(small, SPEC, out, "tensorrt-rtx").warnings == ()
 
@@ -244,7 +291,9 @@ def retyped(spec: GraphSpec) -> GraphSpec:
 
 
 def reshaped(spec: GraphSpec) -> GraphSpec:
-    return replace(spec, inputs=(replace(spec.inputs[0], shape=("batch", 8, 8, 3)), *spec.inputs[1:]))
+    return replace(
+        spec, inputs=(replace(spec.inputs[0], shape=("batch", 8, 8, 3)), *spec.inputs[1:])
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,7 +312,10 @@ def test_tensors_must_be_the_specs(small: Path, tmp_path: Path, change: Any, mes
 
 def test_a_range_that_the_graph_cannot_run_is_an_error(tmp_path: Path) -> None:
     """TensorRT itself only warns that 6 words do not fit a table of 5 positions."""
-    constants: dict[str, Any] = {"positions": np.arange(5, dtype=np.float32), "start": np.zeros(1, dtype=np.int64)}
+    constants: dict[str, Any] = {
+        "positions": np.arange(5, dtype=np.float32),
+        "start": np.zeros(1, dtype=np.int64),
+    }
     graph = helper.make_graph(
         [
             helper.make_node("Shape", ["x"], ["length"], "length"),
@@ -280,7 +332,9 @@ def test_a_range_that_the_graph_cannot_run_is_an_error(tmp_path: Path) -> None:
     tensors = (TensorSpec("x", "float32", ("words",)),), (TensorSpec("y", "float32", ("words",)),)
     spec = GraphSpec("positions", "", *tensors, {"words": Range(2, 5, 6)})
     with pytest.raises(ArtifactError, match="end of its ranges"):
-        build_engine(tmp_path / "positions.onnx", spec, tmp_path / "positions.engine", "tensorrt-rtx")
+        build_engine(
+            tmp_path / "positions.onnx", spec, tmp_path / "positions.engine", "tensorrt-rtx"
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"no ONNX file" * 100])
@@ -300,12 +354,17 @@ def test_a_missing_onnx_file(tmp_path: Path) -> None:
     [
         ({"flavour": "tensor"}, "no TensorRT flavour"),
         ({"flavour": "tensorrt-rtx", "compute_capabilities": [89, 90]}, r"7\.5, 8\.0.* not 9\.0"),
-        ({"flavour": "tensorrt-rtx", "compute_capabilities": []}, "one compute capability at least"),
+        (
+            {"flavour": "tensorrt-rtx", "compute_capabilities": []},
+            "one compute capability at least",
+        ),
         ({"flavour": "tensorrt-rtx", "optimization_level": 6}, "0 to 5, not 6"),
         ({"flavour": "tensorrt-rtx", "workspace_mib": 0}, "1 MiB or more"),
     ],
 )
-def test_options_out_of_range(small: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_options_out_of_range(
+    small: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         build_engine(small, SPEC, tmp_path / "small.engine", **options)
 
@@ -327,9 +386,13 @@ def test_options_are_recorded(small: Path, tmp_path: Path) -> None:
     assert not cache.exists(), "TensorRT-RTX would look for a GPU with a timing cache"
 
 
-def test_a_missing_library_is_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(InputError, match=r"TensorRT cannot be imported.*https://pypi\.nvidia\.com.*stub"):
+    with pytest.raises(
+        InputError, match=r"TensorRT cannot be imported.*https://pypi\.nvidia\.com.*stub"
+    ):
         build_engine(small, SPEC, tmp_path / "small.plan", "tensorrt")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(InputError, match=r"tensorrt_rtx-cu13-bindings and tensorrt_rtx-cu13-libs"):
@@ -349,7 +412,9 @@ def test_progress(small: Path, tmp_path: Path) -> None:
     with Progress("region_head", PERCENT, "%", stream=stream) as progress:
         build_engine(small, SPEC, tmp_path / "small.engine", "tensorrt-rtx", progress=progress)
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("region_head: 0/100 %  Building") and lines[-1].startswith("region_head: 100/100 %")
+    assert lines[0].startswith("region_head: 0/100 %  Building") and lines[-1].startswith(
+        "region_head: 100/100 %"
+    )
 
 
 class Interrupted(io.StringIO):

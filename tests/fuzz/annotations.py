@@ -1,6 +1,7 @@
 """Annotation files through `CocoDataset.load`, `load_training_set` and the evaluation.
 
-A file that is accepted must say what a plain reading of the same JSON says, and its own objects must be found by it.
+A file that is accepted must say what a plain reading of the same JSON says, and its own objects
+must be found by it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ class Annotations:
         path = write(self._directory, "plain.json", json.dumps(plain).encode())
         masks = attempt(lambda: ground_truth_masks(dataset))
         if not isinstance(masks, RegionSpotError):
-            check(masks == ground_truth_masks(CocoDataset.load(path, check_images=False)), "masks of another shape")
+            check(
+                masks == ground_truth_masks(CocoDataset.load(path, check_images=False)),
+                "masks of another shape",
+            )
 
     def _check_training(self, path: Path, dataset: CocoDataset) -> None:
         training = attempt(lambda: load_training_set("fuzz", path))
@@ -87,17 +91,31 @@ def check_dataset(dataset: CocoDataset, read: Tree) -> None:
     check(isinstance(read, dict), "a document that is no dictionary was accepted")
     images, categories, annotations = read["images"], read["categories"], read["annotations"]
     check(len(dataset.images) == len(images), f"{len(dataset.images)} images of {len(images)}")
-    check(len(dataset.categories) == len(categories), f"{len(dataset.categories)} categories of {len(categories)}")
-    check(dataset.num_annotations == len(annotations), f"{dataset.num_annotations} annotations of {len(annotations)}")
+    check(
+        len(dataset.categories) == len(categories),
+        f"{len(dataset.categories)} categories of {len(categories)}",
+    )
+    check(
+        dataset.num_annotations == len(annotations),
+        f"{dataset.num_annotations} annotations of {len(annotations)}",
+    )
     for image, entry in zip(dataset.images, images, strict=True):
         _check_image(image, entry)
     by_id = {id_meaning(category.id): category for category in dataset.categories}
     check(len(by_id) == len(categories), "categories share an id")
-    check([*by_id] == sorted(by_id, key=lambda key: (isinstance(key, str), key)), "categories are not in order")
+    check(
+        [*by_id] == sorted(by_id, key=lambda key: (isinstance(key, str), key)),
+        "categories are not in order",
+    )
     for entry in categories:
         _check_category(by_id[id_meaning(entry["id"])], entry)
-    check(set(dataset.annotations_by_image) == {image.id for image in dataset.images}, "an image has no entry")
-    check(len({id_meaning(image.id) for image in dataset.images}) == len(images), "images share an id")
+    check(
+        set(dataset.annotations_by_image) == {image.id for image in dataset.images},
+        "an image has no entry",
+    )
+    check(
+        len({id_meaning(image.id) for image in dataset.images}) == len(images), "images share an id"
+    )
     _check_annotations(dataset, annotations)
 
 
@@ -109,12 +127,19 @@ def _check_annotations(dataset: CocoDataset, annotations: list[dict[str, Any]]) 
     category_ids = {category.id for category in dataset.categories}
     for image_id, of_image in dataset.annotations_by_image.items():
         entries = wanted[id_meaning(image_id)]
-        check(len(of_image) == len(entries), f"image {image_id} has {len(of_image)} annotations of {len(entries)}")
+        check(
+            len(of_image) == len(entries),
+            f"image {image_id} has {len(of_image)} annotations of {len(entries)}",
+        )
         for annotation, entry in zip(of_image, entries, strict=True):
             check(annotation.image_id == image_id, "an annotation of another image")
             check(annotation.category_id in category_ids, "an annotation of an unknown category")
             _check_annotation(annotation, entry)
-    ids = [id_meaning(a.id) for annotations in dataset.annotations_by_image.values() for a in annotations]
+    ids = [
+        id_meaning(a.id)
+        for annotations in dataset.annotations_by_image.values()
+        for a in annotations
+    ]
     check(len(set(ids)) == len(ids), "annotations share an id")
 
 
@@ -132,14 +157,23 @@ def check_training_set(training: TrainingSet, dataset: CocoDataset) -> None:
     of_regions = np.repeat(np.arange(len(training)), training.counts)
     found = [
         (training.file_names[image], training.class_names[class_id], box)
-        for image, class_id, box in zip(of_regions, training.class_ids, training.boxes.tolist(), strict=True)
+        for image, class_id, box in zip(
+            of_regions, training.class_ids, training.boxes.tolist(), strict=True
+        )
     ]
     check(found == expected, f"training learns {found} instead of {expected}")
 
 
 def check_perfect_detections(dataset: CocoDataset) -> None:
-    """Detections that are the ground truth itself have an AP of 100, by boxes and, where there are any, by masks."""
-    objects = [a for image in dataset.images for a in dataset.annotations_by_image[image.id] if not a.iscrowd]
+    """Detections that are the ground truth itself have an AP of 100, by boxes and, where there are
+    any, by masks.
+    """
+    objects = [
+        a
+        for image in dataset.images
+        for a in dataset.annotations_by_image[image.id]
+        if not a.iscrowd
+    ]
     if all((a.box[2] - a.box[0]) * (a.box[3] - a.box[1]) > SMALLEST_AREA for a in objects):
         _check_perfect(dataset, [_detection(a) for a in objects], "bbox")
     masks = attempt(lambda: ground_truth_masks(dataset))
@@ -147,18 +181,27 @@ def check_perfect_detections(dataset: CocoDataset) -> None:
         return
     sizes = {image.id: [image.height, image.width] for image in dataset.images}
     everything = [a for image in dataset.images for a in dataset.annotations_by_image[image.id]]
-    check(all(m["size"] == sizes[a.image_id] for a, m in zip(everything, masks, strict=True)), "a mask of another size")
+    check(
+        all(m["size"] == sizes[a.image_id] for a, m in zip(everything, masks, strict=True)),
+        "a mask of another size",
+    )
     if all(rle_area(mask) for mask in masks):
         pairs = [(a, mask) for a, mask in zip(everything, masks, strict=True) if not a.iscrowd]
-        _check_perfect(dataset, [_detection(a) | {"segmentation": mask} for a, mask in pairs], "segm")
+        _check_perfect(
+            dataset, [_detection(a) | {"segmentation": mask} for a, mask in pairs], "segm"
+        )
 
 
-def _check_perfect(dataset: CocoDataset, detections: list[dict[str, Any]], iou_type: IouType) -> None:
+def _check_perfect(
+    dataset: CocoDataset, detections: list[dict[str, Any]], iou_type: IouType
+) -> None:
     figures = attempt(lambda: evaluate_detections(dataset, detections, "coco", iou_type))
     if not isinstance(figures, RegionSpotError):
         wanted = 100.0 if detections else None
         found = figures["AP"]
-        right = found == wanted or (found is not None and wanted is not None and abs(found - wanted) < 1e-6)
+        right = found == wanted or (
+            found is not None and wanted is not None and abs(found - wanted) < 1e-6
+        )
         check(right, f"perfect detections have the {iou_type} AP {found}")
 
 
@@ -175,14 +218,20 @@ def _check_image(image: ImageRecord, entry: dict[str, Any]) -> None:
     check(min(image.width, image.height) > 0, f"an image of {image.width} x {image.height}")
     name = entry.get("coco_url") if entry.get("file_name") is None else entry["file_name"]
     check_text(image.file_name, name, "a file name")
-    check(bool(image.file_name.strip()) and "\0" not in image.file_name, f"the file name {image.file_name!r}")
+    check(
+        bool(image.file_name.strip()) and "\0" not in image.file_name,
+        f"the file name {image.file_name!r}",
+    )
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         found, given = getattr(image, key), entry.get(key)
         if found is None or given is None:
             check(found is given is None, f"{key} {given!r:.80} is read as {found}")
         else:
             check(isinstance(given, list), f"{key} {given!r:.80} is read as {found}")
-            check([*map(id_meaning, found)] == [*map(id_meaning, given)], f"{key} {given!r:.80} is read as {found}")
+            check(
+                [*map(id_meaning, found)] == [*map(id_meaning, given)],
+                f"{key} {given!r:.80} is read as {found}",
+            )
 
 
 def _check_category(category: Category, entry: dict[str, Any]) -> None:
@@ -196,15 +245,25 @@ def _check_category(category: Category, entry: dict[str, Any]) -> None:
 
 
 def _check_annotation(annotation: Annotation, entry: dict[str, Any]) -> None:
-    """Its fields; without an id it may have any, and a width that is a rounding error below 0 is 0."""
+    """Its fields; without an id it may have any, and a width that is a rounding error below 0
+    is 0.
+    """
     if entry.get("id") is not None:
         check_id(annotation.id, entry["id"], "an annotation's id")
-    check(id_meaning(annotation.category_id) == id_meaning(entry["category_id"]), "another category")
-    check(isinstance(entry["bbox"], list) and len(entry["bbox"]) == 4, f"bbox {entry['bbox']!r:.80} was accepted")
+    check(
+        id_meaning(annotation.category_id) == id_meaning(entry["category_id"]), "another category"
+    )
+    check(
+        isinstance(entry["bbox"], list) and len(entry["bbox"]) == 4,
+        f"bbox {entry['bbox']!r:.80} was accepted",
+    )
     x, y, width, height = (float(exact_number(value)) for value in entry["bbox"])
     check(width >= -ROUNDING and height >= -ROUNDING, f"bbox {entry['bbox']} was accepted")
     wanted = [x, y, x + max(width, 0.0), y + max(height, 0.0)]
-    check(bool(np.isfinite(wanted).all()) and [*annotation.box] == wanted, f"bbox {entry['bbox']}: {annotation.box}")
+    check(
+        bool(np.isfinite(wanted).all()) and [*annotation.box] == wanted,
+        f"bbox {entry['bbox']}: {annotation.box}",
+    )
     if entry.get("area") is not None:
         check_float(annotation.area, entry["area"], "area")
     check(annotation.area >= 0, f"area {annotation.area}")

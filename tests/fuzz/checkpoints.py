@@ -37,7 +37,14 @@ from tests.fuzz.trees import NUMBERS, Note, mutate_bytes, mutate_values, strange
 HEAD_BYTES = 1500
 HEADER_KEY = "regionspot"
 CANARY = "canary"
-DIMENSIONS = {"token_dim": 8, "clip_width": 16, "embed_dim": 4, "num_layers": 1, "num_heads": 8, "feedforward_dim": 8}
+DIMENSIONS = {
+    "token_dim": 8,
+    "clip_width": 16,
+    "embed_dim": 4,
+    "num_layers": 1,
+    "num_heads": 8,
+    "feedforward_dim": 8,
+}
 
 
 class Checkpoints:
@@ -56,7 +63,13 @@ class Checkpoints:
             "foreign.safetensors": safetensors.torch.save(self._head.state_dict()),
             "official.pth": _pickled(self._official()),
             "legacy.pth": _pickled(self._official(), zipped=False),
-            "clip.pt": _pickled({"state_dict": {f"module.{k}": v.half() for k, v in self._clip.state_dict().items()}}),
+            "clip.pt": _pickled(
+                {
+                    "state_dict": {
+                        f"module.{k}": v.half() for k, v in self._clip.state_dict().items()
+                    }
+                }
+            ),
             "script.pt": _scripted(self._head),
         }
 
@@ -87,7 +100,10 @@ class Checkpoints:
         }
         name, read = rng.choice(list(readers.items()))
         note(f"{read.__name__} {name}")
-        check(read(write(self._directory, name, self._files[name]), self._files[name]), "an undamaged file is refused")
+        check(
+            read(write(self._directory, name, self._files[name]), self._files[name]),
+            "an undamaged file is refused",
+        )
         return True
 
     def _bytes(self, rng: random.Random, note: Note) -> bool:
@@ -100,14 +116,18 @@ class Checkpoints:
         return self._read(name, content, rng, note)
 
     def _archive(self, rng: random.Random, note: Note) -> bool:
-        """Members of a zip archive changed, removed, doubled or renamed, with the right checksums."""
+        """Members of a zip archive changed, removed, doubled or renamed, with the right
+        checksums.
+        """
         name = rng.choice(("official.pth", "clip.pt", "script.pt"))
         with zipfile.ZipFile(io.BytesIO(self._files[name])) as archive:
             members = [(member, archive.read(member)) for member in archive.namelist()]
         for _ in range(rng.choice((1, 1, 3))):
             index = rng.choice((rng.randrange(len(members)), 0))
             member, content = members[index]
-            change = rng.choice(("change", "change", "change", "remove", "double", "rename", "empty"))
+            change = rng.choice(
+                ("change", "change", "change", "remove", "double", "rename", "empty")
+            )
             note(f"{change} {member} of {name}")
             if change == "change":
                 members[index] = (member, mutate_bytes(content, rng))
@@ -116,7 +136,10 @@ class Checkpoints:
             elif change == "double":
                 members.append((f"{member}2", content))
             elif change == "rename":
-                members[index] = (rng.choice(("data.pkl", "../x", f"other/{Path(member).name}", "é")), content)
+                members[index] = (
+                    rng.choice(("data.pkl", "../x", f"other/{Path(member).name}", "é")),
+                    content,
+                )
             elif change == "empty":
                 members[index] = (member, b"")
         return self._read(name, _zipped(dict(members)), rng, note)
@@ -135,9 +158,13 @@ class Checkpoints:
         """A checkpoint of the authors with other entries than it should have."""
         content = self._official()
         for _ in range(rng.choice((1, 1, 3))):
-            where: dict[Any, Any] = content["model"] if isinstance(content.get("model"), dict) else content
+            where: dict[Any, Any] = (
+                content["model"] if isinstance(content.get("model"), dict) else content
+            )
             key = rng.choice(list(where) or [""])
-            value = _strange_tensor(where.get(key), rng) if rng.random() < 0.5 else strange_value(rng)
+            value = (
+                _strange_tensor(where.get(key), rng) if rng.random() < 0.5 else strange_value(rng)
+            )
             change = rng.choice(("replace", "replace", "remove", "add", "model", "key"))
             note(f"{change} {key}: {type(value).__name__} {getattr(value, 'shape', value)!r:.60}")
             if change == "replace":
@@ -145,7 +172,11 @@ class Checkpoints:
             elif change == "remove":
                 where.pop(key, None)
             elif change == "add":
-                where[rng.choice(("decoder.layers.7.linear1.weight", "decoder.layers.", "x", "", 7, None))] = value
+                where[
+                    rng.choice(
+                        ("decoder.layers.7.linear1.weight", "decoder.layers.", "x", "", 7, None)
+                    )
+                ] = value
             elif change == "model":
                 content["model"] = value
             else:
@@ -177,7 +208,10 @@ class Checkpoints:
         _check_state(head, tensors)
         for name, value in header["dimensions"].items():
             found = getattr(head, name)
-            check(type(found) is type(value) or name == "dropout", f"{name} {value!r:.80} is read as {found!r}")
+            check(
+                type(found) is type(value) or name == "dropout",
+                f"{name} {value!r:.80} is read as {found!r}",
+            )
             check(found == value, f"{name} {value!r:.80} is read as {found!r}")
         return True
 
@@ -200,13 +234,22 @@ class Checkpoints:
         return self._read("evil.pth", content, rng, note)
 
     def _read(
-        self, name: str, content: bytes, rng: random.Random, note: Note, tensors: dict[str, Any] | None = None
+        self,
+        name: str,
+        content: bytes,
+        rng: random.Random,
+        note: Note,
+        tensors: dict[str, Any] | None = None,
     ) -> bool:
         """Gives a file to one of the readers."""
         path = write(
-            self._directory, rng.choice((name, name, "weights.safetensors", "weights.pth", "weights")), content
+            self._directory,
+            rng.choice((name, name, "weights.safetensors", "weights.pth", "weights")),
+            content,
         )
-        read = rng.choice((self._read_content, self._read_head, self._convert, self._convert, self._load_clip))
+        read = rng.choice(
+            (self._read_content, self._read_head, self._convert, self._convert, self._load_clip)
+        )
         note(f"{read.__name__} {path.name}")
         try:
             return read(path, content)
@@ -219,17 +262,24 @@ class Checkpoints:
         return isinstance(read, dict)
 
     def _read_head(self, path: Path, content: bytes) -> bool:
-        """A head of ours that is accepted is the one that was saved: the checksum finds everything else."""
+        """A head of ours that is accepted is the one that was saved: the checksum finds everything
+        else.
+        """
         head, metadata = attempt(lambda: load_head(path)), attempt(lambda: read_head_metadata(path))
         if isinstance(head, RegionSpotError):
             return False
         _check_state(head, self._head.state_dict())
         check(metadata == self._header["metadata"], f"metadata {metadata!r:.200}")
-        check(all(getattr(head, key) == value for key, value in DIMENSIONS.items()), "other dimensions")
+        check(
+            all(getattr(head, key) == value for key, value in DIMENSIONS.items()),
+            "other dimensions",
+        )
         return True
 
     def _convert(self, path: Path, content: bytes) -> bool:
-        """What is converted is what `load_head` reads; where it is refused, the older target stays."""
+        """What is converted is what `load_head` reads; where it is refused, the older target
+        stays.
+        """
         target = write(self._directory, "converted.safetensors", b"older")
         head = attempt(lambda: convert_official(path, target))
         if isinstance(head, RegionSpotError):
@@ -238,11 +288,15 @@ class Checkpoints:
         _check_state(load_head(target), head.state_dict())
         read = read_checkpoint(path)
         weights = read["model"] if isinstance(read.get("model"), dict) else read
-        _check_state(head, {str(key).removeprefix("model."): value for key, value in weights.items()})
+        _check_state(
+            head, {str(key).removeprefix("model."): value for key, value in weights.items()}
+        )
         return True
 
     def _load_clip(self, path: Path, content: bytes) -> bool:
-        """Into CLIP, and into a module by SAM's way; what is refused leaves the module as it was."""
+        """Into CLIP, and into a module by SAM's way; what is refused leaves the module as it
+        was.
+        """
         clip_before = {key: value.clone() for key, value in self._clip.state_dict().items()}
         loaded = attempt(lambda: load_clip_weights(self._clip, path))
         if isinstance(loaded, RegionSpotError):
@@ -256,8 +310,14 @@ class Checkpoints:
         return loaded is None or as_sam is None
 
     def _official(self) -> dict[str, Any]:
-        weights: dict[Any, Any] = {f"model.{name}": tensor for name, tensor in self._head.state_dict().items()}
-        others = {"sam.x": torch.ones(2), "clip_model.y": torch.ones(2), "text_feats": torch.ones(1)}
+        weights: dict[Any, Any] = {
+            f"model.{name}": tensor for name, tensor in self._head.state_dict().items()
+        }
+        others = {
+            "sam.x": torch.ones(2),
+            "clip_model.y": torch.ones(2),
+            "text_feats": torch.ones(1),
+        }
         return {"model": weights | others, "iteration": 3}
 
 
@@ -275,13 +335,19 @@ def _check_state(module: nn.Module, expected: dict[str, Any]) -> None:
         same = given.to_dense() if given.layout != torch.strided else given
         same = (same.dequantize() if same.is_quantized else same).to(tensor.dtype)
         check(
-            tensor.shape == same.shape and torch.equal(tensor.nan_to_num(1e9), same.nan_to_num(1e9)), f"{name} differs"
+            tensor.shape == same.shape
+            and torch.equal(tensor.nan_to_num(1e9), same.nan_to_num(1e9)),
+            f"{name} differs",
         )
 
 
 def _strange_tensor(tensor: Any, rng: random.Random) -> Tensor:
     small = isinstance(tensor, Tensor) and tensor.numel() < 2**20 and tensor.layout == torch.strided
-    old = tensor if small and not tensor.is_complex() and not tensor.is_quantized else torch.ones(2, 2)
+    old = (
+        tensor
+        if small and not tensor.is_complex() and not tensor.is_quantized
+        else torch.ones(2, 2)
+    )
     changes: tuple[Callable[[], Tensor], ...] = (
         lambda: old.half(),
         lambda: old.double() * 1e300,

@@ -48,7 +48,9 @@ class Configurations:
 
     def _overrides(self, rng: random.Random) -> list[Any]:
         key = rng.choice((*self._keys, "datasets.9.name", "steps.x", "", "a.b"))
-        value = rng.choice((strange_value(rng), "[1, 2", "{", "null", "*a", "2026-01-01", "2026-13-45", "[" * 5000))
+        value = rng.choice(
+            (strange_value(rng), "[1, 2", "{", "null", "*a", "2026-01-01", "2026-13-45", "[" * 5000)
+        )
         return [rng.choice((f"{key}={value}", f"{key}", f"={value}", f"{key}:={value}"))]
 
 
@@ -60,13 +62,23 @@ def _check_same(config: Any, given: Any, key: str) -> None:
             check(name in config, f"the key {key}.{name} has no effect")
             _check_same(config[name], value, f"{key}.{name}")
     elif isinstance(given, list):
-        check(isinstance(config, list) and len(config) == len(given), f"{key}: {given!r:.80} is read as {config!r:.80}")
+        check(
+            isinstance(config, list) and len(config) == len(given),
+            f"{key}: {given!r:.80} is read as {config!r:.80}",
+        )
         for index, value in enumerate(given):
             _check_same(config[index], value, f"{key}.{index}")
     elif isinstance(config, (int, float)) and not isinstance(config, bool):
-        same = not isinstance(given, bool) and math.isclose(config, exact_number(given), rel_tol=1e-15)
+        same = not isinstance(given, bool) and math.isclose(
+            config, exact_number(given), rel_tol=1e-15
+        )
         check(same, f"{key}: {given!r:.80} is read as {config}")
     elif isinstance(given, bool) and isinstance(config, str):
-        check(config == ("on" if given else "off"), f"{key}: {given} is read as {config!r}")  # YAML's own reading
+        check(
+            config == ("on" if given else "off"), f"{key}: {given} is read as {config!r}"
+        )  # YAML's own reading
     else:
-        check(type(config) is type(given) and config == given, f"{key}: {given!r:.80} is read as {config!r:.80}")
+        check(
+            type(config) is type(given) and config == given,
+            f"{key}: {given!r:.80} is read as {config!r:.80}",
+        )

@@ -29,23 +29,39 @@ ID_STYLES: tuple[Callable[[int], int | str], ...] = (
 
 
 def annotation_file(rng: random.Random) -> dict[str, Any]:
-    """A COCO or LVIS file of one to three images, with every key that is read. Pictures are named 0.png, 1.png, ..."""
+    """A COCO or LVIS file of one to three images, with every key that is read. Pictures are named
+    0.png, 1.png, ...
+    """
     lvis, with_masks = rng.random() < 0.3, rng.random() < 0.6
     id_of_image, id_of_category, id_of_annotation = (rng.choice(ID_STYLES) for _ in range(3))
     names = enumerate(WORDS[: rng.choice((1, 2, 4, 6))])
     categories = [_category(id_of_category(number), name, lvis, rng) for number, name in names]
-    images = [_image(index, id_of_image(index), categories, lvis, rng) for index in range(rng.choice((1, 2, 3)))]
+    images = [
+        _image(index, id_of_image(index), categories, lvis, rng)
+        for index in range(rng.choice((1, 2, 3)))
+    ]
     count = rng.choice((1, 4, 8))
     annotations = [
-        _annotation(id_of_annotation(n), rng.choice(images), categories, with_masks, rng) for n in range(count)
+        _annotation(id_of_annotation(n), rng.choice(images), categories, with_masks, rng)
+        for n in range(count)
     ]
-    return {"info": {"year": 2026}, "images": images, "annotations": annotations, "categories": categories}
+    return {
+        "info": {"year": 2026},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def results(images: list[dict[str, Any]], rng: random.Random) -> list[dict[str, Any]]:
     """Detections of some of the images, as COCO has them."""
     return [
-        {"image_id": image["id"], "category_id": 1, "bbox": _bbox(image, rng), "score": rng.random()}
+        {
+            "image_id": image["id"],
+            "category_id": 1,
+            "bbox": _bbox(image, rng),
+            "score": rng.random(),
+        }
         for image in rng.choices(images, k=rng.choice((0, 1, 3, 12)))
     ]
 
@@ -55,7 +71,9 @@ def results_by_image(images: list[dict[str, Any]], rng: random.Random) -> dict[s
     grouped: dict[str, Any] = {}
     for result in results(images, rng):
         x, y, width, height = result["bbox"]
-        of_image = grouped.setdefault(str(result["image_id"]), {"boxes": [], "scores": [], "labels": []})
+        of_image = grouped.setdefault(
+            str(result["image_id"]), {"boxes": [], "scores": [], "labels": []}
+        )
         of_image["boxes"].append([x, y, x + width, y + height])
         of_image["scores"].append(result["score"])
         of_image["labels"].append(1)
@@ -74,17 +92,30 @@ def _category(id_: int | str, name: str, lvis: bool, rng: random.Random) -> dict
 def _image(
     index: int, id_: int | str, categories: list[dict[str, Any]], lvis: bool, rng: random.Random
 ) -> dict[str, Any]:
-    image: dict[str, Any] = {"id": id_, "file_name": f"{index}.png", "width": 64 + index, "height": 48}
+    image: dict[str, Any] = {
+        "id": id_,
+        "file_name": f"{index}.png",
+        "width": 64 + index,
+        "height": 48,
+    }
     if lvis:
-        image["neg_category_ids"] = [category["id"] for category in categories if rng.random() < 0.3]
-        image["not_exhaustive_category_ids"] = [category["id"] for category in categories if rng.random() < 0.3]
+        image["neg_category_ids"] = [
+            category["id"] for category in categories if rng.random() < 0.3
+        ]
+        image["not_exhaustive_category_ids"] = [
+            category["id"] for category in categories if rng.random() < 0.3
+        ]
         if rng.random() < 0.5:
             image["coco_url"] = f"http://images.example/val2017/{image['file_name']}"
     return image
 
 
 def _annotation(
-    id_: int | str, image: dict[str, Any], categories: list[Any], with_mask: bool, rng: random.Random
+    id_: int | str,
+    image: dict[str, Any],
+    categories: list[Any],
+    with_mask: bool,
+    rng: random.Random,
 ) -> dict[str, Any]:
     x, y, width, height = box = _bbox(image, rng)
     annotation: dict[str, Any] = {
@@ -95,7 +126,9 @@ def _annotation(
         "area": width * height,
         "iscrowd": int(rng.random() < 0.1),
     }
-    segmentation = rng.choice(("polygon", "runs", "compressed") if with_mask else ("none", "none", "polygon"))
+    segmentation = rng.choice(
+        ("polygon", "runs", "compressed") if with_mask else ("none", "none", "polygon")
+    )
     if segmentation == "polygon":
         annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     elif segmentation != "none":

@@ -31,7 +31,8 @@ class Sample:
     """An undamaged file.
 
     Args:
-        pixels: what it must be read as where that is known without a reader: the pixels that were saved losslessly.
+        pixels: what it must be read as where that is known without a reader: the pixels that were
+            saved losslessly.
         known: whether its format is one that is opened.
     """
 
@@ -70,7 +71,10 @@ class Images:
             return False
         if pixels is None:
             fail("an undamaged picture is refused")
-        check(sample.pixels is None or np.array_equal(pixels, sample.pixels), "other pixels than were saved")
+        check(
+            sample.pixels is None or np.array_equal(pixels, sample.pixels),
+            "other pixels than were saved",
+        )
         return True
 
     def _damaged(self, rng: random.Random, note: Note) -> bool:
@@ -80,10 +84,15 @@ class Images:
     def _truncated(self, rng: random.Random, note: Note) -> bool:
         """A picture that lacks its end is refused, unless the pixels are all there."""
         sample = self._sample(rng, note)
-        keep = rng.choice((rng.randrange(len(sample.content)), len(sample.content) - rng.randrange(1, 40)))
+        keep = rng.choice(
+            (rng.randrange(len(sample.content)), len(sample.content) - rng.randrange(1, 40))
+        )
         note(f"the first {keep} of {len(sample.content)} bytes")
         pixels = self._read(sample.content[: max(keep, 0)], rng, note)
-        check(pixels is None or np.array_equal(pixels, read_image(sample.content)), "half a picture was accepted")
+        check(
+            pixels is None or np.array_equal(pixels, read_image(sample.content)),
+            "half a picture was accepted",
+        )
         return pixels is not None
 
     def _with_appendix(self, rng: random.Random, note: Note) -> bool:
@@ -91,7 +100,10 @@ class Images:
         sample = self._sample(rng, note)
         appendix = rng.choice((b"\0" * 8, rng.randbytes(200), self._sample(rng, note).content))
         pixels = self._read(sample.content + appendix, rng, note)
-        check(pixels is None or np.array_equal(pixels, read_image(sample.content)), "an appendix changes the pixels")
+        check(
+            pixels is None or np.array_equal(pixels, read_image(sample.content)),
+            "an appendix changes the pixels",
+        )
         return pixels is not None
 
     def _spliced(self, rng: random.Random, note: Note) -> bool:
@@ -100,14 +112,18 @@ class Images:
         return self._read(first.content[:cut] + second.content[cut:], rng, note) is not None
 
     def _png_chunks(self, rng: random.Random, note: Note) -> bool:
-        """Chunks changed, dropped, repeated and exchanged, with the right checksums, so that they are looked into."""
+        """Chunks changed, dropped, repeated and exchanged, with the right checksums, so that they
+        are looked into.
+        """
         sample = rng.choice([sample for sample in self._samples if sample.name.startswith("PNG")])
         note(sample.name)
         chunks = _png_chunks(sample.content)
         for _ in range(rng.choice((1, 1, 2))):
             index = rng.randrange(len(chunks))
             kind, data = chunks[index]
-            change = rng.choice(("change", "change", "inflate", "drop", "repeat", "exchange", "add"))
+            change = rng.choice(
+                ("change", "change", "inflate", "drop", "repeat", "exchange", "add")
+            )
             note(f"{change} {kind!r}")
             if change == "change":
                 chunks[index] = (kind, mutate_bytes(data, rng))
@@ -125,7 +141,9 @@ class Images:
         return self._read(_png_file(chunks), rng, note) is not None
 
     def _exif(self, rng: random.Random, note: Note) -> bool:
-        """Whatever EXIF says, the picture is itself or one of its seven mirrored and turned forms."""
+        """Whatever EXIF says, the picture is itself or one of its seven mirrored and turned
+        forms.
+        """
         source = Image.fromarray(_scene(3)).convert("RGB")
         exif = Image.Exif()
         exif[0x0112] = rng.choice((*READ_EXIF, 0, 9, 255, 65535))
@@ -140,25 +158,57 @@ class Images:
         if pixels is None:
             return False
         plain = read_image(_saved(source, file_format, **options))
-        turned = [np.rot90(mirrored, turns) for mirrored in (plain, plain[:, ::-1]) for turns in range(4)]
+        turned = [
+            np.rot90(mirrored, turns) for mirrored in (plain, plain[:, ::-1]) for turns in range(4)
+        ]
         check(any(np.array_equal(pixels, form) for form in turned), "EXIF changes the pixels")
         return True
 
     def _array(self, rng: random.Random, note: Note) -> bool:
-        dtype = rng.choice(("uint8", "uint8", "uint8", "bool", "int8", "float32", "uint16", "int64", "O", "S1", ">u2"))
-        shape = rng.choice(((8, 9, 3), (8, 9, 3), (8, 9), (8, 9, 4), (8, 9, 1), (0, 9, 3), (3, 8, 9), (1, 8, 9, 3), ()))
+        dtype = rng.choice(
+            (
+                "uint8",
+                "uint8",
+                "uint8",
+                "bool",
+                "int8",
+                "float32",
+                "uint16",
+                "int64",
+                "O",
+                "S1",
+                ">u2",
+            )
+        )
+        shape = rng.choice(
+            (
+                (8, 9, 3),
+                (8, 9, 3),
+                (8, 9),
+                (8, 9, 4),
+                (8, 9, 1),
+                (0, 9, 3),
+                (3, 8, 9),
+                (1, 8, 9, 3),
+                (),
+            )
+        )
         array = (
             np.zeros(shape, dtype)
             if dtype in ("O", "S1")
             else (np.arange(1, 1 + np.prod(shape)) % 251).astype(dtype).reshape(shape)
         )
         if array.ndim and rng.random() < 0.5:
-            array = rng.choice((array[::-1], array[..., ::-1], np.asfortranarray(array), array.swapaxes(0, -1)))
+            array = rng.choice(
+                (array[::-1], array[..., ::-1], np.asfortranarray(array), array.swapaxes(0, -1))
+            )
         if rng.random() < 0.2:
             array.flags.writeable = False
         if rng.random() < 0.1 and array.dtype != object:
             array = np.ma.masked_array(array, array == 0)
-        note(f"an array {array.shape} {array.dtype}, strides {array.strides}, {type(array).__name__}")
+        note(
+            f"an array {array.shape} {array.dtype}, strides {array.strides}, {type(array).__name__}"
+        )
         pixels = attempt(lambda: read_image(array))
         if isinstance(pixels, RegionSpotError):
             return False
@@ -202,9 +252,15 @@ class Images:
         return sample
 
     def _read(
-        self, content: bytes, rng: random.Random, note: Note, limits: tuple[int, ...] = (MAX_PIXELS, MAX_PIXELS, 1000)
+        self,
+        content: bytes,
+        rng: random.Random,
+        note: Note,
+        limits: tuple[int, ...] = (MAX_PIXELS, MAX_PIXELS, 1000),
     ) -> UInt8Array | None:
-        """The pixels, or None where the file is refused; from its path and from its bytes it must be the same."""
+        """The pixels, or None where the file is refused; from its path and from its bytes it must
+        be the same.
+        """
         limit = rng.choice(limits)
         note(f"at most {limit} pixels")
         path = write(self._directory, rng.choice(("picture", "picture.jpg", "bild é.png")), content)
@@ -212,33 +268,54 @@ class Images:
             warnings.simplefilter("always")
             from_path = attempt(lambda: read_image(rng.choice((path, str(path))), limit))
             from_bytes = attempt(lambda: read_image(content, limit))
-            mask = attempt(lambda: read_mask(path)) if limit == MAX_PIXELS and rng.random() < 0.3 else None
+            mask = (
+                attempt(lambda: read_mask(path))
+                if limit == MAX_PIXELS and rng.random() < 0.3
+                else None
+            )
         check(not noise, f"a warning comes through: {noise[0].message if noise else ''}")
         if isinstance(from_path, RegionSpotError) or isinstance(from_bytes, RegionSpotError):
-            both = isinstance(from_path, RegionSpotError) and isinstance(from_bytes, RegionSpotError)
+            both = isinstance(from_path, RegionSpotError) and isinstance(
+                from_bytes, RegionSpotError
+            )
             check(both, f"from a path and from bytes: {from_path!r:.200} and {from_bytes!r:.200}")
-            check(mask is None or isinstance(mask, RegionSpotError), "a picture is refused and its mask is read")
+            check(
+                mask is None or isinstance(mask, RegionSpotError),
+                "a picture is refused and its mask is read",
+            )
             return None
         _check_pixels(from_path)
-        check(from_path.shape[0] * from_path.shape[1] <= limit, f"{from_path.shape} is beyond {limit} pixels")
+        check(
+            from_path.shape[0] * from_path.shape[1] <= limit,
+            f"{from_path.shape} is beyond {limit} pixels",
+        )
         check(np.array_equal(from_path, from_bytes), "other pixels from a path than from bytes")
         if isinstance(mask, np.ndarray):  # a dark one is refused
             check(
-                mask.dtype == bool and mask.shape == from_path.shape[:2] and bool(mask.any()), "a mask of another form"
+                mask.dtype == bool and mask.shape == from_path.shape[:2] and bool(mask.any()),
+                "a mask of another form",
             )
         return from_path
 
 
 def _check_pixels(pixels: npt.NDArray[np.generic]) -> None:
-    check(type(pixels) is np.ndarray and pixels.dtype == np.uint8, f"{type(pixels).__name__} of {pixels.dtype}")
-    check(pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0, f"an image of the shape {pixels.shape}")
+    check(
+        type(pixels) is np.ndarray and pixels.dtype == np.uint8,
+        f"{type(pixels).__name__} of {pixels.dtype}",
+    )
+    check(
+        pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0,
+        f"an image of the shape {pixels.shape}",
+    )
 
 
 def _scene(channels: int, seed: int = 0) -> UInt8Array:
     """Smooth colours with noise, (H, W, channels)."""
     width, height = SIZE
     rows, columns = np.mgrid[:height, :width]
-    waves = [np.sin(rows / (3 + c)) * 60 + np.cos(columns / (4 + c)) * 60 + 127 for c in range(channels)]
+    waves = [
+        np.sin(rows / (3 + c)) * 60 + np.cos(columns / (4 + c)) * 60 + 127 for c in range(channels)
+    ]
     noise = np.random.default_rng(seed).integers(-8, 8, (height, width, channels))
     return np.clip(np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
 
@@ -266,7 +343,9 @@ def _samples() -> list[Sample]:
         Sample("JPEG progressive", _saved(rgb, "JPEG", progressive=True, quality=95)),
         Sample("JPEG grey", _saved(flat, "JPEG", quality=60, restart_marker_rows=1)),
         Sample("JPEG CMYK", _saved(rgb.convert("CMYK"), "JPEG")),
-        Sample("JPEG comment", _saved(rgb, "JPEG", comment=b"c" * 300, subsampling=0, dpi=(72, 72))),
+        Sample(
+            "JPEG comment", _saved(rgb, "JPEG", comment=b"c" * 300, subsampling=0, dpi=(72, 72))
+        ),
         Sample("PNG", _saved(rgb, "PNG"), colours),
         Sample("PNG grey", _saved(flat, "PNG"), as_grey),
         Sample("PNG 16 bit", _saved(deep, "PNG"), as_grey),
@@ -274,27 +353,50 @@ def _samples() -> list[Sample]:
         Sample("PNG palette", _saved(palette, "PNG", transparency=255), as_palette),
         Sample("PNG opaque", _saved(opaque, "PNG"), colours),
         Sample("PNG clear", _saved(clear, "PNG"), white),
-        Sample("PNG animated", _saved(rgb, "PNG", save_all=True, append_images=[rgb.rotate(90)]), colours),
+        Sample(
+            "PNG animated",
+            _saved(rgb, "PNG", save_all=True, append_images=[rgb.rotate(90)]),
+            colours,
+        ),
         Sample("WEBP", _saved(rgb, "WEBP")),
         Sample("WEBP lossless", _saved(rgb, "WEBP", lossless=True), colours),
-        Sample("WEBP animated", _saved(rgb, "WEBP", lossless=True, save_all=True, append_images=[flat]), colours),
+        Sample(
+            "WEBP animated",
+            _saved(rgb, "WEBP", lossless=True, save_all=True, append_images=[flat]),
+            colours,
+        ),
         Sample("BMP", _saved(rgb, "BMP"), colours),
         Sample("BMP palette", _saved(palette, "BMP"), as_palette),
         Sample("BMP 1 bit", _saved(Image.fromarray(bits).convert("1"), "BMP"), as_bits),
         Sample("GIF", _saved(palette, "GIF"), as_palette),
-        Sample("GIF animated", _saved(palette, "GIF", save_all=True, append_images=[flat]), as_palette),
+        Sample(
+            "GIF animated", _saved(palette, "GIF", save_all=True, append_images=[flat]), as_palette
+        ),
         Sample("TIFF", _saved(rgb, "TIFF"), colours),
         Sample("TIFF 16 bit", _saved(deep, "TIFF"), as_grey),
         Sample("TIFF float", _saved(Image.fromarray(grey.astype(np.float32)), "TIFF"), known=False),
-        *[Sample(f"TIFF {how}", _saved(rgb, "TIFF", compression=how), colours) for how in ("tiff_lzw", "tiff_deflate")],
+        *[
+            Sample(f"TIFF {how}", _saved(rgb, "TIFF", compression=how), colours)
+            for how in ("tiff_lzw", "tiff_deflate")
+        ],
         Sample("TIFF packbits", _saved(flat, "TIFF", compression="packbits"), as_grey),
-        Sample("TIFF group4", _saved(Image.fromarray(bits).convert("1"), "TIFF", compression="group4"), as_bits),
+        Sample(
+            "TIFF group4",
+            _saved(Image.fromarray(bits).convert("1"), "TIFF", compression="group4"),
+            as_bits,
+        ),
         Sample("TIFF CMYK", _saved(rgb.convert("CMYK"), "TIFF")),
         Sample("PPM", _saved(rgb, "PPM"), colours),
         Sample("PGM", _saved(flat, "PPM"), as_grey),
         Sample("PBM", _saved(Image.fromarray(bits).convert("1"), "PPM"), as_bits),
-        *[Sample(name, _saved(rgb, name), known=False) for name in ("EPS", "PDF", "ICO", "TGA", "SGI", "PCX", "DIB")],
-        *[Sample(f"no picture {n}", content, known=False) for n, content in enumerate((b"", b"\0", b"<svg/>", b"BM"))],
+        *[
+            Sample(name, _saved(rgb, name), known=False)
+            for name in ("EPS", "PDF", "ICO", "TGA", "SGI", "PCX", "DIB")
+        ],
+        *[
+            Sample(f"no picture {n}", content, known=False)
+            for n, content in enumerate((b"", b"\0", b"<svg/>", b"BM"))
+        ],
     ]
     if features.check("jpg_2000"):
         samples.append(Sample("JPEG2000", _saved(rgb, "JPEG2000"), colours))
@@ -313,12 +415,16 @@ def _png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    parts = [
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def _deflated_anew(data: bytes, rng: random.Random) -> bytes:
-    """The compressed rows of a PNG with other content; as they are where an earlier change made them unreadable."""
+    """The compressed rows of a PNG with other content; as they are where an earlier change made
+    them unreadable.
+    """
     try:
         return zlib.compress(mutate_bytes(zlib.decompress(data), rng))
     except zlib.error:

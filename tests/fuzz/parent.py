@@ -45,7 +45,9 @@ class Failure:
     @property
     def group(self) -> tuple[str, str]:
         """Equal for failures that look like one fault."""
-        return self.outcome, self.where or re.sub(r"'[^']*'|[-+.\d]+", "#", self.detail).split(": ")[0][:60]
+        return self.outcome, self.where or re.sub(r"'[^']*'|[-+.\d]+", "#", self.detail).split(
+            ": "
+        )[0][:60]
 
 
 @dataclass
@@ -68,8 +70,11 @@ class Report:
         self.seconds += other.seconds
 
 
-def run_kinds(directory: Path, ranges: dict[str, range], workers: int = 1, seed: int = SEED) -> list[Report]:
-    """Runs ranges of cases of some kinds, batch after batch, in several processes; shows how far it is.
+def run_kinds(
+    directory: Path, ranges: dict[str, range], workers: int = 1, seed: int = SEED
+) -> list[Report]:
+    """Runs ranges of cases of some kinds, batch after batch, in several processes; shows how far it
+    is.
 
     Args:
         directory: where inputs are written, in one folder for each process.
@@ -116,7 +121,9 @@ class Child:
         case_seconds: a case that takes longer is a hang.
     """
 
-    def __init__(self, directory: Path, case_seconds: float = CASE_SECONDS, seed: int = SEED) -> None:
+    def __init__(
+        self, directory: Path, case_seconds: float = CASE_SECONDS, seed: int = SEED
+    ) -> None:
         self._directory, self._case_seconds, self._seed = directory, case_seconds, seed
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
@@ -179,8 +186,17 @@ class Child:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "tests.fuzz.child", str(self._directory), str(self._case_seconds)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "REGIONSPOT_CACHE": str(self._directory / "cache")}
+            command = [
+                sys.executable,
+                "-m",
+                "tests.fuzz.child",
+                str(self._directory),
+                str(self._case_seconds),
+            ]
+            environment = os.environ | {
+                "OMP_NUM_THREADS": "1",
+                "REGIONSPOT_CACHE": str(self._directory / "cache"),
+            }
             with open(self._directory / "stderr.txt", "wb") as stderr:
                 self._process = subprocess.Popen(
                     command,

@@ -1,4 +1,6 @@
-"""Detection results through `load_proposals` and `Detections.from_coco`, beside a plain reading of the same JSON."""
+"""Detection results through `load_proposals` and `Detections.from_coco`, beside a plain reading of
+the same JSON.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +38,27 @@ class ProposalFiles:
         for style, id_of in enumerate(ID_STYLES):
             name = FILE_NAMES[style % len(FILE_NAMES)]
             images = [
-                {"id": id_of(number), "file_name": name.format(number + style % 2), "width": 60 + number, "height": 50}
+                {
+                    "id": id_of(number),
+                    "file_name": name.format(number + style % 2),
+                    "width": 60 + number,
+                    "height": 50,
+                }
                 for number in range(4)
             ]
-            content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+            content = {
+                "images": images,
+                "annotations": [],
+                "categories": [{"id": 1, "name": "cat"}],
+            }
             path = write(directory, f"annotations{style}.json", json.dumps(content).encode())
             self._datasets.append((images, CocoDataset.load(path, check_images=False)))
 
     def run(self, rng: random.Random, note: Note) -> bool:
         images, dataset = rng.choice(self._datasets)
-        named = [image | {"id": name} for image, name in zip(images, _spelled(images, rng), strict=True)]
+        named = [
+            image | {"id": name} for image, name in zip(images, _spelled(images, rng), strict=True)
+        ]
         tree: Tree = results(named, rng) if rng.random() < 0.7 else results_by_image(named, rng)
         how = rng.choice(("whole", "respelt", *["values"] * 6, "text", "both"))
         note(f"images {named}; {how}")
@@ -53,7 +66,11 @@ class ProposalFiles:
             tree = respell(tree, rng)
         elif how in ("values", "both"):
             tree = mutate_values(tree, rng, note, rng.choice((1, 1, 1, 2, 4)))
-        path = write(self._directory, "proposals.json", content := encode(tree, rng, note, how in ("text", "both")))
+        path = write(
+            self._directory,
+            "proposals.json",
+            content := encode(tree, rng, note, how in ("text", "both")),
+        )
         if isinstance(tree, list) and rng.random() < 0.2:
             return _as_detections(tree)
         proposals = attempt(lambda: load_proposals(path, dataset))
@@ -83,16 +100,25 @@ def _as_detections(tree: list[Any]) -> bool:
 
 
 def check_proposals(proposals: Proposals, images: list[Image], read: Tree) -> None:
-    """Every image has the boxes that the JSON gives it, in its order, but those that lie outside the image."""
+    """Every image has the boxes that the JSON gives it, in its order, but those that lie outside
+    the image.
+    """
     rows = list(_rows(read))
     boxes, scores, outside = _expected(rows, images, _meaning([row[0] for row in rows], images))
-    check(set(proposals.boxes) == {image["id"] for image in images}, f"images {list(proposals.boxes)}")
-    check(proposals.num_dropped == outside, f"{proposals.num_dropped} boxes were dropped, {outside} lie outside")
+    check(
+        set(proposals.boxes) == {image["id"] for image in images}, f"images {list(proposals.boxes)}"
+    )
+    check(
+        proposals.num_dropped == outside,
+        f"{proposals.num_dropped} boxes were dropped, {outside} lie outside",
+    )
     check(proposals.scores is not None, "no scores")
     for id_, found in proposals.boxes.items():
         wanted = np.array(boxes[id_], np.float64).reshape(-1, 4)
         check(found.dtype == np.float64 and bool(np.isfinite(found).all()), f"boxes {found}")
-        check(np.array_equal(found, wanted), f"image {id_} has the boxes {found} instead of {wanted}")
+        check(
+            np.array_equal(found, wanted), f"image {id_} has the boxes {found} instead of {wanted}"
+        )
         for score, value in zip((proposals.scores or {})[id_].tolist(), scores[id_], strict=True):
             check_float(score, value, "score")
 
@@ -124,17 +150,29 @@ def _rows(read: Tree) -> Iterator[tuple[Any, list[float], Any]]:
 
 
 def _meaning(names: list[Any], images: list[Image]) -> dict[Id, Id]:
-    """The image that each name means: ids before zero-padded ids, file names and names without ending."""
+    """The image that each name means: ids before zero-padded ids, file names and names without
+    ending.
+    """
     names = [name if isinstance(name, str) else id_meaning(name) for name in names]
     by_id = {id_meaning(image["id"]): image["id"] for image in images}
     readings: tuple[dict[Any, Any], ...] = (
         by_id,
-        {name: by_id.get(int(name)) for name in names if isinstance(name, str) and name.isdecimal()},
+        {
+            name: by_id.get(int(name))
+            for name in names
+            if isinstance(name, str) and name.isdecimal()
+        },
         {name: image["id"] for image in images for name in _names(image)},
-        {PurePosixPath(name).with_suffix("").as_posix(): image["id"] for image in images for name in _names(image)},
+        {
+            PurePosixPath(name).with_suffix("").as_posix(): image["id"]
+            for image in images
+            for name in _names(image)
+        },
     )
     for reading in readings:
-        found: dict[Any, Any] = {name: reading.get(name, reading.get(id_meaning(name))) for name in names}
+        found: dict[Any, Any] = {
+            name: reading.get(name, reading.get(id_meaning(name))) for name in names
+        }
         if None not in found.values():
             return found
     fail(f"the names {names!r:.200} were taken for images")
@@ -149,7 +187,9 @@ def _expected(
 ) -> tuple[dict[Id, list[Any]], dict[Id, list[Any]], int]:
     """Boxes xyxy and raw scores by image id, and how many boxes lie outside their image."""
     boxes, scores, outside = defaultdict(list), defaultdict(list), 0
-    limits = {image["id"]: np.array([image["width"], image["height"]] * 2, np.float32) for image in images}
+    limits = {
+        image["id"]: np.array([image["width"], image["height"]] * 2, np.float32) for image in images
+    }
     for name, (x0, y0, x1, y1), score in rows:
         check(x1 - x0 >= -ROUNDING and y1 - y0 >= -ROUNDING, f"a box {x0}, {y0}, {x1}, {y1}")
         id_ = meaning[name if isinstance(name, str) else id_meaning(name)]

@@ -1,4 +1,6 @@
-"""What a JSON value means, read as plainly as can be: the measure for what the project's readers say."""
+"""What a JSON value means, read as plainly as can be: the measure for what the project's readers
+say.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def exact_number(value: Any) -> Fraction:
 
 
 def id_meaning(value: Any) -> int | str:
-    """The number that an id is, also one written as text as numbers are written; otherwise the text."""
+    """The number that an id is, also one written as text as numbers are written; otherwise the
+    text.
+    """
     if isinstance(value, str) and not re.fullmatch(r"\s*(0|-?[1-9][0-9]*)(\.0+)?\s*", value):
         return value
     number = exact_number(value)
@@ -35,7 +39,10 @@ def id_meaning(value: Any) -> int | str:
 def check_id(read: Any, value: Any, what: str) -> None:
     """A number is read exactly, a text keeps its spelling."""
     check(type(read) in (int, str), f"{what} is read as the {type(read).__name__} {read!r}")
-    check(read == (value if isinstance(value, str) else id_meaning(value)), f"{what} {value!r:.80} is read as {read!r}")
+    check(
+        read == (value if isinstance(value, str) else id_meaning(value)),
+        f"{what} {value!r:.80} is read as {read!r}",
+    )
 
 
 def check_integer(read: Any, value: Any, what: str) -> None:
@@ -46,14 +53,25 @@ def check_integer(read: Any, value: Any, what: str) -> None:
 def check_float(read: float, value: Any, what: str) -> None:
     check(type(read) is float and math.isfinite(read), f"{what} is read as {read!r}")
     meant = exact_number(value)
-    check(abs(Fraction(read) - meant) <= abs(meant) * Fraction(1, 2**52), f"{what} {value!r:.80} is read as {read}")
+    check(
+        abs(Fraction(read) - meant) <= abs(meant) * Fraction(1, 2**52),
+        f"{what} {value!r:.80} is read as {read}",
+    )
 
 
 def check_flag(read: Any, value: Any, what: str) -> None:
     """A yes or no: true, false, 0, 1, the same as text, or nothing at all."""
     check(type(read) is bool, f"{what} is read as {read!r}")
     text = str(value).strip().lower()
-    meant = {"none": False, "false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}.get(text)
+    meant = {
+        "none": False,
+        "false": False,
+        "0": False,
+        "0.0": False,
+        "true": True,
+        "1": True,
+        "1.0": True,
+    }.get(text)
     check(meant is not None, f"{what} {value!r:.80} was taken for {read}")
     check(meant == read, f"{what} {value!r:.80} is read as {read}")
 

@@ -19,7 +19,9 @@ MAX_NOTE = 800
 
 
 def print_report(reports: list[Report], seed: int = SEED) -> None:
-    """Prints the outcomes of each kind, and under the table the failures, grouped by what looks like one fault."""
+    """Prints the outcomes of each kind, and under the table the failures, grouped by what looks
+    like one fault.
+    """
     rows: list[tuple[str, ...]] = [("kind", "cases", *COLUMNS, "seconds")]
     for report in reports:
         counts = [str(report.outcomes[column]) for column in COLUMNS]
@@ -33,7 +35,10 @@ def print_report(reports: list[Report], seed: int = SEED) -> None:
         example = group[0]
         numbers = ", ".join(str(failure.case) for failure in group[:MAX_CASES])
         more = f" and {len(group) - MAX_CASES} more" if len(group) > MAX_CASES else ""
-        print(f"\n{example.outcome} in {example.kind} {example.where}: {len(group)} cases: {numbers}{more}")
+        print(
+            f"\n{example.outcome} in {example.kind} {example.where}: {len(group)} cases: "
+            f"{numbers}{more}"
+        )
         print(f"  {ascii(example.detail) if example.outcome != 'crash' else example.detail}")
         print(f"  input: {ascii(example.note)[:MAX_NOTE]}")
         print(f"  again: python -m tests.fuzz --kind {example.kind} --case {example.case}{seeded}")
@@ -44,14 +49,19 @@ def write_json(path: str, reports: list[Report], seed: int) -> None:
     more = {name: version_of(name) for name in ("numpy", "pillow", "safetensors")}
     content: dict[str, Any] = {
         "command": "make fuzz",
-        "conditions": conditions(**more, seed=seed, case_seconds_limit=CASE_SECONDS, case_bytes_limit=MEMORY_BYTES),
+        "conditions": conditions(
+            **more, seed=seed, case_seconds_limit=CASE_SECONDS, case_bytes_limit=MEMORY_BYTES
+        ),
         "kinds": [
             {
                 "kind": report.kind,
                 "cases": report.outcomes.total(),
                 **{column.replace(" ", "_"): report.outcomes[column] for column in COLUMNS},
                 "seconds": round(report.seconds, 1),
-                "failures": [{"case": f.case, "outcome": f.outcome, "detail": f.detail} for f in report.failures],
+                "failures": [
+                    {"case": f.case, "outcome": f.outcome, "detail": f.detail}
+                    for f in report.failures
+                ],
             }
             for report in reports
         ],

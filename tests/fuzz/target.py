@@ -34,7 +34,9 @@ class Target(Protocol):
 
 
 class WrongAnswer(AssertionError):
-    """An input was accepted and its answer is not right, or it was refused without a usable message."""
+    """An input was accepted and its answer is not right, or it was refused without a usable
+    message.
+    """
 
 
 class OutOfMemory(AssertionError):
@@ -47,10 +49,12 @@ def make_rng(kind: str, case: int, seed: int = SEED) -> random.Random:
 
 
 def attempt(call: Callable[[], ValueT]) -> ValueT | RegionSpotError:
-    """What `call` returns, or the error that it raised on purpose; any other exception is let through.
+    """What `call` returns, or the error that it raised on purpose; any other exception is let
+    through.
 
     Raises:
-        WrongAnswer: the error is of no documented class, or its message is empty, long or of several lines.
+        WrongAnswer: the error is of no documented class, or its message is empty, long or of
+            several lines.
         OutOfMemory: the error stands for a MemoryError.
     """
     try:
@@ -82,7 +86,10 @@ def _check_error(error: RegionSpotError) -> None:
     if _comes_from_memory(error):
         raise OutOfMemory(str(error)) from error
     text = str(error)
-    check(isinstance(error, (InputError, ArtifactError)), f"an error of the class {type(error).__name__}: {text}")
+    check(
+        isinstance(error, (InputError, ArtifactError)),
+        f"an error of the class {type(error).__name__}: {text}",
+    )
     check(bool(text.strip()), "an error without a message")
     check(len(text) <= MAX_MESSAGE, f"a message of {len(text)} characters: {text[:200]}...")
     check(len(text.splitlines()) == 1, f"a message of several lines: {text!r}")

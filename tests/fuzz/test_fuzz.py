@@ -13,7 +13,16 @@ from tests.fuzz.parent import Child, run_kinds
 from tests.fuzz.report import print_report, write_json
 from tests.fuzz.target import make_rng
 
-FAULTS = ("accepted", "refused", "crash", "hang", "out of memory", "untyped exception", "wrong answer", "wrong answer")
+FAULTS = (
+    "accepted",
+    "refused",
+    "crash",
+    "hang",
+    "out of memory",
+    "untyped exception",
+    "wrong answer",
+    "wrong answer",
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,9 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.few])
-def test_strange_inputs_are_refused_in_one_line_or_answered_rightly(kind: str, child: Child) -> None:
+def test_strange_inputs_are_refused_in_one_line_or_answered_rightly(
+    kind: str, child: Child
+) -> None:
     report = child.run(kind, range(KINDS[kind].few))
     if report.failures:
         print_report([report])
@@ -49,7 +60,12 @@ def test_every_kind_of_fault_is_noticed_and_costs_no_other_case(tmp_path: Path) 
 
 def test_a_case_depends_on_its_number_alone() -> None:
     assert make_rng("images", 7).random() == make_rng("images", 7).random()
-    drawn = {make_rng(kind, case, seed).random() for kind in KINDS for case in range(20) for seed in (1, 2)}
+    drawn = {
+        make_rng(kind, case, seed).random()
+        for kind in KINDS
+        for case in range(20)
+        for seed in (1, 2)
+    }
     assert len(drawn) == len(KINDS) * 40
 
 
@@ -58,4 +74,6 @@ def test_figures_are_written_with_what_they_depend_on(tmp_path: Path) -> None:
     write_json(str(tmp_path / "robustness.json"), reports, seed=15)
     figures = json.loads((tmp_path / "robustness.json").read_text())
     assert [kind["cases"] for kind in figures["kinds"]] == [2, 20]
-    assert {"seed", "case_seconds_limit", "processor", "python", "pillow"} <= set(figures["conditions"])
+    assert {"seed", "case_seconds_limit", "processor", "python", "pillow"} <= set(
+        figures["conditions"]
+    )

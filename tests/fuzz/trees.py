@@ -17,14 +17,46 @@ NUMBERS = (
     *(0.5, -0.0, 1.5, 1e-320, 1e-9, 3.5e38, 1e308, float("inf"), float("-inf"), float("nan")),
 )
 TEXTS = (
-    *("", " ", "0", "1", "-1", "7", " 7 ", "1.5", "1e3", "0x10", "1_000", "١٢", "NaN", "inf", "true", "false", "None"),
-    *("no", "\ud800", "\0", "a\nb", "a" * 5000, "é", "e\u0301", "../x", "/", "C:\\x.jpg", "https://host/x.jpg?a=1"),
+    *(
+        "",
+        " ",
+        "0",
+        "1",
+        "-1",
+        "7",
+        " 7 ",
+        "1.5",
+        "1e3",
+        "0x10",
+        "1_000",
+        "١٢",
+        "NaN",
+        "inf",
+        "true",
+        "false",
+        "None",
+    ),
+    *(
+        "no",
+        "\ud800",
+        "\0",
+        "a\nb",
+        "a" * 5000,
+        "é",
+        "e\u0301",
+        "../x",
+        "/",
+        "C:\\x.jpg",
+        "https://host/x.jpg?a=1",
+    ),
 )
 OTHERS: tuple[Tree, ...] = (None, True, False, [], {}, [[]], [1], [None], {"a": 1}, [[[[[[1]]]]]])
 
 
 def mutate_values(tree: Tree, rng: random.Random, note: Note, times: int = 1) -> Tree:
-    """A copy with some values replaced, respelt, removed, repeated, renamed, exchanged or nested."""
+    """A copy with some values replaced, respelt, removed, repeated, renamed, exchanged or
+    nested.
+    """
     root = [copy.deepcopy(tree)]  # so that the whole document, too, has a place
     for _ in range(times):
         container, key, path = _any_place(root, rng)
@@ -37,7 +69,9 @@ def mutate_values(tree: Tree, rng: random.Random, note: Note, times: int = 1) ->
 
 
 def respell(tree: Tree, rng: random.Random) -> Tree:
-    """A copy that says the same in other types: numbers as text, whole floats, 0 and 1 for booleans, keys reordered."""
+    """A copy that says the same in other types: numbers as text, whole floats, 0 and 1 for
+    booleans, keys reordered.
+    """
     style = rng.choice(("text", "float", "mixed", "order"))
 
     def one(value: Tree) -> Tree:
@@ -71,7 +105,9 @@ def encode(tree: Tree, rng: random.Random, note: Note, damage: bool) -> bytes:
     if rng.random() < (0.2 if damage else 0.05):
         encoding = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"))
         note(f"saved as {encoding}")
-    content = text.encode(encoding, errors="surrogatepass" if encoding.startswith("utf") else "replace")
+    content = text.encode(
+        encoding, errors="surrogatepass" if encoding.startswith("utf") else "replace"
+    )
     if damage and rng.random() < 0.3:
         note("bytes changed")
         content = mutate_bytes(content, rng)
@@ -79,7 +115,9 @@ def encode(tree: Tree, rng: random.Random, note: Note, damage: bool) -> bytes:
 
 
 def mutate_bytes(content: bytes, rng: random.Random, head: int = 0) -> bytes:
-    """Bits flipped, a part cut, repeated or made of other bytes; half of all changes are in the first `head` bytes."""
+    """Bits flipped, a part cut, repeated or made of other bytes; half of all changes are in the
+    first `head` bytes.
+    """
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 8))):
         if not data:
@@ -123,11 +161,17 @@ def for_yaml(tree: Tree) -> Tree:
 
 
 def _any_place(root: list[Tree], rng: random.Random) -> tuple[Any, Any, str]:
-    """A container, a key of it and the way to it. Goes down at random: small lists are met as often as large."""
+    """A container, a key of it and the way to it. Goes down at random: small lists are met as often
+    as large.
+    """
     container, key, path = root, 0, ""
     while isinstance(container[key], (dict, list)) and container[key] and rng.random() < 0.9:
         container = container[key]
-        key = rng.choice(list(container)) if isinstance(container, dict) else rng.randrange(len(container))
+        key = (
+            rng.choice(list(container))
+            if isinstance(container, dict)
+            else rng.randrange(len(container))
+        )
         path += f"[{key!r}]"
     return container, key, path
 
@@ -188,17 +232,34 @@ def _rename(root: list[Tree], container: Any, key: Any, rng: random.Random) -> N
 def _exchange(root: list[Tree], container: Any, key: Any, rng: random.Random) -> None:
     other, other_key, _ = _any_place(root, rng)
     if other is not root and container is not root:
-        container[key], other[other_key] = copy.deepcopy(other[other_key]), copy.deepcopy(container[key])
+        container[key], other[other_key] = (
+            copy.deepcopy(other[other_key]),
+            copy.deepcopy(container[key]),
+        )
 
 
 def _copy_sibling(root: list[Tree], container: Any, key: Any, rng: random.Random) -> None:
     """Two entries of a list get one value for a key: one id, one file name, one category."""
     other, other_key, _ = _any_place(root, rng)
-    if container is not root and other is not root and type(container[key]) is type(other[other_key]):
+    if (
+        container is not root
+        and other is not root
+        and type(container[key]) is type(other[other_key])
+    ):
         container[key] = copy.deepcopy(other[other_key])
 
 
-_MUTATIONS = (_replace, _replace, _change_number, _change_type, _remove, _repeat, _rename, _exchange, _copy_sibling)
+_MUTATIONS = (
+    _replace,
+    _replace,
+    _change_number,
+    _change_type,
+    _remove,
+    _repeat,
+    _rename,
+    _exchange,
+    _copy_sibling,
+)
 
 
 def _cut(text: str, rng: random.Random) -> str:
@@ -211,7 +272,8 @@ def _double_key(text: str, rng: random.Random) -> str:
     if not keys:
         return text
     match = rng.choice(keys)
-    return f'{text[: match.start()]}"{match[1]}": {rng.choice(("0", "1", "99", "null"))}, {text[match.start() :]}'
+    value = rng.choice(("0", "1", "99", "null"))
+    return f'{text[: match.start()]}"{match[1]}": {value}, {text[match.start() :]}'
 
 
 def _number_literal(text: str, rng: random.Random) -> str:
@@ -219,7 +281,20 @@ def _number_literal(text: str, rng: random.Random) -> str:
     if not spans:
         return text
     start, stop = rng.choice(spans)
-    literals = ("1e999", "-1e999", "NaN", "Infinity", "-Infinity", "-0", "1E5", "00", "+1", "1.", ".5", "9" * 5000)
+    literals = (
+        "1e999",
+        "-1e999",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "-0",
+        "1E5",
+        "00",
+        "+1",
+        "1.",
+        ".5",
+        "9" * 5000,
+    )
     return text[:start] + rng.choice(literals) + text[stop:]
 
 
@@ -241,7 +316,16 @@ def _trailing_comma(text: str, rng: random.Random) -> str:
     return text.replace("}", ",}", 1)
 
 
-_TEXT_MUTATIONS = (_cut, _double_key, _number_literal, _number_literal, _nest, _append, _swap_quotes, _trailing_comma)
+_TEXT_MUTATIONS = (
+    _cut,
+    _double_key,
+    _number_literal,
+    _number_literal,
+    _nest,
+    _append,
+    _swap_quotes,
+    _trailing_comma,
+)
 
 
 def _has(container: Any, key: Any) -> bool:
@@ -249,5 +333,9 @@ def _has(container: Any, key: Any) -> bool:
 
 
 def _short(value: Tree) -> str:
-    text = ascii(value) if not isinstance(value, int) or abs(value) < 10**50 else "a number of many digits"
+    text = (
+        ascii(value)
+        if not isinstance(value, int) or abs(value) < 10**50
+        else "a number of many digits"
+    )
     return text if len(text) <= 60 else f"{text[:57]}..."

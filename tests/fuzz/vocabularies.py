@@ -1,4 +1,6 @@
-"""Lists of words, files of them and single names through `parse_vocabulary` and `VocabularyEncoder`."""
+"""Lists of words, files of them and single names through `parse_vocabulary` and
+`VocabularyEncoder`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,26 @@ import yaml
 from regionspot.errors import RegionSpotError
 from regionspot.modeling.presets import MINI, create_model
 from regionspot.structures import Vocabulary
-from regionspot.vocabulary import PRESET_VOCABULARIES, EmbeddingMemory, VocabularyEncoder, parse_vocabulary
+from regionspot.vocabulary import (
+    PRESET_VOCABULARIES,
+    EmbeddingMemory,
+    VocabularyEncoder,
+    parse_vocabulary,
+)
 from tests.fuzz.documents import annotation_file
 from tests.fuzz.reference import check_text, id_meaning
 from tests.fuzz.target import attempt, check, fail, write
-from tests.fuzz.trees import TEXTS, Note, Tree, encode, for_yaml, mutate_bytes, mutate_values, respell, strange_value
+from tests.fuzz.trees import (
+    TEXTS,
+    Note,
+    Tree,
+    encode,
+    for_yaml,
+    mutate_bytes,
+    mutate_values,
+    respell,
+    strange_value,
+)
 
 WORDS = (
     "cat",
@@ -40,7 +57,11 @@ WORDS = (
 )
 TYPED_WORDS = tuple(word for word in WORDS if "," not in word)
 ENCODINGS = ("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252", "utf-32-le")
-MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"))
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+)
 TEMPLATES = ("a photo of a {}.", "{}.")
 """Two in place of all 81, which would cost a second for each word."""
 
@@ -57,23 +78,43 @@ class Vocabularies:
         self._encoder = self._new_encoder()
 
     def run(self, rng: random.Random, note: Note) -> bool:
-        cases = (self._lines, self._annotation_file, self._list_file, self._typed, self._names, self._names)
+        cases = (
+            self._lines,
+            self._annotation_file,
+            self._list_file,
+            self._typed,
+            self._names,
+            self._names,
+        )
         return rng.choice(cases)(rng, note)
 
     def _lines(self, rng: random.Random, note: Note) -> bool:
         """A text file is its lines; one in another encoding than it says is refused."""
-        content = rng.choice(("\n", "\r\n", "\r", "\n\n")).join(_words(rng)).encode(rng.choice(ENCODINGS), "replace")
+        content = (
+            rng.choice(("\n", "\r\n", "\r", "\n\n"))
+            .join(_words(rng))
+            .encode(rng.choice(ENCODINGS), "replace")
+        )
         if rng.random() < 0.4:
             content = mutate_bytes(content, rng)
         note(f"a text file {content[:300]!r}")
-        path = write(self._directory, rng.choice(("words.txt", "words.TXT", "words.names", "classes")), content)
+        path = write(
+            self._directory,
+            rng.choice(("words.txt", "words.TXT", "words.names", "classes")),
+            content,
+        )
         names = attempt(lambda: parse_vocabulary(str(path)))
         if isinstance(names, RegionSpotError):
             return False
-        text = content.decode(next((name for mark, name in MARKS if content.startswith(mark)), "utf-8"))
+        text = content.decode(
+            next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
+        )
         check("\0" not in text, "a file in another encoding was taken for UTF-8")
         if path.suffix.lower() == ".txt" or text.lstrip()[:1] not in ("{", "["):
-            check(names == tuple(line.strip() for line in text.splitlines() if line.strip()), f"read as {names!r:.200}")
+            check(
+                names == tuple(line.strip() for line in text.splitlines() if line.strip()),
+                f"read as {names!r:.200}",
+            )
         return self._encode(names, rng, note)
 
     def _annotation_file(self, rng: random.Random, note: Note) -> bool:
@@ -85,18 +126,25 @@ class Vocabularies:
             tree["categories"] = respell(tree["categories"], rng)
         elif how == "values":
             tree["categories"] = mutate_values(tree["categories"], rng, note, rng.choice((1, 2)))
-        path = write(self._directory, "words.json", content := encode(tree, rng, note, how == "text"))
+        path = write(
+            self._directory, "words.json", content := encode(tree, rng, note, how == "text")
+        )
         names = attempt(lambda: parse_vocabulary(str(path)))
         if isinstance(names, RegionSpotError):
             return False
         categories = json.loads(content)["categories"]
         by_id = {id_meaning(entry["id"]): entry["name"] for entry in categories}
-        check(len(by_id) == len(categories) == len(names), f"{len(names)} names of {len(categories)} categories")
+        check(
+            len(by_id) == len(categories) == len(names),
+            f"{len(names)} names of {len(categories)} categories",
+        )
         _check_order(names, by_id)
         return self._encode(names, rng, note)
 
     def _list_file(self, rng: random.Random, note: Note) -> bool:
-        """A list of names in JSON, and YOLO's data.yaml with a list or with names by class index."""
+        """A list of names in JSON, and YOLO's data.yaml with a list or with names by class
+        index.
+        """
         words = _words(rng)
         tree: Tree = rng.choice((words, {"names": words}, {"names": dict(enumerate(words))}))
         if rng.random() < 0.6:
@@ -157,29 +205,45 @@ class Vocabularies:
         return self._encode(names, rng, note)
 
     def _encode(self, names: Any, rng: random.Random, note: Note) -> bool:
-        """Embeddings of unit length, one for each name; names that mean the same are told, or refused where wanted."""
+        """Embeddings of unit length, one for each name; names that mean the same are told, or
+        refused where wanted.
+        """
         note(f"the names {names!r:.300}")
-        given = list(copy.copy(names) if hasattr(names, "__next__") else names) if hasattr(names, "__iter__") else []
+        given = (
+            list(copy.copy(names) if hasattr(names, "__next__") else names)
+            if hasattr(names, "__iter__")
+            else []
+        )
         strict = rng.random() < 0.3
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            vocabulary = attempt(lambda: self._encoder.encode(names, same_meaning="error" if strict else "warn"))
+            vocabulary = attempt(
+                lambda: self._encoder.encode(names, same_meaning="error" if strict else "warn")
+            )
         if isinstance(vocabulary, RegionSpotError):
             return False
         if isinstance(names, (str, bytes, dict)):
             fail(f"a {type(names).__name__} was taken for a list of names")
         _check_vocabulary(vocabulary, given)
         twins = _largest_cosine(vocabulary)
-        check(twins < SAME_COSINE + ROUNDING or (bool(told) and not strict), f"a cosine of {twins} is not told")
+        check(
+            twins < SAME_COSINE + ROUNDING or (bool(told) and not strict),
+            f"a cosine of {twins} is not told",
+        )
         if rng.random() < 0.1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 again = self._new_encoder().encode(vocabulary.names[::-1])
-            check(np.array_equal(again.embeddings[::-1], vocabulary.embeddings), "an embedding depends on the others")
+            check(
+                np.array_equal(again.embeddings[::-1], vocabulary.embeddings),
+                "an embedding depends on the others",
+            )
         return True
 
     def _new_encoder(self) -> VocabularyEncoder:
-        return VocabularyEncoder(self._text_encoder, templates=TEMPLATES, store=EmbeddingMemory(1000))
+        return VocabularyEncoder(
+            self._text_encoder, templates=TEMPLATES, store=EmbeddingMemory(1000)
+        )
 
 
 def _check_order(names: tuple[str, ...], name_of: dict[Any, Any]) -> None:
@@ -189,16 +253,31 @@ def _check_order(names: tuple[str, ...], name_of: dict[Any, Any]) -> None:
     ids = [*name_of]
     if all(isinstance(id_meaning(id_), int) for id_ in ids):
         ids.sort(key=id_meaning)
-        check(names == tuple(name_of[id_].strip() for id_ in ids), f"{name_of!r:.200} are read as {names!r:.200}")
-    check(sorted(names) == sorted(name.strip() for name in name_of.values()), f"{name_of!r:.200} became {names!r:.200}")
+        check(
+            names == tuple(name_of[id_].strip() for id_ in ids),
+            f"{name_of!r:.200} are read as {names!r:.200}",
+        )
+    check(
+        sorted(names) == sorted(name.strip() for name in name_of.values()),
+        f"{name_of!r:.200} became {names!r:.200}",
+    )
 
 
 def _check_vocabulary(vocabulary: Vocabulary, given: list[Any]) -> None:
     check(all(isinstance(name, str) for name in given), f"{given!r:.200} were taken for names")
-    check(list(vocabulary.names) == given, f"the names {given!r:.200} became {vocabulary.names!r:.200}")
-    check(all(type(name) is str and name.strip() for name in vocabulary.names), f"the names {vocabulary.names!r:.200}")
+    check(
+        list(vocabulary.names) == given,
+        f"the names {given!r:.200} became {vocabulary.names!r:.200}",
+    )
+    check(
+        all(type(name) is str and name.strip() for name in vocabulary.names),
+        f"the names {vocabulary.names!r:.200}",
+    )
     check(len(set(given)) == len(given), f"{given!r:.200} repeat a name")
-    check(vocabulary.embeddings.shape[0] == len(given), f"{vocabulary.embeddings.shape} for {len(given)} names")
+    check(
+        vocabulary.embeddings.shape[0] == len(given),
+        f"{vocabulary.embeddings.shape} for {len(given)} names",
+    )
     lengths = np.linalg.norm(vocabulary.embeddings.astype(np.float64), axis=1)
     check(bool((np.abs(lengths - 1) < 1e-3).all()), f"embeddings of the lengths {lengths}")
     json.dumps(vocabulary.names, ensure_ascii=False).encode()

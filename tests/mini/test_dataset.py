@@ -48,9 +48,13 @@ def test_boxes_enclose_their_masks(built: Path) -> None:
 def test_frequency_follows_the_training_images(built: Path) -> None:
     train = CocoDataset.load(built / "train.json")
     counts = Counter(
-        category for group in train.annotations_by_image.values() for category in {a.category_id for a in group}
+        category
+        for group in train.annotations_by_image.values()
+        for category in {a.category_id for a in group}
     )
-    expected = {category.id: "r" if counts[category.id] <= 10 else "c" for category in train.categories}
+    expected = {
+        category.id: "r" if counts[category.id] <= 10 else "c" for category in train.categories
+    }
     assert {category.id: category.frequency for category in train.categories} == expected
     val = CocoDataset.load(built / "val.json")
     assert all(category.frequency == expected.get(category.id) for category in val.categories)
@@ -64,7 +68,9 @@ def test_every_category_that_a_picture_does_not_show_is_its_negative(built: Path
         assert len(shown) + len(record.neg_category_ids or ()) == 410
 
 
-def test_the_same_seed_builds_the_same_files_and_another_seed_others(built: Path, tmp_path: Path) -> None:
+def test_the_same_seed_builds_the_same_files_and_another_seed_others(
+    built: Path, tmp_path: Path
+) -> None:
     build_dataset(tmp_path / "again", num_train=60, num_val=30, seed=3, workers=1)
     build_dataset(tmp_path / "other", num_train=60, num_val=30, seed=4)
     same, other = tmp_path / "again" / "train.json", tmp_path / "other" / "train.json"
@@ -86,8 +92,12 @@ def test_crowds_are_a_split_of_their_own(built: Path, tmp_path: Path) -> None:
     paths = build_dataset(tmp_path, num_train=60, num_val=30, seed=3, num_crowds=2)
     assert [path.name for path in paths] == ["train.json", "val.json", "crowds.json"]
     crowds = CocoDataset.load(paths[2])
-    assert len(crowds.categories) == 410 and all(len(group) >= 18 for group in crowds.annotations_by_image.values())
-    assert (tmp_path / "val" / "000003.jpg").read_bytes() == (built / "val" / "000003.jpg").read_bytes()
+    assert len(crowds.categories) == 410 and all(
+        len(group) >= 18 for group in crowds.annotations_by_image.values()
+    )
+    assert (tmp_path / "val" / "000003.jpg").read_bytes() == (
+        built / "val" / "000003.jpg"
+    ).read_bytes()
 
 
 def test_a_long_tail_draws_rare_categories_seldom(tmp_path: Path) -> None:
@@ -96,7 +106,9 @@ def test_a_long_tail_draws_rare_categories_seldom(tmp_path: Path) -> None:
     by_weight: dict[float, int] = Counter()
     for category in CATEGORIES:
         by_weight[category.tail_weight] += counts[category.id]
-    frequent, common, rare = sorted((by_weight[weight] for weight in by_weight if weight), reverse=True)
+    frequent, common, rare = sorted(
+        (by_weight[weight] for weight in by_weight if weight), reverse=True
+    )
     assert frequent > 3 * common > 9 * rare
 
 

@@ -66,17 +66,23 @@ def test_a_word_it_never_met_still_gets_an_embedding() -> None:
 def test_positions_are_the_frozen_table() -> None:
     _, clip = load_mini_backbones()
     table = position_table(clip.image_size // clip.patch_size)
-    torch.testing.assert_close(clip.clip.visual.positional_embedding.data, table, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        clip.clip.visual.positional_embedding.data, table, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     """Pictures that no training saw: a seed of their own."""
-    _, val = build_dataset(tmp_path_factory.mktemp("held_out"), num_train=1, num_val=400, seed=424_242)
+    _, val = build_dataset(
+        tmp_path_factory.mktemp("held_out"), num_train=1, num_val=400, seed=424_242
+    )
     return CocoDataset.load(val)
 
 
-def test_the_shipped_head_recognises_regions_and_needs_its_mask_tokens(held_out: CocoDataset) -> None:
+def test_the_shipped_head_recognises_regions_and_needs_its_mask_tokens(
+    held_out: CocoDataset,
+) -> None:
     model = create_model("regionspot_mini")
     results = evaluate_methods(
         model,

@@ -27,7 +27,11 @@ def test_categories_are_patterns_and_ordered_colour_pairs() -> None:
     assert len({category.name for category in CATEGORIES}) == len(CATEGORIES) == 410
     assert [category.id for category in CATEGORIES] == list(range(1, 411))
     assert all(category.base != category.detail for category in CATEGORIES)
-    assert Counter(category.novelty for category in CATEGORIES) == {None: 300, "pair": 60, "word": 50}
+    assert Counter(category.novelty for category in CATEGORIES) == {
+        None: 300,
+        "pair": 60,
+        "word": 50,
+    }
 
 
 def test_names_have_the_right_article() -> None:
@@ -39,7 +43,10 @@ def test_names_have_the_right_article() -> None:
 def test_novel_categories_are_never_drawn_for_training() -> None:
     rng = np.random.default_rng(0)
     for weights in (BASE_WEIGHTS, TAIL_WEIGHTS):
-        assert all((weight == 0) == category.novel for weight, category in zip(weights, CATEGORIES, strict=True))
+        assert all(
+            (weight == 0) == category.novel
+            for weight, category in zip(weights, CATEGORIES, strict=True)
+        )
         drawn = {toy.category for _ in range(300) for toy in sample_scene(rng, weights).toys}
         assert not any(CATEGORIES[index].novel for index in drawn)
 
@@ -65,7 +72,10 @@ def test_the_training_world_has_a_long_tail() -> None:
 
 
 def test_the_same_seed_draws_the_same_picture() -> None:
-    first, second = (render_scene(sample_scene(np.random.default_rng([7, 1, 3]), UNIFORM_WEIGHTS)) for _ in range(2))
+    first, second = (
+        render_scene(sample_scene(np.random.default_rng([7, 1, 3]), UNIFORM_WEIGHTS))
+        for _ in range(2)
+    )
     assert np.array_equal(first[0], second[0])
     assert [category for category, _ in first[1]] == [category for category, _ in second[1]]
 
@@ -81,7 +91,9 @@ def test_masks_are_disjoint_and_lie_where_the_picture_shows_the_toy() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_plain_toy_has_its_colour_over_its_whole_mask(shape: str) -> None:
-    red = next(index for index, category in enumerate(CATEGORIES) if category.name == "plain red toy")
+    red = next(
+        index for index, category in enumerate(CATEGORIES) if category.name == "plain red toy"
+    )
     toy = Toy(red, shape, (64.0, 64.0), 40.0, 0.2, 0.0, (0.0, 0.0))
     picture, [(category, mask)] = render_scene(Scene(128, 128, (toy,), texture_seed=1))
     assert category == red
@@ -112,7 +124,9 @@ def test_a_portrait_has_one_toy() -> None:
 def test_a_toy_shows_through_a_ring() -> None:
     inside = Toy(0, "disc", (64.0, 64.0), 20.0, 0.0, 0.0, (0.0, 0.0))
     ring = Toy(1, "ring", (64.0, 64.0), 50.0, 0.0, 0.0, (0.0, 0.0))
-    _, [(first, shown), (second, around)] = render_scene(Scene(128, 128, (inside, ring), texture_seed=1))
+    _, [(first, shown), (second, around)] = render_scene(
+        Scene(128, 128, (inside, ring), texture_seed=1)
+    )
     assert (first, second) == (0, 1)
     rows, columns = np.nonzero(around)
     assert not around[64, 64] and shown[64, 64]
@@ -133,7 +147,8 @@ def test_some_toys_lie_inside_others() -> None:
     scenes = [sample_scene(rng, UNIFORM_WEIGHTS) for _ in range(200)]
     nested = [
         any(
-            np.hypot(a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]) + a.radius * 0.9 < b.radius
+            np.hypot(a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]) + a.radius * 0.9
+            < b.radius
             for a in scene.toys
             for b in scene.toys
             if a is not b

@@ -1,4 +1,6 @@
-"""Small but genuine `segment_anything` and `open_clip` models of random weights, made without global state."""
+"""Small but genuine `segment_anything` and `open_clip` models of random weights, made without
+global state.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 @torch.no_grad()
 def roughen(module: nn.Module) -> nn.Module:
-    """Move every parameter off its initial value, so that no zero bias or table hides a missing term."""
+    """Move every parameter off its initial value, so that no zero bias or table hides a missing
+    term.
+    """
     for parameter in module.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
     return module.eval()
@@ -41,7 +45,9 @@ def roughen(module: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def tiny_sam() -> Sam:
-    """64 px, patches of 8: an 8 x 8 embedding of 32 channels, windows of 3 with padding, masks 32 x 32."""
+    """64 px, patches of 8: an 8 x 8 embedding of 32 channels, windows of 3 with padding, masks 32 x
+    32.
+    """
     with seeded(1):
         sam = Sam(
             image_encoder=ImageEncoderViT(
@@ -57,7 +63,10 @@ def tiny_sam() -> Sam:
                 global_attn_indexes=(1,),
             ),
             prompt_encoder=PromptEncoder(
-                embed_dim=32, image_embedding_size=(8, 8), input_image_size=(64, 64), mask_in_chans=8
+                embed_dim=32,
+                image_embedding_size=(8, 8),
+                input_image_size=(64, 64),
+                mask_in_chans=8,
             ),
             mask_decoder=MaskDecoder(
                 transformer_dim=32,
@@ -71,11 +80,15 @@ def tiny_sam() -> Sam:
 
 @pytest.fixture
 def tiny_clip() -> CLIP:
-    """32 px, patches of 8: 17 tokens of 48 channels, embeddings of 24, texts of up to 77 tokens, QuickGELU."""
+    """32 px, patches of 8: 17 tokens of 48 channels, embeddings of 24, texts of up to 77 tokens,
+    QuickGELU.
+    """
     with seeded(2):
         clip = CLIP(
             embed_dim=24,
-            vision_cfg=CLIPVisionCfg(layers=2, width=48, head_width=16, patch_size=8, image_size=32),
+            vision_cfg=CLIPVisionCfg(
+                layers=2, width=48, head_width=16, patch_size=8, image_size=32
+            ),
             text_cfg=CLIPTextCfg(width=32, heads=2, layers=2),
             quick_gelu=True,
         )

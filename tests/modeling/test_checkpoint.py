@@ -56,12 +56,16 @@ def official() -> OfficialHead:
 def head() -> RegionHead:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        return RegionHead(TOKEN_DIM, WIDTH, EMBED_DIM, num_layers=2, num_heads=4, feedforward_dim=32, dropout=0.2)
+        return RegionHead(
+            TOKEN_DIM, WIDTH, EMBED_DIM, num_layers=2, num_heads=4, feedforward_dim=32, dropout=0.2
+        )
 
 
 def random_inputs() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(8)
-    return torch.randn(2, 5, TOKEN_DIM, generator=generator), torch.randn(2, 17, WIDTH, generator=generator)
+    return torch.randn(2, 5, TOKEN_DIM, generator=generator), torch.randn(
+        2, 17, WIDTH, generator=generator
+    )
 
 
 def test_round_trip(head: RegionHead, tmp_path: Path) -> None:
@@ -69,7 +73,12 @@ def test_round_trip(head: RegionHead, tmp_path: Path) -> None:
     save_head(head, path, {"steps": 12, "config": {"lr": 0.1}})
     loaded = load_head(path)
     assert not loaded.training
-    assert (loaded.num_layers, loaded.num_heads, loaded.feedforward_dim, loaded.dropout) == (2, 4, 32, 0.2)
+    assert (loaded.num_layers, loaded.num_heads, loaded.feedforward_dim, loaded.dropout) == (
+        2,
+        4,
+        32,
+        0.2,
+    )
     assert torch.equal(loaded(*random_inputs()), head.eval()(*random_inputs()))
     assert read_head_metadata(path) == {"steps": 12, "config": {"lr": 0.1}}
     assert os.listdir(path.parent) == ["head.safetensors"]
@@ -94,7 +103,12 @@ def test_any_flipped_bit_is_found(head: RegionHead, tmp_path: Path) -> None:
     content = path.read_bytes()
     header_end = 8 + int.from_bytes(content[:8], "little")
     header = range(8 + 1, 8 + len(content[8:header_end].rstrip()))
-    positions = [0, *list(header)[::7], *range(header_end, len(content), len(content) // 40), len(content) - 1]
+    positions = [
+        0,
+        *list(header)[::7],
+        *range(header_end, len(content), len(content) // 40),
+        len(content) - 1,
+    ]
     for position in positions:
         damaged = bytearray(content)
         damaged[position] ^= 1
@@ -139,7 +153,9 @@ def test_cut_and_foreign_files_are_named(head: RegionHead, tmp_path: Path) -> No
         ({"depth": 3}, "depth: 3"),
     ],
 )
-def test_dimensions_that_cannot_be(head: RegionHead, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_dimensions_that_cannot_be(
+    head: RegionHead, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     """The checksum is right: another program wrote it."""
     path = tmp_path / "head.safetensors"
     header = {"dimensions": _dimensions(head) | change, "metadata": {}}
@@ -149,7 +165,9 @@ def test_dimensions_that_cannot_be(head: RegionHead, tmp_path: Path, change: dic
 
 
 @pytest.mark.parametrize("header", [{}, {"dimensions": [1]}, {"metadata": "none"}])
-def test_headers_without_what_belongs_in_them(head: RegionHead, tmp_path: Path, header: dict[str, Any]) -> None:
+def test_headers_without_what_belongs_in_them(
+    head: RegionHead, tmp_path: Path, header: dict[str, Any]
+) -> None:
     path = tmp_path / "head.safetensors"
     save_tensors(path, head.state_dict(), HEAD_FORMAT, header)
     for read in (load_head, read_head_metadata):
@@ -160,8 +178,15 @@ def test_headers_without_what_belongs_in_them(head: RegionHead, tmp_path: Path, 
 def test_metadata_that_are_no_object(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    for content in ("[]", "7", "not JSON", '{"format": "regionspot-head-1", "xxh3_128": 5, "header": []}'):
-        save_file({"weight": torch.zeros(1)}, tmp_path / "head.safetensors", {"regionspot": content})
+    for content in (
+        "[]",
+        "7",
+        "not JSON",
+        '{"format": "regionspot-head-1", "xxh3_128": 5, "header": []}',
+    ):
+        save_file(
+            {"weight": torch.zeros(1)}, tmp_path / "head.safetensors", {"regionspot": content}
+        )
         with pytest.raises(ArtifactError, match=r"head\.safetensors is "):
             load_head(tmp_path / "head.safetensors")
 
@@ -170,12 +195,22 @@ def test_what_a_foreign_file_is_and_what_to_do_with_it(head: RegionHead, tmp_pat
     from safetensors.torch import save_file
 
     state = head.state_dict()
-    save_file({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "authors.safetensors")
-    with pytest.raises(ArtifactError, match=r"the authors' layout, which must first go through `regionspot convert`"):
+    save_file(
+        {f"model.{name}": tensor for name, tensor in state.items()},
+        tmp_path / "authors.safetensors",
+    )
+    with pytest.raises(
+        ArtifactError,
+        match=r"the authors' layout, which must first go through `regionspot convert`",
+    ):
         load_head(tmp_path / "authors.safetensors")
-    of_run = {f"head.{name}": tensor for name, tensor in state.items()} | {"optimizer.step": torch.zeros(1)}
+    of_run = {f"head.{name}": tensor for name, tensor in state.items()} | {
+        "optimizer.step": torch.zeros(1)
+    }
     save_file(of_run, tmp_path / "state.safetensors")
-    with pytest.raises(ArtifactError, match=r"the state of a training run.*writes its head .* as head\.safetensors"):
+    with pytest.raises(
+        ArtifactError, match=r"the state of a training run.*writes its head .* as head\.safetensors"
+    ):
         load_head(tmp_path / "state.safetensors")
     with pytest.raises(ArtifactError, match="is a folder: name the file in it"):
         load_head(tmp_path)
@@ -234,7 +269,10 @@ def test_weights_that_are_not_what_they_should_be(
     official: OfficialHead, tmp_path: Path, change: Callable[[Tensor], Any], message: str
 ) -> None:
     state = official.state_dict()
-    torch.save({"model": state | {"to_clip.bias": change(state["to_clip.bias"])}}, tmp_path / "official.pth")
+    torch.save(
+        {"model": state | {"to_clip.bias": change(state["to_clip.bias"])}},
+        tmp_path / "official.pth",
+    )
     (tmp_path / "out").write_text("older")
     with pytest.raises(ArtifactError, match=message):
         convert_official(tmp_path / "official.pth", tmp_path / "out")
@@ -247,18 +285,25 @@ def test_a_small_file_of_huge_tensors(official: OfficialHead, tmp_path: Path) ->
         shapes = RegionHead(2**20, 2**20, 2**20, num_layers=1).state_dict()
     huge = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in shapes.items()}
     torch.save({"model": huge}, tmp_path / "huge.pth")
-    with pytest.raises(ArtifactError, match="its tensors share their numbers, so that they are larger than it"):
+    with pytest.raises(
+        ArtifactError, match="its tensors share their numbers, so that they are larger than it"
+    ):
         convert_official(tmp_path / "huge.pth", tmp_path / "out")
 
 
 def test_names_that_collide(official: OfficialHead, tmp_path: Path) -> None:
     state = official.state_dict()
-    torch.save({"model": state | {"model.to_clip.bias": state["to_clip.bias"] + 1}}, tmp_path / "official.pth")
+    torch.save(
+        {"model": state | {"model.to_clip.bias": state["to_clip.bias"] + 1}},
+        tmp_path / "official.pth",
+    )
     with pytest.raises(ArtifactError, match=r"weights of one name with and without 'model\.'"):
         convert_official(tmp_path / "official.pth", tmp_path / "out")
 
 
-def test_an_archive_that_unpacks_to_more_than_its_size(official: OfficialHead, tmp_path: Path) -> None:
+def test_an_archive_that_unpacks_to_more_than_its_size(
+    official: OfficialHead, tmp_path: Path
+) -> None:
     torch.save({"model": {"zeros": torch.zeros(2**23)}}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
@@ -266,11 +311,15 @@ def test_an_archive_that_unpacks_to_more_than_its_size(official: OfficialHead, t
     ):
         for member in plain.namelist():
             bomb.writestr(member, plain.read(member))
-    with pytest.raises(ArtifactError, match=r"bomb\.pth .*a compressed archive, which could fill the memory"):
+    with pytest.raises(
+        ArtifactError, match=r"bomb\.pth .*a compressed archive, which could fill the memory"
+    ):
         read_checkpoint(tmp_path / "bomb.pth")
 
 
-def test_unreadable_files_are_named(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_named(
+    head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -284,7 +333,9 @@ def test_unreadable_files_are_named(head: RegionHead, tmp_path: Path, monkeypatc
         read_checkpoint(tmp_path / "official.pth")
 
 
-def test_full_disk_leaves_the_old_file(head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_old_file(
+    head: RegionHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "head.safetensors"
     save_head(head, path, {"steps": 1})
 
@@ -309,12 +360,16 @@ def test_official_checkpoint(
         weights[f"{prefix}sam.image_encoder.pos_embed"] = torch.zeros(1, 4, 4, 8)
         weights[f"{prefix}clip_model.visual.conv1.weight"] = torch.zeros(8, 3, 2, 2)
         weights[f"{prefix}text_feats_lvis"] = torch.zeros(8, 1203)
-    content: dict[str, Any] = {"model": weights, "optimizer": {"lr": 0.1}, "iteration": 449999} if wrapped else weights
+    content: dict[str, Any] = (
+        {"model": weights, "optimizer": {"lr": 0.1}, "iteration": 449999} if wrapped else weights
+    )
     torch.save(content, tmp_path / "official.pth")
     convert_official(tmp_path / "official.pth", tmp_path / "head.safetensors")
     head = load_head(tmp_path / "head.safetensors")
     assert (head.num_layers, head.num_heads, head.feedforward_dim) == (3, 8, 96)
-    torch.testing.assert_close(head(*random_inputs()), official(*random_inputs()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        head(*random_inputs()), official(*random_inputs()), rtol=1e-5, atol=1e-5
+    )
     assert set(head.state_dict()) == set(official.state_dict())
 
 
@@ -345,14 +400,19 @@ def test_missing_and_unknown_keys_are_named(official: OfficialHead, tmp_path: Pa
     del weights["decoder.layers.1.norm2.bias"]
     weights["decoder.extra"] = torch.zeros(3)
     torch.save({"model": weights}, tmp_path / "official.pth")
-    with pytest.raises(ArtifactError, match=r"missing: decoder\.layers\.1\.norm2\.bias; unexpected: decoder\.extra"):
+    with pytest.raises(
+        ArtifactError, match=r"missing: decoder\.layers\.1\.norm2\.bias; unexpected: decoder\.extra"
+    ):
         convert_official(tmp_path / "official.pth", tmp_path / "head.safetensors")
     assert not (tmp_path / "head.safetensors").exists()
 
 
 def test_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"backbone.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
-    with pytest.raises(ArtifactError, match=r"not a RegionSpot checkpoint: it lacks to_clip\.weight.*backbone\.weight"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"not a RegionSpot checkpoint: it lacks to_clip\.weight.*backbone\.weight",
+    ):
         convert_official(tmp_path / "resnet.pth", tmp_path / "head.safetensors")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ArtifactError, match="holds a list"):

@@ -1,4 +1,6 @@
-"""CLIP's feature map, pooling and text embeddings against open_clip's own, and the ways its weights arrive."""
+"""CLIP's feature map, pooling and text embeddings against open_clip's own, and the ways its weights
+arrive.
+"""
 
 from __future__ import annotations
 
@@ -43,24 +45,32 @@ def images(generator: torch.Generator) -> Tensor:
 def test_feature_map_is_the_transformers_output(tiny_clip: CLIP, images: Tensor) -> None:
     backbone = ClipBackbone(tiny_clip)
     seen: list[Tensor] = []
-    hook = tiny_clip.visual.transformer.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    hook = tiny_clip.visual.transformer.register_forward_hook(
+        lambda _m, _i, output: seen.append(output)
+    )
     expected_embedding = tiny_clip.encode_image(openai_preprocess(images))
     hook.remove()
     patch_tokens = backbone.encode_image(images)
     assert patch_tokens.shape == (2, backbone.num_tokens, backbone.width) == (2, 17, 48)
     torch.testing.assert_close(patch_tokens, seen[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(backbone.pool(patch_tokens), expected_embedding, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        backbone.pool(patch_tokens), expected_embedding, rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(backbone.encode_image(images.float()), patch_tokens)
 
 
 @torch.no_grad()
 def test_pooling_follows_the_models_own(images: Tensor) -> None:
     with torch.random.fork_rng():
-        vision = CLIPVisionCfg(layers=1, width=32, head_width=16, patch_size=8, image_size=32, pool_type="avg")
+        vision = CLIPVisionCfg(
+            layers=1, width=32, head_width=16, patch_size=8, image_size=32, pool_type="avg"
+        )
         clip = CLIP(8, vision, CLIPTextCfg(width=16, heads=2, layers=1)).eval()
     backbone = ClipBackbone(clip)
     expected = clip.encode_image(openai_preprocess(images))
-    torch.testing.assert_close(backbone.pool(backbone.encode_image(images)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        backbone.pool(backbone.encode_image(images)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_text_equals_open_clip_for_mixed_lengths(tiny_clip: CLIP) -> None:
@@ -74,13 +84,16 @@ def test_text_equals_open_clip_for_mixed_lengths(tiny_clip: CLIP) -> None:
 
 def test_text_is_cut_to_the_longest_of_the_batch(tiny_clip: CLIP) -> None:
     lengths: list[int] = []
-    tiny_clip.transformer.register_forward_hook(lambda _m, inputs, _o: lengths.append(inputs[0].shape[1]))
+    tiny_clip.transformer.register_forward_hook(
+        lambda _m, inputs, _o: lengths.append(inputs[0].shape[1])
+    )
     ClipBackbone(tiny_clip).encode_text(["a cat.", "a small cat."])
     assert lengths == [6]  # start, four words and marks, end
 
 
 @pytest.mark.parametrize(
-    ("config", "length"), [({"no_causal_mask": True}, 16), ({"pool_type": "last"}, 16), ({"pool_type": "eos"}, 4)]
+    ("config", "length"),
+    [({"no_causal_mask": True}, 16), ({"pool_type": "last"}, 16), ({"pool_type": "eos"}, 4)],
 )
 def test_text_towers_of_other_kinds(config: dict[str, Any], length: int) -> None:
     with torch.random.fork_rng():
@@ -89,7 +102,9 @@ def test_text_towers_of_other_kinds(config: dict[str, Any], length: int) -> None
         clip = CLIP(8, vision, text).eval()
     backbone = ClipBackbone(clip)
     tokens = open_clip.tokenize(["cat", "a cat"], context_length=16)
-    torch.testing.assert_close(backbone.encode_text(["cat", "a cat"]), clip.encode_text(tokens), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        backbone.encode_text(["cat", "a cat"]), clip.encode_text(tokens), rtol=1e-5, atol=1e-5
+    )
     assert backbone._cut_padding(tokens).shape[1] == length
 
 
@@ -126,7 +141,11 @@ def test_fingerprint_sees_text_weights_precision_and_tokenizer(tiny_clip: CLIP) 
 
 def test_quick_gelu_where_openai_weights_need_it() -> None:
     with torch.device("meta"):
-        quick, plain, named = build_clip("ViT-B-32", True), build_clip("ViT-B-32"), build_clip("ViT-B-32-quickgelu")
+        quick, plain, named = (
+            build_clip("ViT-B-32", True),
+            build_clip("ViT-B-32"),
+            build_clip("ViT-B-32-quickgelu"),
+        )
     assert isinstance(quick.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     assert isinstance(quick.transformer.resblocks[0].mlp.gelu, QuickGELU)
     assert isinstance(plain.visual.transformer.resblocks[0].mlp.gelu, torch.nn.GELU)
@@ -162,7 +181,9 @@ def test_models_of_other_kinds_are_refused() -> None:
         build_clip("ViT-B-16-SigLIP")
     with torch.device("meta"):
         resnet, bert = build_clip("RN50"), build_clip("ViT-H-14-CLIPA")
-    with pytest.raises(InputError, match="plain vision transformer, not a CLIP with a ModifiedResNet"):
+    with pytest.raises(
+        InputError, match="plain vision transformer, not a CLIP with a ModifiedResNet"
+    ):
         ClipBackbone(resnet)
     with pytest.raises(InputError, match="vocabulary of 32000 tokens"):
         ClipBackbone(bert)
@@ -195,16 +216,22 @@ def test_openai_archive_is_read_without_running_it(
     tiny_clip: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     openai_archive(tiny_clip, tmp_path / "openai.pt")
-    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("the archive's code was loaded"))
+    monkeypatch.setattr(
+        torch.jit, "load", lambda *_, **__: pytest.fail("the archive's code was loaded")
+    )
     loaded = build_like(tiny_clip)
     load_clip_weights(loaded, tmp_path / "openai.pt")
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == torch.float32
-        torch.testing.assert_close(tensor, tiny_clip.state_dict()[name].half().float(), rtol=0, atol=0)
+        torch.testing.assert_close(
+            tensor, tiny_clip.state_dict()[name].half().float(), rtol=0, atol=0
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_archive_that_asks_for_more_than_tensors_is_refused(tiny_clip: CLIP, tmp_path: Path) -> None:
+def test_archive_that_asks_for_more_than_tensors_is_refused(
+    tiny_clip: CLIP, tmp_path: Path
+) -> None:
     openai_archive(tiny_clip, tmp_path / "openai.pt")
     marker = tmp_path / "ran"
 
@@ -247,7 +274,10 @@ def test_open_clip_files_load(tiny_clip: CLIP, tmp_path: Path, kind: str) -> Non
         save_file({key: value.clone() for key, value in weights.items()}, path)
     else:
         path = tmp_path / "open_clip_pytorch_model.bin"
-        wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in weights.items()}}
+        wrapped = {
+            "epoch": 3,
+            "state_dict": {f"module.{key}": value for key, value in weights.items()},
+        }
         torch.save(weights if kind == "plain" else wrapped, path)
     loaded = build_like(tiny_clip)
     load_clip_weights(loaded, path)
@@ -256,10 +286,17 @@ def test_open_clip_files_load(tiny_clip: CLIP, tmp_path: Path, kind: str) -> Non
 
 
 def test_files_of_other_models_are_named(tiny_clip: CLIP, tmp_path: Path) -> None:
-    torch.save({**tiny_clip.state_dict(), "visual.positional_embedding": torch.zeros(50, 48)}, tmp_path / "other.pt")
-    with pytest.raises(ArtifactError, match=r"visual\.positional_embedding \(50, 48\) instead of \(17, 48\)"):
+    torch.save(
+        {**tiny_clip.state_dict(), "visual.positional_embedding": torch.zeros(50, 48)},
+        tmp_path / "other.pt",
+    )
+    with pytest.raises(
+        ArtifactError, match=r"visual\.positional_embedding \(50, 48\) instead of \(17, 48\)"
+    ):
         load_clip_weights(tiny_clip, tmp_path / "other.pt")
-    torch.save({"text_model.embeddings.token_embedding.weight": torch.zeros(1)}, tmp_path / "hf.bin")
+    torch.save(
+        {"text_model.embeddings.token_embedding.weight": torch.zeros(1)}, tmp_path / "hf.bin"
+    )
     with pytest.raises(ArtifactError, match="Hugging Face transformers"):
         load_clip_weights(tiny_clip, tmp_path / "hf.bin")
     (tmp_path / "text.pt").write_text("not a checkpoint")

@@ -19,7 +19,16 @@ from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graphs import GRAPHS, graph_specs
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZES = {"batch": 2, "regions": 5, "prompts": 6, "points": 3, "tokens": 3, "words": 7, "texts": 4, "text_length": 9}
+SIZES = {
+    "batch": 2,
+    "regions": 5,
+    "prompts": 6,
+    "points": 3,
+    "tokens": 3,
+    "words": 7,
+    "texts": 4,
+    "text_length": 9,
+}
 
 
 @pytest.fixture
@@ -32,7 +41,9 @@ def model(tiny_sam: Sam, tiny_clip: CLIP) -> RegionSpot:
 
 
 def run(model: RegionSpot, graph: str, feeds: Feeds) -> dict[str, np.ndarray]:
-    return TorchRunner(graph_module(model, graph), graph_specs(model_info(model))[graph]).infer(feeds)
+    return TorchRunner(graph_module(model, graph), graph_specs(model_info(model))[graph]).infer(
+        feeds
+    )
 
 
 def nchw(images: np.ndarray) -> Tensor:
@@ -64,7 +75,12 @@ def test_model_info(model: RegionSpot) -> None:
     info = model_info(model)
     assert (info.name, info.sam_image_size, info.clip_image_size) == ("tiny", 64, 32)
     assert (info.embedding_size, info.mask_size, info.token_dim) == ((8, 8), (32, 32), 32)
-    assert (info.num_patch_tokens, info.clip_width, info.embed_dim, info.context_length) == (17, 48, 24, 77)
+    assert (info.num_patch_tokens, info.clip_width, info.embed_dim, info.context_length) == (
+        17,
+        48,
+        24,
+        77,
+    )
     assert info.logit_scale == model.clip.logit_scale
     assert info.text_fingerprint == model.clip.fingerprint()
 
@@ -75,10 +91,15 @@ def test_graph_after_graph_is_the_model(model: RegionSpot) -> None:
     feeds = inputs.seeded(specs["region_recognizer"], sizes={"batch": 2, "regions": 5, "words": 7})
     images, sizes = feeds["images"], feeds["input_sizes"]
     embeddings = model.sam.encode_image(nchw(images), torch.from_numpy(sizes))
-    embedded = run(model, "sam_image_encoder", {"images": images, "input_sizes": sizes})["image_embeddings"]
+    embedded = run(model, "sam_image_encoder", {"images": images, "input_sizes": sizes})[
+        "image_embeddings"
+    ]
     assert_equal(embedded, embeddings)
     shared = run(model, "sam_token_decoder_image", {"image_embeddings": embedded})
-    prompts = {"points": feeds["boxes"].reshape(2, 5, 2, 2), "labels": np.full((2, 5, 2), (2, 3), np.int32)}
+    prompts = {
+        "points": feeds["boxes"].reshape(2, 5, 2, 2),
+        "labels": np.full((2, 5, 2), (2, 3), np.int32),
+    }
     points, labels = (torch.from_numpy(array) for array in prompts.values())
     for multimask, token_ids in ((False, [0]), (True, [1, 2, 3])):
         asked = {**shared, **prompts, "token_ids": np.array(token_ids, np.int32)}
@@ -91,10 +112,17 @@ def test_graph_after_graph_is_the_model(model: RegionSpot) -> None:
             assert_equal(outputs["iou_predictions"], found.iou_predictions)
     tokens = model.sam.mask_tokens(embeddings, points, labels).tokens[:, :, 0]
     patches = model.clip.encode_image(nchw(feeds["clip_images"]))
-    assert_equal(run(model, "clip_image_encoder", {"clip_images": feeds["clip_images"]})["patch_tokens"], patches)
+    assert_equal(
+        run(model, "clip_image_encoder", {"clip_images": feeds["clip_images"]})["patch_tokens"],
+        patches,
+    )
     words, valid = torch.from_numpy(feeds["text_embeddings"]), torch.from_numpy(feeds["valid"])
     logits = model.classify(tokens, patches, words, valid)
-    asked = {"mask_tokens": tokens.numpy(), "patch_tokens": patches.numpy(), "valid": feeds["valid"]}
+    asked = {
+        "mask_tokens": tokens.numpy(),
+        "patch_tokens": patches.numpy(),
+        "valid": feeds["valid"],
+    }
     answer = run(model, "region_head", asked | {"text_embeddings": feeds["text_embeddings"]})
     assert_equal(answer["logits"][feeds["valid"]], logits[valid])
     scores = run(model, "region_recognizer", feeds)["scores"]
@@ -106,7 +134,9 @@ def test_texts(model: RegionSpot) -> None:
     texts = ["a cat", "a photo of two dogs on a bench"]
     tokens = model.clip.tokenizer(texts, context_length=model.clip.context_length)
     feeds = {"tokens": tokens[:, :12].numpy().astype(np.int32)}
-    assert_equal(run(model, "clip_text_encoder", feeds)["embeddings"], model.clip.encode_text(texts))
+    assert_equal(
+        run(model, "clip_text_encoder", feeds)["embeddings"], model.clip.encode_text(texts)
+    )
 
 
 def test_padded_regions_change_nothing(model: RegionSpot) -> None:
@@ -115,7 +145,9 @@ def test_padded_regions_change_nothing(model: RegionSpot) -> None:
     feeds["valid"] = np.array([[True, True, True, False, False, False]])
     padded = run(model, "region_head", feeds)["logits"]
     cut = {**feeds, "mask_tokens": feeds["mask_tokens"][:, :3], "valid": feeds["valid"][:, :3]}
-    np.testing.assert_allclose(run(model, "region_head", cut)["logits"], padded[:, :3], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(model, "region_head", cut)["logits"], padded[:, :3], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_head_is_left_in_evaluation_mode_alone(model: RegionSpot) -> None:

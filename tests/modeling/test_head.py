@@ -1,4 +1,6 @@
-"""The head against a second formulation from `torch.nn` blocks alone, and what padding may and may not do."""
+"""The head against a second formulation from `torch.nn` blocks alone, and what padding may and may
+not do.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,26 @@ TOKEN_DIM, WIDTH, EMBED_DIM = 20, 48, 24
 
 
 class ReferenceHead(nn.Module):
-    """The specification in `nn.TransformerDecoder`; its parameter names are those of the authors' checkpoints."""
+    """The specification in `nn.TransformerDecoder`; its parameter names are those of the authors'
+    checkpoints.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.to_clip = nn.Linear(TOKEN_DIM, WIDTH)
-        layer = nn.TransformerDecoderLayer(WIDTH, 8, dim_feedforward=2048, dropout=0.1, batch_first=True)
+        layer = nn.TransformerDecoderLayer(
+            WIDTH, 8, dim_feedforward=2048, dropout=0.1, batch_first=True
+        )
         self.decoder = nn.TransformerDecoder(layer, num_layers=3, norm=nn.LayerNorm(WIDTH))
         self.projector = nn.Linear(WIDTH, EMBED_DIM)
 
-    def forward(self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(
+        self, mask_tokens: Tensor, patch_tokens: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
         padding = None if valid is None else ~valid
-        return self.projector(self.decoder(self.to_clip(mask_tokens), patch_tokens, tgt_key_padding_mask=padding))
+        return self.projector(
+            self.decoder(self.to_clip(mask_tokens), patch_tokens, tgt_key_padding_mask=padding)
+        )
 
 
 @pytest.fixture
@@ -58,7 +68,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_equals_torch_transformer_decoder(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_equals_torch_transformer_decoder(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     assert_close(head(mask_tokens, patch_tokens), reference(head)(mask_tokens, patch_tokens))
 
 
@@ -70,15 +82,21 @@ def test_equals_torch_transformer_decoder_with_padding(
     assert_close(actual[valid], reference(head)(mask_tokens, patch_tokens, valid)[valid])
 
 
-def test_gradients_equal_torch_transformer_decoder(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_gradients_equal_torch_transformer_decoder(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     other = reference(head)
     for module in (head, other):
         module(mask_tokens, patch_tokens).square().sum().backward()
     for name, parameter in other.named_parameters():
-        torch.testing.assert_close(head.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            head.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-4
+        )
 
 
-def test_padding_equals_no_padding(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_padding_equals_no_padding(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     counts = (6, 1, 4)
     valid = torch.arange(6) < torch.tensor(counts)[:, None]
     padded = head(mask_tokens, patch_tokens, valid)
@@ -92,17 +110,25 @@ def test_what_stands_in_the_padding_does_not_matter(
 ) -> None:
     valid = torch.arange(6) < torch.tensor([[5], [1], [4]])
     other = torch.where(valid.unsqueeze(-1), mask_tokens, 100 * mask_tokens + 7)
-    assert_close(head(other, patch_tokens, valid)[valid], head(mask_tokens, patch_tokens, valid)[valid])
+    assert_close(
+        head(other, patch_tokens, valid)[valid], head(mask_tokens, patch_tokens, valid)[valid]
+    )
 
 
-def test_regions_see_each_other(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_regions_see_each_other(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     alone = head(mask_tokens[:, :1], patch_tokens)
     assert not torch.allclose(alone, head(mask_tokens, patch_tokens)[:, :1], atol=1e-3)
 
 
-def test_order_of_regions_does_not_matter(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_order_of_regions_does_not_matter(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert_close(head(mask_tokens[:, order], patch_tokens), head(mask_tokens, patch_tokens)[:, order])
+    assert_close(
+        head(mask_tokens[:, order], patch_tokens), head(mask_tokens, patch_tokens)[:, order]
+    )
 
 
 @pytest.mark.parametrize("valid", [None, torch.zeros(3, 0, dtype=torch.bool)])
@@ -119,10 +145,15 @@ def test_image_of_padding_alone_stays_finite(
         embeddings = head.train(training)(mask_tokens, patch_tokens, valid)
     assert embeddings.isfinite().all()
     embeddings[valid].square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in head.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in head.parameters()
+    )
 
 
-def test_dropout_only_in_training(head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor) -> None:
+def test_dropout_only_in_training(
+    head: RegionHead, mask_tokens: Tensor, patch_tokens: Tensor
+) -> None:
     with torch.random.fork_rng():
         head.train()
         assert not torch.equal(head(mask_tokens, patch_tokens), head(mask_tokens, patch_tokens))
@@ -130,9 +161,15 @@ def test_dropout_only_in_training(head: RegionHead, mask_tokens: Tensor, patch_t
         assert torch.equal(head(mask_tokens, patch_tokens), head(mask_tokens, patch_tokens))
 
 
-def test_folded_standardization_takes_raw_inputs(head: RegionHead, generator: torch.Generator) -> None:
-    token_mean, patch_mean = (3 * torch.randn(size, generator=generator) for size in (TOKEN_DIM, WIDTH))
-    token_std, patch_std = (0.5 + 2 * torch.rand(size, generator=generator) for size in (TOKEN_DIM, WIDTH))
+def test_folded_standardization_takes_raw_inputs(
+    head: RegionHead, generator: torch.Generator
+) -> None:
+    token_mean, patch_mean = (
+        3 * torch.randn(size, generator=generator) for size in (TOKEN_DIM, WIDTH)
+    )
+    token_std, patch_std = (
+        0.5 + 2 * torch.rand(size, generator=generator) for size in (TOKEN_DIM, WIDTH)
+    )
     tokens = torch.randn(2, 5, TOKEN_DIM, generator=generator) * token_std + token_mean
     patches = torch.randn(2, 9, WIDTH, generator=generator) * patch_std + patch_mean
     expected = head((tokens - token_mean) / token_std, (patches - patch_mean) / patch_std)
@@ -169,11 +206,15 @@ class TestFewRegions:
         attention = Attention(WIDTH, 8, dropout=0.0).double()
         with torch.no_grad():
             for parameter in attention.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4
+                )
         return attention
 
     def _inputs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        queries = torch.randn(3, count, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True)
+        queries = torch.randn(
+            3, count, WIDTH, generator=generator, dtype=torch.float64, requires_grad=True
+        )
         return queries, torch.randn(3, 17, WIDTH, generator=generator, dtype=torch.float64)
 
     @pytest.mark.parametrize("count", [1, 4])
@@ -185,7 +226,12 @@ class TestFewRegions:
         found = []
         for training in (True, False):
             output = attention.train(training)(queries, context)
-            found.append((output, *torch.autograd.grad(output.square().sum(), [queries, *attention.parameters()])))
+            found.append(
+                (
+                    output,
+                    *torch.autograd.grad(output.square().sum(), [queries, *attention.parameters()]),
+                )
+            )
         for few, usual in zip(*found, strict=True):
             torch.testing.assert_close(few, usual, rtol=1e-10, atol=1e-10)
 
@@ -194,14 +240,22 @@ class TestFewRegions:
     ) -> None:
         queries, context = self._inputs(2, generator)
         kept = torch.rand(3, 8 * 2, 17, generator=generator) < 0.5  # (B, HN, M)
-        monkeypatch.setattr("regionspot.modeling.head.F.dropout", lambda weights, rate: weights * kept)
+        monkeypatch.setattr(
+            "regionspot.modeling.head.F.dropout", lambda weights, rate: weights * kept
+        )
         found = attention.train()(queries, context)
         w_q, w_k, w_v = attention.in_proj_weight.chunk(3)
         b_q, b_k, b_v = attention.in_proj_bias.chunk(3)
-        split = [attention._split_heads(part) for part in (queries @ w_q.T + b_q, context @ w_k.T + b_k)]
-        weights = (split[0] @ split[1].transpose(2, 3) / 6**0.5).softmax(3) * kept.unflatten(1, (8, 2))
+        split = [
+            attention._split_heads(part) for part in (queries @ w_q.T + b_q, context @ w_k.T + b_k)
+        ]
+        weights = (split[0] @ split[1].transpose(2, 3) / 6**0.5).softmax(3) * kept.unflatten(
+            1, (8, 2)
+        )
         expected = weights @ attention._split_heads(context @ w_v.T + b_v)  # (B, H, N, d)
         torch.testing.assert_close(found, attention.out_proj(expected.transpose(1, 2).flatten(2)))
 
-    def test_many_regions_project_the_patches_once(self, attention: Attention, generator: torch.Generator) -> None:
+    def test_many_regions_project_the_patches_once(
+        self, attention: Attention, generator: torch.Generator
+    ) -> None:
         assert not attention._few(*self._inputs(6, generator))

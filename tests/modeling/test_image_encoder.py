@@ -16,7 +16,9 @@ def how_large_layers_are(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(("image_size", "window"), [(128, 3), (128, 4), (96, 14)], ids=["padded", "whole", "larger"])
+@pytest.mark.parametrize(
+    ("image_size", "window"), [(128, 3), (128, 4), (96, 14)], ids=["padded", "whole", "larger"]
+)
 def test_equals_segment_anything(fused: bool, image_size: int, window: int) -> None:
     torch.manual_seed(0)
     sam = compose_sam(
@@ -30,7 +32,9 @@ def test_equals_segment_anything(fused: bool, image_size: int, window: int) -> N
         decoder_mlp_dim=32,
         iou_head_dim=16,
     ).double()
-    for parameter in sam.parameters():  # relative positions and biases are zero at first, and would hide an error
+    for parameter in (
+        sam.parameters()
+    ):  # relative positions and biases are zero at first, and would hide an error
         torch.nn.init.normal_(parameter, std=0.2)
     pixels = torch.randn(2, 3, image_size, image_size, dtype=torch.float64)
     with torch.inference_mode():
@@ -61,4 +65,6 @@ def test_without_relative_and_absolute_positions(fused: bool) -> None:
         block.attn.qkv.bias = None
     pixels = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(encode_image(encoder, pixels, fused), encoder(pixels), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            encode_image(encoder, pixels, fused), encoder(pixels), rtol=1e-10, atol=1e-10
+        )

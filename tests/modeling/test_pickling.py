@@ -1,4 +1,6 @@
-"""Models that are pickled, copied, or sent to another process: the same answers, and still one set of weights."""
+"""Models that are pickled, copied, or sent to another process: the same answers, and still one set
+of weights.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from regionspot.modeling.head import RegionHead
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 
-if TYPE_CHECKING:  # a child that is spawned imports this file, and regionspot must import these libraries first
+if (
+    TYPE_CHECKING
+):  # a child that is spawned imports this file, and regionspot must import these libraries first
     from open_clip import CLIP
     from segment_anything.modeling import Sam
 
@@ -29,7 +33,9 @@ def model(tiny_sam: Sam, tiny_clip: CLIP) -> RegionSpot:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         head = RegionHead(32, 48, 24, feedforward_dim=16)
-    return RegionSpot(SamBackbone(tiny_sam, prompt_chunk=3), ClipBackbone(tiny_clip), head, "tiny").eval()
+    return RegionSpot(
+        SamBackbone(tiny_sam, prompt_chunk=3), ClipBackbone(tiny_clip), head, "tiny"
+    ).eval()
 
 
 def pickled(model: Any) -> Any:
@@ -50,8 +56,13 @@ def answers(model: RegionSpot) -> list[np.ndarray]:
     points = torch.rand(1, 5, 3, 2, generator=generator) * 64
     embeddings = model.sam.encode_image(images, torch.tensor([[64, 40]]))
     masks, found = model.sam.low_res_masks(embeddings, points, torch.ones(1, 5, 3).int())
-    patches, words = model.clip.encode_image(images[..., ::2, ::2]), model.clip.encode_text(["a cat", "a red dog"])
-    logits = model.classify(found.tokens[:, :, 0], patches, torch.nn.functional.normalize(words, dim=-1))
+    patches, words = (
+        model.clip.encode_image(images[..., ::2, ::2]),
+        model.clip.encode_text(["a cat", "a red dog"]),
+    )
+    logits = model.classify(
+        found.tokens[:, :, 0], patches, torch.nn.functional.normalize(words, dim=-1)
+    )
     return [masks.numpy(), found.tokens.numpy(), logits.numpy()]
 
 
@@ -60,15 +71,23 @@ WAYS = [pickled, saved, copy.deepcopy]
 
 @pytest.mark.parametrize("send", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_answers(model: RegionSpot, send: Callable[[Any], Any], dtype: torch.dtype) -> None:
+def test_the_same_answers(
+    model: RegionSpot, send: Callable[[Any], Any], dtype: torch.dtype
+) -> None:
     received = send(model.to(dtype))
-    assert received.name == "tiny" and received.sam.prompt_chunk == 3 and received.clip.tokenizer is tokenize
+    assert (
+        received.name == "tiny"
+        and received.sam.prompt_chunk == 3
+        and received.clip.tokenizer is tokenize
+    )
     for expected, found in zip(answers(model), answers(received), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("send", WAYS)
-def test_backbones_and_decoders_by_themselves(model: RegionSpot, send: Callable[[Any], Any]) -> None:
+def test_backbones_and_decoders_by_themselves(
+    model: RegionSpot, send: Callable[[Any], Any]
+) -> None:
     for part in (model.sam, model.clip, model.head, model.sam.token_decoder):
         received = send(part)
         for name, tensor in part.state_dict().items():
@@ -76,7 +95,9 @@ def test_backbones_and_decoders_by_themselves(model: RegionSpot, send: Callable[
 
 
 @pytest.mark.parametrize("send", WAYS)
-def test_the_decoder_shares_its_weights_and_is_folded_again(model: RegionSpot, send: Callable[[Any], Any]) -> None:
+def test_the_decoder_shares_its_weights_and_is_folded_again(
+    model: RegionSpot, send: Callable[[Any], Any]
+) -> None:
     received = send(model).sam
     assert received.token_decoder.first is received.sam.mask_decoder.transformer.layers[0]
     others = {name: tensor + 0.1 for name, tensor in model.sam.state_dict().items()}

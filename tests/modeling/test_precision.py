@@ -25,7 +25,11 @@ from regionspot.mini.dataset import build_dataset
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.head import RegionHead
-from regionspot.modeling.pipelines import graph_fingerprints, pipeline_from_backbones, pipeline_from_model
+from regionspot.modeling.pipelines import (
+    graph_fingerprints,
+    pipeline_from_backbones,
+    pipeline_from_model,
+)
 from regionspot.modeling.precision import DTYPES, precision_of
 from regionspot.modeling.presets import create_backbones, create_model
 from regionspot.modeling.regionspot import RegionSpot
@@ -53,7 +57,9 @@ def words(models: dict[str, RegionSpot]) -> Vocabulary:
 @pytest.fixture(scope="module")
 def predictors(models: dict[str, RegionSpot], world: World) -> dict[str, RegionPredictor]:
     """Of each precision, with the first picture set."""
-    return {name: RegionPredictor(model).set_image(world.pictures[0]) for name, model in models.items()}
+    return {
+        name: RegionPredictor(model).set_image(world.pictures[0]) for name, model in models.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     shown = {one["category_id"] for one in content["annotations"]}
     content["categories"] = [one for one in content["categories"] if one["id"] in shown]
     for image in content["images"]:
-        image["neg_category_ids"] = [category for category in image["neg_category_ids"] if category in shown]
+        image["neg_category_ids"] = [
+            category for category in image["neg_category_ids"] if category in shown
+        ]
     path.write_text(json.dumps(content))
     pictures, boxes = [], []
     for image in content["images"]:
-        xywh = np.array([one["bbox"] for one in content["annotations"] if one["image_id"] == image["id"]], np.float32)
+        xywh = np.array(
+            [one["bbox"] for one in content["annotations"] if one["image_id"] == image["id"]],
+            np.float32,
+        )
         pictures.append(read_image(directory / image["file_name"]))
         boxes.append(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1))
     return World(path, [one["name"] for one in content["categories"]], pictures, boxes)
@@ -100,7 +111,9 @@ class TestAnswers:
         for name in ("fp32", half):
             predictor = RegionPredictor(models[name])
             found = [
-                predictor.set_image(picture).predict(boxes=boxes, vocabulary=words, return_masks=False, top_k=1)
+                predictor.set_image(picture).predict(
+                    boxes=boxes, vocabulary=words, return_masks=False, top_k=1
+                )
                 for picture, boxes in zip(world.pictures, world.boxes, strict=True)
             ]
             scores.append(np.concatenate([one.scores for one in found]))
@@ -111,7 +124,9 @@ class TestAnswers:
         assert (scores[0] != scores[1]).any()
 
     @pytest.mark.parametrize("half", HALVES)
-    def test_features(self, predictors: dict[str, RegionPredictor], world: World, half: str) -> None:
+    def test_features(
+        self, predictors: dict[str, RegionPredictor], world: World, half: str
+    ) -> None:
         expected, found = (predictors[name].encode(world.pictures[0]) for name in ("fp32", half))
         assert cosines(expected.patch_tokens, found.patch_tokens).min() > 0.999
         assert found.patch_tokens.dtype == np.float32
@@ -145,7 +160,10 @@ class TestAnswers:
         prompts = {"boxes": boxes, "points": (boxes[:, :2] + boxes[:, 2:]) / 2, "masks": mask}
         single, half = (
             predictors[name].predict(
-                **{kind: prompts[kind]}, vocabulary=words, multimask=multimask, return_masks=return_masks
+                **{kind: prompts[kind]},
+                vocabulary=words,
+                multimask=multimask,
+                return_masks=return_masks,
             )
             for name in ("fp32", "bf16")
         )
@@ -156,29 +174,46 @@ class TestAnswers:
             a, b = decode_rle(one), decode_rle(other)
             assert (a & b).sum() >= 0.93 * (a | b).sum()
 
-    def test_average_precision_by_every_method(self, models: dict[str, RegionSpot], world: World) -> None:
+    def test_average_precision_by_every_method(
+        self, models: dict[str, RegionSpot], world: World
+    ) -> None:
         dataset = CocoDataset.load(world.annotations)
         figures = []
         words = VocabularyEncoder(models["fp32"].clip).encode(dataset.class_names)
         for name in ("fp32", "bf16"):
             chosen = tuple(METHODS)
             results = evaluate_methods(
-                models[name], dataset, words, ground_truth_proposals(dataset), chosen, "lvis", True, progress=False
+                models[name],
+                dataset,
+                words,
+                ground_truth_proposals(dataset),
+                chosen,
+                "lvis",
+                True,
+                progress=False,
             )
             figures.append({method: metrics for method, (metrics, _) in results.items()})
         for method in METHODS:
             single, half = (of_precision[method] for of_precision in figures)
-            assert (single["protocol"]["precision"], half["protocol"]["precision"]) == ("fp32", "bf16")
-            assert abs(single["AP"] - half["AP"]) < 12  # percent, of few regions; of 200 pictures: 0.04
+            assert (single["protocol"]["precision"], half["protocol"]["precision"]) == (
+                "fp32",
+                "bf16",
+            )
+            assert (
+                abs(single["AP"] - half["AP"]) < 12
+            )  # percent, of few regions; of 200 pictures: 0.04
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("half", HALVES)
-    def test_on_the_gpu(self, models: dict[str, RegionSpot], words: Vocabulary, world: World, half: str) -> None:
+    def test_on_the_gpu(
+        self, models: dict[str, RegionSpot], words: Vocabulary, world: World, half: str
+    ) -> None:
         on_gpu = create_model("regionspot_mini", device="cuda", dtype=half)
         assert on_gpu.device.type == "cuda" and on_gpu.sam.prompt_chunk == 32
         asked: dict[str, Any] = {"boxes": world.boxes[0], "vocabulary": words}
         expected, found = (
-            RegionPredictor(model).set_image(world.pictures[0]).predict(**asked) for model in (models["fp32"], on_gpu)
+            RegionPredictor(model).set_image(world.pictures[0]).predict(**asked)
+            for model in (models["fp32"], on_gpu)
         )
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.08)
 
@@ -186,15 +221,30 @@ class TestAnswers:
 class TestConversions:
     def test_what_is_halved_and_what_is_kept(self, models: dict[str, RegionSpot]) -> None:
         single, half = models["fp32"], models["bf16"]
-        for part in (half.sam.sam.image_encoder, half.clip.clip.visual, half.clip.clip.transformer, half.head):
+        for part in (
+            half.sam.sam.image_encoder,
+            half.clip.clip.visual,
+            half.clip.clip.transformer,
+            half.head,
+        ):
             assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
-        for part in (half.sam.sam.mask_decoder, half.sam.sam.prompt_encoder, half.sam.token_decoder):
-            assert {tensor.dtype for tensor in (*part.parameters(), *part.buffers())} == {torch.float32}
-        assert half.clip.logit_scale == single.clip.logit_scale  # e to the power of a rounded number is 1 % off
+        for part in (
+            half.sam.sam.mask_decoder,
+            half.sam.sam.prompt_encoder,
+            half.sam.token_decoder,
+        ):
+            assert {tensor.dtype for tensor in (*part.parameters(), *part.buffers())} == {
+                torch.float32
+            }
+        assert (
+            half.clip.logit_scale == single.clip.logit_scale
+        )  # e to the power of a rounded number is 1 % off
         assert torch.equal(half.clip.image_mean, single.clip.image_mean)
         for name, constant in single.sam.token_decoder.named_buffers():
             assert torch.equal(constant, half.sam.token_decoder.get_buffer(name))
-        size, halved = (sum(t.nbytes for t in model.state_dict().values()) for model in (single, half))
+        size, halved = (
+            sum(t.nbytes for t in model.state_dict().values()) for model in (single, half)
+        )
         assert halved < 0.6 * size
 
     @pytest.mark.parametrize(
@@ -210,7 +260,10 @@ class TestConversions:
         ],
     )
     def test_every_way_to_convert(
-        self, models: dict[str, RegionSpot], convert: Callable[[RegionSpot], RegionSpot], precision: str
+        self,
+        models: dict[str, RegionSpot],
+        convert: Callable[[RegionSpot], RegionSpot],
+        precision: str,
     ) -> None:
         model = convert(copy.deepcopy(models["fp32"]))
         assert precision_of(model) == pipeline_from_model(model).precision == precision
@@ -222,7 +275,9 @@ class TestConversions:
         model = RegionSpot(sam, clip, RegionHead(32, 48, 24, feedforward_dim=8).bfloat16())
         assert precision_of(model) == "bf16"
         clip.encode_text(["a cat"])
-        tokens = sam.mask_tokens(torch.zeros(1, 32, 8, 8), torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2).int())
+        tokens = sam.mask_tokens(
+            torch.zeros(1, 32, 8, 8), torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2).int()
+        )
         assert tokens.tokens.dtype == torch.float32
 
     def test_weights_that_come_later_are_folded(self, models: dict[str, RegionSpot]) -> None:
@@ -235,7 +290,8 @@ class TestConversions:
 
     def test_random_weights_are_drawn_before_they_are_rounded(self) -> None:
         (single, _), (half, _) = (
-            create_backbones("regionspot_mini", random_weights=3, dtype=name) for name in ("fp32", "fp16")
+            create_backbones("regionspot_mini", random_weights=3, dtype=name)
+            for name in ("fp32", "fp16")
         )
         for name, tensor in half.state_dict().items():
             assert torch.equal(single.state_dict()[name].to(tensor.dtype), tensor)
@@ -253,14 +309,18 @@ class TestConversions:
                 make("regionspot_mini", device=device)
 
     def test_names_devices_and_types(self) -> None:
-        sam, clip = create_backbones("regionspot_mini", device=torch.device("cpu"), dtype=torch.bfloat16)
+        sam, clip = create_backbones(
+            "regionspot_mini", device=torch.device("cpu"), dtype=torch.bfloat16
+        )
         assert {sam.sam.device.type, clip.image_mean.device.type} == {"cpu"}
         assert clip.clip.visual.conv1.weight.dtype == torch.bfloat16
 
 
 class TestPipelines:
     def test_towers_alone(self, predictors: dict[str, RegionPredictor], world: World) -> None:
-        pipeline = pipeline_from_backbones(*create_backbones("regionspot_mini", dtype="bf16"), "regionspot_mini")
+        pipeline = pipeline_from_backbones(
+            *create_backbones("regionspot_mini", dtype="bf16"), "regionspot_mini"
+        )
         assert pipeline.precision == "bf16"
         whole = predictors["bf16"].pipeline
         assert pipeline.sam_fingerprint() == whole.sam_fingerprint()
@@ -271,11 +331,20 @@ class TestPipelines:
 
     def test_fingerprints_tell_precisions_apart(self, models: dict[str, RegionSpot]) -> None:
         prints = {name: graph_fingerprints(model) for name, model in models.items()}
-        for graph in ("sam_image_encoder", "clip_image_encoder", "region_head", "clip_text_encoder"):
+        for graph in (
+            "sam_image_encoder",
+            "clip_image_encoder",
+            "region_head",
+            "clip_text_encoder",
+        ):
             assert len({of_model(graph) for of_model in prints.values()}) == len(models)
 
-    def test_fingerprints_of_single_precision_are_those_in_users_caches(self, models: dict[str, RegionSpot]) -> None:
-        assert {graph: graph_fingerprints(models["fp32"])(graph)[:8] for graph in FINGERPRINTS} == FINGERPRINTS
+    def test_fingerprints_of_single_precision_are_those_in_users_caches(
+        self, models: dict[str, RegionSpot]
+    ) -> None:
+        assert {
+            graph: graph_fingerprints(models["fp32"])(graph)[:8] for graph in FINGERPRINTS
+        } == FINGERPRINTS
 
     @pytest.mark.parametrize(
         ("convert", "found"),
@@ -284,9 +353,18 @@ class TestPipelines:
                 lambda model: model.double(),
                 "float64; it can work in float32, bfloat16 or float16 throughout: call m",
             ),
-            (lambda model: model.clip.half(), r"float32 \(SAM's image encoder\), float16 \(CLIP's image tower\), "),
-            (lambda model: model.head.bfloat16(), r"float32 \(CLIP's text tower\), bfloat16 \(the head\), "),
-            (lambda model: model.sam.sam.mask_decoder.half(), r"float16 and float32 \(SAM's decoder\)"),
+            (
+                lambda model: model.clip.half(),
+                r"float32 \(SAM's image encoder\), float16 \(CLIP's image tower\), ",
+            ),
+            (
+                lambda model: model.head.bfloat16(),
+                r"float32 \(CLIP's text tower\), bfloat16 \(the head\), ",
+            ),
+            (
+                lambda model: model.sam.sam.mask_decoder.half(),
+                r"float16 and float32 \(SAM's decoder\)",
+            ),
         ],
     )
     def test_mixed_and_unknown_precisions_are_named(
@@ -305,22 +383,37 @@ class TestPipelines:
         predictor = RegionPredictor(model).set_image(world.pictures[0])
         pipeline, mask = predictor.pipeline, np.ones((1, *world.pictures[0].shape[:2]), bool)
         model.bfloat16()
-        with pytest.raises(InputError, match="encoded by another model, or by other weights, precision"):
+        with pytest.raises(
+            InputError, match="encoded by another model, or by other weights, precision"
+        ):
             predictor.predict(boxes=world.boxes[0], vocabulary=words)
         for ask in (
             lambda: predictor.predict(world.pictures[0], boxes=world.boxes[0], vocabulary=words),
             lambda: predictor.predict(world.pictures[0], masks=mask, vocabulary=words),
             lambda: pipeline.encode_clip(np.zeros((1, 192, 192, 3), np.uint8)),
         ):
-            with pytest.raises(InputError, match="converted after this pipeline was made of it in fp32: make another"):
+            with pytest.raises(
+                InputError,
+                match="converted after this pipeline was made of it in fp32: make another",
+            ):
                 ask()
 
-    def test_the_graph_of_everything_knows_one_mask_token(self, models: dict[str, RegionSpot]) -> None:
+    def test_the_graph_of_everything_knows_one_mask_token(
+        self, models: dict[str, RegionSpot]
+    ) -> None:
         single = models["fp32"]
-        head = RegionHead(single.sam.token_dim, single.clip.width, single.clip.embed_dim, num_layers=1, multimask=True)
+        head = RegionHead(
+            single.sam.token_dim,
+            single.clip.width,
+            single.clip.embed_dim,
+            num_layers=1,
+            multimask=True,
+        )
         model = RegionSpot(single.sam, single.clip, head)
         graph_module(model, "region_head")
-        with pytest.raises(InputError, match="region_recognizer reads SAM's single-mask token, and this head was"):
+        with pytest.raises(
+            InputError, match="region_recognizer reads SAM's single-mask token, and this head was"
+        ):
             graph_module(model, "region_recognizer")
 
 
@@ -342,20 +435,29 @@ class TestAutocast:
 
         def ask() -> np.ndarray:
             predictor = RegionPredictor(models["fp32"]).set_image(picture)
-            return predictor.predict(boxes=boxes, points=[[9, 9]], masks=mask, vocabulary=words).top_scores
+            return predictor.predict(
+                boxes=boxes, points=[[9, 9]], masks=mask, vocabulary=words
+            ).top_scores
 
         expected = ask()
-        with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast has no effect on"):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.warns(UserWarning, match="autocast has no effect on"),
+        ):
             np.testing.assert_array_equal(ask(), expected)
 
-    def test_words_are_never_cached_in_another_precision(self, models: dict[str, RegionSpot]) -> None:
+    def test_words_are_never_cached_in_another_precision(
+        self, models: dict[str, RegionSpot]
+    ) -> None:
         clip = models["fp32"].clip
         with torch.autocast("cpu", torch.bfloat16):
             found = clip.encode_text(WORDS)
         assert torch.equal(found, clip.encode_text(WORDS))
 
     @torch.inference_mode()
-    def test_modules_work_within_it(self, tiny_sam: Sam, tiny_clip: CLIP, generator: torch.Generator) -> None:
+    def test_modules_work_within_it(
+        self, tiny_sam: Sam, tiny_clip: CLIP, generator: torch.Generator
+    ) -> None:
         sam, clip = SamBackbone(tiny_sam), ClipBackbone(tiny_clip)
         model = RegionSpot(sam, clip, RegionHead(32, 48, 24, feedforward_dim=8)).eval()
         images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator)
@@ -368,7 +470,12 @@ class TestAutocast:
             drawn, _ = sam.low_res_masks(embeddings, points, labels, True)
             prompted, _ = sam.low_res_masks(embeddings, points, labels, False, masks)
             patches = clip.encode_image(images[..., ::2, ::2])
-            return [tokens, drawn, prompted, model.classify(tokens[:, :, 0], patches, torch.eye(24)[:3])]
+            return [
+                tokens,
+                drawn,
+                prompted,
+                model.classify(tokens[:, :, 0], patches, torch.eye(24)[:3]),
+            ]
 
         expected = run()
         with torch.autocast("cpu", torch.bfloat16):

@@ -21,8 +21,12 @@ from regionspot.modeling.presets import create_backbones, create_model, list_pre
 def test_names() -> None:
     names = list_presets()
     assert len(names) == len(set(names)) == 10
-    assert {"regionspot_mini", "regionspot_bb", "regionspot_bl_336", "regionspot_bl_sam_h"} <= set(names)
-    with pytest.raises(InputError, match=r"no model 'regionspot_xl': choose one of regionspot_mini"):
+    assert {"regionspot_mini", "regionspot_bb", "regionspot_bl_336", "regionspot_bl_sam_h"} <= set(
+        names
+    )
+    with pytest.raises(
+        InputError, match=r"no model 'regionspot_xl': choose one of regionspot_mini"
+    ):
         create_model("regionspot_xl")
 
 
@@ -38,7 +42,13 @@ def test_missing_weights_say_which_and_where(name: str, files: tuple[str, str]) 
     with pytest.raises(InputError) as caught:
         create_model(name)
     message = str(caught.value)
-    for part in (*files, "https://dl.fbaipublicfiles.com", "https://openaipublic", "SHA-256", "regionspot convert"):
+    for part in (
+        *files,
+        "https://dl.fbaipublicfiles.com",
+        "https://openaipublic",
+        "SHA-256",
+        "regionspot convert",
+    ):
         assert part in message
     with pytest.raises(InputError) as caught:
         create_backbones(name, clip_weights=__file__)
@@ -52,9 +62,14 @@ def test_openai_urls_are_those_that_open_clip_knows() -> None:
         assert open_clip.get_pretrained_url(name, "openai") == file.url
 
 
-def test_absent_files_are_found_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_files_are_found_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(presets, "build_sam", lambda _: pytest.fail("built too early"))
-    with pytest.raises(ArtifactError, match=r"sam_weights .*absent\.pth does not exist; regionspot_bb takes sam_vit_b"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"sam_weights .*absent\.pth does not exist; regionspot_bb takes sam_vit_b",
+    ):
         create_model("regionspot_bb", tmp_path / "absent.pth", __file__, __file__)
 
 
@@ -62,7 +77,9 @@ def test_absent_files_are_found_before_anything_is_built(tmp_path: Path, monkeyp
 def small_bb(monkeypatch: pytest.MonkeyPatch) -> None:
     """regionspot_bb with a quarter of its CLIP."""
     monkeypatch.setitem(presets.PRESETS, "regionspot_bb", presets.Preset("vit_b", "ViT-S-16"))
-    monkeypatch.setitem(presets.CLIP_FILES, "ViT-S-16", presets.WeightFile("ViT-S-16.pt", "nowhere", "0"))
+    monkeypatch.setitem(
+        presets.CLIP_FILES, "ViT-S-16", presets.WeightFile("ViT-S-16.pt", "nowhere", "0")
+    )
 
 
 @pytest.mark.usefixtures("small_bb")
@@ -89,16 +106,27 @@ def test_head_of_another_preset_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_bb")
-def test_weights_of_unknown_origin_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CLIP that others trained has the same names and shapes, and another activation and normalisation."""
+def test_weights_of_unknown_origin_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CLIP that others trained has the same names and shapes, and another activation and
+    normalisation.
+    """
     clip, path = build_clip("ViT-S-16"), tmp_path / "laion.safetensors"
     save_file(clip.state_dict(), path)
     with pytest.warns(presets.UnknownWeightsWarning) as caught:
         create_backbones("regionspot_bb", clip_weights=path, random_weights=0)
     (message,) = (str(one.message) for one in caught)
-    for part in (f"clip_weights {path} is not ViT-S-16.pt as published", "QuickGELU", "LAION", presets.TRUST):
+    for part in (
+        f"clip_weights {path} is not ViT-S-16.pt as published",
+        "QuickGELU",
+        "LAION",
+        presets.TRUST,
+    ):
         assert part in message
-    official = presets.WeightFile("ViT-S-16.pt", "nowhere", hashlib.sha256(path.read_bytes()).hexdigest())
+    official = presets.WeightFile(
+        "ViT-S-16.pt", "nowhere", hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     monkeypatch.setenv(presets.TRUST, "1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -117,7 +145,18 @@ def test_random_mini_runs_end_to_end() -> None:
     model = create_model("regionspot_mini", random_weights=1)
     images = torch.zeros(1, 3, model.sam.image_size, model.sam.image_size, dtype=torch.uint8)
     embeddings = model.sam.encode_image(images, torch.tensor([[200, 256]]))
-    tokens = model.sam.mask_tokens(embeddings, torch.tensor([[[[5.0, 5.0], [90.0, 80.0]]]]), torch.tensor([[[2, 3]]]))
+    tokens = model.sam.mask_tokens(
+        embeddings, torch.tensor([[[[5.0, 5.0], [90.0, 80.0]]]]), torch.tensor([[[2, 3]]])
+    )
     patch_tokens = model.clip.encode_image(images[..., :192, :192])
-    assert (model.sam.token_dim, model.clip.num_tokens, model.clip.width, model.clip.embed_dim) == (128, 145, 192, 128)
-    assert model.classify(tokens.tokens[:, :, 0], patch_tokens, torch.eye(128)[:3]).shape == (1, 1, 3)
+    assert (model.sam.token_dim, model.clip.num_tokens, model.clip.width, model.clip.embed_dim) == (
+        128,
+        145,
+        192,
+        128,
+    )
+    assert model.classify(tokens.tokens[:, :, 0], patch_tokens, torch.eye(128)[:3]).shape == (
+        1,
+        1,
+        3,
+    )

@@ -32,21 +32,32 @@ def training_step(model: RegionSpot, generator: torch.Generator) -> None:
     tokens, _ = model.sam.mask_tokens(embeddings, corners, torch.tensor([2, 3]).expand(2, 3, 2))
     patch_tokens = model.clip.encode_image(images[..., ::2, ::2])
     words = F.normalize(model.clip.encode_text(["cat", "dog", "cup", "tree"]), dim=-1)
-    logits = model.classify(tokens.squeeze(2), patch_tokens, words, torch.tensor([[True] * 3, [True, True, False]]))
+    logits = model.classify(
+        tokens.squeeze(2), patch_tokens, words, torch.tensor([[True] * 3, [True, True, False]])
+    )
     loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1, 2], [3, 0, 0]]))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)  # given every parameter, on purpose
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, weight_decay=0.1
+    )  # given every parameter, on purpose
     loss.backward()
     optimizer.step()
 
 
-def test_frozen_is_frozen_after_a_training_step(model: RegionSpot, generator: torch.Generator) -> None:
+def test_frozen_is_frozen_after_a_training_step(
+    model: RegionSpot, generator: torch.Generator
+) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     training_step(model, generator)
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {f"head.{name}" for name, _ in model.head.named_parameters()}
     for tower in (model.sam, model.clip):
-        assert all(parameter.grad is None and not parameter.requires_grad for parameter in tower.parameters())
+        assert all(
+            parameter.grad is None and not parameter.requires_grad
+            for parameter in tower.parameters()
+        )
 
 
 def test_train_switches_only_the_head(model: RegionSpot) -> None:
@@ -74,11 +85,15 @@ def test_towers_build_no_graph(model: RegionSpot) -> None:
 @torch.no_grad()
 def test_logits_are_scaled_cosines(model: RegionSpot, generator: torch.Generator) -> None:
     model.eval()
-    mask_tokens, patch_tokens = (torch.randn(2, *shape, generator=generator) for shape in ((3, 32), (17, 48)))
+    mask_tokens, patch_tokens = (
+        torch.randn(2, *shape, generator=generator) for shape in ((3, 32), (17, 48))
+    )
     words = F.normalize(torch.randn(5, 24, generator=generator), dim=-1)
     logits = model.classify(mask_tokens, patch_tokens, words)
     regions = F.normalize(model.head(mask_tokens, patch_tokens), dim=-1)
-    torch.testing.assert_close(logits, model.clip.clip.logit_scale.exp() * regions @ words.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits, model.clip.clip.logit_scale.exp() * regions @ words.T, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_no_regions(model: RegionSpot) -> None:
@@ -87,5 +102,7 @@ def test_no_regions(model: RegionSpot) -> None:
 
 
 def test_head_of_other_towers_is_refused(model: RegionSpot) -> None:
-    with pytest.raises(InputError, match="takes 256-d mask tokens and 48-d CLIP tokens to 24-d embeddings"):
+    with pytest.raises(
+        InputError, match="takes 256-d mask tokens and 48-d CLIP tokens to 24-d embeddings"
+    ):
         RegionSpot(model.sam, model.clip, RegionHead(256, 48, 24))

@@ -1,4 +1,6 @@
-"""The shared-image decoder against `segment_anything`'s own: any prompts, both precisions, tokens and masks."""
+"""The shared-image decoder against `segment_anything`'s own: any prompts, both precisions, tokens
+and masks.
+"""
 
 from __future__ import annotations
 
@@ -37,18 +39,22 @@ def mini() -> Sam:
 def segment_anything_reference(
     sam: Sam, image_embedding: Tensor, points: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`segment_anything`'s own transformer and mask prediction, prompt by prompt, for one image (C, h, w).
+    """`segment_anything`'s own transformer and mask prediction, prompt by prompt, for one image (C,
+    h, w).
 
-    Its prompt encoder computes positions in float32 alone, so they are embedded here, point by point, as its
-    `_embed_points` and `_embed_boxes` do.
+    Its prompt encoder computes positions in float32 alone, so they are embedded here, point by
+    point, as its `_embed_points` and `_embed_boxes` do.
 
     Returns:
-        Tokens (N, 4, C), predicted IoUs (N, 4) and low-resolution masks (N, 4, 4h, 4w), of all mask tokens.
+        Tokens (N, 4, C), predicted IoUs (N, 4) and low-resolution masks (N, 4, 4h, 4w), of all mask
+        tokens.
     """
     encoder, decoder = sam.prompt_encoder, sam.mask_decoder
     side, (h, w) = sam.image_encoder.img_size, encoder.image_embedding_size
     dtype = image_embedding.dtype
-    rows, columns = torch.meshgrid(torch.arange(h, dtype=dtype), torch.arange(w, dtype=dtype), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(h, dtype=dtype), torch.arange(w, dtype=dtype), indexing="ij"
+    )
     cells = torch.stack([(columns + 0.5) / w, (rows + 0.5) / h], dim=-1)
     positions = encoder.pe_layer._pe_encoding(cells).permute(2, 0, 1)[None]  # (1, C, h, w)
     dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, h, w)
@@ -59,17 +65,26 @@ def segment_anything_reference(
         sparse = [
             encoder.not_a_point_embed.weight[0]
             if kind == PADDING_LABEL
-            else encoder.pe_layer._pe_encoding((xy + 0.5) / side) + encoder.point_embeddings[kind].weight[0]
+            else encoder.pe_layer._pe_encoding((xy + 0.5) / side)
+            + encoder.point_embeddings[kind].weight[0]
             for xy, kind in zip(of_prompt, kinds, strict=True)
         ]
-        found.append(decoder.predict_masks(image_embedding[None], positions, torch.stack(sparse)[None], dense))
+        found.append(
+            decoder.predict_masks(
+                image_embedding[None], positions, torch.stack(sparse)[None], dense
+            )
+        )
     hook.remove()
     masks, ious = (torch.cat(parts) for parts in zip(*found, strict=True))
     return torch.cat(seen)[:, 1:5], ious, masks
 
 
-def random_prompts(kind: str, count: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points (N, P, 2) and labels (N, P): boxes, points, or prompts of all kinds with padding at the end."""
+def random_prompts(
+    kind: str, count: int, side: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Points (N, P, 2) and labels (N, P): boxes, points, or prompts of all kinds with padding at
+    the end.
+    """
     corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values
     clicks = torch.rand(count, 3, 2, generator=generator)
     foreground = torch.randint(0, 2, (count, 3), generator=generator)
@@ -78,17 +93,26 @@ def random_prompts(kind: str, count: int, side: int, generator: torch.Generator)
         return corners * side, box
     if kind == "points":
         return clicks[:, :1] * side, foreground[:, :1]
-    points, labels = torch.cat([clicks, corners], dim=1), torch.cat([foreground, box], dim=1)  # (N, 5, ...)
+    points, labels = (
+        torch.cat([clicks, corners], dim=1),
+        torch.cat([foreground, box], dim=1),
+    )  # (N, 5, ...)
     labels = labels.clone()
-    for row in range(count):  # 0: two clicks and a box; 1: one click; 2: a box; 3: nothing but padding; 4: everything
+    for row in range(
+        count
+    ):  # 0: two clicks and a box; 1: one click; 2: a box; 3: nothing but padding; 4: everything
         hidden = ([0], [1, 2, 3, 4], [0, 1, 2], [0, 1, 2, 3, 4], [])[row % 5]
         labels[row, hidden] = PADDING_LABEL
     return points * side, labels
 
 
-def decode(decoder: TokenDecoder, images: Tensor, prompts: tuple[Tensor, Tensor], *token_ids: int) -> Any:
+def decode(
+    decoder: TokenDecoder, images: Tensor, prompts: tuple[Tensor, Tensor], *token_ids: int
+) -> Any:
     with torch.inference_mode():
-        return decoder.masks(images, decoder.image_part(images), *prompts, torch.tensor(token_ids, dtype=torch.int32))
+        return decoder.masks(
+            images, decoder.image_part(images), *prompts, torch.tensor(token_ids, dtype=torch.int32)
+        )
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -100,24 +124,33 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["boxes", "points", "mixed"])
 @pytest.mark.parametrize("size", ["vit_b", "mini"])
 def test_equals_segment_anything(
-    size: str, kind: str, dtype: torch.dtype, request: pytest.FixtureRequest, generator: torch.Generator
+    size: str,
+    kind: str,
+    dtype: torch.dtype,
+    request: pytest.FixtureRequest,
+    generator: torch.Generator,
 ) -> None:
     sam = request.getfixturevalue(size)
     try:
         sam.to(dtype)
         decoder = TokenDecoder(sam)
         count = 5 if size == "vit_b" else 10
-        images = torch.randn(2, decoder.no_mask.shape[0], *decoder.embedding_size, generator=generator).to(dtype)
+        images = torch.randn(
+            2, decoder.no_mask.shape[0], *decoder.embedding_size, generator=generator
+        ).to(dtype)
         points, labels = (
             torch.stack(pair)
             for pair in zip(
-                *(random_prompts(kind, count, decoder.image_size, generator) for _ in range(2)), strict=True
+                *(random_prompts(kind, count, decoder.image_size, generator) for _ in range(2)),
+                strict=True,
             )
         )
         points = points.to(dtype)
         masks, found = decode(decoder, images, (points, labels), 0, 1, 2, 3)
         for image in range(2):
-            tokens, ious, low_res_masks = segment_anything_reference(sam, images[image], points[image], labels[image])
+            tokens, ious, low_res_masks = segment_anything_reference(
+                sam, images[image], points[image], labels[image]
+            )
             assert_close(found.tokens[image], tokens)
             assert_close(found.iou_predictions[image], ious)
             assert_close(masks[image], low_res_masks)
@@ -130,7 +163,9 @@ def test_equals_segment_anything(
 def test_any_number_of_prompts(
     size: str, count: int, request: pytest.FixtureRequest, generator: torch.Generator
 ) -> None:
-    """All of mini's are compared; at ViT-B a few of the 300, since its reference takes a second for ten."""
+    """All of mini's are compared; at ViT-B a few of the 300, since its reference takes a second for
+    ten.
+    """
     sam = request.getfixturevalue(size)
     decoder = TokenDecoder(sam)
     images = torch.randn(1, decoder.no_mask.shape[0], *decoder.embedding_size, generator=generator)
@@ -139,9 +174,13 @@ def test_any_number_of_prompts(
         context = decoder.image_part(images)
         found = decoder.prompt_part(context, points[None], labels[None], torch.tensor([0]))
     some = (
-        range(count) if size == "mini" else sorted({0, count // 2, count - 3, count - 2, count - 1} & set(range(count)))
+        range(count)
+        if size == "mini"
+        else sorted({0, count // 2, count - 3, count - 2, count - 1} & set(range(count)))
     )
-    tokens, ious, _ = segment_anything_reference(sam, images[0], points[list(some)], labels[list(some)])
+    tokens, ious, _ = segment_anything_reference(
+        sam, images[0], points[list(some)], labels[list(some)]
+    )
     assert found.tokens.shape == (1, count, 1, decoder.no_mask.shape[0])
     assert_close(found.tokens[0, list(some)], tokens[:, :1])
     assert_close(found.iou_predictions[0, list(some)], ious[:, :1])
@@ -150,7 +189,9 @@ def test_any_number_of_prompts(
 def test_no_prompt(mini: Sam, generator: torch.Generator) -> None:
     decoder = TokenDecoder(mini)
     images = torch.randn(2, 128, 16, 16, generator=generator)
-    masks, found = decode(decoder, images, (torch.zeros(2, 0, 2, 2), torch.zeros(2, 0, 2, dtype=torch.int32)), 0)
+    masks, found = decode(
+        decoder, images, (torch.zeros(2, 0, 2, 2), torch.zeros(2, 0, 2, dtype=torch.int32)), 0
+    )
     assert found.tokens.shape == (2, 0, 1, 128)
     assert masks.shape == (2, 0, 1, 64, 64)
 
@@ -172,7 +213,9 @@ def test_tokens_do_not_depend_on_the_iou(mini: Sam, generator: torch.Generator) 
     with torch.inference_mode():
         context = decoder.image_part(torch.randn(1, 128, 16, 16, generator=generator))
         with_iou = decoder.prompt_part(context, points, labels, torch.tensor([0, 2]))
-        without = decoder.prompt_part(context, points, labels, torch.tensor([0, 2]), predict_iou=False)
+        without = decoder.prompt_part(
+            context, points, labels, torch.tensor([0, 2]), predict_iou=False
+        )
     assert_close(without.tokens, with_iou.tokens)
     assert without.iou_predictions.shape == (1, 6, 0)
 
@@ -196,20 +239,28 @@ def test_only_the_image_part_looks_at_the_image(mini: Sam, generator: torch.Gene
         before = context.projections.clone(), context.statistics.clone()
         together = decoder.prompt_part(context, points[None], labels[None], ids).tokens
         alone = [
-            decoder.prompt_part(context, points[None, row : row + 1], labels[None, row : row + 1], ids).tokens
+            decoder.prompt_part(
+                context, points[None, row : row + 1], labels[None, row : row + 1], ids
+            ).tokens
             for row in range(9)
         ]
     assert_close(torch.cat(alone, dim=1), together)
-    assert torch.equal(context.projections, before[0]) and torch.equal(context.statistics, before[1])
+    assert torch.equal(context.projections, before[0]) and torch.equal(
+        context.statistics, before[1]
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_products_of_all_prompts_at_once_are_those_of_each(batch: int, generator: torch.Generator) -> None:
+def test_products_of_all_prompts_at_once_are_those_of_each(
+    batch: int, generator: torch.Generator
+) -> None:
     """GPUs take the former, CPUs the latter."""
     vectors = torch.randn(batch, 3, 4, 7, 8, generator=generator)
     image = torch.randn(batch, 4, 8, 10, generator=generator)
     shared = torch.randn(1, 4, 8, 10, generator=generator)
-    assert_close(token_decoder._by_head_at_once(vectors, image), token_decoder._by_head(vectors, image))
+    assert_close(
+        token_decoder._by_head_at_once(vectors, image), token_decoder._by_head(vectors, image)
+    )
     onto = torch.randn(batch, 3, 28, 10, generator=generator)
     expected = token_decoder._by_head(vectors, shared, onto=onto.clone())
     assert_close(onto + token_decoder._by_head_at_once(vectors, shared), expected)

@@ -36,9 +36,13 @@ def artifacts(mini_artifacts_with_masks: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
-    """A function of a runtime, of ranges to pretend the graphs were made for, and of how work is cut."""
+    """A function of a runtime, of ranges to pretend the graphs were made for, and of how work is
+    cut.
+    """
 
-    def open_it(runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32, **steps: Any) -> RegionPipeline:
+    def open_it(
+        runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32, **steps: Any
+    ) -> RegionPipeline:
         if runtime == "torch":
             return pipeline_from_model(model)
         specs = graph_specs(model_info(model), ranges)
@@ -71,12 +75,18 @@ def sam_encoder(mini_artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def encode(model: RegionSpot) -> Encode:
-    """A function of such a file and of threads: what OpenVINO makes of two images by it, (2, C, h, w)."""
+    """A function of such a file and of threads: what OpenVINO makes of two images by it, (2, C, h,
+    w).
+    """
 
     def encode_it(path: Path, threads: int = 2) -> np.ndarray:
         images = np.random.default_rng(1).integers(0, 256, (2, 256, 256, 3), dtype=np.uint8)
         sizes = np.array([[256, 256], [144, 256]], np.int32)
-        with OpenVinoRunner(path, graph_specs(model_info(model))["sam_image_encoder"], threads=threads) as runner:
-            return np.asarray(runner.infer({"images": images, "input_sizes": sizes})["image_embeddings"])
+        with OpenVinoRunner(
+            path, graph_specs(model_info(model))["sam_image_encoder"], threads=threads
+        ) as runner:
+            return np.asarray(
+                runner.infer({"images": images, "input_sizes": sizes})["image_embeddings"]
+            )
 
     return encode_it

@@ -1,7 +1,9 @@
-"""What runners promise under threads and interrupts, tried for real: `python -m tests.runtime.sharing ARTIFACTS`.
+"""What runners promise under threads and interrupts, tried for real: `python -m
+tests.runtime.sharing ARTIFACTS`.
 
-Every answer must be that of a serial run, and an interrupted run must raise what interrupted it. `test_sharing.py` runs
-a share of this; the command runs as much as it is told to, and prints one JSON line for each runner.
+Every answer must be that of a serial run, and an interrupted run must raise what interrupted it.
+`test_sharing.py` runs a share of this; the command runs as much as it is told to, and prints one
+JSON line for each runner.
 """
 
 from __future__ import annotations
@@ -30,10 +32,12 @@ KINDS = ("torch", "onnxruntime", "openvino", "openvino-own", "native")
 
 
 def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
-    """A runner of SAM's image encoder of regionspot_mini; of the token decoder's prompt part for "native".
+    """A runner of SAM's image encoder of regionspot_mini; of the token decoder's prompt part for
+    "native".
 
     Args:
-        kind: one of KINDS; "torch-cuda" or "onnxruntime-cuda" on a GPU; or "triton=URL" for a server of ours.
+        kind: one of KINDS; "torch-cuda" or "onnxruntime-cuda" on a GPU; or "triton=URL" for a
+            server of ours.
     """
     if kind.startswith("triton="):
         from regionspot.serving.triton import pipeline_from_triton
@@ -55,7 +59,9 @@ def open_kind(kind: str, artifacts: Path, threads: int) -> Runner:
 
         torch.set_num_threads(threads)
         device = "cuda" if kind == "torch-cuda" else "cpu"
-        return pipeline_from_model(create_model("regionspot_mini", device=device)).runner("sam_image_encoder")
+        return pipeline_from_model(create_model("regionspot_mini", device=device)).runner(
+            "sam_image_encoder"
+        )
     if kind in ("onnxruntime", "onnxruntime-cuda"):
         from regionspot.runtime.ort_runner import OrtRunner
 
@@ -87,7 +93,9 @@ def own_operations() -> Iterator[None]:
 
 
 def questions(spec: GraphSpec) -> list[Feeds]:
-    """Three sets of feeds with different answers; of images one is square, one flat and one tall."""
+    """Three sets of feeds with different answers; of images one is square, one flat and one
+    tall.
+    """
     rng = np.random.default_rng(0)
     if spec.name == "sam_image_encoder":
         side = int(spec.inputs[0].shape[1])
@@ -97,7 +105,11 @@ def questions(spec: GraphSpec) -> list[Feeds]:
             images[0, :height, :width] = rng.integers(0, 256, (height, width, 3))
             found.append({"images": images, "input_sizes": np.array([[height, width]], np.int32)})
         return found
-    sizes = {tensor.name: tensor.resolved({"batch": 1}) for tensor in spec.inputs if tensor.name.startswith("image_")}
+    sizes = {
+        tensor.name: tensor.resolved({"batch": 1})
+        for tensor in spec.inputs
+        if tensor.name.startswith("image_")
+    }
     drawn: list[Feeds] = []
     for _ in range(3):
         statistics = 100 + 50 * rng.random(sizes["image_statistics"])  # squared lengths: above 0
@@ -142,7 +154,8 @@ def share(runner: Runner, answers: int) -> dict[str, int]:
     for thread in threads:
         thread.join()
     counts["wrong_afterwards"] = sum(
-        not is_right(runner.infer(feeds), answer) for feeds, answer in zip(asked, wanted, strict=True)
+        not is_right(runner.infer(feeds), answer)
+        for feeds, answer in zip(asked, wanted, strict=True)
     )
     return counts
 
@@ -155,8 +168,8 @@ def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) 
     """Interrupts runs at random instants. Only in a main thread.
 
     Returns:
-        How many runs raised what the signal raises, how many answered in spite of it, and how many answered wrongly or
-        raised anything else.
+        How many runs raised what the signal raises, how many answered in spite of it, and how many
+        answered wrongly or raised anything else.
     """
     asked = questions(runner.spec)
     wanted = [runner.infer(feeds) for feeds in asked]
@@ -183,8 +196,12 @@ def interrupt(runner: Runner, signal_number: int, instants: int, seed: int = 0) 
     return counts
 
 
-def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[float], None], Callable[[], None]]:
-    """What a signal raises here, a function that sends it to this process after some seconds, one that awaits it."""
+def _signalling(
+    signal_number: int,
+) -> tuple[type[BaseException], Callable[[float], None], Callable[[], None]]:
+    """What a signal raises here, a function that sends it to this process after some seconds, one
+    that awaits it.
+    """
     if signal_number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -219,11 +236,19 @@ def _signalling(signal_number: int) -> tuple[type[BaseException], Callable[[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifacts", type=Path, help="of regionspot_mini, from regionspot-export --onnx")
+    parser.add_argument(
+        "artifacts", type=Path, help="of regionspot_mini, from regionspot-export --onnx"
+    )
     parser.add_argument("--kinds", default=",".join(KINDS), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="of each runner (default: %(default)s)")
-    parser.add_argument("--answers", type=int, default=1000, help="of each of three threads (default: %(default)s)")
-    parser.add_argument("--instants", type=int, default=20, help="of each signal (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of each runner (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--answers", type=int, default=1000, help="of each of three threads (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--instants", type=int, default=20, help="of each signal (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     for kind in arguments.kinds.split(","):
         with open_kind(kind, arguments.artifacts, arguments.threads) as runner:

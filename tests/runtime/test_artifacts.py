@@ -32,7 +32,9 @@ def copied(mini_artifacts: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(mini_artifacts, tmp_path / "artifacts"))
 
 
-def edit(directory: Path, change: Callable[[dict[str, Any]], object], recompute: bool = True) -> None:
+def edit(
+    directory: Path, change: Callable[[dict[str, Any]], object], recompute: bool = True
+) -> None:
     """Change a manifest as a careful person would, its checksum included, or as a careless one."""
     path = directory / MANIFEST
     content = json.loads(path.read_text())
@@ -94,15 +96,23 @@ def test_entries_are_put_in_replaced_and_taken_out(mini_artifacts: Path) -> None
 
 def test_a_model_out_of_artefacts(mini_artifacts: Path) -> None:
     with open_pipeline(mini_artifacts) as pipeline:
-        assert (pipeline.name, pipeline.runtime, pipeline.precision) == ("regionspot_mini", "onnxruntime", "fp32")
+        assert (pipeline.name, pipeline.runtime, pipeline.precision) == (
+            "regionspot_mini",
+            "onnxruntime",
+            "fp32",
+        )
         encoded = pipeline.encode_clip(np.zeros((1, CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE, 3), np.uint8))
-        assert encoded.shape == (1, pipeline.info.num_patch_tokens, 192) and np.isfinite(encoded).all()
+        assert (
+            encoded.shape == (1, pipeline.info.num_patch_tokens, 192) and np.isfinite(encoded).all()
+        )
         assert pipeline.fingerprint("region_head") == entry_of(mini_artifacts)[1].sha256
 
 
 def test_class_names_are_encoded_by_what_travels_with_the_artefacts(copied: Path) -> None:
     manifest = Manifest.load(copied)
-    assert len(manifest.templates) == 81 and all("{}" in template for template in manifest.templates)
+    assert len(manifest.templates) == 81 and all(
+        "{}" in template for template in manifest.templates
+    )
     edit(copied, lambda content: content.update(templates=["a drawing of a {}"]))
     with open_pipeline(copied) as pipeline:
         assert pipeline.text_encoder.templates == ("a drawing of a {}",)
@@ -115,7 +125,10 @@ def test_class_names_are_encoded_by_what_travels_with_the_artefacts(copied: Path
     ):
         _ = pipeline.text_encoder
     path.unlink()
-    with open_pipeline(copied) as pipeline, pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"):
+    with (
+        open_pipeline(copied) as pipeline,
+        pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read"),
+    ):
         _ = pipeline.text_encoder
 
 
@@ -148,14 +161,23 @@ def test_no_manifest(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_changed_manifest(copied: Path) -> None:
-    edit(copied, lambda content: content["graphs"][0].update(passed=True, cosine=0.5), recompute=False)
+    edit(
+        copied,
+        lambda content: content["graphs"][0].update(passed=True, cosine=0.5),
+        recompute=False,
+    )
     with pytest.raises(ArtifactError, match=r"changed after it was written"):
         Manifest.load(copied)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("resize", "OpenCV area"), ("layout", "NCHW"), ("channels", "BGR"), ("padding", "zero, before normalisation")],
+    [
+        ("resize", "OpenCV area"),
+        ("layout", "NCHW"),
+        ("channels", "BGR"),
+        ("padding", "zero, before normalisation"),
+    ],
 )
 def test_another_preprocessing(copied: Path, field: str, value: str) -> None:
     edit(copied, lambda content: content["preprocessing"].update({field: value}))
@@ -245,7 +267,9 @@ def test_another_graph_under_its_name(copied: Path) -> None:
 def test_what_failed_is_not_opened_unless_asked(mini_artifacts: Path) -> None:
     manifest, entry = entry_of(mini_artifacts)
     failed = replace(entry, passed=False, reason="cosine 0.5 < 0.999")
-    with pytest.raises(ArtifactError, match=r"region_head \(onnx, fp32\).*failed its parity check.*cosine 0\.5"):
+    with pytest.raises(
+        ArtifactError, match=r"region_head \(onnx, fp32\).*failed its parity check.*cosine 0\.5"
+    ):
         open_runner(manifest, failed)
     with open_runner(manifest, failed, allow_failed=True) as runner:
         assert runner.spec.name == "region_head"
@@ -260,12 +284,17 @@ def test_what_was_never_compared_is_opened_with_a_warning(mini_artifacts: Path) 
 def test_what_was_not_made(mini_artifacts: Path) -> None:
     manifest, entry = entry_of(mini_artifacts)
     with pytest.raises(ArtifactError, match="was not made: the disk was full"):
-        open_runner(manifest, replace(entry, file=None, files={}, reason="the disk was full", passed=None))
+        open_runner(
+            manifest, replace(entry, file=None, files={}, reason="the disk was full", passed=None)
+        )
 
 
 def test_what_is_not_there_is_said_with_the_way_to_make_it(mini_artifacts: Path) -> None:
     manifest = Manifest.load(mini_artifacts)
-    with pytest.raises(ArtifactError, match=r"it has onnx fp32\. Make it: regionspot-export .*--openvino --precision"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"it has onnx fp32\. Make it: regionspot-export .*--openvino --precision",
+    ):
         manifest.find("region_head", "openvino", "int8")
     with pytest.raises(ArtifactError, match="none of that name"):
         manifest.find("sam_mask_decoder", "onnx", "fp32")
@@ -277,7 +306,12 @@ def test_what_is_not_there_is_said_with_the_way_to_make_it(mini_artifacts: Path)
         ("torch", None, InputError, "torch runs the weights themselves"),
         ("abacus", None, InputError, "no runtime 'abacus'"),
         ("onnxruntime", "fp8", InputError, "no precision 'fp8'"),
-        ("onnxruntime", "fp16", ArtifactError, "nothing for onnxruntime in fp16; it holds onnx fp32"),
+        (
+            "onnxruntime",
+            "fp16",
+            ArtifactError,
+            "nothing for onnxruntime in fp16; it holds onnx fp32",
+        ),
         ("tensorrt-rtx", None, ArtifactError, "--trt-rtx"),
     ],
 )
@@ -298,11 +332,16 @@ def test_a_format_is_preferred_where_it_has_the_whole_pipeline(mini_artifacts: P
     assert choose_artifacts(one_ir, "openvino", None) == ("onnx", "fp32")
     of_fp16 = [replace(one, precision="fp16") for one in manifest.graphs]
     for changes in ({"passed": False}, {"file": None}):
-        halves = replace(manifest.with_entry(replace(entry, **changes)), graphs=(*manifest.graphs, *of_fp16))
+        halves = replace(
+            manifest.with_entry(replace(entry, **changes)), graphs=(*manifest.graphs, *of_fp16)
+        )
         assert choose_artifacts(halves, "onnxruntime", None) == ("onnx", "fp32")
         halves = halves.with_entry(replace(entry, **changes))
         assert choose_artifacts(halves, "onnxruntime", None) == ("onnx", "fp16")
-    assert replace(manifest, graphs=()).with_entry(replace(entry, passed=False)).precisions("onnx") == []
+    assert (
+        replace(manifest, graphs=()).with_entry(replace(entry, passed=False)).precisions("onnx")
+        == []
+    )
 
 
 def test_what_failed_is_chosen_where_there_is_nothing_else(mini_artifacts: Path) -> None:
@@ -310,26 +349,33 @@ def test_what_failed_is_chosen_where_there_is_nothing_else(mini_artifacts: Path)
     manifest = Manifest.load(mini_artifacts)
     failed = replace(manifest, graphs=tuple(replace(one, passed=False) for one in manifest.graphs))
     assert choose_artifacts(failed, "onnxruntime", None) == ("onnx", "fp32")
-    not_made = replace(manifest, graphs=tuple(replace(one, passed=False, file=None) for one in manifest.graphs))
+    not_made = replace(
+        manifest, graphs=tuple(replace(one, passed=False, file=None) for one in manifest.graphs)
+    )
     with pytest.raises(ArtifactError, match="nothing for onnxruntime; it holds no graph"):
         choose_artifacts(not_made, "onnxruntime", None)
 
 
 def test_a_format_that_the_runtime_cannot_open(mini_artifacts: Path) -> None:
     with pytest.raises(
-        InputError, match=r"tensorrt cannot open region_head \(onnx, fp32\): choose onnxruntime or open"
+        InputError,
+        match=r"tensorrt cannot open region_head \(onnx, fp32\): choose onnxruntime or open",
     ):
         open_runner(*entry_of(mini_artifacts), runtime="tensorrt")
 
 
-@pytest.mark.parametrize(("best", "chunk"), [("cuda", GPU_PROMPT_CHUNK), ("cpu", NATIVE_PROMPT_CHUNK)])
+@pytest.mark.parametrize(
+    ("best", "chunk"), [("cuda", GPU_PROMPT_CHUNK), ("cpu", NATIVE_PROMPT_CHUNK)]
+)
 def test_the_chunk_is_that_of_the_device_that_is_used(
     mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch, best: str, chunk: int
 ) -> None:
     monkeypatch.setattr("regionspot.runtime.ort_runner.best_device", lambda: best)
     assert open_pipeline(mini_artifacts).prompt_chunk == chunk
     assert open_pipeline(mini_artifacts, device="cpu").prompt_chunk == NATIVE_PROMPT_CHUNK
-    assert open_pipeline(mini_artifacts, device="cpu", native=False).prompt_chunk == CPU_PROMPT_CHUNK
+    assert (
+        open_pipeline(mini_artifacts, device="cpu", native=False).prompt_chunk == CPU_PROMPT_CHUNK
+    )
 
 
 def test_ranges_are_those_it_was_made_for(copied: Path) -> None:
@@ -342,6 +388,9 @@ def test_ranges_are_those_it_was_made_for(copied: Path) -> None:
 
 
 def test_reading_artefacts_loads_no_torch() -> None:
-    code = "import sys, regionspot.runtime.run_graph; print({'torch', 'onnx', 'onnxruntime'} & set(sys.modules))"
+    code = (
+        "import sys, regionspot.runtime.run_graph; print({'torch', 'onnx', 'onnxruntime'} & "
+        "set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"

@@ -27,7 +27,10 @@ PLAN = b"the bytes of an engine" * 40
 SPEC = GraphSpec(
     "region_head",
     "",
-    (TensorSpec("valid", "bool", ("batch", "regions")), TensorSpec("words", "float32", ("words", 8))),
+    (
+        TensorSpec("valid", "bool", ("batch", "regions")),
+        TensorSpec("words", "float32", ("words", 8)),
+    ),
     (TensorSpec("logits", "float32", ("batch", "regions", "words")),),
     {"batch": Range(1, 2, 8), "regions": Range(1, 32, 300), "words": Range(5, 5, 5)},
 )
@@ -63,7 +66,10 @@ def engine(tmp_path: Path) -> Path:
 def test_what_is_written_is_read(engine: Path) -> None:
     assert read_engine(engine, SPEC, "tensorrt-rtx") == (PLAN, SIDECAR)
     assert engine.read_bytes() == PLAN, "nothing in front of the plan"
-    assert sorted(path.name for path in engine.parent.iterdir()) == ["region_head.engine", "region_head.json"]
+    assert sorted(path.name for path in engine.parent.iterdir()) == [
+        "region_head.engine",
+        "region_head.json",
+    ]
 
 
 def test_profile() -> None:
@@ -71,7 +77,9 @@ def test_profile() -> None:
 
 
 def test_the_other_flavours_engine(engine: Path) -> None:
-    with pytest.raises(InputError, match=r"engine of TensorRT-RTX, which TensorRT cannot run.*runtime tensorrt-rtx"):
+    with pytest.raises(
+        InputError, match=r"engine of TensorRT-RTX, which TensorRT cannot run.*runtime tensorrt-rtx"
+    ):
         read_engine(engine, SPEC, "tensorrt")
     with pytest.raises(InputError, match="choose one of tensorrt, tensorrt-rtx"):
         read_engine(engine, SPEC, "openvino")
@@ -122,15 +130,21 @@ def test_a_damaged_sidecar(engine: Path, text: str) -> None:
 def test_another_graphs_engine(engine: Path) -> None:
     with pytest.raises(ArtifactError, match="is the graph region_head, not clip_text_encoder"):
         read_engine(engine, replace(SPEC, name="clip_text_encoder"), "tensorrt-rtx")
-    renamed = replace(SPEC, outputs=(TensorSpec("scores", "float32", ("batch", "regions", "words")),))
+    renamed = replace(
+        SPEC, outputs=(TensorSpec("scores", "float32", ("batch", "regions", "words")),)
+    )
     with pytest.raises(ArtifactError, match="output scores is missing; output logits is unknown"):
         read_engine(engine, renamed, "tensorrt-rtx")
     narrow = replace(SPEC, ranges={**SPEC.ranges, "words": Range(1, 5, 9)})
-    with pytest.raises(ArtifactError, match=r"words is float32 \(5, 8\) instead of float32 \(words, 8\)"):
+    with pytest.raises(
+        ArtifactError, match=r"words is float32 \(5, 8\) instead of float32 \(words, 8\)"
+    ):
         read_engine(engine, narrow, "tensorrt-rtx")
 
 
-def test_a_new_engine_is_never_beside_an_old_sidecar(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_engine_is_never_beside_an_old_sidecar(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(path: Path, content: bytes) -> None:
         raise KeyboardInterrupt
 

@@ -11,7 +11,14 @@ import pytest
 
 from regionspot.errors import InputError
 from regionspot.modeling.graphs import GraphModule, module_class
-from regionspot.runtime.graphs import GRAPHS, Role, graph_named, register_graph, required_graphs, served_graphs
+from regionspot.runtime.graphs import (
+    GRAPHS,
+    Role,
+    graph_named,
+    register_graph,
+    required_graphs,
+    served_graphs,
+)
 from tests.plugins import install_page, run_command
 
 
@@ -21,7 +28,9 @@ def test_every_row_names_a_module() -> None:
 
 def test_required_graphs_are_served_first_and_combined_ones_not_at_all() -> None:
     assert served_graphs()[: len(required_graphs())] == required_graphs()
-    assert set(GRAPHS) - set(served_graphs()) == {name for name in GRAPHS if graph_named(name).role is Role.COMBINED}
+    assert set(GRAPHS) - set(served_graphs()) == {
+        name for name in GRAPHS if graph_named(name).role is Role.COMBINED
+    }
     assert graph_named("region_recognizer").role is Role.COMBINED
 
 
@@ -37,16 +46,29 @@ class TestPlugIn:
     def installed(self, tmp_path: Path) -> dict[str, str]:
         return install_page("how-to/add-a-graph.md", tmp_path)
 
-    def test_it_is_exported_verified_and_run(self, installed: dict[str, str], tmp_path: Path) -> None:
+    def test_it_is_exported_verified_and_run(
+        self, installed: dict[str, str], tmp_path: Path
+    ) -> None:
         out = tmp_path / "artifacts"
         graphs = "clip_image_encoder,clip_pooled"
-        options = ["--onnx", "--openvino", "--graphs", graphs, "--precision", "fp32,int8", "--parity-images", "1"]
+        options = [
+            "--onnx",
+            "--openvino",
+            "--graphs",
+            graphs,
+            "--precision",
+            "fp32,int8",
+            "--parity-images",
+            "1",
+        ]
         made = run_command(installed, "export", "--out", str(out), *options)
         assert made.returncode == 0, made.stdout + made.stderr
         entries = json.loads((out / "manifest.json").read_text())["graphs"]
         own = [entry for entry in entries if entry["name"] == "clip_pooled"]
         assert {(entry["format"], entry["precision"]) for entry in own} == {
-            (made_as, precision) for made_as in ("onnx", "openvino") for precision in ("fp32", "int8")
+            (made_as, precision)
+            for made_as in ("onnx", "openvino")
+            for precision in ("fp32", "int8")
         }
         assert all(entry["passed"] is True and entry["outputs_measured"] for entry in own)
 
@@ -68,11 +90,19 @@ with open_pipeline(sys.argv[1], "openvino", "fp32") as pipeline:
 
 print(wanted.shape == (2, maps.shape[2]), np.abs(found - wanted).max() < 1e-4, served_graphs()[-1])
 """
-        ran = subprocess.run([sys.executable, "-c", code, str(out)], env=installed, capture_output=True, text=True)
+        ran = subprocess.run(
+            [sys.executable, "-c", code, str(out)], env=installed, capture_output=True, text=True
+        )
         assert ran.stdout.split() == ["True", "True", "clip_pooled"], ran.stderr
 
     def test_its_size_is_estimated(self, installed: dict[str, str], tmp_path: Path) -> None:
         planned = run_command(
-            installed, "export", "--out", str(tmp_path / "none"), "--graphs", "clip_pooled", "--dry-run"
+            installed,
+            "export",
+            "--out",
+            str(tmp_path / "none"),
+            "--graphs",
+            "clip_pooled",
+            "--dry-run",
         )
         assert "clip_pooled" in planned.stdout and "1 artefacts" in planned.stdout, planned.stderr

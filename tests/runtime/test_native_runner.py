@@ -1,4 +1,6 @@
-"""Our own kernels for the token decoder: equal to the module, whatever is asked; refusals; where they are used."""
+"""Our own kernels for the token decoder: equal to the module, whatever is asked; refusals; where
+they are used.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +37,18 @@ Feeds = dict[str, np.ndarray]
 
 
 class Case:
-    """A model whose decoder is far from its initial weights, its file, and answers in double precision."""
+    """A model whose decoder is far from its initial weights, its file, and answers in double
+    precision.
+    """
 
     def __init__(self, model: RegionSpot, folder: Path) -> None:
         self.model, self.path = model, folder / "decoder.npz"
         self.specs = graph_specs(model_sizes(model))
         write_decoder_weights(model.sam, self.path)
-        exact = SimpleNamespace(sam=deepcopy(model.sam).double())
-        self.modules = {name: graph_module(exact, name) for name in (*NATIVE_GRAPHS, "sam_token_decoder_image")}  # type: ignore[arg-type]
+        exact: Any = SimpleNamespace(sam=deepcopy(model.sam).double())
+        self.modules = {
+            name: graph_module(exact, name) for name in (*NATIVE_GRAPHS, "sam_token_decoder_image")
+        }
 
     def open(self, graph: str = MASKS, threads: int = 2) -> NativeRunner:
         return NativeRunner(self.path, self.specs[graph], threads)
@@ -76,7 +83,9 @@ class Case:
         doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
         with torch.no_grad():
             found = self.modules[graph](*doubles)
-        return dict(zip(self.specs[graph].output_names, (tensor.numpy() for tensor in found), strict=True))
+        return dict(
+            zip(self.specs[graph].output_names, (tensor.numpy() for tensor in found), strict=True)
+        )
 
 
 @pytest.fixture(scope="module", params=["regionspot_mini", "regionspot_bb"])
@@ -106,7 +115,9 @@ def assert_close(found: Feeds, expected: Feeds) -> None:
 class TestAnswers:
     @pytest.mark.parametrize("multimask", [False, True])
     @pytest.mark.parametrize(("prompts", "points", "images"), [(1, 1, 1), (5, 2, 2), (11, 5, 1)])
-    def test_equal_the_modules(self, case: Case, prompts: int, points: int, images: int, multimask: bool) -> None:
+    def test_equal_the_modules(
+        self, case: Case, prompts: int, points: int, images: int, multimask: bool
+    ) -> None:
         for graph in NATIVE_GRAPHS:
             feeds = case.feeds(graph, prompts, points, images, multimask=multimask)
             with case.open(graph) as runner:
@@ -127,7 +138,9 @@ class TestAnswers:
                 np.testing.assert_array_equal(array, together[name][:, 4:5])
 
     @pytest.mark.parametrize("pictures", [[(1080, 1920), (480, 640)], [(640, 361), (639, 639)]])
-    def test_masks_are_drawn_as_far_as_their_pictures_reach(self, case: Case, pictures: list[tuple[int, int]]) -> None:
+    def test_masks_are_drawn_as_far_as_their_pictures_reach(
+        self, case: Case, pictures: list[tuple[int, int]]
+    ) -> None:
         transform = SamTransform(case.model.sam.image_size)
         sizes = np.array([transform.input_size(*picture) for picture in pictures], np.int32)
         feeds = case.feeds(images=2)
@@ -135,18 +148,28 @@ class TestAnswers:
             whole, found = runner.infer(feeds), runner.infer(feeds | {"input_sizes": sizes})
             padded = [np.count_nonzero(masks == 0) for masks in found["low_res_masks"]]
             for masks, expected, picture in zip(
-                found["low_res_masks"][:, :, 0], whole["low_res_masks"][:, :, 0], pictures, strict=True
+                found["low_res_masks"][:, :, 0],
+                whole["low_res_masks"][:, :, 0],
+                pictures,
+                strict=True,
             ):
-                assert transform.encode_masks(masks, *picture).rles == transform.encode_masks(expected, *picture).rles
+                assert (
+                    transform.encode_masks(masks, *picture).rles
+                    == transform.encode_masks(expected, *picture).rles
+                )
         assert np.isfinite(found["low_res_masks"]).all()
-        rows_alone = found["low_res_masks"].shape[-1] == 256  # kernels leave out rows, and columns where tiles are rows
+        rows_alone = (
+            found["low_res_masks"].shape[-1] == 256
+        )  # kernels leave out rows, and columns where tiles are rows
         left_out = padded[0] / found["low_res_masks"][0].size
         assert left_out >= 0.25 if rows_alone or pictures[0][1] > pictures[0][0] else left_out == 0
         for name in ("mask_tokens", "iou_predictions"):
             np.testing.assert_array_equal(found[name], whole[name])
 
     @pytest.mark.parametrize("level", [1, 3])
-    def test_at_lower_levels_of_the_instruction_set(self, mini: Case, level: int, tmp_path: Path) -> None:
+    def test_at_lower_levels_of_the_instruction_set(
+        self, mini: Case, level: int, tmp_path: Path
+    ) -> None:
         feeds = mini.feeds(prompts=6)
         np.savez(tmp_path / "feeds.npz", **feeds)  # type: ignore[arg-type]
         program = (
@@ -155,7 +178,8 @@ class TestAnswers:
             "from regionspot.runtime.native_runner import NativeRunner\n"
             "folder, weights, spec = sys.argv[1:]\n"
             "runner = NativeRunner(weights, spec_from_json(json.loads(spec)), 1)\n"
-            "np.savez(folder + '/found.npz', **runner.infer(dict(np.load(folder + '/feeds.npz'))))\n"
+            "np.savez(folder + '/found.npz', **runner.infer(dict(np.load(folder + "
+            "'/feeds.npz'))))\n"
         )
         command = [
             sys.executable,
@@ -214,13 +238,19 @@ class TestRefusals:
         with pytest.raises(ArtifactError, match="export it again"):
             NativeRunner(tmp_path / "damaged.npz", mini.specs[MASKS])
         with np.load(mini.path) as content:
-            np.savez(tmp_path / "less.npz", **{name: content[name] for name in content.files if name != "u1.u1"})
+            np.savez(
+                tmp_path / "less.npz",
+                **{name: content[name] for name in content.files if name != "u1.u1"},
+            )
         with pytest.raises(ArtifactError, match=r"u1\.u1 is missing"):
             NativeRunner(tmp_path / "less.npz", mini.specs[MASKS])
 
     def test_of_another_models_weights(self, mini: Case) -> None:
         other = replace(model_sizes(mini.model), token_dim=256, embedding_size=(64, 64))
-        with pytest.raises(ArtifactError, match="128 channels and 256 cells, where sam_mask_decoder has 256 and 4096"):
+        with pytest.raises(
+            ArtifactError,
+            match="128 channels and 256 cells, where sam_mask_decoder has 256 and 4096",
+        ):
             NativeRunner(mini.path, graph_specs(other)[MASKS])
 
     def test_of_another_graph(self, mini: Case) -> None:
@@ -229,7 +259,9 @@ class TestRefusals:
 
 
 class TestInAPipeline:
-    def test_they_stand_in_for_the_runtimes_own_graphs(self, mini_artifacts_with_masks: Path) -> None:
+    def test_they_stand_in_for_the_runtimes_own_graphs(
+        self, mini_artifacts_with_masks: Path
+    ) -> None:
         boxes = np.array([[[[10, 10], [90, 90]], [[30, 40], [200, 250]]]], np.float32)
         labels = np.tile(np.array([2, 3], np.int32), (1, 2, 1))
         images = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
@@ -238,7 +270,11 @@ class TestInAPipeline:
             with open_pipeline(mini_artifacts_with_masks, "openvino", native=native) as pipeline:
                 runners = [type(pipeline.runner(graph)) for graph in NATIVE_GRAPHS]
                 assert runners == [NativeRunner if native else OpenVinoRunner] * 2
-                found.append(pipeline.low_res_masks(pipeline.encode_image(images, [[256, 256]]), boxes, labels, True))
+                found.append(
+                    pipeline.low_res_masks(
+                        pipeline.encode_image(images, [[256, 256]]), boxes, labels, True
+                    )
+                )
         for own, other in zip(*found, strict=True):
             np.testing.assert_allclose(own, other, atol=2e-4)
 

@@ -33,17 +33,24 @@ def replaced(model: openvino.Model) -> list[Any]:
     return operations.alive
 
 
-def test_equal_to_openvinos_own(sam_encoder: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_to_openvinos_own(
+    sam_encoder: Path, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = encode(sam_encoder)
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
     for threads in (1, 2):
-        np.testing.assert_allclose(encode(sam_encoder, threads), theirs, atol=2e-5 * np.abs(theirs).max())
+        np.testing.assert_allclose(
+            encode(sam_encoder, threads), theirs, atol=2e-5 * np.abs(theirs).max()
+        )
 
 
 @pytest.mark.usefixtures("at_any_size")
 def test_every_layer_is_found_once(sam_encoder: Path) -> None:
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
-    assert {block.window_size == 0 for block in blocks} == {True, False}  # global layers and windows
+    assert {block.window_size == 0 for block in blocks} == {
+        True,
+        False,
+    }  # global layers and windows
     model = openvino.Core().read_model(sam_encoder)
     kept = replaced(model)
     assert len(kept) == len(blocks)
@@ -69,7 +76,9 @@ def test_heads_one_by_one(encode: Encode, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(openvino_attention, "LARGE", 1 << 30)
     theirs = encode(tmp_path / "graph.onnx")
     monkeypatch.setattr(openvino_attention, "LARGE", 0)
-    np.testing.assert_allclose(encode(tmp_path / "graph.onnx"), theirs, atol=2e-5 * np.abs(theirs).max())
+    np.testing.assert_allclose(
+        encode(tmp_path / "graph.onnx"), theirs, atol=2e-5 * np.abs(theirs).max()
+    )
 
 
 def test_small_images_stay(sam_encoder: Path) -> None:
@@ -78,7 +87,12 @@ def test_small_images_stay(sam_encoder: Path) -> None:
 
 @pytest.mark.usefixtures("at_any_size")
 def test_what_is_something_else_stays(sam_encoder: Path, mini_artifacts: Path) -> None:
-    for other in ("clip_image_encoder", "sam_token_decoder_prompts", "region_head", "clip_text_encoder"):
+    for other in (
+        "clip_image_encoder",
+        "sam_token_decoder_prompts",
+        "region_head",
+        "clip_text_encoder",
+    ):
         path = mini_artifacts / "onnx" / "fp32" / f"{other}.onnx"
         assert not replaced(openvino.Core().read_model(path))
     model = openvino.Core().read_model(sam_encoder)
@@ -89,7 +103,9 @@ def test_what_is_something_else_stays(sam_encoder: Path, mini_artifacts: Path) -
 
 @pytest.mark.usefixtures("at_any_size")
 def test_nothing_is_left_behind(sam_encoder: Path) -> None:
-    """OpenVINO never lets go of an operation in Python, and copies it for each run of a graph of no fixed size."""
+    """OpenVINO never lets go of an operation in Python, and copies it for each run of a graph of no
+    fixed size.
+    """
 
     def alive() -> int:
         gc.collect()

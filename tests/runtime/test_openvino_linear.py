@@ -56,7 +56,9 @@ def model_of(*layers: Build, inputs: int = 32) -> openvino.Model:
 
 def linear(x: openvino.Output, outputs: int = 48, transposed: bool = False, seed: int = 0) -> Any:
     weight = weights(32, outputs) + np.float32(seed)
-    product = opset13.matmul(x, np.ascontiguousarray(weight.T) if transposed else weight, False, transposed)
+    product = opset13.matmul(
+        x, np.ascontiguousarray(weight.T) if transposed else weight, False, transposed
+    )
     return opset13.add(product, weights(1, 1, outputs))
 
 
@@ -75,18 +77,30 @@ SAME: dict[str, Build] = {
         layer := linear(x), opset13.sigmoid(opset13.multiply(opset13.abs(layer), np.float32(1.702)))
     ),
     "no_bias": lambda x: opset13.matmul(x, weights(32, 48), False, False),
-    "bias_for_all": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(1)),
-    "bias_for_each_row": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(3, 1)),
-    "bias_for_each_place": lambda x: opset13.add(opset13.matmul(x, weights(32, 48), False, False), weights(3, 48)),
-    "product_read_twice": lambda x: opset13.add(product := opset13.matmul(x, weights(32, 48), False, False), product),
-    "read_before_gelu": lambda x: opset13.multiply(before := linear(x), opset13.gelu(before, "ERF")),
+    "bias_for_all": lambda x: opset13.add(
+        opset13.matmul(x, weights(32, 48), False, False), weights(1)
+    ),
+    "bias_for_each_row": lambda x: opset13.add(
+        opset13.matmul(x, weights(32, 48), False, False), weights(3, 1)
+    ),
+    "bias_for_each_place": lambda x: opset13.add(
+        opset13.matmul(x, weights(32, 48), False, False), weights(3, 48)
+    ),
+    "product_read_twice": lambda x: opset13.add(
+        product := opset13.matmul(x, weights(32, 48), False, False), product
+    ),
+    "read_before_gelu": lambda x: opset13.multiply(
+        before := linear(x), opset13.gelu(before, "ERF")
+    ),
 }
 
 
 STAYS = {
     **dict.fromkeys(("tanh_gelu_beside", "read_before_gelu"), "Gelu"),
     **dict.fromkeys(("other_gate", "gate_of_something_else"), "Sigmoid"),
-    **dict.fromkeys(("bias_for_all", "bias_for_each_row", "bias_for_each_place", "product_read_twice"), "Add"),
+    **dict.fromkeys(
+        ("bias_for_all", "bias_for_each_row", "bias_for_each_place", "product_read_twice"), "Add"
+    ),
 }
 """What is done by OpenVINO still."""
 
@@ -98,7 +112,9 @@ def test_equal_to_openvinos_own(name: str) -> None:
     model = model_of(SAME[name])
     assert len(replaced(model)) == 1
     kinds = {node.get_type_name() for node in model.get_ordered_ops()}
-    assert kinds & {"MatMul", "Gelu", "Sigmoid", "Add"} == ({STAYS[name]} if name in STAYS else set())
+    assert kinds & {"MatMul", "Gelu", "Sigmoid", "Add"} == (
+        {STAYS[name]} if name in STAYS else set()
+    )
     np.testing.assert_allclose(outputs(model, x)[0], theirs[0], atol=3e-6)
 
 
@@ -116,7 +132,9 @@ def test_two_layers_of_one_input_stay_two() -> None:
 
 OTHERS: dict[str, Build] = {
     "odd_width": lambda x: linear(x, outputs=40),
-    "batched": lambda x: opset13.add(opset13.matmul(x, weights(2, 32, 48), False, False), weights(48)),
+    "batched": lambda x: opset13.add(
+        opset13.matmul(x, weights(2, 32, 48), False, False), weights(48)
+    ),
     "no_constant": lambda x: opset13.add(opset13.matmul(x, x, False, True), weights(3)),
 }
 
@@ -156,8 +174,13 @@ def test_a_graph_of_several_sizes_keeps_openvinos(mini_artifacts: Path) -> None:
     assert replaced(openvino.Core().read_model(path))  # layers that ours could do
     spec = graph_specs(model_sizes(create_model("regionspot_mini")))["region_head"]
     with OpenVinoRunner(path, spec, threads=1) as runner:
-        for sizes in ({"batch": 1, "regions": 8, "words": 5}, {"batch": 2, "regions": 3, "words": 80}):
-            feeds = {tensor.name: np.ones(tensor.resolved(sizes), tensor.dtype) for tensor in spec.inputs}
+        for sizes in (
+            {"batch": 1, "regions": 8, "words": 5},
+            {"batch": 2, "regions": 3, "words": 80},
+        ):
+            feeds = {
+                tensor.name: np.ones(tensor.resolved(sizes), tensor.dtype) for tensor in spec.inputs
+            }
             assert runner.infer(feeds)["logits"].shape == tuple(sizes.values())
 
 

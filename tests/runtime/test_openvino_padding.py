@@ -32,12 +32,16 @@ def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def open_encoder(path: Path) -> OpenVinoRunner:
     return OpenVinoRunner(
-        path, graph_specs(model_sizes(create_model("regionspot_mini")))["sam_image_encoder"], threads=2
+        path,
+        graph_specs(model_sizes(create_model("regionspot_mini")))["sam_image_encoder"],
+        threads=2,
     )
 
 
 def picture(height: int, width: int, seed: int) -> dict[str, np.ndarray]:
-    images = np.random.default_rng(seed).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)  # in the padding, too
+    images = np.random.default_rng(seed).integers(
+        0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8
+    )  # in the padding, too
     return {"images": images, "input_sizes": np.array([[height, width]], np.int32)}
 
 
@@ -64,9 +68,12 @@ def test_the_same_bits_whatever_came_before(sam_encoder: Path) -> None:
             found = embeddings(runner, feeds)
             with open_encoder(sam_encoder) as fresh:
                 np.testing.assert_array_equal(found, embeddings(fresh, feeds))
-        together = {name: np.concatenate([picture(*size, 3)[name] for size in sizes[:3]]) for name in feeds}
+        together = {
+            name: np.concatenate([picture(*size, 3)[name] for size in sizes[:3]]) for name in feeds
+        }
         alone = [
-            embeddings(runner, {name: value[row : row + 1] for name, value in together.items()}) for row in range(3)
+            embeddings(runner, {name: value[row : row + 1] for name, value in together.items()})
+            for row in range(3)
         ]
         np.testing.assert_array_equal(embeddings(runner, together), np.concatenate(alone))
 
@@ -89,8 +96,12 @@ def test_less_is_worked_on(sam_encoder: Path, monkeypatch: pytest.MonkeyPatch) -
         for height in (SIZE, 144, 144):  # 9 rows of tokens
             runner.infer(picture(height, SIZE, 0))
     whole, rows = 16 * 16, -(-9 // window) * window
-    first, second, third = (tokens[run * 4 * len(blocks) : (run + 1) * 4 * len(blocks)] for run in range(3))
-    assert first == second == [whole] * 4 * len(blocks)  # the second had to find out what padding comes to
+    first, second, third = (
+        tokens[run * 4 * len(blocks) : (run + 1) * 4 * len(blocks)] for run in range(3)
+    )
+    assert (
+        first == second == [whole] * 4 * len(blocks)
+    )  # the second had to find out what padding comes to
     assert third == [rows * 16] * 4 * windowed + [whole] * 4 * (len(blocks) - windowed)
 
 

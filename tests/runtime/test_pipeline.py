@@ -1,4 +1,6 @@
-"""The pipeline in three runtimes, whole, in pieces and padded, held against the model called by hand."""
+"""The pipeline in three runtimes, whole, in pieces and padded, held against the model called by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def sample(model: RegionSpot) -> Sample:
     sizes = np.array([[256, 200], [100, 256], [256, 256]], np.int32)
     clip_images = rng.integers(0, 256, (3, CLIP_IMAGE_SIZE, CLIP_IMAGE_SIZE, 3), dtype=np.uint8)
     corners = rng.uniform(0, 90, (3, 5, 1, 2))
-    points = np.concatenate([corners, corners + rng.uniform(5, 90, (3, 5, 1, 2))], axis=2).astype(np.float32)
+    points = np.concatenate([corners, corners + rng.uniform(5, 90, (3, 5, 1, 2))], axis=2).astype(
+        np.float32
+    )
     labels = np.tile(np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], np.int32), (3, 5, 1))
     labels[1] = FOREGROUND, PADDING
     valid = np.arange(5) < np.array([5, 2, 4])[:, None]
@@ -70,16 +74,22 @@ def sample(model: RegionSpot) -> Sample:
     with torch.inference_mode():
         nchw = torch.from_numpy(images).permute(0, 3, 1, 2)
         embeddings = model.sam.encode_image(nchw, torch.from_numpy(sizes)).numpy()
-        patch_tokens = model.clip.encode_image(torch.from_numpy(clip_images).permute(0, 3, 1, 2)).numpy()
+        patch_tokens = model.clip.encode_image(
+            torch.from_numpy(clip_images).permute(0, 3, 1, 2)
+        ).numpy()
     unit = text / np.linalg.norm(text, axis=1, keepdims=True)
     return Sample(images, sizes, clip_images, points, labels, valid, unit, embeddings, patch_tokens)
 
 
-@pytest.fixture(params=["torch", "onnxruntime wide", "onnxruntime tight", "openvino wide", "openvino tight"])
+@pytest.fixture(
+    params=["torch", "onnxruntime wide", "onnxruntime tight", "openvino wide", "openvino tight"]
+)
 def pipeline(request: pytest.FixtureRequest, open_pipeline: OpenPipeline) -> RegionPipeline:
     runtime, _, ranges = request.param.partition(" ")
     tight = {"ranges": TIGHT, "prompt_chunk": 6}
-    opened = open_pipeline(runtime, **tight if ranges == "tight" else {"region_step": 4, "prompt_step": 4})
+    opened = open_pipeline(
+        runtime, **tight if ranges == "tight" else {"region_step": 4, "prompt_step": 4}
+    )
     request.addfinalizer(opened.close)
     return opened
 
@@ -93,26 +103,42 @@ def near(actual: np.ndarray, expected: torch.Tensor | np.ndarray) -> None:
 
 
 class TestValues:
-    def test_masks_as_prompts(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample) -> None:
+    def test_masks_as_prompts(
+        self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample
+    ) -> None:
         encoded = pipeline.encode_image(sample.images, sample.input_sizes)
         masks = np.random.default_rng(2).standard_normal((3, 5, 1, 64, 64)).astype(np.float32)
         arrays = (sample.embeddings, sample.points, sample.labels, masks)
         embeddings, points, labels, mask_inputs = (torch.from_numpy(array) for array in arrays)
         for multimask in (False, True):
             with torch.inference_mode():
-                expected_masks, expected = model.sam.low_res_masks(embeddings, points, labels, multimask, mask_inputs)
-            drawn, *found = pipeline.low_res_masks(encoded, sample.points, sample.labels, multimask, masks)
+                expected_masks, expected = model.sam.low_res_masks(
+                    embeddings, points, labels, multimask, mask_inputs
+                )
+            drawn, *found = pipeline.low_res_masks(
+                encoded, sample.points, sample.labels, multimask, masks
+            )
             near(drawn[sample.valid], expected_masks[sample.valid])
-            for tokens, ious in (found, pipeline.mask_tokens(encoded, sample.points, sample.labels, multimask, masks)):
+            for tokens, ious in (
+                found,
+                pipeline.mask_tokens(encoded, sample.points, sample.labels, multimask, masks),
+            ):
                 near(tokens[sample.valid], expected.tokens[sample.valid])
                 near(ious[sample.valid], expected.iou_predictions[sample.valid])
 
     def test_no_masks_as_prompts(self, pipeline: RegionPipeline, sample: Sample) -> None:
         encoded = pipeline.encode_image(sample.images, sample.input_sizes)
-        none = sample.points[:, :0], sample.labels[:, :0], True, np.zeros((3, 0, 1, 64, 64), np.float32)
+        none = (
+            sample.points[:, :0],
+            sample.labels[:, :0],
+            True,
+            np.zeros((3, 0, 1, 64, 64), np.float32),
+        )
         assert pipeline.mask_tokens(encoded, *none)[0].shape == (3, 0, 3, 128)
 
-    def test_prompts_of_several_images(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample) -> None:
+    def test_prompts_of_several_images(
+        self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample
+    ) -> None:
         encoded = pipeline.encode_image(sample.images, sample.input_sizes)
         assert len(encoded) == 3
         arrays = (sample.embeddings, sample.points, sample.labels)
@@ -121,7 +147,9 @@ class TestValues:
             with torch.inference_mode():
                 masks, expected = model.sam.low_res_masks(embeddings, points, labels, multimask)
             tokens, ious = pipeline.mask_tokens(encoded, sample.points, sample.labels, multimask)
-            drawn, of_drawn, ious_of_drawn = pipeline.low_res_masks(encoded, sample.points, sample.labels, multimask)
+            drawn, of_drawn, ious_of_drawn = pipeline.low_res_masks(
+                encoded, sample.points, sample.labels, multimask
+            )
             for found in (tokens, of_drawn):
                 near(found[sample.valid], expected.tokens[sample.valid])
             for found in (ious, ious_of_drawn):
@@ -132,11 +160,15 @@ class TestValues:
         near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
 
     @pytest.mark.parametrize("masked", [True, False])
-    def test_logits(self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample, masked: bool) -> None:
+    def test_logits(
+        self, pipeline: RegionPipeline, model: RegionSpot, sample: Sample, masked: bool
+    ) -> None:
         tokens = np.random.default_rng(1).standard_normal((3, 5, 128)).astype(np.float32)
         valid = sample.valid if masked else None
         arrays = (tokens, sample.patch_tokens, sample.text_embeddings)
-        inputs = [torch.from_numpy(array) for array in (*arrays, *(() if valid is None else (valid,)))]
+        inputs = [
+            torch.from_numpy(array) for array in (*arrays, *(() if valid is None else (valid,)))
+        ]
         with torch.inference_mode():
             expected = model.classify(*inputs).numpy()
         found = pipeline.classify(tokens, sample.patch_tokens, valid, sample.text_embeddings)
@@ -144,7 +176,13 @@ class TestValues:
         near(found[shown], expected[shown])
 
     def test_texts(self, pipeline: RegionPipeline, model: RegionSpot) -> None:
-        texts = ["a", "a photo of a large red toy", "toy", "two", "a rather long text, with a comma or two, of a cup"]
+        texts = [
+            "a",
+            "a photo of a large red toy",
+            "toy",
+            "two",
+            "a rather long text, with a comma or two, of a cup",
+        ]
         encoder = pipeline.text_encoder
         assert encoder.templates == model.clip.templates
         assert encoder.embed_dim == 128
@@ -152,7 +190,10 @@ class TestValues:
         with torch.inference_mode():
             near(encoder.encode_text(texts), model.clip.encode_text(texts))
             near(encoder.encode_text(["a" * 500]), model.clip.encode_text(["a" * 500]))
-        near(pipeline.encode_tokens(tokenize(["a"], context_length=3).numpy().astype(np.int32)), _one(model, "a"))
+        near(
+            pipeline.encode_tokens(tokenize(["a"], context_length=3).numpy().astype(np.int32)),
+            _one(model, "a"),
+        )
         assert encoder.encode_text([]).shape == (0, 128)
 
 
@@ -164,19 +205,38 @@ def _one(model: RegionSpot, text: str) -> torch.Tensor:
 class TestNothing:
     @pytest.mark.parametrize("multimask", [False, True])
     def test_no_prompt(self, pipeline: RegionPipeline, sample: Sample, multimask: bool) -> None:
-        encoded, readings = pipeline.encode_image(sample.images[:2], sample.input_sizes[:2]), 3 if multimask else 1
-        asked = (encoded, np.zeros((2, 0, 2, 2), np.float32), np.zeros((2, 0, 2), np.int32), multimask)
+        encoded, readings = (
+            pipeline.encode_image(sample.images[:2], sample.input_sizes[:2]),
+            3 if multimask else 1,
+        )
+        asked = (
+            encoded,
+            np.zeros((2, 0, 2, 2), np.float32),
+            np.zeros((2, 0, 2), np.int32),
+            multimask,
+        )
         tokens, ious = pipeline.mask_tokens(*asked)
         assert tokens.shape == (2, 0, readings, 128) and ious.shape == (2, 0, readings)
         assert pipeline.low_res_masks(*asked)[0].shape == (2, 0, readings, 64, 64)
-        logits = pipeline.classify(tokens[:, :, 0], sample.patch_tokens[:2], None, sample.text_embeddings)
+        logits = pipeline.classify(
+            tokens[:, :, 0], sample.patch_tokens[:2], None, sample.text_embeddings
+        )
         assert logits.shape == (2, 0, 6)
 
     def test_no_image(self, pipeline: RegionPipeline, sample: Sample) -> None:
         encoded = pipeline.encode_image(sample.images[:0], sample.input_sizes[:0])
         assert len(encoded) == 0
-        assert pipeline.mask_tokens(encoded, sample.points[:0], sample.labels[:0])[0].shape == (0, 5, 1, 128)
-        assert pipeline.encode_clip(sample.clip_images[:0]).shape == (0, pipeline.info.num_patch_tokens, 192)
+        assert pipeline.mask_tokens(encoded, sample.points[:0], sample.labels[:0])[0].shape == (
+            0,
+            5,
+            1,
+            128,
+        )
+        assert pipeline.encode_clip(sample.clip_images[:0]).shape == (
+            0,
+            pipeline.info.num_patch_tokens,
+            192,
+        )
 
 
 class TestRefusals:
@@ -186,7 +246,9 @@ class TestRefusals:
 
     def test_more_regions_than_the_head_takes(self, tight: RegionPipeline, sample: Sample) -> None:
         tokens = np.zeros((1, 9, 128), np.float32)
-        with pytest.raises(InputError, match=r"9 regions of one image .* region_head takes, 8: .*--regions 1:9:9$"):
+        with pytest.raises(
+            InputError, match=r"9 regions of one image .* region_head takes, 8: .*--regions 1:9:9$"
+        ):
             tight.classify(tokens, sample.patch_tokens[:1], None, sample.text_embeddings)
         with pytest.raises(InputError, match=r"--regions 1:32:400$"):
             tight.check_num_regions(400)
@@ -197,14 +259,17 @@ class TestRefusals:
         encoded = tight.encode_image(sample.images[:1], sample.input_sizes[:1])
         asked = np.zeros((1, 2, points, 2), np.float32), np.ones((1, 2, points), np.int32)
         with pytest.raises(
-            InputError, match=rf"sam_token_decoder_prompts takes prompts of 2 to 3 points, not {points}"
+            InputError,
+            match=rf"sam_token_decoder_prompts takes prompts of 2 to 3 points, not {points}",
         ):
             tight.mask_tokens(encoded, *asked)
 
     def test_graphs_of_different_batches(self, open_pipeline: OpenPipeline, sample: Sample) -> None:
         wide, tight = open_pipeline("onnxruntime"), open_pipeline("onnxruntime", TIGHT)
         encoded = wide.encode_image(sample.images, sample.input_sizes)
-        with pytest.raises(InputError, match=r"takes 2:2:2 images and sam_image_encoder gives 3 at once.*same"):
+        with pytest.raises(
+            InputError, match=r"takes 2:2:2 images and sam_image_encoder gives 3 at once.*same"
+        ):
             tight.mask_tokens(encoded, sample.points, sample.labels)
 
     def test_an_image_part_of_another_batch(
@@ -217,12 +282,15 @@ class TestRefusals:
         monkeypatch.setattr(wide, "_open", lambda graph: mixed[graph](graph))
         monkeypatch.setattr(wide, "_run", lambda *_, **__: pytest.fail("ran"))
         with pytest.raises(
-            InputError, match="sam_token_decoder_image takes 2:2:2 images and sam_image_encoder gives 3"
+            InputError,
+            match="sam_token_decoder_image takes 2:2:2 images and sam_image_encoder gives 3",
         ):
             wide.encode_image(sample.images, sample.input_sizes)
 
     @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-    def test_other_numbers_of_images(self, open_pipeline: OpenPipeline, sample: Sample, runtime: str) -> None:
+    def test_other_numbers_of_images(
+        self, open_pipeline: OpenPipeline, sample: Sample, runtime: str
+    ) -> None:
         """Padding to the graph's batch would make blank images of those that are missing."""
         pipeline = open_pipeline(runtime)
         with pytest.raises(InputError, match="there are 2 images, and 1 in input_sizes"):
@@ -233,8 +301,14 @@ class TestRefusals:
             pipeline.mask_tokens(encoded, points[:1], labels[:1])
         with pytest.raises(InputError, match="there are 2 encoded images, and 3 in labels"):
             pipeline.low_res_masks(encoded, points[:2], labels)
-        tokens, patch_tokens, words = np.zeros((2, 5, 128), np.float32), sample.patch_tokens, sample.text_embeddings
-        with pytest.raises(InputError, match="there are 2 images in mask_tokens, and 1 in patch_tokens"):
+        tokens, patch_tokens, words = (
+            np.zeros((2, 5, 128), np.float32),
+            sample.patch_tokens,
+            sample.text_embeddings,
+        )
+        with pytest.raises(
+            InputError, match="there are 2 images in mask_tokens, and 1 in patch_tokens"
+        ):
             pipeline.classify(tokens, patch_tokens[:1], None, words)
         with pytest.raises(InputError, match="there are 2 images in mask_tokens, and 3 in valid"):
             pipeline.classify(tokens, patch_tokens[:2], sample.valid, words)
@@ -259,7 +333,12 @@ class TestRefusals:
         assert pipeline.name == "towers"
         near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
         with pytest.raises(InputError, match="region_head needs a head"):
-            pipeline.classify(np.zeros((1, 1, 128), np.float32), sample.patch_tokens[:1], None, sample.text_embeddings)
+            pipeline.classify(
+                np.zeros((1, 1, 128), np.float32),
+                sample.patch_tokens[:1],
+                None,
+                sample.text_embeddings,
+            )
 
 
 class Noted:
@@ -284,7 +363,9 @@ class Noted:
 
 
 class TestRunners:
-    def test_graphs_are_opened_when_needed_and_closed_together(self, model: RegionSpot, sample: Sample) -> None:
+    def test_graphs_are_opened_when_needed_and_closed_together(
+        self, model: RegionSpot, sample: Sample
+    ) -> None:
         log: list[dict[str, tuple[int, ...]]] = []
         opened: dict[str, Noted] = {}
         whole = pipeline_from_model(model)
@@ -294,20 +375,31 @@ class TestRunners:
             return opened[graph]
 
         with RegionPipeline(
-            whole.info, open_runner, runtime="torch", precision="fp32", fingerprint=whole.fingerprint, prompt_chunk=6
+            whole.info,
+            open_runner,
+            runtime="torch",
+            precision="fp32",
+            fingerprint=whole.fingerprint,
+            prompt_chunk=6,
         ) as pipeline:
             assert not opened
             encoded = pipeline.encode_image(sample.images, sample.input_sizes)
             assert list(opened) == ["sam_image_encoder", "sam_token_decoder_image"]
             log.clear()
             pipeline.mask_tokens(encoded, sample.points, sample.labels)
-            assert [sizes["labels"] for sizes in log] == [(3, 2, 2), (3, 2, 2), (3, 1, 2)]  # six prompts at a time
+            assert [sizes["labels"] for sizes in log] == [
+                (3, 2, 2),
+                (3, 2, 2),
+                (3, 1, 2),
+            ]  # six prompts at a time
             assert not any(runner.closed for runner in opened.values())
         assert all(runner.closed for runner in opened.values())
         pipeline.encode_image(sample.images[:1], sample.input_sizes[:1])  # opened again
 
     def test_sizes_are_rounded_up(self, model: RegionSpot, sample: Sample) -> None:
-        """Few sizes reach the runtime, none outside the graph's range, and what is padding changes nothing."""
+        """Few sizes reach the runtime, none outside the graph's range, and what is padding changes
+        nothing.
+        """
         whole = pipeline_from_model(model)
         log: list[dict[str, tuple[int, ...]]] = []
         encoded = whole.encode_image(sample.images[:1], sample.input_sizes[:1])
@@ -325,7 +417,12 @@ class TestRunners:
                 asked = encoded, sample.points[:1, :count], sample.labels[:1, :count]
                 tokens[count] = rounding.mask_tokens(*asked)[0]
                 near(tokens[count], whole.mask_tokens(*asked)[0])
-                given = tokens[count][:, :, 0], sample.patch_tokens[:1], None, sample.text_embeddings
+                given = (
+                    tokens[count][:, :, 0],
+                    sample.patch_tokens[:1],
+                    None,
+                    sample.text_embeddings,
+                )
                 near(rounding.classify(*given), whole.classify(*given))
         assert [sizes["labels"][1] for sizes in log if "labels" in sizes] == [3, 3, 6, 6]
         assert [sizes["valid"][1] for sizes in log if "valid" in sizes] == [4, 4, 4, 8]
@@ -333,7 +430,9 @@ class TestRunners:
     def test_a_mapping_of_runners(self, model: RegionSpot, sample: Sample) -> None:
         whole = pipeline_from_model(model)
         runners = {"clip_image_encoder": whole._open("clip_image_encoder")}
-        pipeline = RegionPipeline(whole.info, runners, runtime="torch", precision="fp32", fingerprint=whole.fingerprint)
+        pipeline = RegionPipeline(
+            whole.info, runners, runtime="torch", precision="fp32", fingerprint=whole.fingerprint
+        )
         near(pipeline.encode_clip(sample.clip_images), sample.patch_tokens)
 
     def test_shapes_are_within_the_ranges(
@@ -344,9 +443,15 @@ class TestRunners:
         log: list[dict[str, tuple[int, ...]]] = []
         monkeypatch.setattr(pipeline, "_open", lambda graph: Noted(open_runner(graph), log))
         encoded = pipeline.encode_image(sample.images, sample.input_sizes)
-        twice = np.concatenate([sample.points, sample.points], 1), np.concatenate([sample.labels, sample.labels], 1)
+        twice = (
+            np.concatenate([sample.points, sample.points], 1),
+            np.concatenate([sample.labels, sample.labels], 1),
+        )
         pipeline.mask_tokens(encoded, *twice)
-        assert [sizes["points"] for sizes in log if "points" in sizes] == [(2, 8, 2, 2), (2, 3, 2, 2)] * 2
+        assert [sizes["points"] for sizes in log if "points" in sizes] == [
+            (2, 8, 2, 2),
+            (2, 3, 2, 2),
+        ] * 2
         log.clear()
         pipeline.prompt_chunk = 1  # less than the graph takes: no prompts are made up to fill it
         pipeline.mask_tokens(encoded, *twice)
@@ -356,7 +461,9 @@ class TestRunners:
         tokens = np.zeros((3, 2, 128), np.float32)
         pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings)
         assert {sizes["mask_tokens"] for sizes in log} == {(2, 3, 128)}
-        assert [sizes["text_embeddings"] for sizes in log] == [(4, 128)] * 4  # two batches, two pieces of six words
+        assert [sizes["text_embeddings"] for sizes in log] == [
+            (4, 128)
+        ] * 4  # two batches, two pieces of six words
 
 
 class TestTorch:
@@ -373,7 +480,10 @@ class TestTorch:
         modes = {name: module.training for name, module in model.named_modules()}
         pipeline = pipeline_from_model(model)
         tokens = np.zeros((3, 2, 128), np.float32)
-        first, second = (pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings) for _ in range(2))
+        first, second = (
+            pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings)
+            for _ in range(2)
+        )
         np.testing.assert_array_equal(first, second)  # no dropout
         assert modes == {name: module.training for name, module in model.named_modules()}
         assert model.head.training
@@ -381,22 +491,33 @@ class TestTorch:
     def test_fingerprints_are_of_the_part(self, model: RegionSpot) -> None:
         def prints(changed: RegionSpot) -> list[str]:
             pipeline = pipeline_from_model(changed)
-            head, text = (pipeline.fingerprint(graph) for graph in ("region_head", "clip_text_encoder"))
+            head, text = (
+                pipeline.fingerprint(graph) for graph in ("region_head", "clip_text_encoder")
+            )
             return [pipeline.sam_fingerprint(), pipeline.clip_fingerprint(), head, text]
 
         before = prints(model)
         assert len(set(before)) == 4 and before == prints(create_model("regionspot_mini"))
-        for index, part in enumerate(("sam.sam.mask_decoder", "clip.clip.visual", "head", "clip.clip.transformer")):
+        for index, part in enumerate(
+            ("sam.sam.mask_decoder", "clip.clip.visual", "head", "clip.clip.transformer")
+        ):
             other = create_model("regionspot_mini")
             with torch.no_grad():
                 next(other.get_submodule(part).parameters()).add_(1)
-            assert [a != b for a, b in zip(prints(other), before, strict=True)] == [i == index for i in range(4)]
+            assert [a != b for a, b in zip(prints(other), before, strict=True)] == [
+                i == index for i in range(4)
+            ]
 
     def test_the_precision_is_that_of_the_weights(self, model: RegionSpot) -> None:
-        assert (pipeline_from_model(model).runtime, pipeline_from_model(model).precision) == ("torch", "fp32")
+        assert (pipeline_from_model(model).runtime, pipeline_from_model(model).precision) == (
+            "torch",
+            "fp32",
+        )
         other = create_model("regionspot_mini", random_weights=0).double()
         for make in (pipeline_from_model, RegionPredictor):
-            with pytest.raises(InputError, match=r"weights in float64; it can work in .* call model\.float\(\)"):
+            with pytest.raises(
+                InputError, match=r"weights in float64; it can work in .* call model\.float\(\)"
+            ):
                 make(other)
         assert pipeline_from_model(other.float()).precision == "fp32"
         assert pipeline_from_model(other.half()).precision == "fp16"
@@ -409,13 +530,18 @@ class TestTextEncoders:
         assert as_pipeline(pipeline) is pipeline
         assert pipeline.text_encoder.fingerprint() == model.clip.fingerprint()
 
-    def test_no_runtime_shares_words_with_another(self, open_pipeline: OpenPipeline, model: RegionSpot) -> None:
+    def test_no_runtime_shares_words_with_another(
+        self, open_pipeline: OpenPipeline, model: RegionSpot
+    ) -> None:
         pipelines = [open_pipeline(runtime) for runtime in RUNTIMES]
         assert len({pipeline.text_encoder.fingerprint() for pipeline in pipelines}) == 3
 
 
 def test_no_pytorch_is_loaded() -> None:
-    code = "import sys, regionspot.runtime.pipeline, regionspot.runtime.artifacts, regionspot.predictor;"
+    code = (
+        "import sys, regionspot.runtime.pipeline, regionspot.runtime.artifacts, "
+        "regionspot.predictor;"
+    )
     code += "import regionspot.runtime.ort_runner, regionspot.runtime.openvino_runner;"
     code += "print(sorted({'torch', 'open_clip', 'onnx'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,9 @@ from regionspot.runtime.artifacts import GraphEntry, Manifest
 from regionspot.runtime.opening import open_runner
 from regionspot.runtime.run_graph import graph_request, run_in_child
 
-FEEDS = {"image_embeddings": np.linspace(-1, 1, 2 * 128 * 256, dtype=np.float32).reshape(2, 128, 16, 16)}
+FEEDS = {
+    "image_embeddings": np.linspace(-1, 1, 2 * 128 * 256, dtype=np.float32).reshape(2, 128, 16, 16)
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,14 @@ def test_a_child_gives_what_this_process_gives(decoder: tuple[Manifest, GraphEnt
                 np.testing.assert_array_equal(found[name], array)
 
 
-def test_a_file_that_is_refused_is_a_reason_in_one_line(decoder: tuple[Manifest, GraphEntry], tmp_path: Path) -> None:
+def test_a_file_that_is_refused_is_a_reason_in_one_line(
+    decoder: tuple[Manifest, GraphEntry], tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(b"not a graph")
-    with pytest.raises(ArtifactError, match="ended with status 2: ONNX Runtime cannot load") as caught:
+    with pytest.raises(
+        ArtifactError, match="ended with status 2: ONNX Runtime cannot load"
+    ) as caught:
         run_in_child(graph_request(bad, decoder[1].spec, "onnxruntime", "fp32", "cpu"), [FEEDS])
     assert "\n" not in str(caught.value)
 

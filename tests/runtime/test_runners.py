@@ -19,7 +19,13 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.formats import open_graph
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.openvino_runner import OpenVinoRunner
-from regionspot.runtime.ort_runner import FixedBuffers, OrtRunner, _tensorrt_options, engine_cache, profile_options
+from regionspot.runtime.ort_runner import (
+    FixedBuffers,
+    OrtRunner,
+    _tensorrt_options,
+    engine_cache,
+    profile_options,
+)
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.torch_runner import TorchRunner, evaluating
 
@@ -37,7 +43,8 @@ SPEC = GraphSpec(
 WEIGHT = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
 GRAPH = """
 <ir_version: 9, opset_import: ["" : 18]>
-small (float[batch, n, 3] x, bool[batch, n] flags, int32[n] counts) => (float[batch, n, 2] y, int32[n] more)
+small (float[batch, n, 3] x, bool[batch, n] flags, int32[n] counts)
+=> (float[batch, n, 2] y, int32[n] more)
 <float[3, 2] w = {1, 2, 3, 4, 5, 6}, float zero = {0}, int32 one = {1}, int64[1] last = {-1}>
 {
   product = MatMul (x, w)
@@ -144,7 +151,9 @@ class TestEveryRunner:
         with open_runner() as runner:
             np.testing.assert_allclose(runner.infer(odd)["y"], expected_of(feeds), atol=1e-5)
 
-    def test_what_is_kept_on_the_cpu_is_an_array_that_can_be_fed_again(self, open_runner: OpenRunner) -> None:
+    def test_what_is_kept_on_the_cpu_is_an_array_that_can_be_fed_again(
+        self, open_runner: OpenRunner
+    ) -> None:
         feeds = feeds_of(1, 3)
         with open_runner() as runner:
             kept = runner.infer(feeds, keep=["more"])["more"]
@@ -157,13 +166,23 @@ class TestEveryRunner:
         [
             ({"counts": None}, "small needs counts too: its inputs are x, flags, counts"),
             ({"other": np.zeros(3)}, "small takes no other"),
-            ({"x": np.zeros((2, 4, 3))}, r"x must be float32 \('batch', 'n', 3\), not float64 \(2, 4, 3\)"),
+            (
+                {"x": np.zeros((2, 4, 3))},
+                r"x must be float32 \('batch', 'n', 3\), not float64 \(2, 4, 3\)",
+            ),
             ({"x": np.zeros((2, 4, 5), np.float32)}, r"x must be .*, not \(2, 4, 5\)"),
-            ({"flags": np.zeros((2, 5), bool)}, r"flags must be .*, not \(2, 5\): n is 4 in the inputs before it"),
+            (
+                {"flags": np.zeros((2, 5), bool)},
+                r"flags must be .*, not \(2, 5\): n is 4 in the inputs before it",
+            ),
         ],
     )
-    def test_refuses(self, open_runner: OpenRunner, change: dict[str, np.ndarray | None], message: str) -> None:
-        feeds = {name: array for name, array in {**feeds_of(), **change}.items() if array is not None}
+    def test_refuses(
+        self, open_runner: OpenRunner, change: dict[str, np.ndarray | None], message: str
+    ) -> None:
+        feeds = {
+            name: array for name, array in {**feeds_of(), **change}.items() if array is not None
+        }
         with open_runner() as runner, pytest.raises(InputError, match=message):
             runner.infer(feeds)
 
@@ -174,21 +193,35 @@ class TestFiles:
             file_runner(tmp_path / "absent.onnx", SPEC)
 
     @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
-    def test_a_damaged_file(self, file_runner: type[OrtRunner], onnx_file: Path, damage: str) -> None:
+    def test_a_damaged_file(
+        self, file_runner: type[OrtRunner], onnx_file: Path, damage: str
+    ) -> None:
         content = onnx_file.read_bytes()
-        onnx_file.write_bytes({"cut": content[: len(content) // 2], "garbage": b"no graph" * 99, "empty": b""}[damage])
-        with pytest.raises(ArtifactError, match=r"(cannot load .*small\.onnx|is not the graph small)"):
+        onnx_file.write_bytes(
+            {"cut": content[: len(content) // 2], "garbage": b"no graph" * 99, "empty": b""}[damage]
+        )
+        with pytest.raises(
+            ArtifactError, match=r"(cannot load .*small\.onnx|is not the graph small)"
+        ):
             file_runner(onnx_file, SPEC)
 
     def test_a_renamed_output(self, file_runner: type[OrtRunner], onnx_file: Path) -> None:
-        graph = GRAPH.replace("[batch, n, 2] y", "[batch, n, 2] z").replace("y = Where", "z = Where")
+        graph = GRAPH.replace("[batch, n, 2] y", "[batch, n, 2] z").replace(
+            "y = Where", "z = Where"
+        )
         onnx.save(onnx.parser.parse_model(graph), onnx_file)
-        with pytest.raises(ArtifactError, match="is not the graph small: output y is missing; output z is unknown"):
+        with pytest.raises(
+            ArtifactError, match="is not the graph small: output y is missing; output z is unknown"
+        ):
             file_runner(onnx_file, SPEC)
 
     def test_another_graph(self, file_runner: type[OrtRunner], onnx_file: Path) -> None:
-        wider = replace(SPEC, outputs=(TensorSpec("y", "float32", ("batch", "n", 7)), SPEC.outputs[1]))
-        with pytest.raises(ArtifactError, match=r"output y is float32 \(.*2\) instead of float32 \(batch, n, 7\)"):
+        wider = replace(
+            SPEC, outputs=(TensorSpec("y", "float32", ("batch", "n", 7)), SPEC.outputs[1])
+        )
+        with pytest.raises(
+            ArtifactError, match=r"output y is float32 \(.*2\) instead of float32 \(batch, n, 7\)"
+        ):
             file_runner(onnx_file, wider)
 
     def test_closed(self, file_runner: type[OrtRunner], onnx_file: Path) -> None:
@@ -198,7 +231,9 @@ class TestFiles:
         with pytest.raises(InputError, match=r"small\.onnx was closed: open it again"):
             runner.infer(feeds_of())
 
-    def test_sizes_that_the_file_does_not_take(self, file_runner: type[OrtRunner], onnx_file: Path) -> None:
+    def test_sizes_that_the_file_does_not_take(
+        self, file_runner: type[OrtRunner], onnx_file: Path
+    ) -> None:
         """A file whose axes are fixed refuses others by itself, in words of its own."""
         graph = GRAPH.replace("batch, n, 3", "2, 4, 3").replace("batch, n] flags", "2, 4] flags")
         onnx.save(onnx.parser.parse_model(graph), onnx_file)
@@ -206,10 +241,13 @@ class TestFiles:
         with file_runner(onnx_file, fixed) as runner:
             runner.infer(feeds_of(2, 4))
             with pytest.raises(
-                InputError, match=r"cannot run small of .*on x \(3, 4, 3\), .*: batch is 3, not in 2:2:2"
+                InputError,
+                match=r"cannot run small of .*on x \(3, 4, 3\), .*: batch is 3, not in 2:2:2",
             ):
                 runner.infer(feeds_of(3, 4))
-            np.testing.assert_array_equal(runner.infer(feeds_of(2, 4))["more"], feeds_of(2, 4)["counts"] + 1)
+            np.testing.assert_array_equal(
+                runner.infer(feeds_of(2, 4))["more"], feeds_of(2, 4)["counts"] + 1
+            )
 
     @pytest.mark.parametrize(
         ("module", "library", "advice"),
@@ -220,7 +258,9 @@ class TestFiles:
     )
     def test_a_missing_library_is_named(self, module: str, library: str, advice: str) -> None:
         code = f"import sys; sys.modules['{library}'] = None; import regionspot.runtime.{module}"
-        error = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.splitlines()[-1]
+        error = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True
+        ).stderr.splitlines()[-1]
         assert error.startswith("regionspot.errors.InputError") and advice in error
 
 
@@ -230,7 +270,9 @@ class TestTorch:
         module.dropout.eval()
         module.dropout.train()
         feeds = feeds_of()
-        np.testing.assert_allclose(TorchRunner(module, SPEC).infer(feeds)["y"], expected_of(feeds), atol=1e-5)
+        np.testing.assert_allclose(
+            TorchRunner(module, SPEC).infer(feeds)["y"], expected_of(feeds), atol=1e-5
+        )
         assert module.training and module.dropout.training and module.grad_mode is False
 
     def test_the_mode_is_put_back_after_an_error(self) -> None:
@@ -252,7 +294,10 @@ class TestTorch:
         feeds = feeds_of()
         runner = TorchRunner(Small(), SPEC)
         expected = runner.infer(feeds)
-        with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="autocast has no effect"):
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            pytest.warns(UserWarning, match="autocast has no effect"),
+        ):
             found = runner.infer(feeds)
         for name, array in expected.items():
             np.testing.assert_array_equal(found[name], array)
@@ -290,12 +335,17 @@ class TestTorch:
         runner, feeds = TorchRunner(Small().cuda(), SPEC), feeds_of(1, 3)
         kept = runner.infer(feeds, keep=["more"])["more"]
         assert kept.device.type == "cuda"
-        np.testing.assert_array_equal(runner.infer({**feeds, "counts": kept})["more"], feeds["counts"] + 2)
+        np.testing.assert_array_equal(
+            runner.infer({**feeds, "counts": kept})["more"], feeds["counts"] + 2
+        )
 
 
 class TestOnnxRuntime:
     def test_a_graph_that_fails(self, onnx_file: Path) -> None:
-        rows_of_three = "rows = Reshape (counts, threes)\n  flat = Reshape (rows, last)\n  more = Add (flat, one)"
+        rows_of_three = (
+            "rows = Reshape (counts, threes)\n  flat = Reshape (rows, last)\n  more = Add (flat, "
+            "one)"
+        )
         graph = GRAPH.replace("more = Add (counts, one)", rows_of_three).replace(
             "last = {-1}", "last = {-1}, int64[2] threes = {-1, 3}"
         )
@@ -303,7 +353,8 @@ class TestOnnxRuntime:
         with OrtRunner(onnx_file, SPEC) as runner:
             runner.infer(feeds_of(2, 3))
             with pytest.raises(
-                ArtifactError, match=r"cannot run small of .* on x \(2, 4, 3\), .*ask for less at a time"
+                ArtifactError,
+                match=r"cannot run small of .* on x \(2, 4, 3\), .*ask for less at a time",
             ):
                 runner.infer(feeds_of(2, 4))
 
@@ -318,7 +369,9 @@ class TestOnnxRuntime:
             OrtRunner(onnx_file, SPEC, provider)
 
     def test_an_unknown_provider(self, onnx_file: Path) -> None:
-        with pytest.raises(InputError, match="no provider 'abacus': choose one of cpu, cuda, tensorrt"):
+        with pytest.raises(
+            InputError, match="no provider 'abacus': choose one of cpu, cuda, tensorrt"
+        ):
             OrtRunner(onnx_file, SPEC, "abacus")
 
     def test_threads(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,8 +383,12 @@ class TestOnnxRuntime:
         assert threads(OrtRunner(onnx_file, SPEC)) == 2
         assert threads(OrtRunner(onnx_file, SPEC, threads=1)) == 1
 
-    @pytest.mark.parametrize(("precision", "level"), [("fp32", "ALL"), ("int8", "ALL"), ("fp16", "BASIC")])
-    def test_half_precision_without_the_last_optimisations(self, onnx_file: Path, precision: str, level: str) -> None:
+    @pytest.mark.parametrize(
+        ("precision", "level"), [("fp32", "ALL"), ("int8", "ALL"), ("fp16", "BASIC")]
+    )
+    def test_half_precision_without_the_last_optimisations(
+        self, onnx_file: Path, precision: str, level: str
+    ) -> None:
         session = OrtRunner(onnx_file, SPEC, precision=precision)._session
         assert session is not None
         assert session.get_session_options().graph_optimization_level.name == f"ORT_ENABLE_{level}"
@@ -346,7 +403,9 @@ class TestOnnxRuntime:
     def test_tensorrts_engines_are_those_of_one_file(
         self, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """ONNX Runtime names an engine after the graph's structure: other weights would get the first file's engine."""
+        """ONNX Runtime names an engine after the graph's structure: other weights would get the
+        first file's engine.
+        """
         monkeypatch.setenv("REGIONSPOT_CACHE", str(tmp_path / "cache"))
         first = engine_cache(onnx_file)
         assert first == engine_cache(onnx_file)
@@ -359,15 +418,23 @@ class TestOnnxRuntime:
         onnx.save(onnx.parser.parse_model(GRAPH.replace("{1, 2, 3,", "{1, 2, 9,")), onnx_file)
         assert len({first, second, third, engine_cache(onnx_file)}) == 4
 
-    @pytest.mark.parametrize("device", ["cuda:x", "cpu:7", "cuda:", "cuda:-1", "abacus", "cuda:1:2", ""])
+    @pytest.mark.parametrize(
+        "device", ["cuda:x", "cpu:7", "cuda:", "cuda:-1", "abacus", "cuda:1:2", ""]
+    )
     def test_devices_that_are_none(self, onnx_file: Path, device: str) -> None:
-        with pytest.raises(InputError, match=f"onnxruntime works on auto, cpu, cuda, .*, not on {device}$"):
+        with pytest.raises(
+            InputError, match=f"onnxruntime works on auto, cpu, cuda, .*, not on {device}$"
+        ):
             open_graph(onnx_file, SPEC, "onnxruntime", "fp32", device)
 
     def test_a_cuda_graph_can_be_asked_for(self, onnx_file: Path) -> None:
-        with pytest.raises(InputError, match="small cannot be captured as a CUDA graph: its shapes are dynamic"):
+        with pytest.raises(
+            InputError, match="small cannot be captured as a CUDA graph: its shapes are dynamic"
+        ):
             open_graph(onnx_file, SPEC, "onnxruntime", "fp32", "cuda", cuda_graph=True)
-        with pytest.raises(InputError, match="cuda_graph is an option of onnxruntime, not of openvino"):
+        with pytest.raises(
+            InputError, match="cuda_graph is an option of onnxruntime, not of openvino"
+        ):
             open_graph(onnx_file, SPEC, "openvino", "fp32", cuda_graph=True)
 
     def test_a_cuda_graph_needs_fixed_shapes_and_cuda(self, onnx_file: Path) -> None:
@@ -378,29 +445,43 @@ class TestOnnxRuntime:
             OrtRunner(onnx_file, fixed, "cpu", cuda_graph=True)
 
     def test_buffers_that_stay_where_they_are(self, onnx_file: Path) -> None:
-        """What a CUDA graph runs on, here without one: the same addresses in every run, kept outputs apart."""
+        """What a CUDA graph runs on, here without one: the same addresses in every run, kept
+        outputs apart.
+        """
         fixed = replace(SPEC, ranges={"batch": Range(2, 2, 2), "n": Range(4, 4, 4)})
         session = OrtRunner(onnx_file, fixed)._session
         assert session is not None
         buffers = FixedBuffers(session, fixed, ("cpu", 0))
-        addresses = [value.data_ptr() for value in (*buffers._inputs.values(), *buffers._outputs.values())]
+        addresses = [
+            value.data_ptr() for value in (*buffers._inputs.values(), *buffers._outputs.values())
+        ]
         first, second = feeds_of(seed=1), feeds_of(seed=2)
         kept = buffers.infer(first, keep=["more"])["more"]
         found = buffers.infer({**second, "counts": kept}, keep=[])
         np.testing.assert_allclose(found["y"], expected_of(second), atol=1e-5)
         np.testing.assert_array_equal(found["more"], first["counts"] + 2)
         np.testing.assert_array_equal(kept.numpy(), first["counts"] + 1)
-        assert addresses == [value.data_ptr() for value in (*buffers._inputs.values(), *buffers._outputs.values())]
+        assert addresses == [
+            value.data_ptr() for value in (*buffers._inputs.values(), *buffers._outputs.values())
+        ]
 
 
 class TestOpenVino:
     @pytest.mark.parametrize(("precision", "name"), [(None, "f32"), ("bf16", "bf16")])
-    def test_precision_is_what_was_asked_for(self, onnx_file: Path, precision: str | None, name: str) -> None:
+    def test_precision_is_what_was_asked_for(
+        self, onnx_file: Path, precision: str | None, name: str
+    ) -> None:
         """Of its own accord OpenVINO takes bf16 where the CPU has it."""
-        runner = OpenVinoRunner(onnx_file, SPEC) if precision is None else OpenVinoRunner(onnx_file, SPEC, precision)
+        runner = (
+            OpenVinoRunner(onnx_file, SPEC)
+            if precision is None
+            else OpenVinoRunner(onnx_file, SPEC, precision)
+        )
         assert runner._request is not None
         hint = runner._request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
-        assert hint.get_type_name() == name or "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
+        assert (
+            hint.get_type_name() == name or "avx512_bf16" not in Path("/proc/cpuinfo").read_text()
+        )
 
     def test_threads(self, onnx_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def threads(runner: OpenVinoRunner) -> int:

@@ -32,7 +32,9 @@ def test_nan_stays_nan() -> None:
 
 
 def test_best_first_and_of_equals_the_first() -> None:
-    scores, ids = best_classes(np.array([[0.1, 0.4, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25]], np.float32), 3)
+    scores, ids = best_classes(
+        np.array([[0.1, 0.4, 0.1, 0.4], [0.25, 0.25, 0.25, 0.25]], np.float32), 3
+    )
     assert ids.tolist() == [[1, 3, 0], [0, 1, 2]]
     np.testing.assert_allclose(scores, [[0.4, 0.4, 0.1], [0.25, 0.25, 0.25]])
     assert scores.dtype == np.float32 and ids.dtype == np.int64
@@ -53,7 +55,11 @@ def test_the_reading_with_the_highest_predicted_iou_is_taken() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (4, 7), (3, 60), (50, 500), (0, 60), (2, 0)])
 def test_any_count_equals_a_full_sort(shape: tuple[int, int], values: str) -> None:
     rng = np.random.default_rng(0)
-    scores = rng.integers(0, 4, shape).astype(np.float32) if values == "few" else rng.random(shape, np.float32)
+    scores = (
+        rng.integers(0, 4, shape).astype(np.float32)
+        if values == "few"
+        else rng.random(shape, np.float32)
+    )
     odd = {"nan": np.nan, "inf": np.inf, "zeros": -0.0}.get(values)
     if odd is not None:
         scores[rng.random(shape) < 0.3] = odd

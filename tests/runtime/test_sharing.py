@@ -1,4 +1,6 @@
-"""Runners, pipelines and predictors under threads and interrupts: the right answer or the exception, nothing else."""
+"""Runners, pipelines and predictors under threads and interrupts: the right answer or the
+exception, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,17 @@ def num_threads(request: pytest.FixtureRequest) -> int:
 
 class TestThreads:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_answer_is_that_of_a_serial_run(self, kind: str, num_threads: int, mini_artifacts: Path) -> None:
+    def test_every_answer_is_that_of_a_serial_run(
+        self, kind: str, num_threads: int, mini_artifacts: Path
+    ) -> None:
         with open_kind(kind, mini_artifacts, num_threads) as runner:
             counts = share(runner, ANSWERS.get(kind, 12))
-        assert counts == {"answers": 3 * ANSWERS.get(kind, 12), "wrong": 0, "errors": 0, "wrong_afterwards": 0}
+        assert counts == {
+            "answers": 3 * ANSWERS.get(kind, 12),
+            "wrong": 0,
+            "errors": 0,
+            "wrong_afterwards": 0,
+        }
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("kind", ["torch-cuda", "onnxruntime-cuda"])
@@ -63,10 +72,17 @@ class TestThreads:
         if kind == "onnxruntime-cuda" and best_device() != "cuda":
             pytest.skip("this ONNX Runtime has no CUDA")
         with open_kind(kind, mini_artifacts, 1) as runner:
-            assert share(runner, 100) == {"answers": 300, "wrong": 0, "errors": 0, "wrong_afterwards": 0}
+            assert share(runner, 100) == {
+                "answers": 300,
+                "wrong": 0,
+                "errors": 0,
+                "wrong_afterwards": 0,
+            }
 
     @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "torch"])
-    def test_closing_waits_for_runs_and_refuses_later_ones(self, kind: str, mini_artifacts: Path) -> None:
+    def test_closing_waits_for_runs_and_refuses_later_ones(
+        self, kind: str, mini_artifacts: Path
+    ) -> None:
         runner = open_kind(kind, mini_artifacts, 1)
         asked = questions(runner.spec)[0]
         wanted = runner.infer(asked)
@@ -88,10 +104,23 @@ class TestThreads:
 
 class TestInterrupts:
     def test_an_exception_or_the_right_answer(self, num_threads: int, mini_artifacts: Path) -> None:
-        """SIGALRM and SIGINT at 20 random instants for each runner, in a process whose main thread runs the graphs."""
-        command = [sys.executable, "-m", "tests.runtime.sharing", str(mini_artifacts), "--answers", "0"]
+        """SIGALRM and SIGINT at 20 random instants for each runner, in a process whose main thread
+        runs the graphs.
+        """
+        command = [
+            sys.executable,
+            "-m",
+            "tests.runtime.sharing",
+            str(mini_artifacts),
+            "--answers",
+            "0",
+        ]
         done = subprocess.run(
-            [*command, "--threads", str(num_threads)], cwd=ROOT, capture_output=True, text=True, timeout=600
+            [*command, "--threads", str(num_threads)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -99,7 +128,9 @@ class TestInterrupts:
         for row in rows:
             for name in ("SIGALRM", "SIGINT"):
                 counts = row[name]
-                assert counts["wrong"] == counts["other_errors"] == counts["wrong_afterwards"] == 0, row
+                assert (
+                    counts["wrong"] == counts["other_errors"] == counts["wrong_afterwards"] == 0
+                ), row
         assert sum(row["SIGALRM"]["raised"] for row in rows) >= 20  # the interrupts did arrive
 
     def test_answers_of_an_earlier_run_are_noticed(self, mini_artifacts: Path) -> None:
@@ -121,11 +152,22 @@ class _Kernels:
 class TestErrorsInsideAGraph:
     @pytest.mark.parametrize(
         "error",
-        [MemoryError("x"), RuntimeError("x"), ValueError("x"), TimeoutError("x"), SystemExit(3), KeyboardInterrupt()],
+        [
+            MemoryError("x"),
+            RuntimeError("x"),
+            ValueError("x"),
+            TimeoutError("x"),
+            SystemExit(3),
+            KeyboardInterrupt(),
+        ],
         ids=lambda error: type(error).__name__,
     )
     def test_what_an_operation_of_ours_raises_comes_out(
-        self, error: BaseException, num_threads: int, mini_artifacts: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        error: BaseException,
+        num_threads: int,
+        mini_artifacts: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         with open_kind("openvino-own", mini_artifacts, num_threads) as runner:
             one, two, _ = questions(runner.spec)
@@ -184,7 +226,9 @@ RUNTIMES = ("torch", "onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def predictor(request: pytest.FixtureRequest, mini_artifacts_with_masks: Path, model: Any) -> Iterator[RegionPredictor]:
+def predictor(
+    request: pytest.FixtureRequest, mini_artifacts_with_masks: Path, model: Any
+) -> Iterator[RegionPredictor]:
     if request.param == "torch":
         yield RegionPredictor(model)
         return
@@ -192,14 +236,19 @@ def predictor(request: pytest.FixtureRequest, mini_artifacts_with_masks: Path, m
         yield RegionPredictor(pipeline)
 
 
-IMAGES = [np.random.default_rng(seed).integers(0, 256, (60 + 40 * seed, 120, 3), dtype=np.uint8) for seed in range(3)]
+IMAGES = [
+    np.random.default_rng(seed).integers(0, 256, (60 + 40 * seed, 120, 3), dtype=np.uint8)
+    for seed in range(3)
+]
 BOXES = [[1, 2, 30, 40], [5, 5, 50, 50]]
 
 
 def vocabulary(predictor: RegionPredictor, first: int = 0) -> Vocabulary:
     size = predictor.pipeline.info.embed_dim
     rows = np.linalg.qr(np.random.default_rng(5).normal(size=(size, size)))[0][first : first + 8]
-    return Vocabulary(tuple(f"word {index}" for index in range(first, first + 8)), rows.astype(np.float32))
+    return Vocabulary(
+        tuple(f"word {index}" for index in range(first, first + 8)), rows.astype(np.float32)
+    )
 
 
 def same(one: RegionPredictions, other: RegionPredictions) -> bool:
@@ -220,25 +269,36 @@ class TestPredictors:
             return predictor.predict(IMAGES[index], boxes=BOXES, vocabulary=words[index], top_k=8)
 
         def by_set_image(index: int) -> RegionPredictions:
-            return predictor.set_image(IMAGES[index]).predict(boxes=BOXES, vocabulary=words[index], top_k=8)
+            return predictor.set_image(IMAGES[index]).predict(
+                boxes=BOXES, vocabulary=words[index], top_k=8
+            )
 
         wanted = [stateless(index) for index in range(3)]
         assert not same(wanted[0], wanted[1])
 
         def work(index: int) -> list[bool]:
-            return [same(ask(index), wanted[index]) for _ in range(6) for ask in (stateless, by_set_image)]
+            return [
+                same(ask(index), wanted[index])
+                for _ in range(6)
+                for ask in (stateless, by_set_image)
+            ]
 
         with ThreadPoolExecutor(3) as pool:
             assert all(right for answers in pool.map(work, range(3)) for right in answers)
 
     def test_words_of_several_threads(self, predictor: RegionPredictor) -> None:
-        names = [["plain red toy", "plain blue toy"], ["a red toy", "a green toy", "a blue toy"], ["toy", "plain toy"]]
+        names = [
+            ["plain red toy", "plain blue toy"],
+            ["a red toy", "a green toy", "a blue toy"],
+            ["toy", "plain toy"],
+        ]
         image = predictor.encode(IMAGES[0])
         wanted = [predictor.predict(image, boxes=BOXES, vocabulary=words) for words in names]
 
         def work(index: int) -> list[bool]:
             return [
-                same(predictor.predict(image, boxes=BOXES, vocabulary=names[index]), wanted[index]) for _ in range(8)
+                same(predictor.predict(image, boxes=BOXES, vocabulary=names[index]), wanted[index])
+                for _ in range(8)
             ]
 
         with ThreadPoolExecutor(3) as pool:
@@ -263,7 +323,9 @@ class TestPredictors:
         with ThreadPoolExecutor(1) as pool:  # a thread that has set nothing
             assert same(pool.submit(ask).result(), ask())
 
-    def test_a_thread_is_not_taken_for_the_one_that_made_the_predictor(self, predictor: RegionPredictor) -> None:
+    def test_a_thread_is_not_taken_for_the_one_that_made_the_predictor(
+        self, predictor: RegionPredictor
+    ) -> None:
         """Threads that have ended leave their numbers to later ones."""
         words = vocabulary(predictor)
 
@@ -279,7 +341,10 @@ class TestPredictors:
     def test_predict_leaves_the_image_that_was_set(self, predictor: RegionPredictor) -> None:
         words = vocabulary(predictor)
         predictor.set_image(IMAGES[0])
-        assert predictor.predict(IMAGES[2], boxes=BOXES, vocabulary=words).image_height == IMAGES[2].shape[0]
+        assert (
+            predictor.predict(IMAGES[2], boxes=BOXES, vocabulary=words).image_height
+            == IMAGES[2].shape[0]
+        )
         assert predictor.predict(boxes=BOXES, vocabulary=words).image_height == IMAGES[0].shape[0]
 
 
@@ -292,10 +357,15 @@ def other() -> RegionPredictor:
 
 
 class TestEncodedPictures:
-    def test_another_model_refuses_them(self, predictor: RegionPredictor, other: RegionPredictor) -> None:
+    def test_another_model_refuses_them(
+        self, predictor: RegionPredictor, other: RegionPredictor
+    ) -> None:
         encoded, words = predictor.encode(IMAGES[0]), vocabulary(predictor)
         other.set_image(IMAGES[1])
-        for ask in (other.set_image, lambda image: other.predict(image, boxes=BOXES, vocabulary=words)):
+        for ask in (
+            other.set_image,
+            lambda image: other.predict(image, boxes=BOXES, vocabulary=words),
+        ):
             with pytest.raises(InputError, match="encoded by another model"):
                 ask(encoded)
         assert other.predict(boxes=BOXES, vocabulary=words).image_height == IMAGES[1].shape[0]
@@ -311,11 +381,21 @@ class TestEncodedPictures:
         with pytest.raises(InputError, match="another CLIP"):
             mixed.set_image(RegionPredictor(model).encode(IMAGES[0]))
 
-    def test_the_same_model_in_another_pipeline_takes_them(self, mini_artifacts_with_masks: Path) -> None:
-        with open_pipeline(mini_artifacts_with_masks) as one, open_pipeline(mini_artifacts_with_masks) as two:
-            words, encoded = vocabulary(RegionPredictor(one)), RegionPredictor(one).encode(IMAGES[0])
+    def test_the_same_model_in_another_pipeline_takes_them(
+        self, mini_artifacts_with_masks: Path
+    ) -> None:
+        with (
+            open_pipeline(mini_artifacts_with_masks) as one,
+            open_pipeline(mini_artifacts_with_masks) as two,
+        ):
+            words, encoded = (
+                vocabulary(RegionPredictor(one)),
+                RegionPredictor(one).encode(IMAGES[0]),
+            )
             wanted = RegionPredictor(one).predict(encoded, boxes=BOXES, vocabulary=words)
-            assert same(RegionPredictor(two).predict(encoded, boxes=BOXES, vocabulary=words), wanted)
+            assert same(
+                RegionPredictor(two).predict(encoded, boxes=BOXES, vocabulary=words), wanted
+            )
 
     def test_weights_that_changed_refuse_them(self) -> None:
         from regionspot.modeling.presets import create_model
@@ -324,7 +404,9 @@ class TestEncodedPictures:
         predictor = RegionPredictor(changing)
         encoded = predictor.encode(IMAGES[0])
         predictor.set_image(encoded)
-        changing.sam.load_state_dict(create_model("regionspot_mini", random_weights=1).sam.state_dict())
+        changing.sam.load_state_dict(
+            create_model("regionspot_mini", random_weights=1).sam.state_dict()
+        )
         with pytest.raises(InputError, match="encoded by another model"):
             predictor.set_image(encoded)
 
@@ -335,11 +417,15 @@ class TestEncodedPictures:
         names, changing = ["plain red toy", "plain blue toy"], create_model("regionspot_mini")
         predictor = RegionPredictor(changing, tmp_path / "words").set_image(IMAGES[0])
         before = predictor.predict(boxes=BOXES, vocabulary=names)
-        changing.clip.load_state_dict(create_model("regionspot_mini", random_weights=1).clip.state_dict())
+        changing.clip.load_state_dict(
+            create_model("regionspot_mini", random_weights=1).clip.state_dict()
+        )
         with pytest.raises(InputError, match="another CLIP"):
             predictor.predict(boxes=BOXES, vocabulary=names)
         after = predictor.predict(IMAGES[0], boxes=BOXES, vocabulary=names)
-        fresh = RegionPredictor(changing, tmp_path / "others").predict(IMAGES[0], boxes=BOXES, vocabulary=names)
+        fresh = RegionPredictor(changing, tmp_path / "others").predict(
+            IMAGES[0], boxes=BOXES, vocabulary=names
+        )
         assert same(after, fresh) and not same(after, before)
         original = RegionPredictor(create_model("regionspot_mini"), tmp_path / "words")
         assert same(original.predict(IMAGES[0], boxes=BOXES, vocabulary=names), before)
@@ -356,7 +442,11 @@ class TestPipelines:
                 return whole.runner(graph)
 
             pipeline = RegionPipeline(
-                whole.info, open_slowly, runtime="onnxruntime", precision="fp32", fingerprint=whole.fingerprint
+                whole.info,
+                open_slowly,
+                runtime="onnxruntime",
+                precision="fp32",
+                fingerprint=whole.fingerprint,
             )
             with ThreadPoolExecutor(4) as pool:
                 runners = list(pool.map(pipeline.runner, ["region_head"] * 4))
@@ -374,11 +464,15 @@ found = predictor.predict(image, boxes=[[1, 2, 30, 40], [5, 5, 50, 50]], vocabul
 
 
 class TestPickling:
-    def test_a_predictor_in_another_process(self, predictor: RegionPredictor, tmp_path: Path) -> None:
+    def test_a_predictor_in_another_process(
+        self, predictor: RegionPredictor, tmp_path: Path
+    ) -> None:
         words = vocabulary(predictor)
         (tmp_path / "sent.pickle").write_bytes(pickle.dumps((predictor, IMAGES[1], words)))
         subprocess.run(
-            [sys.executable, "-c", CHILD, str(tmp_path)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            [sys.executable, "-c", CHILD, str(tmp_path)],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         back = pickle.loads((tmp_path / "back.pickle").read_bytes())
         assert same(back, predictor.predict(IMAGES[1], boxes=BOXES, vocabulary=words))
@@ -390,12 +484,18 @@ class TestPickling:
             wanted = RegionPredictor(pipeline).predict(encoded, boxes=BOXES, vocabulary=words)
             with pickle.loads(pickle.dumps(pipeline)) as copy:
                 again = pickle.loads(pickle.dumps(encoded))
-                assert same(RegionPredictor(copy).predict(again, boxes=BOXES, vocabulary=words), wanted)
+                assert same(
+                    RegionPredictor(copy).predict(again, boxes=BOXES, vocabulary=words), wanted
+                )
 
     def test_a_pipeline_that_cannot_be_opened_again_says_so(self, mini_artifacts: Path) -> None:
         with open_pipeline(mini_artifacts) as whole:
             own = RegionPipeline(
-                whole.info, whole.runner, runtime="mine", precision="fp32", fingerprint=whole.fingerprint
+                whole.info,
+                whole.runner,
+                runtime="mine",
+                precision="fp32",
+                fingerprint=whole.fingerprint,
             )
             with pytest.raises(pickle.PicklingError, match="open it in the other process"):
                 pickle.dumps(own)
@@ -413,7 +513,8 @@ class _Alarm:
 
 class TestIsInterrupt:
     @pytest.mark.parametrize(
-        "handler", [_Alarm(), _Alarm().method, functools.partial(_Alarm().method, "x"), lambda *_: _Alarm()()]
+        "handler",
+        [_Alarm(), _Alarm().method, functools.partial(_Alarm().method, "x"), lambda *_: _Alarm()()],
     )
     def test_what_a_handler_raised(self, handler: Callable[..., None]) -> None:
         before = signal.signal(signal.SIGALRM, handler)

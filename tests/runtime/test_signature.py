@@ -13,7 +13,9 @@ from regionspot.runtime.signature import check_signature
 X = TensorSpec("x", "float32", ("batch", "n", 3))
 FLAGS = TensorSpec("flags", "bool", ("batch",))
 Y = TensorSpec("y", "float32", ("batch", 5))
-SPEC = GraphSpec("graph", "for tests", (X, FLAGS), (Y,), {"batch": Range(2, 2, 2), "n": Range(1, 4, 8)})
+SPEC = GraphSpec(
+    "graph", "for tests", (X, FLAGS), (Y,), {"batch": Range(2, 2, 2), "n": Range(1, 4, 8)}
+)
 
 
 @pytest.mark.parametrize(
@@ -34,8 +36,16 @@ def test_what_fits(found: TensorSpec) -> None:
     [
         ([X], [Y], "graph.onnx is not the graph graph: input flags is missing. It was changed"),
         ([X, FLAGS], [replace(Y, name="z")], "output y is missing; output z is unknown"),
-        ([X, replace(FLAGS, dtype="int32")], [Y], r"input flags is int32 \(batch\) instead of bool \(batch\)"),
-        ([replace(X, shape=("batch", "n", 4)), FLAGS], [Y], r"input x is float32 \(batch, n, 4\) instead of"),
+        (
+            [X, replace(FLAGS, dtype="int32")],
+            [Y],
+            r"input flags is int32 \(batch\) instead of bool \(batch\)",
+        ),
+        (
+            [replace(X, shape=("batch", "n", 4)), FLAGS],
+            [Y],
+            r"input x is float32 \(batch, n, 4\) instead of",
+        ),
         ([replace(X, shape=("batch", 4, 3)), FLAGS], [Y], r"input x is float32 \(batch, 4, 3\)"),
         ([replace(X, shape=(1, "n", 3)), FLAGS], [Y], r"input x is float32 \(1, n, 3\)"),
         ([X, FLAGS], [replace(Y, shape=(5,))], r"output y is float32 \(5\)"),

@@ -16,8 +16,27 @@ from regionspot.runtime.tokenizer import END, START, ClipTokenizer, tokenizer_js
 from regionspot.vocabulary import parse_vocabulary
 
 ODD = [
-    *("", "  ", "a\tb\n c", "x" * 500, "word " * 100, "it's he'll DON'T I'd", "'''s", "I'M", "__init__", "a_b-c/d\\e"),
-    *(f"{END} a", f"{START.upper()}b{END}", "a<b>c", "123 4567", "&amp;amp; &lt;", "\x00 nul", "...---!!!"),
+    *(
+        "",
+        "  ",
+        "a\tb\n c",
+        "x" * 500,
+        "word " * 100,
+        "it's he'll DON'T I'd",
+        "'''s",
+        "I'M",
+        "__init__",
+        "a_b-c/d\\e",
+    ),
+    *(
+        f"{END} a",
+        f"{START.upper()}b{END}",
+        "a<b>c",
+        "123 4567",
+        "&amp;amp; &lt;",
+        "\x00 nul",
+        "...---!!!",
+    ),
     *(
         "naïve café",
         "Ünïcödé ÇA",
@@ -46,10 +65,16 @@ def test_odd_texts(tokenizer: ClipTokenizer) -> None:
 
 
 def test_class_names_in_all_templates(tokenizer: ClipTokenizer) -> None:
-    names = [*IMAGENET_CLASS_NAMES[::20], *parse_vocabulary("coco"), *parse_vocabulary("mini")[::10]]
+    names = [
+        *IMAGENET_CLASS_NAMES[::20],
+        *parse_vocabulary("coco"),
+        *parse_vocabulary("mini")[::10],
+    ]
     texts = [template.format(name) for name in names for template in TEMPLATES]
     found = tokenizer(texts, 77)
-    assert found.dtype == np.int32 and np.array_equal(found, tokenize(texts, context_length=77).numpy())
+    assert found.dtype == np.int32 and np.array_equal(
+        found, tokenize(texts, context_length=77).numpy()
+    )
 
 
 def test_no_texts(tokenizer: ClipTokenizer) -> None:

@@ -28,10 +28,16 @@ def test_known_numbers() -> None:
     assert difference.sqnr_db == pytest.approx(20.0)  # 25 over 0.25
 
 
-@pytest.mark.parametrize("array", [np.zeros((0, 3), np.float32), np.zeros(4, np.float32), np.ones(4, np.float32)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((0, 3), np.float32), np.zeros(4, np.float32), np.ones(4, np.float32)]
+)
 def test_equal_arrays_have_no_difference(array: np.ndarray) -> None:
     difference = measure(array, array.copy())
-    assert (difference.max_abs_diff, difference.cosine, difference.sqnr_db) == (0.0, 1.0, SQNR_CAP_DB)
+    assert (difference.max_abs_diff, difference.cosine, difference.sqnr_db) == (
+        0.0,
+        1.0,
+        SQNR_CAP_DB,
+    )
 
 
 def test_zeros_against_numbers_are_as_different_as_can_be() -> None:
@@ -45,7 +51,9 @@ def test_small_values_are_judged_by_their_absolute_difference() -> None:
 
 
 def test_worst_takes_the_worst_of_each() -> None:
-    assert worst([Difference(1.0, 2.0, 0.5, 40.0), Difference(0.1, 9.0, 0.9, 3.0)]) == Difference(1.0, 9.0, 0.5, 3.0)
+    assert worst([Difference(1.0, 2.0, 0.5, 40.0), Difference(0.1, 9.0, 0.9, 3.0)]) == Difference(
+        1.0, 9.0, 0.5, 3.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,8 +80,13 @@ def test_unknown_precision() -> None:
 def test_breaches_name_the_figure_and_the_limit() -> None:
     assert RUNTIME_FP32.breaches(Difference(1e-4, 1.0, 1.0, 80.0)) == []
     assert RUNTIME_FP32.breaches(Difference(1e-3, 10.0, 1.0, 80.0)) == []
-    assert RUNTIME_FP32.breaches(Difference(2e-4, 1.0, 1.0, 80.0)) == ["max|Δ| 0.0002 is 0.0002 > 0.0001"]
-    assert HALF.breaches(Difference(9.0, 1.0, 0.9989, 24.9)) == ["cosine 0.99890 < 0.999", "SQNR 24.9 dB < 25 dB"]
+    assert RUNTIME_FP32.breaches(Difference(2e-4, 1.0, 1.0, 80.0)) == [
+        "max|Δ| 0.0002 is 0.0002 > 0.0001"
+    ]
+    assert HALF.breaches(Difference(9.0, 1.0, 0.9989, 24.9)) == [
+        "cosine 0.99890 < 0.999",
+        "SQNR 24.9 dB < 25 dB",
+    ]
     assert HALF.breaches(Difference(np.nan, 1.0, np.nan, np.nan)) != []
     assert INT8.end_to_end_breaches(0.9, 0.5) == []
     assert RUNTIME_FP32.end_to_end_breaches(0.99, 2e-3) == [

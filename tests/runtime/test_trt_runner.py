@@ -21,7 +21,14 @@ from regionspot.export.quantization import quantize
 from regionspot.export.trt_engine import build_engine
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.engine_file import FLAVOURS, EngineSidecar, EngineTensor, profile_of, read_engine, write_engine
+from regionspot.runtime.engine_file import (
+    FLAVOURS,
+    EngineSidecar,
+    EngineTensor,
+    profile_of,
+    read_engine,
+    write_engine,
+)
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
@@ -81,7 +88,10 @@ def any_library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.usefixtures("any_library")
 def test_without_a_gpu(engine: Path, flavour: str) -> None:
-    with pytest.raises(InputError, match=rf"running {engine.name} with TensorRT.* needs an NVIDIA GPU: PyTorch .*onnx"):
+    with pytest.raises(
+        InputError,
+        match=rf"running {engine.name} with TensorRT.* needs an NVIDIA GPU: PyTorch .*onnx",
+    ):
         TrtRunner(engine, SPEC, flavour)
 
 
@@ -117,7 +127,9 @@ def test_shapes_must_lie_in_the_profile() -> None:
     for batch in (1, 2, 8):
         check_profile(SPEC, sidecar, {"x": (batch, 4)})
     for shape in ((0, 4), (9, 4), (2, 5), (2,), (2, 4, 1)):
-        with pytest.raises(InputError, match=r"x of shape .* out of the engine's range, \(1, 4\) to \(8, 4\)"):
+        with pytest.raises(
+            InputError, match=r"x of shape .* out of the engine's range, \(1, 4\) to \(8, 4\)"
+        ):
             check_profile(SPEC, sidecar, {"x": shape})
 
 
@@ -160,19 +172,28 @@ def test_capabilities_in_words() -> None:
     assert in_words((75, 89, 120)) == "7.5, 8.9, 12.0"
 
 
-# Engines of the mini model's graphs: built anywhere ahead of time, and where there is a GPU run beside PyTorch.
+# Engines of the mini model's graphs: built anywhere ahead of time, and where there is a GPU run
+# beside PyTorch.
 
 
 class Engines:
     """Builds and opens engines of the artefacts' graphs, and runs PyTorch beside them."""
 
     def __init__(self, flavour: str, model: RegionSpot, artifacts: Path, directory: Path) -> None:
-        self.flavour, self.model, self.onnx, self.directory = flavour, model, artifacts / "onnx" / "fp32", directory
+        self.flavour, self.model, self.onnx, self.directory = (
+            flavour,
+            model,
+            artifacts / "onnx" / "fp32",
+            directory,
+        )
         self.inputs = GraphInputs(model)
         self.specs = self.inputs.specs
 
     def build(self, name: str, precision: str = "fp32") -> Path:
-        source, out = self.onnx / f"{name}.onnx", self.directory / precision / f"{name}{FLAVOURS[self.flavour].suffix}"
+        source, out = (
+            self.onnx / f"{name}.onnx",
+            self.directory / precision / f"{name}{FLAVOURS[self.flavour].suffix}",
+        )
         if out.exists():
             return out
         made = self.directory / f"{name}-{precision}.onnx"
@@ -196,7 +217,11 @@ class Engines:
     def feeds(self, name: str, seed: int = 0, **sizes: int) -> dict[str, Any]:
         spec = self.specs[name]
         smallest = {axis: allowed.min for axis, allowed in spec.ranges.items()}
-        return dict(self.inputs.seeded(spec, seed, smallest | {a: n for a, n in sizes.items() if a in spec.ranges}))
+        return dict(
+            self.inputs.seeded(
+                spec, seed, smallest | {a: n for a, n in sizes.items() if a in spec.ranges}
+            )
+        )
 
     def reference(self, name: str, feeds: dict[str, Any]) -> dict[str, Any]:
         return TorchRunner(graph_module(self.model, name), self.specs[name]).infer(feeds)
@@ -229,19 +254,25 @@ def test_every_graph_of_mini_builds_without_a_gpu(
     pytest.importorskip("tensorrt_rtx_bindings")
     engines = Engines("tensorrt-rtx", model, artifacts, tmp_path)
     plan, sidecar = read_engine(engines.build(name, precision), engines.specs[name], "tensorrt-rtx")
-    assert len(plan) == sidecar.size_bytes and {tensor.name: tensor.profile for tensor in sidecar.inputs} == profile_of(
-        engines.specs[name]
-    )
+    assert len(plan) == sidecar.size_bytes and {
+        tensor.name: tensor.profile for tensor in sidecar.inputs
+    } == profile_of(engines.specs[name])
     assert not sidecar.warnings
 
 
 @pytest.fixture(scope="module", params=list(FLAVOURS))
 def on_gpu(
-    request: pytest.FixtureRequest, model: RegionSpot, artifacts: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    model: RegionSpot,
+    artifacts: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Engines:
     trt = pytest.importorskip(FLAVOURS[request.param].module)
     major, minor = torch.cuda.get_device_capability()
-    if request.param == "tensorrt-rtx" and f"SM{major}{minor}" not in trt.ComputeCapability.__members__:
+    if (
+        request.param == "tensorrt-rtx"
+        and f"SM{major}{minor}" not in trt.ComputeCapability.__members__
+    ):
         pytest.skip(f"TensorRT-RTX does not know compute capability {major}.{minor}")
     return Engines(request.param, model, artifacts, tmp_path_factory.mktemp(request.param))
 
@@ -270,7 +301,10 @@ def test_values(on_gpu: Engines, name: str) -> None:
 @pytest.mark.gpu
 def test_graphs_change_nothing(on_gpu: Engines) -> None:
     feeds = on_gpu.feeds("region_head", regions=6, words=4)
-    with on_gpu.open("region_head") as captured, on_gpu.open("region_head", cuda_graphs=False) as plain:
+    with (
+        on_gpu.open("region_head") as captured,
+        on_gpu.open("region_head", cuda_graphs=False) as plain,
+    ):
         wanted = plain.infer(feeds)["logits"]
         for _ in range(4):
             np.testing.assert_allclose(captured.infer(feeds)["logits"], wanted, rtol=0, atol=1e-4)
@@ -279,7 +313,10 @@ def test_graphs_change_nothing(on_gpu: Engines) -> None:
 @pytest.mark.gpu
 def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
     """What is kept stays on the GPU, and stays what it was while the runner goes on."""
-    with on_gpu.open("sam_token_decoder_image") as image_part, on_gpu.open("sam_token_decoder_prompts") as prompt_part:
+    with (
+        on_gpu.open("sam_token_decoder_image") as image_part,
+        on_gpu.open("sam_token_decoder_prompts") as prompt_part,
+    ):
         first, second = (on_gpu.feeds("sam_token_decoder_image", seed) for seed in (0, 1))
         kept = image_part.infer(first, keep=image_part.spec.output_names)
         for _ in range(3):
@@ -288,7 +325,10 @@ def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
         context = on_gpu.reference("sam_token_decoder_image", first)
         assert_close({name: value.cpu().numpy() for name, value in kept.items()}, context)
         prompts = on_gpu.feeds("sam_token_decoder_prompts", prompts=3, points=2) | context
-        assert_close(prompt_part.infer(prompts | kept), on_gpu.reference("sam_token_decoder_prompts", prompts))
+        assert_close(
+            prompt_part.infer(prompts | kept),
+            on_gpu.reference("sam_token_decoder_prompts", prompts),
+        )
 
 
 @pytest.mark.gpu

@@ -1,4 +1,6 @@
-"""A real Triton server over regionspot_mini, started once for the run by the command that users type."""
+"""A real Triton server over regionspot_mini, started once for the run by the command that users
+type.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def repository(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("repositories") / "model_repository"
-    make_repository(mini_artifacts_with_masks, out, RepositoryOptions(vocabularies={"mini": "mini", "pets": "cat,dog"}))
+    make_repository(
+        mini_artifacts_with_masks,
+        out,
+        RepositoryOptions(vocabularies={"mini": "mini", "pets": "cat,dog"}),
+    )
     return out
 
 
@@ -64,7 +70,9 @@ def picture(dataset: CocoDataset) -> Path:
 @pytest.fixture(scope="session")
 def boxes(dataset: CocoDataset) -> list[list[float]]:
     """The picture's own, xyxy."""
-    return [list(annotation.box) for annotation in dataset.annotations_by_image[dataset.images[3].id]]
+    return [
+        list(annotation.box) for annotation in dataset.annotations_by_image[dataset.images[3].id]
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +88,9 @@ def encoder(predictor: RegionPredictor) -> VocabularyEncoder:
 
 @pytest.fixture(scope="session")
 def engines(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts as if they had been built by TensorRT, which no machine without its GPU can do: the files are not
-    engines, and serve to see what is made of their names."""
+    """The artefacts as if they had been built by TensorRT, which no machine without its GPU can do:
+    the files are not engines, and serve to see what is made of their names.
+    """
     directory = tmp_path_factory.mktemp("engines")
     manifest = replace(Manifest.load(mini_artifacts_with_masks), directory=directory)
     write_atomically(directory / TOKENIZER, (mini_artifacts_with_masks / TOKENIZER).read_bytes())

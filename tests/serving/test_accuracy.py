@@ -1,4 +1,6 @@
-"""Average precision through the real server equals that of PyTorch: by its public model, and graph by graph."""
+"""Average precision through the real server equals that of PyTorch: by its public model, and graph
+by graph.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ def evaluate(dataset: CocoDataset, metrics: Path, *options: str) -> float:
     return float(json.loads(metrics.read_text())["head"]["AP"])
 
 
-def test_graph_by_graph(dataset: CocoDataset, server: ServerRecord, expected: float, tmp_path: Path) -> None:
-    found = evaluate(dataset, tmp_path / "metrics.json", "--runtime", "triton", "--url", server.ports.grpc_url)
+def test_graph_by_graph(
+    dataset: CocoDataset, server: ServerRecord, expected: float, tmp_path: Path
+) -> None:
+    found = evaluate(
+        dataset, tmp_path / "metrics.json", "--runtime", "triton", "--url", server.ports.grpc_url
+    )
     assert expected > 40 and abs(found - expected) <= MAX_DIFFERENCE
 
 
@@ -43,7 +49,9 @@ def test_by_the_public_model(dataset: CocoDataset, client: RegionClient, expecte
         found = client.recognize(dataset.image_path(record), boxes, "mini", top_k=len(names))
         pairs = [
             (float(score), category_ids[names[index]], [x0, y0, x1 - x0, y1 - y0])
-            for (x0, y0, x1, y1), ids, scores in zip(boxes, found.top_class_ids, found.top_scores, strict=True)
+            for (x0, y0, x1, y1), ids, scores in zip(
+                boxes, found.top_class_ids, found.top_scores, strict=True
+            )
             for index, score in zip(ids, scores, strict=True)
         ]
         results += [

@@ -1,4 +1,6 @@
-"""The serving benchmark against the real server: answers agree, figures are there, and a wrong answer is told."""
+"""The serving benchmark against the real server: answers agree, figures are there, and a wrong
+answer is told.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ def test_parity_and_latency(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = ["--url", server.ports.grpc_url, "--http-url", server.ports.http_url, "--requests", "6"]
+    command = [
+        "--url",
+        server.ports.grpc_url,
+        "--http-url",
+        server.ports.http_url,
+        "--requests",
+        "6",
+    ]
     command += ["--artifacts", str(mini_artifacts_with_masks), "--data", str(dataset.path)]
     assert main([*command, "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
@@ -32,7 +41,9 @@ def test_parity_and_latency(
         assert row["pictures"] == len(dataset.images) and row["regions"] > 20
         assert row["same_classes"] and row["max_score_difference"] <= 1e-4
     measured = {(row["where"], row["picture"], row["concurrency"]) for row in figures["latency"]}
-    triton = {("Triton", picture, concurrency) for picture in ("new", "known") for concurrency in (1, 4)}
+    triton = {
+        ("Triton", picture, concurrency) for picture in ("new", "known") for concurrency in (1, 4)
+    }
     assert measured == {("in process", "new", 1), ("in process", "known", 1), *triton}
     assert all(row["n"] >= 6 and 0 < row["p50_ms"] <= row["p99_ms"] for row in figures["latency"])
     assert {"processor", "commit", "runtime", "includes"} <= set(figures["conditions"])

@@ -27,7 +27,11 @@ from regionspot.serving.contract import (
 def test_errors_cross_the_wire(code: str) -> None:
     sent = error_of(code, "box 2 is inverted: mend it")
     read = from_text(f"in ensemble 'x', {as_text(sent)}")
-    assert read is not None and (read.code, str(read), type(read)) == (code, "box 2 is inverted: mend it", type(sent))
+    assert read is not None and (read.code, str(read), type(read)) == (
+        code,
+        "box 2 is inverted: mend it",
+        type(sent),
+    )
 
 
 def test_what_the_caller_can_mend_is_an_input_error() -> None:
@@ -41,7 +45,10 @@ def test_what_the_caller_can_mend_is_an_input_error() -> None:
 
 def test_other_texts_are_no_errors_of_ours() -> None:
     assert from_text("unexpected shape for input 'boxes'") is None
-    assert from_text("failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1") is None
+    assert (
+        from_text("failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:1")
+        is None
+    )
     quoted = error_of("VOCABULARY_UNKNOWN", "no vocabulary 'REQUEST_INVALID: x' is registered")
     read = from_text(f"[request id: 7] {as_text(quoted)}")
     assert read is not None and (read.code, str(read)) == (quoted.code, str(quoted))
@@ -63,18 +70,26 @@ def test_limits() -> None:
 
 @pytest.mark.parametrize("prefix", [b"", b" \n", b"data:image/jpeg;base64,"])
 def test_base64_text_is_known(prefix: bytes) -> None:
-    for content in (b"\xff\xd8\xff" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100), b"RIFF" + bytes(100)):
+    for content in (
+        b"\xff\xd8\xff" + bytes(100),
+        b"\x89PNG\r\n\x1a\n" + bytes(100),
+        b"RIFF" + bytes(100),
+    ):
         assert "it is base64 text: decode it" in base64_hint(prefix + base64.b64encode(content))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", b"not a picture", b"aGVsbG8gd29ybGQ=", b"data:", bytes(300)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xd8\xff", b"not a picture", b"aGVsbG8gd29ybGQ=", b"data:", bytes(300)]
+)
 def test_other_bytes_are_not_called_base64(content: bytes) -> None:
     assert base64_hint(content) == ""
 
 
 def test_text_for_the_wire() -> None:
     assert to_utf8("猫", "word 0") == "猫".encode()
-    with pytest.raises(InputError, match=r"word 3 '\\ud800' is no Unicode text: it holds half of a surrogate pair"):
+    with pytest.raises(
+        InputError, match=r"word 3 '\\ud800' is no Unicode text: it holds half of a surrogate pair"
+    ):
         to_utf8("\ud800", "word 3")
     with pytest.raises(InputError, match="word 3") as long:
         to_utf8("\ud800" * 100_000, "word 3")

@@ -1,4 +1,6 @@
-"""What a client sends next, given the server's answers so far: without a server, and by both kinds of client."""
+"""What a client sends next, given the server's answers so far: without a server, and by both kinds
+of client.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ import pytest
 
 from regionspot.serving.client import AsyncRegionClient, RegionClient
 from regionspot.serving.contract import Limits, RequestError, ServingError
-from regionspot.serving.conversation import ConfigRequest, Conversation, InferenceRequest, Request, Steps
+from regionspot.serving.conversation import (
+    ConfigRequest,
+    Conversation,
+    InferenceRequest,
+    Request,
+    Steps,
+)
 from regionspot.serving.messages import Answer, OtherWordsError, Question, RemoteImage
 from regionspot.structures import RegionPredictions, as_prompts
 
@@ -46,12 +54,16 @@ def answered(words: tuple[str, ...] = PETS) -> dict[str, Any]:
 
 
 class Scripted:
-    """In the place of a connection: gives the next of its answers, or raises it, and keeps the requests."""
+    """In the place of a connection: gives the next of its answers, or raises it, and keeps the
+    requests.
+    """
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers, self.requests = list(answers), list[Request]()
 
-    def infer(self, model: str, inputs: Mapping[str, Any], request_id: str, timeout_s: float | None) -> Any:
+    def infer(
+        self, model: str, inputs: Mapping[str, Any], request_id: str, timeout_s: float | None
+    ) -> Any:
         return self._next(InferenceRequest(inputs, request_id, timeout_s))
 
     def config(self, timeout_s: float | None = None) -> Any:
@@ -75,14 +87,18 @@ class AsyncScripted(Scripted):
         return super().config(timeout_s)
 
 
-def by_threads(answers: list[Any], begin: Callable[[Conversation], Steps[Any]]) -> tuple[Any, list[Request]]:
+def by_threads(
+    answers: list[Any], begin: Callable[[Conversation], Steps[Any]]
+) -> tuple[Any, list[Request]]:
     connection: Any = Scripted(answers)
     client = RegionClient("unused:1")
     client._connection = connection
     return client._hold(begin(client._conversation)), connection.requests
 
 
-def by_asyncio(answers: list[Any], begin: Callable[[Conversation], Steps[Any]]) -> tuple[Any, list[Request]]:
+def by_asyncio(
+    answers: list[Any], begin: Callable[[Conversation], Steps[Any]]
+) -> tuple[Any, list[Request]]:
     connection: Any = AsyncScripted(answers)
 
     async def hold() -> Any:
@@ -107,7 +123,11 @@ def names_of(requests: list[Request]) -> list[str]:
         if isinstance(request, ConfigRequest):
             names.append("config")
         else:
-            names += [name.removeprefix("image_") for name in ("image", "image_handle") if name in request.tensors]
+            names += [
+                name.removeprefix("image_")
+                for name in ("image", "image_handle")
+                if name in request.tensors
+            ]
     return names
 
 
@@ -126,13 +146,17 @@ def test_a_registered_vocabulary_is_looked_up_once(perform: Performer) -> None:
 
 
 def test_class_names_of_the_question_need_no_look_up(perform: Performer) -> None:
-    found, requests = perform([answered()], lambda talk: talk.ask(replace(QUESTION, vocabulary=PETS)))
+    found, requests = perform(
+        [answered()], lambda talk: talk.ask(replace(QUESTION, vocabulary=PETS))
+    )
     assert names_of(requests) == ["image"] and found.predictions.class_names == PETS
 
 
 def test_a_forgotten_image_is_sent_again(perform: Performer) -> None:
     question = replace(QUESTION, image=KNOWN, vocabulary=PETS)
-    found, requests = perform([FORGOTTEN, answered()], lambda talk: talk.ask(question, "number-7", 3.0))
+    found, requests = perform(
+        [FORGOTTEN, answered()], lambda talk: talk.ask(question, "number-7", 3.0)
+    )
     assert names_of(requests) == ["handle", "image"] and found.image.handle == "1234"
     assert isinstance(requests[1], InferenceRequest)
     assert (requests[1].request_id, requests[1].timeout_s) == ("number-7", 3.0)
@@ -164,7 +188,10 @@ def test_words_that_were_registered_later_are_looked_up_again(
 ) -> None:
     script = [answered(), parameters(before), parameters({"pets": PETS})]
     found, requests = perform(script, lambda talk: talk.ask(QUESTION))
-    assert names_of(requests) == ["image", "config", "config"] and found.predictions.class_names == PETS
+    assert (
+        names_of(requests) == ["image", "config", "config"]
+        and found.predictions.class_names == PETS
+    )
 
 
 def test_a_server_that_contradicts_itself_is_an_error(perform: Performer) -> None:
@@ -174,12 +201,22 @@ def test_a_server_that_contradicts_itself_is_an_error(perform: Performer) -> Non
 
 
 @pytest.mark.parametrize("vocabularies", [{}, {"pets": PETS}])
-def test_encode_asks_about_no_region(perform: Performer, vocabularies: dict[str, tuple[str, ...]]) -> None:
-    none = RegionPredictions(40, 60, np.zeros((0, 4)), PETS, [], [], np.zeros((0, 1)), np.zeros((0, 1)))  # type: ignore[arg-type]
+def test_encode_asks_about_no_region(
+    perform: Performer, vocabularies: dict[str, tuple[str, ...]]
+) -> None:
+    row: Any = []
+    table: Any = np.zeros((0, 1))
+    none = RegionPredictions(40, 60, np.zeros((0, 4), np.float32), PETS, row, row, table, table)
     tensors = Answer(none, RemoteImage("1234", 40, 60), False).to_tensors()
-    found, requests = perform([parameters(vocabularies), tensors], lambda talk: talk.encode(b"a file"))
+    found, requests = perform(
+        [parameters(vocabularies), tensors], lambda talk: talk.encode(b"a file")
+    )
     assert found == RemoteImage("1234", 40, 60, b"a file")
-    assert isinstance(requests[1], InferenceRequest) and requests[1].tensors["boxes"].shape == (1, 0, 4)
+    assert isinstance(requests[1], InferenceRequest) and requests[1].tensors["boxes"].shape == (
+        1,
+        0,
+        4,
+    )
     assert ("vocabulary" in requests[1].tensors) == bool(vocabularies)
 
 
@@ -191,4 +228,7 @@ def test_info_is_asked_again_with_refresh(perform: Performer) -> None:
         return [first.vocabularies, second.vocabularies, third.vocabularies]
 
     found, requests = perform([parameters({}), parameters({"pets": PETS})], thrice)
-    assert found == [{}, {}, {"pets": PETS}] and requests == [ConfigRequest(None), ConfigRequest(2.0)]
+    assert found == [{}, {}, {"pets": PETS}] and requests == [
+        ConfigRequest(None),
+        ConfigRequest(2.0),
+    ]

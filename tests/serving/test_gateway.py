@@ -1,4 +1,6 @@
-"""The gateway over HTTP: the model's answers, and everything that it must refuse, say or survive."""
+"""The gateway over HTTP: the model's answers, and everything that it must refuse, say or
+survive.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ UNKNOWN_HANDLE = "0" * 64
 
 
 @contextmanager
-def running(chosen: GatewaySettings, connect: Callable[[str, float], Any] | None = None) -> Iterator[httpx.Client]:
+def running(
+    chosen: GatewaySettings, connect: Callable[[str, float], Any] | None = None
+) -> Iterator[httpx.Client]:
     """The gateway in a real HTTP server on a free port, and a client of it."""
     app = make_app(chosen) if connect is None else make_app(chosen, connect)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **server_options(chosen)))
@@ -72,9 +76,14 @@ def gateway(server: Any) -> Iterator[httpx.Client]:
 
 
 def ask(
-    client: httpx.Client, image: bytes | None = None, headers: dict[str, str] | None = None, **question: Any
+    client: httpx.Client,
+    image: bytes | None = None,
+    headers: dict[str, str] | None = None,
+    **question: Any,
 ) -> Any:
-    """A question as a form; without a picture where `image` is None. NaN passes, as from a careless caller."""
+    """A question as a form; without a picture where `image` is None. NaN passes, as from a careless
+    caller.
+    """
     files: dict[str, Any] = {"request": (None, json.dumps(question))}
     if image is not None:
         files["image"] = ("toys.jpg", image)
@@ -109,7 +118,9 @@ def test_boxes_are_named_as_the_client_names_them(
     response = ask(gateway, picture.read_bytes(), boxes=boxes, words=WORDS, masks=True, top_k=2)
     assert response.status_code == 200, response.text
     with RegionClient(server.ports.grpc_url) as client:
-        expected = client.recognize(picture, boxes, WORDS, return_masks=True, top_k=2).to_json("toys.jpg")
+        expected = client.recognize(picture, boxes, WORDS, return_masks=True, top_k=2).to_json(
+            "toys.jpg"
+        )
     content = response.json()
     extra = {key: content.pop(key) for key in ("image_handle", "cached", "request_id", "took_ms")}
     assert content == expected
@@ -117,15 +128,28 @@ def test_boxes_are_named_as_the_client_names_them(
     assert extra["took_ms"] > 0 and extra["image_handle"] and isinstance(extra["cached"], bool)
 
 
-def test_points_with_labels_and_a_registered_vocabulary(gateway: httpx.Client, server: Any, picture: Path) -> None:
+def test_points_with_labels_and_a_registered_vocabulary(
+    gateway: httpx.Client, server: Any, picture: Path
+) -> None:
     points, labels = [[[100, 100], [10, 10]], [[180, 60], [200, 200]]], [[1, 0], [1, 0]]
-    response = ask(gateway, picture.read_bytes(), points=points, point_labels=labels, vocabulary="mini", masks=True)
+    response = ask(
+        gateway,
+        picture.read_bytes(),
+        points=points,
+        point_labels=labels,
+        vocabulary="mini",
+        masks=True,
+    )
     with RegionClient(server.ports.grpc_url) as client:
-        expected = client.recognize(picture, None, "mini", points=points, point_labels=labels, return_masks=True)
+        expected = client.recognize(
+            picture, None, "mini", points=points, point_labels=labels, return_masks=True
+        )
     assert response.json()["regions"] == expected.to_json("")["regions"]
 
 
-def test_a_handle_stands_for_the_picture(gateway: httpx.Client, boxes: list[list[float]], picture: Path) -> None:
+def test_a_handle_stands_for_the_picture(
+    gateway: httpx.Client, boxes: list[list[float]], picture: Path
+) -> None:
     first = ask(gateway, picture.read_bytes(), boxes=boxes, words=WORDS).json()
     second = ask(gateway, image_handle=first["image_handle"], boxes=boxes, words=WORDS).json()
     assert second["cached"] is True
@@ -134,12 +158,21 @@ def test_a_handle_stands_for_the_picture(gateway: httpx.Client, boxes: list[list
 
 
 def test_no_region_is_fine(gateway: httpx.Client, picture: Path) -> None:
-    assert ask(gateway, picture.read_bytes(), boxes=[], points=[], words=WORDS).json()["regions"] == []
+    assert (
+        ask(gateway, picture.read_bytes(), boxes=[], points=[], words=WORDS).json()["regions"] == []
+    )
 
 
-def test_request_as_a_file_and_null_for_what_is_left_out(gateway: httpx.Client, picture: Path) -> None:
-    question = json.dumps({"boxes": [[9, 9, 90, 90]], "points": None, "words": ["toy", "kítten"]}).encode()
-    files = {"request": ("question.json", question), "image": ("C:\\pictures\\toys.jpg", picture.read_bytes())}
+def test_request_as_a_file_and_null_for_what_is_left_out(
+    gateway: httpx.Client, picture: Path
+) -> None:
+    question = json.dumps(
+        {"boxes": [[9, 9, 90, 90]], "points": None, "words": ["toy", "kítten"]}
+    ).encode()
+    files = {
+        "request": ("question.json", question),
+        "image": ("C:\\pictures\\toys.jpg", picture.read_bytes()),
+    }
     response = gateway.post("/v1/recognize", files=files)
     assert response.status_code == 200, response.text
     assert response.json()["image"]["file_name"] == "toys.jpg"
@@ -150,7 +183,11 @@ def test_info(gateway: httpx.Client, server: Any) -> None:
     with RegionClient(server.ports.grpc_url) as client:
         info = client.info()
     content = gateway.get("/v1/info").json()
-    assert (content["model"], content["runtime"], content["precision"]) == (info.model, info.runtime, info.precision)
+    assert (content["model"], content["runtime"], content["precision"]) == (
+        info.model,
+        info.runtime,
+        info.precision,
+    )
     assert {"name": "mini", "words": len(info.vocabularies["mini"])} in content["vocabularies"]
     assert content["limits"].items() >= info.limits.to_json().items()
     assert content["limits"]["max_body_bytes"] > info.limits.max_image_bytes
@@ -175,17 +212,47 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("NaN", {"boxes": [[float("nan"), 1, 2, 3]]}, 400, "REQUEST_INVALID", "NaN"),
     ("Infinity", {"boxes": [[0, 0, float("inf"), 3]]}, 400, "REQUEST_INVALID", "Infinity"),
     ("too large for float32", {"boxes": [[0, 0, 1e300, 3]]}, 422, "REGION_INVALID", "infinite"),
-    ("a whole number of 400 digits", {"boxes": [[0, 0, 10**400, 3]]}, 400, "REQUEST_INVALID", "boxes"),
+    (
+        "a whole number of 400 digits",
+        {"boxes": [[0, 0, 10**400, 3]]},
+        400,
+        "REQUEST_INVALID",
+        "boxes",
+    ),
     ("texts as numbers", {"boxes": [["1", "2", "3", "4"]]}, 400, "REQUEST_INVALID", "numbers only"),
-    ("truth values as numbers", {"boxes": [[True, 0, 3, 4]]}, 400, "REQUEST_INVALID", "numbers only"),
+    (
+        "truth values as numbers",
+        {"boxes": [[True, 0, 3, 4]]},
+        400,
+        "REQUEST_INVALID",
+        "numbers only",
+    ),
     ("three numbers", {"boxes": [[1, 2, 3]]}, 400, "REQUEST_INVALID", "x0, y0, x1, y1"),
     ("ragged", {"boxes": [[1, 2, 3, 4], [1, 2, 3]]}, 400, "REQUEST_INVALID", "boxes"),
     ("deep", {"points": [[[[1, 2]]]]}, 400, "REQUEST_INVALID", "points"),
     ("boxes as an object", {"boxes": {"a": 1}}, 400, "REQUEST_INVALID", "list"),
     ("labels without points", {"point_labels": [1]}, 400, "REQUEST_INVALID", "points"),
-    ("other labels", {"points": [[1, 1]], "point_labels": [2]}, 400, "REQUEST_INVALID", "point labels must be 1"),
-    ("truth values as labels", {"points": [[1, 1]], "point_labels": [True]}, 400, "REQUEST_INVALID", "numbers only"),
-    ("labels for other clicks", {"points": [[1, 1]], "point_labels": [1, 1]}, 400, "REQUEST_INVALID", "each click"),
+    (
+        "other labels",
+        {"points": [[1, 1]], "point_labels": [2]},
+        400,
+        "REQUEST_INVALID",
+        "point labels must be 1",
+    ),
+    (
+        "truth values as labels",
+        {"points": [[1, 1]], "point_labels": [True]},
+        400,
+        "REQUEST_INVALID",
+        "numbers only",
+    ),
+    (
+        "labels for other clicks",
+        {"points": [[1, 1]], "point_labels": [1, 1]},
+        400,
+        "REQUEST_INVALID",
+        "each click",
+    ),
     ("inverted box", {"boxes": [[20, 20, 1, 1]]}, 422, "REGION_INVALID", "box 0"),
     ("box outside", {"boxes": [[500, 500, 600, 600]]}, 422, "REGION_INVALID", "outside"),
     ("click outside", {"points": [[500, 1]]}, 422, "REGION_INVALID", "outside"),
@@ -197,7 +264,13 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("half a surrogate pair", {"words": ["\ud83d"]}, 422, "VOCABULARY_INVALID", "Unicode"),
     ("2049 words", {"words": [str(n) for n in range(2049)]}, 422, "TOO_MANY_WORDS", "2048"),
     ("numbers as words", {"words": [1, 2]}, 400, "REQUEST_INVALID", "words"),
-    ("unknown vocabulary", {"words": None, "vocabulary": "nope"}, 422, "VOCABULARY_UNKNOWN", "mini"),
+    (
+        "unknown vocabulary",
+        {"words": None, "vocabulary": "nope"},
+        422,
+        "VOCABULARY_UNKNOWN",
+        "mini",
+    ),
     ("top_k 0", {"top_k": 0}, 400, "REQUEST_INVALID", "top_k"),
     ("top_k 2.5", {"top_k": 2.5}, 400, "REQUEST_INVALID", "top_k"),
     ("masks 1", {"masks": 1}, 400, "REQUEST_INVALID", "masks"),
@@ -205,21 +278,33 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "code", "said"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+    ("change", "status", "code", "said"),
+    [row[1:] for row in REFUSED],
+    ids=[row[0] for row in REFUSED],
 )
-def test_refused_question(gateway: httpx.Client, change: dict[str, Any], status: int, code: str, said: str) -> None:
+def test_refused_question(
+    gateway: httpx.Client, change: dict[str, Any], status: int, code: str, said: str
+) -> None:
     assert said in error_in(ask(gateway, PICTURE, **{**GOOD, **change}), status, code)
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", '"a"', "{}}", "[" * 100_000, '{"words": NaN}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", '"a"', "{}}", "[" * 100_000, '{"words": NaN}', "\x00"]
+)
 def test_refused_json(gateway: httpx.Client, text: str) -> None:
-    response = gateway.post("/v1/recognize", files={"request": (None, text), "image": ("a.png", PICTURE)})
+    response = gateway.post(
+        "/v1/recognize", files={"request": (None, text), "image": ("a.png", PICTURE)}
+    )
     assert "JSON" in error_in(response, 400, "REQUEST_INVALID")
 
 
 def test_unknown_handle(gateway: httpx.Client) -> None:
-    assert "send the picture" in error_in(ask(gateway, image_handle=UNKNOWN_HANDLE, **GOOD), 404, "IMAGE_UNKNOWN")
-    assert "image_handle" in error_in(ask(gateway, image_handle=["a"], **GOOD), 400, "REQUEST_INVALID")
+    assert "send the picture" in error_in(
+        ask(gateway, image_handle=UNKNOWN_HANDLE, **GOOD), 404, "IMAGE_UNKNOWN"
+    )
+    assert "image_handle" in error_in(
+        ask(gateway, image_handle=["a"], **GOOD), 400, "REQUEST_INVALID"
+    )
     assert "either" in error_in(ask(gateway, **GOOD), 400, "REQUEST_INVALID")
 
 
@@ -247,12 +332,20 @@ def test_refused_forms(gateway: httpx.Client) -> None:
     assert "multipart" in error_in(gateway.post(url, json=GOOD), 415, "REQUEST_INVALID")
     assert "multipart" in error_in(gateway.post(url), 415, "REQUEST_INVALID")
     broken = {"content-type": "multipart/form-data"}
-    assert "form" in error_in(gateway.post(url, content=b"abc", headers=broken), 400, "REQUEST_INVALID")
+    assert "form" in error_in(
+        gateway.post(url, content=b"abc", headers=broken), 400, "REQUEST_INVALID"
+    )
     broken = {"content-type": "multipart/form-data; boundary=x; charset=idna"}
     part = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n\xff\xff..\r\n--x--\r\n'
     error_in(gateway.post(url, content=part, headers=broken), 400, "REQUEST_INVALID")
-    error_in(gateway.post(url, content=part.replace(b"--x--", b"--y"), headers=broken), 400, "REQUEST_INVALID")
-    assert '"request"' in error_in(gateway.post(url, files={"image": ("a", PICTURE)}), 400, "REQUEST_INVALID")
+    error_in(
+        gateway.post(url, content=part.replace(b"--x--", b"--y"), headers=broken),
+        400,
+        "REQUEST_INVALID",
+    )
+    assert '"request"' in error_in(
+        gateway.post(url, files={"image": ("a", PICTURE)}), 400, "REQUEST_INVALID"
+    )
     extra: Any = {"request": question, "picture": ("a", PICTURE)}
     assert "'picture'" in error_in(gateway.post(url, files=extra), 400, "REQUEST_INVALID")
     twice = [("request", question), ("request", question)]
@@ -266,8 +359,18 @@ def test_refused_forms(gateway: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        *[("GET", path, 404) for path in ("/nope", "/v1", "/v1/recognize/", "/static/", "/static/nope.js")],
-        *[("GET", path, 404) for path in ("/static/..%2f..%2fcontract.py", "/static/%00", "/static/../gateway/app.py")],
+        *[
+            ("GET", path, 404)
+            for path in ("/nope", "/v1", "/v1/recognize/", "/static/", "/static/nope.js")
+        ],
+        *[
+            ("GET", path, 404)
+            for path in (
+                "/static/..%2f..%2fcontract.py",
+                "/static/%00",
+                "/static/../gateway/app.py",
+            )
+        ],
         ("GET", "/v1/recognize", 405),
         ("DELETE", "/v1/info", 405),
         ("POST", "/", 405),
@@ -279,12 +382,18 @@ def test_no_such_address(gateway: httpx.Client, method: str, path: str, status: 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
 )
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(form.KEYS), JSON | st.lists(st.lists(st.floats(), min_size=2, max_size=4))))
+@given(
+    st.dictionaries(
+        st.sampled_from(form.KEYS), JSON | st.lists(st.lists(st.floats(), min_size=2, max_size=4))
+    )
+)
 def test_any_json_is_a_question_or_refused(content: dict[str, Any]) -> None:
     with suppress(RequestError):
         question = question_of(Form(json.dumps(content), PICTURE, "a.png"), Limits())
@@ -305,13 +414,23 @@ def test_every_code_has_a_status() -> None:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 BOMBS = {
-    "png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + bytes(64),
+    "png": b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    + bytes(64),
     "jpeg": b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(64),
-    "webp": b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00" + bytes(4) + b"\xff\xff\x00\xff\xff\x00" + bytes(64),
+    "webp": b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00"
+    + bytes(4)
+    + b"\xff\xff\x00\xff\xff\x00"
+    + bytes(64),
 }
 
 
@@ -339,7 +458,9 @@ def test_a_bomb_goes_no_further(kind: str) -> None:
 PICTURES = {
     "jpeg": encoded(123, 45, "JPEG"),
     "progressive jpeg": encoded(123, 45, "JPEG", progressive=True),
-    "jpeg with much before the size": encoded(123, 45, "JPEG", icc_profile=bytes(200_000), comment=b"a" * 300),
+    "jpeg with much before the size": encoded(
+        123, 45, "JPEG", icc_profile=bytes(200_000), comment=b"a" * 300
+    ),
     "png": encoded(123, 45, "PNG"),
     "lossy webp": encoded(123, 45, "WEBP"),
     "lossless webp": encoded(123, 45, "WEBP", lossless=True),
@@ -362,7 +483,9 @@ def test_damaged_headers_are_refused_or_read(name: str, position: int, noise: by
 
 def test_a_declared_length_is_refused_before_the_body(gateway: httpx.Client) -> None:
     with raw(gateway) as connection:
-        connection.sendall(head(["Content-Length: 999999999", "Content-Type: multipart/form-data; boundary=x"]))
+        connection.sendall(
+            head(["Content-Length: 999999999", "Content-Type: multipart/form-data; boundary=x"])
+        )
         assert_refused(connection, b" 413 ", b"IMAGE_TOO_LARGE")
 
 
@@ -408,7 +531,9 @@ def test_endless_part_headers(gateway: httpx.Client) -> None:
 
 @contextmanager
 def raw(client: httpx.Client) -> Iterator[socket.socket]:
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
+    with socket.create_connection(
+        (client.base_url.host, client.base_url.port or 0), timeout=10
+    ) as connection:
         yield connection
 
 
@@ -424,7 +549,8 @@ def assert_refused(connection: socket.socket, *parts: bytes) -> None:
         answer += received
 
 
-# ------------------------------------------------------------------ many callers, slow and gone ones
+# ------------------------------------------------------------------ many callers, slow and gone
+# ones
 
 
 class Gated(Untouched):
@@ -445,7 +571,14 @@ class Gated(Untouched):
             raise
         none = np.zeros((0, 1), np.float32)
         found = RegionPredictions(
-            3, 4, none.reshape(0, 4), ("cat",), none[:, 0], none[:, 0].astype(int), none.astype(int), none
+            3,
+            4,
+            none.reshape(0, 4),
+            ("cat",),
+            none[:, 0],
+            none[:, 0].astype(int),
+            none.astype(int),
+            none,
         )
         return Answer(found, RemoteImage("handle", 3, 4), False)
 
@@ -459,13 +592,17 @@ def until(condition: Callable[[], bool]) -> None:
 
 def metric(client: httpx.Client, name: str) -> float:
     lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"regionspot_gateway_{name}"))
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith(f"regionspot_gateway_{name}")
+    )
 
 
 def test_who_comes_too_many_is_told_at_once() -> None:
     fake = Gated()
     with (
-        running(GatewaySettings("unused:1", concurrency=1, max_waiting=2), lambda *_: fake) as client,
+        running(
+            GatewaySettings("unused:1", concurrency=1, max_waiting=2), lambda *_: fake
+        ) as client,
         ThreadPoolExecutor(3) as pool,
     ):
         patient = [pool.submit(ask, client, PICTURE, **GOOD) for _ in range(3)]
@@ -476,23 +613,33 @@ def test_who_comes_too_many_is_told_at_once() -> None:
         assert "later" in error_in(refused, 503, "OVERLOADED")
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         with raw(client) as connection:  # before its body has come
-            connection.sendall(head(["Content-Length: 30000", "Content-Type: multipart/form-data; boundary=x"]))
+            connection.sendall(
+                head(["Content-Length: 30000", "Content-Type: multipart/form-data; boundary=x"])
+            )
             assert_refused(connection, b" 503 ", b"OVERLOADED")
         assert fake.asked == 1  # the others wait
         fake.gate.set()
         assert [one.result().status_code for one in patient] == [200, 200, 200]
         assert fake.asked == 3
-        assert (metric(client, "shed_total"), metric(client, "in_flight"), metric(client, "waiting")) == (2, 0, 0)
+        assert (
+            metric(client, "shed_total"),
+            metric(client, "in_flight"),
+            metric(client, "waiting"),
+        ) == (2, 0, 0)
 
 
-def test_a_real_server_under_more_than_it_may_take(server: Any, picture: Path, boxes: list[list[float]]) -> None:
+def test_a_real_server_under_more_than_it_may_take(
+    server: Any, picture: Path, boxes: list[list[float]]
+) -> None:
     with (
         running(GatewaySettings(server.ports.grpc_url, concurrency=1, max_waiting=1)) as client,
         ThreadPoolExecutor(12) as pool,
     ):
         image = picture.read_bytes()
         expected = ask(client, image, boxes=boxes, words=WORDS).json()["regions"]
-        responses = list(pool.map(lambda _: ask(client, image, boxes=boxes, words=WORDS), range(48)))
+        responses = list(
+            pool.map(lambda _: ask(client, image, boxes=boxes, words=WORDS), range(48))
+        )
         answered = [response for response in responses if response.status_code == 200]
         assert answered and all(response.json()["regions"] == expected for response in answered)
         for response in responses:
@@ -502,7 +649,9 @@ def test_a_real_server_under_more_than_it_may_take(server: Any, picture: Path, b
 
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["in flight", "waiting"])
-def test_a_caller_who_goes_gives_his_turn_back(waiting: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_caller_who_goes_gives_his_turn_back(
+    waiting: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     fake = Gated()
     chosen = GatewaySettings("unused:1", concurrency=1, max_waiting=1)
     with running(chosen, lambda *_: fake) as client, ThreadPoolExecutor(1) as pool:
@@ -532,7 +681,8 @@ def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regionspot.serving.gateway.app.UPLOAD_TIMEOUT_S", 0.2)
     with running(GatewaySettings("unused:1"), Untouched) as client, raw(client) as connection:
         connection.sendall(
-            head(["Content-Length: 30000", "Content-Type: multipart/form-data; boundary=x"]) + b"--x\r\n"
+            head(["Content-Length: 30000", "Content-Type: multipart/form-data; boundary=x"])
+            + b"--x\r\n"
         )
         assert_refused(connection, b" 408 ", b"TIMEOUT")
         until(lambda: metric(client, "waiting") == 0)
@@ -553,7 +703,8 @@ def test_turns_estimate_when_to_come_back() -> None:
     assert turns.retry_after_s() == 60
 
 
-# ------------------------------------------------------------------ a server that is gone, and one that fails
+# ------------------------------------------------------------------ a server that is gone, and one
+# that fails
 
 
 def closed_port() -> int:
@@ -567,7 +718,11 @@ def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(GatewaySettings(f"127.0.0.1:{closed_port()}")) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/").status_code == 200
-        for response in (ask(client, PICTURE, **GOOD), client.get("/v1/info"), client.get("/readyz")):
+        for response in (
+            ask(client, PICTURE, **GOOD),
+            client.get("/v1/info"),
+            client.get("/readyz"),
+        ):
             assert "cannot be reached" in error_in(response, 503, "UNAVAILABLE")
             assert int(response.headers["retry-after"]) >= 1
 
@@ -594,11 +749,18 @@ class Moody(Gated):
 def test_failures_are_told_without_the_inside(capfd: pytest.CaptureFixture[str]) -> None:
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
-        for code, status in {"UNAVAILABLE": 503, "TIMEOUT": 504, "INTERNAL": 500, "OVERLOADED": 503}.items():
+        for code, status in {
+            "UNAVAILABLE": 503,
+            "TIMEOUT": 504,
+            "INTERNAL": 500,
+            "OVERLOADED": 503,
+        }.items():
             fake.failure = ServingError(code, "127.0.0.1:8001 says: /secret/path.py fell over")
             error_in(ask(client, PICTURE, headers={"X-Request-ID": code}, **GOOD), status, code)
         fake.failure = RuntimeError("/secret/path.py")
-        error_in(ask(client, PICTURE, headers={"X-Request-ID": "unexpected"}, **GOOD), 500, "INTERNAL")
+        error_in(
+            ask(client, PICTURE, headers={"X-Request-ID": "unexpected"}, **GOOD), 500, "INTERNAL"
+        )
         fake.failure = None
         assert ask(client, PICTURE, **GOOD).status_code == 200
     details = {line["request_id"]: line.get("detail", "") for line in log_lines(capfd)}
@@ -633,7 +795,8 @@ def test_readiness_is_a_real_answer_and_kept_for_a_moment(monkeypatch: pytest.Mo
         assert fake.asked == asked + 1
 
 
-# ------------------------------------------------------------------ who may, and what is written down
+# ------------------------------------------------------------------ who may, and what is written
+# down
 
 
 def test_token(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -646,7 +809,11 @@ def test_token(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
             {"Authorization": TOKEN},
             {"Authorization": f"Basic {TOKEN}"},
         ]
-        for headers in [*wrong, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": "Bearer ä".encode("latin-1")}]:
+        for headers in [
+            *wrong,
+            {"Authorization": f"Bearer {TOKEN}x"},
+            {"Authorization": "Bearer ä".encode("latin-1")},
+        ]:
             for response in (
                 client.get("/v1/info", headers=headers),
                 client.get("/metrics", headers=headers),
@@ -663,10 +830,16 @@ def test_token(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def log_lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in captured.readouterr().err.splitlines() if line.startswith('{"time"')]
+    return [
+        json.loads(line)
+        for line in captured.readouterr().err.splitlines()
+        if line.startswith('{"time"')
+    ]
 
 
-def test_one_line_for_each_request(gateway: httpx.Client, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_line_for_each_request(
+    gateway: httpx.Client, capfd: pytest.CaptureFixture[str]
+) -> None:
     capfd.readouterr()
     good = ask(gateway, PICTURE, headers={"X-Request-ID": "abc-1.2:3_4"}, **GOOD)
     assert good.json()["request_id"] == good.headers["x-request-id"] == "abc-1.2:3_4"
@@ -678,7 +851,8 @@ def test_one_line_for_each_request(gateway: httpx.Client, capfd: pytest.CaptureF
         lines += log_lines(capfd)
     first, second, third = lines
     assert {
-        key: first[key] for key in ("request_id", "method", "path", "status", "code", "regions", "image_bytes")
+        key: first[key]
+        for key in ("request_id", "method", "path", "status", "code", "regions", "image_bytes")
     } == {
         "request_id": "abc-1.2:3_4",
         "method": "POST",
@@ -689,7 +863,11 @@ def test_one_line_for_each_request(gateway: httpx.Client, capfd: pytest.CaptureF
         "image_bytes": len(PICTURE),
     }
     assert first["took_ms"] > 0 and abs(first["time"] - time.time()) < 60
-    assert (second["request_id"], second["status"], second["code"]) == ("bad", 422, "TOO_MANY_REGIONS")
+    assert (second["request_id"], second["status"], second["code"]) == (
+        "bad",
+        422,
+        "TOO_MANY_REGIONS",
+    )
     assert third["path"] == "/healthz" and "secret" not in json.dumps(third)
 
 
@@ -711,7 +889,10 @@ def test_metrics_count_by_route_and_code(server: Any) -> None:
             client.get(f"/strange/{number}")
         text = client.get("/metrics").text
         assert 'regionspot_gateway_requests_total{code="OK",route="/v1/recognize"} 1.0' in text
-        assert 'regionspot_gateway_requests_total{code="TOO_MANY_REGIONS",route="/v1/recognize"} 1.0' in text
+        assert (
+            'regionspot_gateway_requests_total{code="TOO_MANY_REGIONS",route="/v1/recognize"} 1.0'
+            in text
+        )
         assert 'regionspot_gateway_requests_total{code="REQUEST_INVALID",route="other"} 5.0' in text
         assert 'regionspot_gateway_latency_seconds_count{route="/v1/recognize"} 2.0' in text
         assert "/strange" not in text
@@ -722,10 +903,18 @@ def test_the_page_and_its_files(gateway: httpx.Client) -> None:
     page = gateway.get("/")
     assert page.headers["content-type"].startswith("text/html") and "<title>RegionSpot" in page.text
     policy = page.headers["content-security-policy"]
-    assert "unsafe" not in policy and "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert (
+        "unsafe" not in policy
+        and "default-src 'none'" in policy
+        and "frame-ancestors 'none'" in policy
+    )
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"
-    for name, kind in {"app.js": "text/javascript", "style.css": "text/css", "favicon.svg": "image/svg+xml"}.items():
+    for name, kind in {
+        "app.js": "text/javascript",
+        "style.css": "text/css",
+        "favicon.svg": "image/svg+xml",
+    }.items():
         response = gateway.get(f"/static/{name}")
         assert response.headers["content-type"].startswith(kind)
         again = gateway.get(f"/static/{name}", headers={"If-None-Match": response.headers["etag"]})
@@ -751,12 +940,20 @@ def test_an_address_that_is_none() -> None:
 
 
 def test_told_to_stop_it_finishes_what_it_has_begun(server: Any) -> None:
-    """As a process of its own, with a question that takes a while: many words that the server has not met."""
+    """As a process of its own, with a question that takes a while: many words that the server has
+    not met.
+    """
     port = closed_port()
-    code = f"from regionspot.serving.gateway import *; run(GatewaySettings({server.ports.grpc_url!r}), port={port})"
+    code = (
+        "from regionspot.serving.gateway import *; "
+        f"run(GatewaySettings({server.ports.grpc_url!r}), port={port})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client, ThreadPoolExecutor(1) as pool:
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+            ThreadPoolExecutor(1) as pool,
+        ):
             until_answers(client)
             words = [f"thing {os.getpid()} {number}" for number in range(60)]
             answer = pool.submit(ask, client, PICTURE, boxes=BOX, words=words)

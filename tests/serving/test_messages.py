@@ -1,4 +1,6 @@
-"""Questions and answers as tensors and back; what does not match the contract is refused, in both directions."""
+"""Questions and answers as tensors and back; what does not match the contract is refused, in both
+directions.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,12 @@ def objects(*rows: list[bytes]) -> Array:
 
 def prompts_equal(found: tuple[Prompts, ...], expected: tuple[Prompts, ...]) -> bool:
     """Without parts that hold no region, which need not cross the wire."""
-    pairs = zip([part for part in found if len(part)], [part for part in expected if len(part)], strict=True)
+    pairs = zip(
+        [part for part in found if len(part)], [part for part in expected if len(part)], strict=True
+    )
     return all(
-        np.array_equal(one.points, other.points, equal_nan=True) and np.array_equal(one.labels, other.labels)
+        np.array_equal(one.points, other.points, equal_nan=True)
+        and np.array_equal(one.labels, other.labels)
         for one, other in pairs
     )
 
@@ -46,7 +51,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 @st.composite
 def regions(draw: st.DrawFn) -> tuple[Prompts, ...]:
-    num_boxes, num_points, clicks = draw(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 3)))
+    num_boxes, num_points, clicks = draw(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 3))
+    )
     boxes = draw(arrays.arrays(np.float32, (num_boxes, 4), elements=COORDINATES))
     points = draw(arrays.arrays(np.float32, (num_points, clicks, 2), elements=COORDINATES))
     labels = draw(arrays.arrays(np.int32, (num_points, clicks), elements=st.integers(0, 1)))
@@ -70,7 +77,10 @@ class TestQuestion:
     def test_crosses_the_wire(self, question: Question) -> None:
         (read,) = Question.from_tensors(question.to_tensors())
         assert replace(read, prompts=()).__dict__ == replace(question, prompts=()).__dict__
-        assert prompts_equal(read.prompts, question.prompts) and read.num_regions == question.num_regions
+        assert (
+            prompts_equal(read.prompts, question.prompts)
+            and read.num_regions == question.num_regions
+        )
 
     @given(QUESTIONS)
     def test_has_the_types_and_shapes_of_the_contract(self, question: Question) -> None:
@@ -112,29 +122,95 @@ class TestQuestion:
     @pytest.mark.parametrize(
         ("change", "code", "message"),
         [
-            ({"box": np.zeros((1, 1, 4))}, "REQUEST_INVALID", "there is no tensor 'box': send image, image_handle"),
+            (
+                {"box": np.zeros((1, 1, 4))},
+                "REQUEST_INVALID",
+                "there is no tensor 'box': send image, image_handle",
+            ),
             ({"image": None}, "REQUEST_INVALID", "send either image or image_handle"),
-            ({"image_handle": objects([b"0"])}, "REQUEST_INVALID", "send either image or image_handle"),
+            (
+                {"image_handle": objects([b"0"])},
+                "REQUEST_INVALID",
+                "send either image or image_handle",
+            ),
             ({"words": None}, "REQUEST_INVALID", "send either words, or vocabulary"),
-            ({"vocabulary": objects([b"pets"])}, "REQUEST_INVALID", "send either words, or vocabulary"),
-            ({"boxes": None, "points": None, "point_labels": None}, "REQUEST_INVALID", "no region was asked for"),
+            (
+                {"vocabulary": objects([b"pets"])},
+                "REQUEST_INVALID",
+                "send either words, or vocabulary",
+            ),
+            (
+                {"boxes": None, "points": None, "point_labels": None},
+                "REQUEST_INVALID",
+                "no region was asked for",
+            ),
             ({"points": None}, "REQUEST_INVALID", "point_labels were given without points"),
-            ({"boxes": np.zeros((1, 1, 4))}, "REQUEST_INVALID", "boxes must be of type float32, not float64"),
-            ({"boxes": np.zeros((1, 4), np.float32)}, "REQUEST_INVALID", r"boxes must have shape \(B, \?, 4\), got"),
+            (
+                {"boxes": np.zeros((1, 1, 4))},
+                "REQUEST_INVALID",
+                "boxes must be of type float32, not float64",
+            ),
+            (
+                {"boxes": np.zeros((1, 4), np.float32)},
+                "REQUEST_INVALID",
+                r"boxes must have shape \(B, \?, 4\), got",
+            ),
             ({"boxes": np.zeros((1, 1, 5), np.float32)}, "REQUEST_INVALID", r"got \(1, 1, 5\)"),
-            ({"boxes": np.zeros((2, 1, 4), np.float32)}, "REQUEST_INVALID", "the same number of images"),
-            ({"points": np.zeros((1, 1, 0, 2), np.float32)}, "REQUEST_INVALID", "points must have shape"),
-            ({"point_labels": np.full((1, 1, 1), 2, np.int32)}, "REQUEST_INVALID", "point labels must be 1"),
-            ({"point_labels": np.ones((1, 1, 2), np.int32)}, "REQUEST_INVALID", "one for each click"),
-            ({"words": np.array([["cat"]], np.object_)}, "REQUEST_INVALID", "words must hold bytes"),
-            ({"words": objects([b"\xff", b"cat"])}, "VOCABULARY_INVALID", "words must be UTF-8 text"),
-            ({"words": None, "vocabulary": objects([b"\xff"])}, "REQUEST_INVALID", "vocabulary must be UTF-8 text"),
-            ({"image": None, "image_handle": objects([b"\xff"])}, "REQUEST_INVALID", "image_handle must be UTF-8"),
-            ({"top_k": np.array([[5]], np.int64)}, "REQUEST_INVALID", "top_k must be of type int32"),
-            ({"return_masks": np.array([[1]], np.int32)}, "REQUEST_INVALID", "return_masks must be of type bool"),
+            (
+                {"boxes": np.zeros((2, 1, 4), np.float32)},
+                "REQUEST_INVALID",
+                "the same number of images",
+            ),
+            (
+                {"points": np.zeros((1, 1, 0, 2), np.float32)},
+                "REQUEST_INVALID",
+                "points must have shape",
+            ),
+            (
+                {"point_labels": np.full((1, 1, 1), 2, np.int32)},
+                "REQUEST_INVALID",
+                "point labels must be 1",
+            ),
+            (
+                {"point_labels": np.ones((1, 1, 2), np.int32)},
+                "REQUEST_INVALID",
+                "one for each click",
+            ),
+            (
+                {"words": np.array([["cat"]], np.object_)},
+                "REQUEST_INVALID",
+                "words must hold bytes",
+            ),
+            (
+                {"words": objects([b"\xff", b"cat"])},
+                "VOCABULARY_INVALID",
+                "words must be UTF-8 text",
+            ),
+            (
+                {"words": None, "vocabulary": objects([b"\xff"])},
+                "REQUEST_INVALID",
+                "vocabulary must be UTF-8 text",
+            ),
+            (
+                {"image": None, "image_handle": objects([b"\xff"])},
+                "REQUEST_INVALID",
+                "image_handle must be UTF-8",
+            ),
+            (
+                {"top_k": np.array([[5]], np.int64)},
+                "REQUEST_INVALID",
+                "top_k must be of type int32",
+            ),
+            (
+                {"return_masks": np.array([[1]], np.int32)},
+                "REQUEST_INVALID",
+                "return_masks must be of type bool",
+            ),
         ],
     )
-    def test_refuses_tensors(self, change: dict[str, Array | None], code: str, message: str) -> None:
+    def test_refuses_tensors(
+        self, change: dict[str, Array | None], code: str, message: str
+    ) -> None:
         tensors = {name: array for name, array in (self.GOOD | change).items() if array is not None}
         with pytest.raises(RequestError, match=message) as refused:
             Question.from_tensors(tensors)
@@ -153,7 +229,9 @@ class TestQuestion:
             {"words": None, "vocabulary": objects([b"pets"], [b"mini"])},
         ],
     )
-    def test_refuses_images_whose_answers_have_other_shapes(self, change: dict[str, Array | None]) -> None:
+    def test_refuses_images_whose_answers_have_other_shapes(
+        self, change: dict[str, Array | None]
+    ) -> None:
         both = {name: np.concatenate([array, array]) for name, array in self.GOOD.items()}
         assert len(Question.from_tensors(both)) == 2
         tensors = {name: array for name, array in (both | change).items() if array is not None}
@@ -172,12 +250,17 @@ class TestQuestion:
         ],
         ids=["masks", "points first", "two of a kind", "box and click", "corners", "padding first"],
     )
-    def test_refuses_regions_that_the_wire_has_no_place_for(self, prompts: tuple[Prompts, ...]) -> None:
+    def test_refuses_regions_that_the_wire_has_no_place_for(
+        self, prompts: tuple[Prompts, ...]
+    ) -> None:
         with pytest.raises(InputError, match="a server takes"):
             Question(b"x", "pets", prompts).to_tensors()
 
     def test_refuses_text_that_utf8_cannot_hold(self) -> None:
-        unusable: list[tuple[Any, str]] = [("\udc00", "VOCABULARY_UNKNOWN"), (("cat", "\udc00"), "VOCABULARY_INVALID")]
+        unusable: list[tuple[Any, str]] = [
+            ("\udc00", "VOCABULARY_UNKNOWN"),
+            (("cat", "\udc00"), "VOCABULARY_INVALID"),
+        ]
         for vocabulary, code in unusable:
             with pytest.raises(RequestError, match="is no Unicode text") as refused:
                 Question(b"x", vocabulary, as_prompts([]))
@@ -188,16 +271,26 @@ class TestQuestion:
     @pytest.mark.parametrize(
         ("change", "code", "message"),
         [
-            ({"prompts": as_prompts(BOX * 3, [[1, 2]])}, "TOO_MANY_REGIONS", "4 regions are more than 3"),
+            (
+                {"prompts": as_prompts(BOX * 3, [[1, 2]])},
+                "TOO_MANY_REGIONS",
+                "4 regions are more than 3",
+            ),
             ({"top_k": 0}, "REQUEST_INVALID", "top_k must be from 1 to 7, not 0"),
             ({"top_k": 8}, "REQUEST_INVALID", "top_k must be from 1 to 7, not 8"),
             ({"image": bytes(11)}, "IMAGE_TOO_LARGE", "11 bytes, at most 10"),
             ({"vocabulary": ("a",) * 6}, "TOO_MANY_WORDS", "6 words are more than 5"),
-            ({"vocabulary": ("a", "b" * 5)}, "VOCABULARY_INVALID", "word 1 is longer than 4 characters"),
+            (
+                {"vocabulary": ("a", "b" * 5)},
+                "VOCABULARY_INVALID",
+                "word 1 is longer than 4 characters",
+            ),
         ],
     )
     def test_limits(self, change: dict[str, Any], code: str, message: str) -> None:
-        limits = Limits(max_regions=3, max_top_k=7, max_image_bytes=10, max_words=5, max_word_length=4)
+        limits = Limits(
+            max_regions=3, max_top_k=7, max_image_bytes=10, max_words=5, max_word_length=4
+        )
         most = Question(bytes(10), ("four",) * 5, as_prompts(BOX * 2, [[1, 2]]), top_k=7)
         most.check(limits)
         replace(most, top_k=None, vocabulary="a long name").check(limits)
@@ -211,7 +304,9 @@ def answers(draw: st.DrawFn) -> Answer:
     count, best = draw(st.integers(0, 3)), draw(st.integers(1, len(WORDS)))
     ids = draw(arrays.arrays(np.int32, (count, best), elements=st.integers(0, len(WORDS) - 1)))
     scores = draw(arrays.arrays(np.float32, (count, best), elements=st.floats(0, 1, width=32)))
-    boxes = np.sort(draw(arrays.arrays(np.float32, (count, 2, 2), elements=st.floats(0, 9, width=32))), axis=1)
+    boxes = np.sort(
+        draw(arrays.arrays(np.float32, (count, 2, 2), elements=st.floats(0, 9, width=32))), axis=1
+    )
     drawn = draw(arrays.arrays(np.bool_, (count, HEIGHT, WIDTH)))
     predictions = RegionPredictions(
         HEIGHT,
@@ -231,7 +326,9 @@ def answers(draw: st.DrawFn) -> Answer:
 def one_answer() -> Answer:
     ids = np.array([[1, 0]])
     scores = np.array([[0.75, 0.25]], np.float32)
-    predictions = RegionPredictions(HEIGHT, WIDTH, np.array(BOX), WORDS, scores[:, 0], ids[:, 0], ids, scores)
+    predictions = RegionPredictions(
+        HEIGHT, WIDTH, np.array(BOX), WORDS, scores[:, 0], ids[:, 0], ids, scores
+    )
     return Answer(predictions, RemoteImage("00ff", HEIGHT, WIDTH), True)
 
 
@@ -278,12 +375,21 @@ class TestAnswer:
         ],
     )
     def test_refuses_tensors(self, change: dict[str, Array | None], message: str) -> None:
-        tensors = {name: array for name, array in (one_answer().to_tensors() | change).items() if array is not None}
-        with pytest.raises(ServingError, match=rf"the server's answer cannot be used: .*{message}") as refused:
+        tensors = {
+            name: array
+            for name, array in (one_answer().to_tensors() | change).items()
+            if array is not None
+        }
+        with pytest.raises(
+            ServingError, match=rf"the server's answer cannot be used: .*{message}"
+        ) as refused:
             Answer.from_tensors(tensors, WORDS, return_masks=False)
         assert refused.value.code == "INTERNAL" and not isinstance(refused.value, InputError)
 
     def test_refuses_an_answer_about_two_images(self) -> None:
-        tensors = {name: np.concatenate([array, array]) for name, array in one_answer().to_tensors().items()}
+        tensors = {
+            name: np.concatenate([array, array])
+            for name, array in one_answer().to_tensors().items()
+        }
         with pytest.raises(ServingError, match="it is not about one image"):
             Answer.from_tensors(tensors, WORDS, return_masks=False)

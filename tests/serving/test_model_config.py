@@ -1,4 +1,6 @@
-"""Configurations: built as protobuf, written, parsed back, and what the lint finds in broken ones."""
+"""Configurations: built as protobuf, written, parsed back, and what the lint finds in broken
+ones.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def folder(tmp_path: Path, specs: dict[str, GraphSpec]) -> Path:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_graph_survives_text_and_lint(target: str, specs: dict[str, GraphSpec], tmp_path: Path) -> None:
+def test_every_graph_survives_text_and_lint(
+    target: str, specs: dict[str, GraphSpec], tmp_path: Path
+) -> None:
     import json
 
     for spec in specs.values():
@@ -60,13 +64,21 @@ def test_every_graph_survives_text_and_lint(target: str, specs: dict[str, GraphS
         read = read_config(path)
         assert read == config and lint(read, path.parent) == []
         assert spec_from_json(json.loads(parameters_of(read)["spec"])) == spec
-        whole = [["batch", *tensor.dims] if read.max_batch_size else list(tensor.dims) for tensor in read.input]
+        whole = [
+            ["batch", *tensor.dims] if read.max_batch_size else list(tensor.dims)
+            for tensor in read.input
+        ]
         assert [len(shape) for shape in whole] == [len(tensor.shape) for tensor in spec.inputs]
 
 
 def test_only_graphs_with_images_in_front_are_batched(specs: dict[str, GraphSpec]) -> None:
     batched = {name for name, spec in specs.items() if can_batch(spec)}
-    assert batched == {"sam_image_encoder", "clip_image_encoder", "sam_token_decoder_image", "sam_mask_prompt"}
+    assert batched == {
+        "sam_image_encoder",
+        "clip_image_encoder",
+        "sam_token_decoder_image",
+        "sam_mask_prompt",
+    }
     assert graph_config(specs["region_head"], "tensorrt", "x").max_batch_size == 0
     assert graph_config(specs["sam_image_encoder"], "tensorrt", "x").HasField("dynamic_batching")
     assert not graph_config(specs["sam_image_encoder"], "cpu", "x").HasField("dynamic_batching")
@@ -87,7 +99,12 @@ def test_the_public_model() -> None:
     assert [tensor.name for tensor in config.output] == [field.name for field in OUTPUTS]
     assert all(tensor.optional for tensor in config.input) and config.name == MODEL
     ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
-    assert ragged == {"boxes", "points", "point_labels", "words"}  # requests of different sizes may go together
+    assert ragged == {
+        "boxes",
+        "points",
+        "point_labels",
+        "words",
+    }  # requests of different sizes may go together
 
 
 def _two_of_a_name(config: pb.ModelConfig) -> None:
@@ -95,15 +112,27 @@ def _two_of_a_name(config: pb.ModelConfig) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[pb.ModelConfig], object], str]] = {
-    "name": (lambda config: setattr(config, "name", "head"), "name 'head' is not that of its folder, 'region_head'"),
-    "file": (lambda config: setattr(config, "default_model_filename", "other"), "1/other is missing"),
+    "name": (
+        lambda config: setattr(config, "name", "head"),
+        "name 'head' is not that of its folder, 'region_head'",
+    ),
+    "file": (
+        lambda config: setattr(config, "default_model_filename", "other"),
+        "1/other is missing",
+    ),
     "axis": (lambda config: config.input[0].dims.append(0), "mask_tokens has an axis of 0"),
     "type": (lambda config: setattr(config.output[0], "data_type", 0), "logits has no type"),
     "outputs": (lambda config: config.ClearField("output"), "has no inputs or no outputs"),
     "twice": (_two_of_a_name, "two tensors are called mask_tokens"),
-    "gpus": (lambda config: config.instance_group[0].gpus.append(0), "names GPUs for instances on the CPU"),
+    "gpus": (
+        lambda config: config.instance_group[0].gpus.append(0),
+        "names GPUs for instances on the CPU",
+    ),
     "batches": (lambda config: config.dynamic_batching.SetInParent(), "with a max_batch_size of 0"),
-    "preferred": (lambda config: config.dynamic_batching.preferred_batch_size.append(4), "prefers batches of more"),
+    "preferred": (
+        lambda config: config.dynamic_batching.preferred_batch_size.append(4),
+        "prefers batches of more",
+    ),
     "queue": (
         lambda config: setattr(config.dynamic_batching.default_queue_policy, "max_queue_size", 4),
         "some requests would wait for 500 ms",
@@ -145,4 +174,7 @@ def test_the_documentation_has_the_tables_of_the_contract(fields: tuple) -> None
 def test_the_documentation_has_the_codes_of_the_contract() -> None:
     table = (ROOT / "docs/serve/wire-format.md").read_text(encoding="utf-8")
     for code, meaning in CODES.items():
-        assert f"| `{code}` | {STATUS[code]} | {meaning} | {'retry' if code in RETRYABLE else ''}" in table
+        assert (
+            f"| `{code}` | {STATUS[code]} | {meaning} | {'retry' if code in RETRYABLE else ''}"
+            in table
+        )

@@ -1,4 +1,6 @@
-"""Processes as the supervisor sees them: stubs by model, dead ones, and ids that the system has reused."""
+"""Processes as the supervisor sees them: stubs by model, dead ones, and ids that the system has
+reused.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_stubs_are_found_by_model(stubs: dict[str, subprocess.Popen[bytes]]) -> 
     assert running_stubs(pids["regionspot"]) == []  # it has no children
 
 
-def test_a_killed_stub_is_dead_until_it_is_waited_for(stubs: dict[str, subprocess.Popen[bytes]]) -> None:
+def test_a_killed_stub_is_dead_until_it_is_waited_for(
+    stubs: dict[str, subprocess.Popen[bytes]],
+) -> None:
     stubs["regionspot"].kill()
     wait_for_zombie(stubs["regionspot"].pid)
     assert [model for model, _ in running_stubs(os.getpid())] == ["region_head"]
@@ -67,11 +71,17 @@ def test_start_ticks_tell_processes_apart() -> None:
     assert start_ticks(child.pid) is None
 
 
-def test_only_orphaned_shared_memory_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_orphaned_shared_memory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "SHARED_MEMORY", tmp_path)
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    own, foreign, orphaned = f"regionspot_{os.getpid()}_1_", "other_1_1_", f"regionspot_{child.pid}_1_"
+    own, foreign, orphaned = (
+        f"regionspot_{os.getpid()}_1_",
+        "other_1_1_",
+        f"regionspot_{child.pid}_1_",
+    )
     for name in (own, foreign, orphaned):
         (tmp_path / name).touch()
     processes.remove_orphaned_shared_memory()
@@ -89,7 +99,9 @@ child = subprocess.Popen(["sleep", "60"], preexec_fn=terminate_with_parent)
 print(child.pid, flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         assert start_ticks(pid) is not None

@@ -1,4 +1,6 @@
-"""`regionspot-query`, and the other commands over a server, against `regionspot predict` in this process."""
+"""`regionspot-query`, and the other commands over a server, against `regionspot predict` in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,18 @@ def document(path: Path) -> dict:
 def assert_near(found: dict, expected: dict) -> None:
     assert found["image"] == expected["image"] and len(found["regions"]) == len(expected["regions"])
     for one, other in zip(found["regions"], expected["regions"], strict=True):
-        assert (one["class"], one["box"], one["mask"]) == (other["class"], other["box"], other["mask"])
+        assert (one["class"], one["box"], one["mask"]) == (
+            other["class"],
+            other["box"],
+            other["mask"],
+        )
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
         assert [name for name, _ in one["top"]] == [name for name, _ in other["top"]]
 
 
-@pytest.mark.parametrize("vocabulary", ["plain green toy,red toy with blue stripes", "pets", "mini"])
+@pytest.mark.parametrize(
+    "vocabulary", ["plain green toy,red toy with blue stripes", "pets", "mini"]
+)
 def test_a_picture(
     vocabulary: str,
     server: ServerRecord,
@@ -39,20 +47,44 @@ def test_a_picture(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    query = ["query", str(picture), *BOXES, "--vocabulary", vocabulary, "--url", server.ports.grpc_url]
+    query = [
+        "query",
+        str(picture),
+        *BOXES,
+        "--vocabulary",
+        vocabulary,
+        "--url",
+        server.ports.grpc_url,
+    ]
     assert main([*query, "--out", str(tmp_path / "o.png"), "--json", str(tmp_path / "q.json")]) == 0
     assert "regionspot_mini by onnxruntime at" in capsys.readouterr().out
     words = "cat,dog" if vocabulary == "pets" else vocabulary
     predict = ["predict", str(picture), *BOXES, "--vocabulary", words, "--runtime", "onnxruntime"]
     predict += ["--artifacts", str(mini_artifacts_with_masks)]
-    assert main([*predict, "--out", str(tmp_path / "p.png"), "--json", str(tmp_path / "p.json")]) == 0
+    assert (
+        main([*predict, "--out", str(tmp_path / "p.png"), "--json", str(tmp_path / "p.json")]) == 0
+    )
     assert_near(document(tmp_path / "q.json"), document(tmp_path / "p.json"))
     assert Image.open(tmp_path / "o.png").size == Image.open(tmp_path / "p.png").size
 
 
-def test_predict_graph_by_graph(server: ServerRecord, picture: Path, mini_artifacts: Path, tmp_path: Path) -> None:
+def test_predict_graph_by_graph(
+    server: ServerRecord, picture: Path, mini_artifacts: Path, tmp_path: Path
+) -> None:
     predict = ["predict", str(picture), *BOXES, "--vocabulary", "mini", "--json"]
-    assert main([*predict, str(tmp_path / "t.json"), "--runtime", "triton", "--url", server.ports.grpc_url]) == 0
+    assert (
+        main(
+            [
+                *predict,
+                str(tmp_path / "t.json"),
+                "--runtime",
+                "triton",
+                "--url",
+                server.ports.grpc_url,
+            ]
+        )
+        == 0
+    )
     assert main([*predict, str(tmp_path / "p.json")]) == 0
     assert_near(document(tmp_path / "t.json"), document(tmp_path / "p.json"))
 
@@ -61,12 +93,24 @@ def test_a_folder(
     server: ServerRecord, dataset: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = dataset.image_path(dataset.images[0]).parent
-    query = ["query", str(folder), "--vocabulary", "mini", "--url", server.ports.grpc_url, "--no-masks"]
-    assert main([*query, "--regions", str(dataset.path), "--json", str(tmp_path / "all.jsonl")]) == 0
+    query = [
+        "query",
+        str(folder),
+        "--vocabulary",
+        "mini",
+        "--url",
+        server.ports.grpc_url,
+        "--no-masks",
+    ]
+    assert (
+        main([*query, "--regions", str(dataset.path), "--json", str(tmp_path / "all.jsonl")]) == 0
+    )
     printed = capsys.readouterr()
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert len(lines) == len(dataset.images) and "pictures: " in printed.err
-    for line, record in zip(lines, sorted(dataset.images, key=lambda record: record.file_name), strict=True):
+    for line, record in zip(
+        lines, sorted(dataset.images, key=lambda record: record.file_name), strict=True
+    ):
         assert line["image"]["file_name"] == Path(record.file_name).name
         assert len(line["regions"]) == len(dataset.annotations_by_image[record.id])
 
@@ -76,7 +120,16 @@ def test_a_folder_with_a_bad_picture(
 ) -> None:
     (tmp_path / "good.jpg").write_bytes(picture.read_bytes())
     (tmp_path / "bad.jpg").write_bytes(picture.read_bytes()[:300])
-    query = ["query", str(tmp_path), "--box", "5,5,90,90", "--vocabulary", "pets", "--url", server.ports.grpc_url]
+    query = [
+        "query",
+        str(tmp_path),
+        "--box",
+        "5,5,90,90",
+        "--vocabulary",
+        "pets",
+        "--url",
+        server.ports.grpc_url,
+    ]
     assert main(query) == 1
     printed = capsys.readouterr()
     assert "good.jpg: " in printed.out and "bad.jpg: the image" in printed.err
@@ -84,9 +137,15 @@ def test_a_folder_with_a_bad_picture(
 
 REFUSED = {
     "no region": (["PICTURE", "--vocabulary", "pets"], "give --box or --point at least once"),
-    "address": (["PICTURE", *BOXES, "--vocabulary", "pets", "--url", "ftp://x"], "is no server's address"),
+    "address": (
+        ["PICTURE", *BOXES, "--vocabulary", "pets", "--url", "ftp://x"],
+        "is no server's address",
+    ),
     "out": (["PICTURE", *BOXES, "--vocabulary", "pets", "--out", "x.gif"], "must end in one of"),
-    "out of a folder": (["FOLDER", *BOXES, "--vocabulary", "pets", "--out", "x.png"], "--out draws one picture"),
+    "out of a folder": (
+        ["FOLDER", *BOXES, "--vocabulary", "pets", "--out", "x.png"],
+        "--out draws one picture",
+    ),
     "missing": (["none.jpg", *BOXES, "--vocabulary", "pets"], "image 'none.jpg' cannot be read"),
     "nobody": (
         ["PICTURE", *BOXES, "--vocabulary", "pets", "--url", "127.0.0.1:9", "--timeout", "0.3"],
@@ -96,7 +155,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, server: ServerRecord, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused(
+    case: str, server: ServerRecord, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, message = REFUSED[case]
     places = {"PICTURE": str(picture), "FOLDER": str(picture.parent)}
     given = [places.get(word, word) for word in words]
@@ -111,8 +172,14 @@ def test_refused(case: str, server: ServerRecord, picture: Path, capsys: pytest.
     [
         (["--runtime", "triton"], "--runtime triton needs --url"),
         (["--url", "127.0.0.1:1"], "--url goes with --runtime triton"),
-        (["--runtime", "triton", "--url", "127.0.0.1:1", "--artifacts", "x"], "--artifacts would be ignored"),
-        (["--runtime", "triton", "--url", "127.0.0.1:1", "--random-weights", "0"], "--random-weights would be ignored"),
+        (
+            ["--runtime", "triton", "--url", "127.0.0.1:1", "--artifacts", "x"],
+            "--artifacts would be ignored",
+        ),
+        (
+            ["--runtime", "triton", "--url", "127.0.0.1:1", "--random-weights", "0"],
+            "--random-weights would be ignored",
+        ),
     ],
 )
 def test_options_of_the_runtime(
@@ -130,7 +197,16 @@ def test_a_folder_with_every_kind_of_name(
     (folder / "below").mkdir(parents=True)
     for name in (b"a.jpg", b"caf\xe9.jpg", b"._a.jpg", b"new.avif", b"below/b.jpg"):
         (folder / os.fsdecode(name)).write_bytes(picture.read_bytes())
-    query = ["query", str(folder), "--box", "5,5,90,90", "--vocabulary", "pets", "--url", server.ports.grpc_url]
+    query = [
+        "query",
+        str(folder),
+        "--box",
+        "5,5,90,90",
+        "--vocabulary",
+        "pets",
+        "--url",
+        server.ports.grpc_url,
+    ]
     assert main([*query, "--no-masks", "--json", str(tmp_path / "all.jsonl")]) == 0
     printed = capsys.readouterr()
     lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
@@ -140,7 +216,12 @@ def test_a_folder_with_every_kind_of_name(
 
 
 def test_a_pipe_is_read_once(server: ServerRecord, picture: Path, tmp_path: Path) -> None:
-    script = f"cat '{picture}' | '{sys.executable}' -m regionspot.cli.main query /dev/stdin --box 5,5,90,90"
-    script += f" --vocabulary pets --url {server.ports.grpc_url} --no-masks --out '{tmp_path / 'o.png'}'"
+    script = (
+        f"cat '{picture}' | '{sys.executable}' -m regionspot.cli.main query /dev/stdin --box "
+        "5,5,90,90"
+    )
+    script += (
+        f" --vocabulary pets --url {server.ports.grpc_url} --no-masks --out '{tmp_path / 'o.png'}'"
+    )
     subprocess.run(["bash", "-c", script], check=True, capture_output=True)
     assert Image.open(tmp_path / "o.png").format == "PNG"

@@ -1,4 +1,6 @@
-"""The public model's work without Triton: the predictor's answers, a code for each error, caches with bounds."""
+"""The public model's work without Triton: the predictor's answers, a code for each error, caches
+with bounds.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,13 @@ def state_of(predictor: RegionPredictor, encoder: VocabularyEncoder, limits: Lim
 
 @pytest.fixture(scope="module")
 def shared(predictor: RegionPredictor, encoder: VocabularyEncoder) -> SharedState:
-    limits = Limits(max_regions=50, max_words=40, max_new_words=5, max_image_bytes=200_000, max_image_pixels=90_000)
+    limits = Limits(
+        max_regions=50,
+        max_words=40,
+        max_new_words=5,
+        max_image_bytes=200_000,
+        max_image_pixels=90_000,
+    )
     return state_of(predictor, encoder, limits)
 
 
@@ -58,7 +66,9 @@ def to_tensor(name: str, value: Any) -> Array:
 
 def ask(recognizer: Recognizer, counts: Counts | None = None, **inputs: Any) -> dict[str, Array]:
     """The outputs for one image, without its axis in front; by tensors both ways."""
-    (question,) = Question.from_tensors({name: to_tensor(name, value) for name, value in inputs.items()})
+    (question,) = Question.from_tensors(
+        {name: to_tensor(name, value) for name, value in inputs.items()}
+    )
     answer = recognizer.answer(question, counts or Counts())
     return {name: array[0] for name, array in answer.to_tensors().items()}
 
@@ -79,19 +89,25 @@ def test_answers_are_the_predictors(
     picture: Path,
     boxes: list[list[float]],
 ) -> None:
-    expected = predictor.set_image(picture).predict(boxes=boxes, points=[[60, 70]], vocabulary=encoder.encode(WORDS))
+    expected = predictor.set_image(picture).predict(
+        boxes=boxes, points=[[60, 70]], vocabulary=encoder.encode(WORDS)
+    )
     points = [[[60.0, 70.0]]]
     image = picture.read_bytes()
     for given in ({"vocabulary": "toys"}, {"words": WORDS}):
         found = ask(recognizer, image=image, boxes=boxes, points=points, return_masks=True, **given)
         assert set(found) == {field.name for field in OUTPUTS}
         assert np.array_equal(found["class_ids"], expected.class_ids)
-        assert [name.decode() for name in found["class_names"]] == [WORDS[index] for index in expected.class_ids]
+        assert [name.decode() for name in found["class_names"]] == [
+            WORDS[index] for index in expected.class_ids
+        ]
         assert np.array_equal(found["top_class_ids"], expected.top_class_ids)
         assert found["top_class_names"].shape == found["top_scores"].shape == (len(expected), 3)
         np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-5)
         assert np.array_equal(found["boxes"], expected.boxes) and expected.masks is not None
-        assert [counts.decode() for counts in found["masks"]] == [mask["counts"] for mask in expected.masks]
+        assert [counts.decode() for counts in found["masks"]] == [
+            mask["counts"] for mask in expected.masks
+        ]
         assert found["image_size"].tolist() == [expected.image_height, expected.image_width]
         assert found["image_handle"][0].decode() == handle_of(image)
 
@@ -101,7 +117,11 @@ def test_a_known_picture_skips_the_encoders(recognizer: Recognizer) -> None:
     image = png(100, 80, 7)
     told = ask(recognizer, first, image=image, boxes=[[1, 1, 50, 50]], vocabulary="toys")
     again = ask(
-        recognizer, second, image_handle=told["image_handle"][0].decode(), boxes=[[1, 1, 50, 50]], vocabulary="toys"
+        recognizer,
+        second,
+        image_handle=told["image_handle"][0].decode(),
+        boxes=[[1, 1, 50, 50]],
+        vocabulary="toys",
     )
     assert (told["cached"][0], again["cached"][0]) == (False, True)
     assert first.values["image_cache_misses"] == second.values["image_cache_hits"] == 1
@@ -125,11 +145,24 @@ REFUSED = {
         "REQUEST_INVALID",
         "either image",
     ),
-    "no picture": ({"boxes": BOX, "vocabulary": "toys"}, "REQUEST_INVALID", "either image or image_handle"),
+    "no picture": (
+        {"boxes": BOX, "vocabulary": "toys"},
+        "REQUEST_INVALID",
+        "either image or image_handle",
+    ),
     "no words": ({"image": IMAGE, "boxes": BOX}, "REQUEST_INVALID", "either words, or vocabulary"),
-    "no regions": ({"image": IMAGE, "vocabulary": "toys"}, "REQUEST_INVALID", "no region was asked for"),
+    "no regions": (
+        {"image": IMAGE, "vocabulary": "toys"},
+        "REQUEST_INVALID",
+        "no region was asked for",
+    ),
     "labels alone": (
-        {"image": IMAGE, "boxes": BOX, "point_labels": np.ones((1, 1), np.int32), "vocabulary": "toys"},
+        {
+            "image": IMAGE,
+            "boxes": BOX,
+            "point_labels": np.ones((1, 1), np.int32),
+            "vocabulary": "toys",
+        },
         "REQUEST_INVALID",
         "without points",
     ),
@@ -138,29 +171,77 @@ REFUSED = {
         "REQUEST_INVALID",
         "top_k must be from 1",
     ),
-    "not a picture": ({"image": b"GIF89a", "boxes": BOX, "vocabulary": "toys"}, "IMAGE_INVALID", "is not a picture"),
-    "truncated": ({"image": IMAGE[:60], "boxes": BOX, "vocabulary": "toys"}, "IMAGE_INVALID", "the image"),
-    "pixels": ({"image": png(400, 300), "boxes": BOX, "vocabulary": "toys"}, "IMAGE_TOO_LARGE", "400 x 300 pixels"),
+    "not a picture": (
+        {"image": b"GIF89a", "boxes": BOX, "vocabulary": "toys"},
+        "IMAGE_INVALID",
+        "is not a picture",
+    ),
+    "truncated": (
+        {"image": IMAGE[:60], "boxes": BOX, "vocabulary": "toys"},
+        "IMAGE_INVALID",
+        "the image",
+    ),
+    "pixels": (
+        {"image": png(400, 300), "boxes": BOX, "vocabulary": "toys"},
+        "IMAGE_TOO_LARGE",
+        "400 x 300 pixels",
+    ),
     "bytes": (
         {"image": bytes(200_001), "boxes": BOX, "vocabulary": "toys"},
         "IMAGE_TOO_LARGE",
         "200001 bytes, at most",
     ),
-    "handle": ({"image_handle": "00ff", "boxes": BOX, "vocabulary": "toys"}, "IMAGE_UNKNOWN", "send the picture"),
-    "nan": ({"image": IMAGE, "boxes": [[0, np.nan, 9, 9]], "vocabulary": "toys"}, "REGION_INVALID", "box 0 .* NaN"),
-    "inverted": ({"image": IMAGE, "boxes": [[9, 9, 1, 1]], "vocabulary": "toys"}, "REGION_INVALID", "inverted"),
-    "outside": ({"image": IMAGE, "boxes": [[70, 1, 80, 9]], "vocabulary": "toys"}, "REGION_INVALID", "60 x 40 pixels"),
-    "click": ({"image": IMAGE, "points": [[[70, 1]]], "vocabulary": "toys"}, "REGION_INVALID", "point 0"),
+    "handle": (
+        {"image_handle": "00ff", "boxes": BOX, "vocabulary": "toys"},
+        "IMAGE_UNKNOWN",
+        "send the picture",
+    ),
+    "nan": (
+        {"image": IMAGE, "boxes": [[0, np.nan, 9, 9]], "vocabulary": "toys"},
+        "REGION_INVALID",
+        "box 0 .* NaN",
+    ),
+    "inverted": (
+        {"image": IMAGE, "boxes": [[9, 9, 1, 1]], "vocabulary": "toys"},
+        "REGION_INVALID",
+        "inverted",
+    ),
+    "outside": (
+        {"image": IMAGE, "boxes": [[70, 1, 80, 9]], "vocabulary": "toys"},
+        "REGION_INVALID",
+        "60 x 40 pixels",
+    ),
+    "click": (
+        {"image": IMAGE, "points": [[[70, 1]]], "vocabulary": "toys"},
+        "REGION_INVALID",
+        "point 0",
+    ),
     "many": (
         {"image": IMAGE, "boxes": BOX * 51, "vocabulary": "toys"},
         "TOO_MANY_REGIONS",
         "51 regions are more than 50",
     ),
-    "name": ({"image": IMAGE, "boxes": BOX, "vocabulary": "birds"}, "VOCABULARY_UNKNOWN", "name one of toys"),
+    "name": (
+        {"image": IMAGE, "boxes": BOX, "vocabulary": "birds"},
+        "VOCABULARY_UNKNOWN",
+        "name one of toys",
+    ),
     "none": ({"image": IMAGE, "boxes": BOX, "words": ()}, "VOCABULARY_INVALID", "is empty"),
-    "blank": ({"image": IMAGE, "boxes": BOX, "words": ("cat", " ")}, "VOCABULARY_INVALID", "is blank"),
-    "twice": ({"image": IMAGE, "boxes": BOX, "words": ("cat", "cat")}, "VOCABULARY_INVALID", "more than once"),
-    "long": ({"image": IMAGE, "boxes": BOX, "words": ("c" * 257, "cat")}, "VOCABULARY_INVALID", "longer than 256"),
+    "blank": (
+        {"image": IMAGE, "boxes": BOX, "words": ("cat", " ")},
+        "VOCABULARY_INVALID",
+        "is blank",
+    ),
+    "twice": (
+        {"image": IMAGE, "boxes": BOX, "words": ("cat", "cat")},
+        "VOCABULARY_INVALID",
+        "more than once",
+    ),
+    "long": (
+        {"image": IMAGE, "boxes": BOX, "words": ("c" * 257, "cat")},
+        "VOCABULARY_INVALID",
+        "longer than 256",
+    ),
     "words": (
         {"image": IMAGE, "boxes": BOX, "words": tuple(map(str, range(41)))},
         "TOO_MANY_WORDS",
@@ -182,14 +263,19 @@ def test_refused_with_a_code(case: str, recognizer: Recognizer) -> None:
     assert caught.value.code == code and "/" not in str(caught.value)
 
 
-def test_a_model_that_fails_says_nothing_of_itself(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_says_nothing_of_itself(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def nothing(*_: object) -> None:
         raise MemoryError("cannot allocate /srv/model")
 
     monkeypatch.setattr(recognizer._predictor.pipeline, "classify", nothing)
     with pytest.raises(ServingError) as caught:
         ask(recognizer, image=IMAGE, boxes=BOX, vocabulary="toys")
-    assert (caught.value.code, str(caught.value)) == ("INTERNAL", "the model failed; the server's log says why")
+    assert (caught.value.code, str(caught.value)) == (
+        "INTERNAL",
+        "the model failed; the server's log says why",
+    )
 
 
 def test_a_question_that_nobody_waits_for_is_dropped(recognizer: Recognizer) -> None:
@@ -214,13 +300,23 @@ def test_words_are_learnt_once(predictor: RegionPredictor, encoder: VocabularyEn
     assert counts.values["words_encoded"] == 5
 
 
-def test_a_server_without_a_text_encoder(predictor: RegionPredictor, encoder: VocabularyEncoder) -> None:
+def test_a_server_without_a_text_encoder(
+    predictor: RegionPredictor, encoder: VocabularyEncoder
+) -> None:
     bare = Recognizer(predictor, SharedState(Limits(), {"toys": encoder.encode(WORDS)}, None))
     with pytest.raises(ServingError, match="encodes no words: name one of toys"):
         ask(bare, image=IMAGE, boxes=BOX, words=("cat", "dog"))
-    blank = SharedState(Limits(max_top_k=2), {"toys": encoder.encode(WORDS)}, None, draws_masks=False)
+    blank = SharedState(
+        Limits(max_top_k=2), {"toys": encoder.encode(WORDS)}, None, draws_masks=False
+    )
     with pytest.raises(ServingError, match="draws no masks") as caught:
-        ask(Recognizer(predictor, blank), image=IMAGE, boxes=BOX, vocabulary="toys", return_masks=True)
+        ask(
+            Recognizer(predictor, blank),
+            image=IMAGE,
+            boxes=BOX,
+            vocabulary="toys",
+            return_masks=True,
+        )
     assert caught.value.code == "REQUEST_INVALID"
     found = ask(Recognizer(predictor, blank), image=IMAGE, boxes=BOX, vocabulary="toys")
     assert found["top_scores"].shape == (1, 2)  # the default is no more than the server's most

@@ -33,7 +33,9 @@ def test_layout(repository: Path) -> None:
     assert targets_of(repository) == ["cpu"] and models_of(repository, "cpu")[0] == MODEL
     assert set(models_of(repository, "cpu")) == {MODEL, *served_graphs()}
     for name in served_graphs():
-        assert (repository / name / "1" / f"{name}.onnx").is_file() and (repository / name / "1" / "model.py").is_file()
+        assert (repository / name / "1" / f"{name}.onnx").is_file() and (
+            repository / name / "1" / "model.py"
+        ).is_file()
     assert not list(repository.glob("*/config.pbtxt"))  # a configuration for each target instead
 
 
@@ -46,7 +48,9 @@ def test_it_is_itself_a_directory_of_artefacts(repository: Path) -> None:
         assert pipeline.encode_tokens(np.array([[49406, 320, 49407]], np.int32)).shape == (1, 128)
 
 
-def test_registered_words_are_those_of_the_encoder(repository: Path, encoder: VocabularyEncoder) -> None:
+def test_registered_words_are_those_of_the_encoder(
+    repository: Path, encoder: VocabularyEncoder
+) -> None:
     found = read_vocabulary(repository / MODEL / "1" / "vocabularies" / "cpu" / "pets.npz")
     expected = encoder.encode(["cat", "dog"])
     assert found.names == expected.names and np.array_equal(found.embeddings, expected.embeddings)
@@ -73,22 +77,42 @@ def test_a_second_target_leaves_the_first_as_it_is(
 
 
 def test_without_the_optional_graphs(mini_artifacts: Path, tmp_path: Path) -> None:
-    assert "sam_mask_decoder" not in make_repository(mini_artifacts, tmp_path / "repository", RepositoryOptions())
+    assert "sam_mask_decoder" not in make_repository(
+        mini_artifacts, tmp_path / "repository", RepositoryOptions()
+    )
     bare = Path(shutil.copytree(mini_artifacts, tmp_path / "bare"))
     Manifest.load(bare).without(("clip_text_encoder", "onnx", "fp32")).save()
-    with pytest.raises(ArtifactError, match="and no words be served: add it with regionspot-export"):
+    with pytest.raises(
+        ArtifactError, match="and no words be served: add it with regionspot-export"
+    ):
         make_repository(bare, tmp_path / "other", RepositoryOptions())
-    with pytest.raises(ArtifactError, match="has no clip_text_encoder that runs on a CPU, so no vocabulary"):
-        make_repository(bare, tmp_path / "other", RepositoryOptions(vocabularies={"pets": "cat,dog"}))
+    with pytest.raises(
+        ArtifactError, match="has no clip_text_encoder that runs on a CPU, so no vocabulary"
+    ):
+        make_repository(
+            bare, tmp_path / "other", RepositoryOptions(vocabularies={"pets": "cat,dog"})
+        )
 
 
 REFUSED = {
-    "unknown target": (RepositoryOptions(target="gpu"), "there is no target 'gpu': choose one of cpu, tensorrt"),
+    "unknown target": (
+        RepositoryOptions(target="gpu"),
+        "there is no target 'gpu': choose one of cpu, tensorrt",
+    ),
     "no engines": (RepositoryOptions(target="tensorrt"), "holds nothing for tensorrt"),
     "no precision": (RepositoryOptions(precision="int8"), "holds nothing for onnxruntime in int8"),
-    "runtime of a GPU": (RepositoryOptions(target="onnxruntime", runtime="openvino"), "in Triton's own backend"),
-    "runtime": (RepositoryOptions(runtime="tensorrt"), "on a CPU the runtime is openvino or onnxruntime"),
-    "name": (RepositoryOptions(vocabularies={"../x": "cat,dog"}), "'../x' cannot be the name of a vocabulary"),
+    "runtime of a GPU": (
+        RepositoryOptions(target="onnxruntime", runtime="openvino"),
+        "in Triton's own backend",
+    ),
+    "runtime": (
+        RepositoryOptions(runtime="tensorrt"),
+        "on a CPU the runtime is openvino or onnxruntime",
+    ),
+    "name": (
+        RepositoryOptions(vocabularies={"../x": "cat,dog"}),
+        "'../x' cannot be the name of a vocabulary",
+    ),
     "words": (RepositoryOptions(vocabularies={"x": "cat,cat"}), "more than once"),
 }
 
@@ -105,7 +129,10 @@ def test_a_folder_that_is_something_else(mini_artifacts: Path, tmp_path: Path) -
     with pytest.raises(InputError, match="is not empty, and no model repository"):
         make_repository(mini_artifacts, tmp_path, RepositoryOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(ArtifactError, match=r"is no model repository of regionspot\. Make one: regionspot-serve init"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"is no model repository of regionspot\. Make one: regionspot-serve init",
+    ):
         targets_of(tmp_path)
 
 
@@ -120,21 +147,31 @@ def test_a_repository_of_another_model(mini_artifacts: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("change", ["precision", "weights"])
-def test_graphs_that_would_take_each_others_place(change: str, mini_artifacts: Path, tmp_path: Path) -> None:
-    """Two precisions of a format have one file name in a model's folder; other weights would answer otherwise."""
+def test_graphs_that_would_take_each_others_place(
+    change: str, mini_artifacts: Path, tmp_path: Path
+) -> None:
+    """Two precisions of a format have one file name in a model's folder; other weights would answer
+    otherwise.
+    """
     other = Path(shutil.copytree(mini_artifacts, tmp_path / "other"))
     manifest = Manifest.load(other)
-    changes = {"precision": {"precision": "fp16"}, "weights": {"format": "openvino", "weights": "of another head"}}[
-        change
-    ]
+    changes = {
+        "precision": {"precision": "fp16"},
+        "weights": {"format": "openvino", "weights": "of another head"},
+    }[change]
     for entry in manifest.graphs:
         manifest = manifest.without(entry.key).with_entry(replace(entry, **changes))  # type: ignore[arg-type]
     manifest.save()
     out = tmp_path / "repository"
     make_repository(mini_artifacts, out, RepositoryOptions(vocabularies={}))
     before = (out / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match=r"would put (other weights|another precision of the same format) beside it"):
-        make_repository(other, out, RepositoryOptions(vocabularies={}, precision=manifest.graphs[0].precision))
+    with pytest.raises(
+        InputError,
+        match=r"would put (other weights|another precision of the same format) beside it",
+    ):
+        make_repository(
+            other, out, RepositoryOptions(vocabularies={}, precision=manifest.graphs[0].precision)
+        )
     assert (out / "manifest.json").read_bytes() == before
     for entry in Manifest.load(out).graphs:
         Manifest.load(out).verify(entry)
@@ -145,7 +182,9 @@ def test_graphs_that_failed_are_not_served(mini_artifacts: Path, tmp_path: Path)
     manifest = Manifest.load(failing)
     entry = manifest.find("region_head", "onnx", "fp32")
     manifest.with_entry(replace(entry, passed=False, reason="logits differ")).save()
-    with pytest.raises(ArtifactError, match="failed its parity check, so it is not served: logits differ"):
+    with pytest.raises(
+        ArtifactError, match="failed its parity check, so it is not served: logits differ"
+    ):
         make_repository(failing, tmp_path / "repository", RepositoryOptions())
 
 
@@ -163,7 +202,9 @@ def test_vocabularies_on_disk(tmp_path: Path) -> None:
     vocabulary = Vocabulary(("猫", "naïve café"), np.eye(2, 5, dtype=np.float32))
     write_vocabulary(tmp_path / "v" / "x.npz", vocabulary)
     found = read_vocabulary(tmp_path / "v" / "x.npz")
-    assert found.names == vocabulary.names and np.array_equal(found.embeddings, vocabulary.embeddings)
+    assert found.names == vocabulary.names and np.array_equal(
+        found.embeddings, vocabulary.embeddings
+    )
     assert [path.name for path in (tmp_path / "v").iterdir()] == ["x.npz"]
     (tmp_path / "v" / "x.npz").write_bytes(b"PK\3\4 cut short")
     with pytest.raises(ArtifactError, match="is no vocabulary"):

@@ -1,4 +1,6 @@
-"""The real server: answers equal those of this process, whatever the protocol, the client and the company."""
+"""The real server: answers equal those of this process, whatever the protocol, the client and the
+company.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,12 @@ from regionspot.vocabulary import VocabularyEncoder
 from tests.runtime.sharing import TimeIsOver, is_right, questions, share
 from tests.serving.conftest import ROOT
 
-WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border", "blue toy with yellow dots")
+WORDS = (
+    "plain green toy",
+    "red toy with blue stripes",
+    "white toy with a pink border",
+    "blue toy with yellow dots",
+)
 PETS = ("cat", "dog")
 
 
@@ -48,7 +55,9 @@ def words(encoder: VocabularyEncoder) -> Vocabulary:
 
 @pytest.fixture(scope="module", params=["grpc", "http"])
 def each_client(request: pytest.FixtureRequest, server: ServerRecord) -> Iterator[RegionClient]:
-    with RegionClient(server.ports.grpc_url if request.param == "grpc" else server.ports.http_url) as client:
+    with RegionClient(
+        server.ports.grpc_url if request.param == "grpc" else server.ports.http_url
+    ) as client:
         yield client
 
 
@@ -83,7 +92,11 @@ class TestAnswers:
         assert found.masks is not None and len(found.masks) == len(boxes) + 2
 
     def test_a_registered_vocabulary(
-        self, each_client: RegionClient, predictor: RegionPredictor, encoder: VocabularyEncoder, picture: Path
+        self,
+        each_client: RegionClient,
+        predictor: RegionPredictor,
+        encoder: VocabularyEncoder,
+        picture: Path,
     ) -> None:
         found = each_client.recognize(picture, [[5, 5, 90, 90]], "pets")
         expected = predictor.set_image(picture).predict(
@@ -91,26 +104,45 @@ class TestAnswers:
         )
         assert found.class_names == PETS and found.masks is None
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-        assert each_client.recognize(picture, [[5, 5, 90, 90]], "mini", top_k=410).top_scores.shape == (1, 410)
+        assert each_client.recognize(
+            picture, [[5, 5, 90, 90]], "mini", top_k=410
+        ).top_scores.shape == (1, 410)
 
     @pytest.mark.parametrize("count", [0, 1, 300])
     def test_any_number_of_regions(
-        self, client: RegionClient, predictor: RegionPredictor, words: Vocabulary, picture: Path, count: int
+        self,
+        client: RegionClient,
+        predictor: RegionPredictor,
+        words: Vocabulary,
+        picture: Path,
+        count: int,
     ) -> None:
         corners = np.random.default_rng(count).uniform(0, 100, (count, 2))
         many = np.concatenate([corners, corners + 60], axis=1)
         found = client.recognize(picture, many, WORDS)
-        expected = predictor.set_image(picture).predict(boxes=many, vocabulary=words, return_masks=False)
+        expected = predictor.set_image(picture).predict(
+            boxes=many, vocabulary=words, return_masks=False
+        )
         assert len(found) == count and np.array_equal(found.class_ids, expected.class_ids)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
-    def test_other_sources_of_a_picture(self, client: RegionClient, picture: Path, tmp_path: Path) -> None:
+    def test_other_sources_of_a_picture(
+        self, client: RegionClient, picture: Path, tmp_path: Path
+    ) -> None:
         box = [[5, 5, 90, 90]]
         pixels = Image.open(picture)
         pixels.save(tmp_path / "same.bmp")
         expected = client.recognize(picture, box, WORDS)
-        for source in (picture.read_bytes(), pixels, np.asarray(pixels), tmp_path / "same.bmp", str(picture)):
-            np.testing.assert_array_equal(client.recognize(source, box, WORDS).scores, expected.scores)
+        for source in (
+            picture.read_bytes(),
+            pixels,
+            np.asarray(pixels),
+            tmp_path / "same.bmp",
+            str(picture),
+        ):
+            np.testing.assert_array_equal(
+                client.recognize(source, box, WORDS).scores, expected.scores
+            )
 
     def test_encode_once(self, client: RegionClient, picture: Path) -> None:
         known = client.encode(picture)
@@ -129,7 +161,11 @@ class TestAnswers:
 
     def test_info(self, each_client: RegionClient) -> None:
         info = each_client.info()
-        assert (info.model, info.runtime, info.precision) == ("regionspot_mini", "onnxruntime", "fp32")
+        assert (info.model, info.runtime, info.precision) == (
+            "regionspot_mini",
+            "onnxruntime",
+            "fp32",
+        )
         assert info.vocabularies["pets"] == PETS and info.limits.max_regions == 300
 
 
@@ -141,12 +177,18 @@ class TestCompany:
         alone = [client.recognize(path, [[5, 5, 90, 90]], "mini") for path in pictures]
         with ThreadPoolExecutor(6) as pool:
             for _ in range(3):
-                together = list(pool.map(lambda path: client.recognize(path, [[5, 5, 90, 90]], "mini"), pictures))
+                together = list(
+                    pool.map(
+                        lambda path: client.recognize(path, [[5, 5, 90, 90]], "mini"), pictures
+                    )
+                )
                 for one, other in zip(alone, together, strict=True):
                     assert np.array_equal(one.scores, other.scores)
 
     @pytest.mark.parametrize("protocol", ["grpc", "http"])
-    def test_asyncio(self, server: ServerRecord, client: RegionClient, dataset: CocoDataset, protocol: str) -> None:
+    def test_asyncio(
+        self, server: ServerRecord, client: RegionClient, dataset: CocoDataset, protocol: str
+    ) -> None:
         pictures = [dataset.image_path(record) for record in dataset.images[:6]]
 
         async def ask_all() -> list[RegionPredictions]:
@@ -164,7 +206,9 @@ class TestCompany:
     def test_a_task_that_is_cancelled(self, server: ServerRecord, picture: Path) -> None:
         async def cancel() -> int:
             async with AsyncRegionClient(server.ports.grpc_url) as many:
-                task = asyncio.create_task(many.recognize(picture, np.tile([[5, 5, 90, 90]], (300, 1)), "mini"))
+                task = asyncio.create_task(
+                    many.recognize(picture, np.tile([[5, 5, 90, 90]], (300, 1)), "mini")
+                )
                 await asyncio.sleep(0.01)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -189,8 +233,12 @@ class TestForeignClients:
         for row, path in enumerate(paths):
             expected = client.recognize(path, boxes[row], "pets")
             np.testing.assert_array_equal(found.as_numpy("scores")[row], expected.scores)
-            assert found.as_numpy("class_names")[row, 0].decode() == PETS[int(expected.class_ids[0])]
-        assert found.as_numpy("masks").shape == (2, 0) and found.as_numpy("top_class_names").shape == (2, 1, 2)
+            assert (
+                found.as_numpy("class_names")[row, 0].decode() == PETS[int(expected.class_ids[0])]
+            )
+        assert found.as_numpy("masks").shape == (2, 0) and found.as_numpy(
+            "top_class_names"
+        ).shape == (2, 1, 2)
 
     def test_some_of_the_outputs(self, server: ServerRecord, picture: Path) -> None:
         connection = tritonclient.grpc.InferenceServerClient(server.ports.grpc_url)
@@ -208,7 +256,10 @@ class TestForeignClients:
         "boxes of doubles": ({"boxes": np.zeros((1, 1, 4))}, "unexpected datatype|data-type"),
         "a box without its row": ({"boxes": np.zeros((1, 4), np.float32)}, "unexpected shape"),
         "five numbers": ({"boxes": np.zeros((1, 1, 5), np.float32)}, "unexpected shape"),
-        "an unknown tensor": ({"box": np.zeros((1, 1, 4), np.float32)}, "unexpected inference input 'box'"),
+        "an unknown tensor": (
+            {"box": np.zeros((1, 1, 4), np.float32)},
+            "unexpected inference input 'box'",
+        ),
         "words that are no text": (
             {"words": np.array([[b"\xff\xfe", b"dog"]], np.object_)},
             "VOCABULARY_INVALID: words must be",
@@ -238,10 +289,16 @@ class TestForeignClients:
             self.infer(server, tritonclient.grpc, **(arrays | changed))
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert "Traceback" not in str(caught.value) and "site-packages" not in str(caught.value)
-        assert len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1  # and nothing is lost
+        assert (
+            len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1
+        )  # and nothing is lost
 
     def infer(self, server: ServerRecord, library: Any, **arrays: Any) -> Any:
-        url = server.ports.grpc_url if library is tritonclient.grpc else server.ports.http_url.removeprefix("http://")
+        url = (
+            server.ports.grpc_url
+            if library is tritonclient.grpc
+            else server.ports.http_url.removeprefix("http://")
+        )
         connection = library.InferenceServerClient(url)
         try:
             return connection.infer(MODEL, self.inputs(library, arrays))
@@ -252,7 +309,9 @@ class TestForeignClients:
         types = {"O": "BYTES", "float32": "FP32", "float64": "FP64", "int32": "INT32"}
         made = []
         for name, array in arrays.items():
-            tensor = library.InferInput(name, array.shape, types.get(array.dtype.name, types.get(array.dtype.char, "")))
+            tensor = library.InferInput(
+                name, array.shape, types.get(array.dtype.name, types.get(array.dtype.char, ""))
+            )
             tensor.set_data_from_numpy(array)
             made.append(tensor)
         return made
@@ -302,7 +361,9 @@ def test_nobody_else_may_load_models(server: ServerRecord) -> None:
         with pytest.raises(InferenceServerException, match="restricted"):
             ask()
     connection.close()
-    body = urllib.request.Request(f"{server.ports.http_url}/v2/repository/models/{MODEL}/unload", data=b"{}")
+    body = urllib.request.Request(
+        f"{server.ports.http_url}/v2/repository/models/{MODEL}/unload", data=b"{}"
+    )
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(body)
 
@@ -320,7 +381,9 @@ def test_a_graphs_errors_name_no_files(server: ServerRecord) -> None:
 
 
 def test_other_words_than_were_known(server: ServerRecord, picture: Path) -> None:
-    """A vocabulary that was registered anew: the client asks again what it holds, and never mixes the two."""
+    """A vocabulary that was registered anew: the client asks again what it holds, and never mixes
+    the two.
+    """
     with RegionClient(server.ports.grpc_url) as client:
         info = client.info()
         for old in (("dog", "cat"), ("cat",), None):
@@ -333,7 +396,11 @@ def test_metrics(server: ServerRecord, client: RegionClient, picture: Path) -> N
     def metrics() -> dict[str, float]:
         with urllib.request.urlopen(server.ports.metrics_url) as response:
             lines = response.read().decode().splitlines()
-        return {line.split("{")[0]: float(line.split()[-1]) for line in lines if line.startswith("regionspot_")}
+        return {
+            line.split("{")[0]: float(line.split()[-1])
+            for line in lines
+            if line.startswith("regionspot_")
+        }
 
     client.recognize(picture, [[5, 5, 90, 90]], "pets")
     before = metrics()
@@ -342,18 +409,31 @@ def test_metrics(server: ServerRecord, client: RegionClient, picture: Path) -> N
         client.recognize(picture, [[5, 5, 90, 90]], "birds")
     after = metrics()
     changed = {
-        name: after[name] - before[name] for name in after if name.endswith("_total") and after[name] != before[name]
+        name: after[name] - before[name]
+        for name in after
+        if name.endswith("_total") and after[name] != before[name]
     }
     assert changed["regionspot_image_cache_hits_total"] == changed["regionspot_refusals_total"] == 1
-    assert changed["regionspot_regions_total"] == 2 and "regionspot_encoders_seconds_total" not in changed
-    assert after["regionspot_image_cache_pictures"] >= 1 and after["regionspot_image_cache_bytes"] > 500_000
+    assert (
+        changed["regionspot_regions_total"] == 2
+        and "regionspot_encoders_seconds_total" not in changed
+    )
+    assert (
+        after["regionspot_image_cache_pictures"] >= 1
+        and after["regionspot_image_cache_bytes"] > 500_000
+    )
 
 
-def test_the_log_has_codes_and_request_ids(server: ServerRecord, client: RegionClient, picture: Path) -> None:
+def test_the_log_has_codes_and_request_ids(
+    server: ServerRecord, client: RegionClient, picture: Path
+) -> None:
     with pytest.raises(RequestError):
         client.ask(make_question(picture, [[5, 5, 90, 90]], "birds"), request_id="number-7")
     log = Path(server.log).read_text(errors="replace")
-    assert any('"request_id": "number-7", "code": "VOCABULARY_UNKNOWN"' in line for line in log.splitlines())
+    assert any(
+        '"request_id": "number-7", "code": "VOCABULARY_UNKNOWN"' in line
+        for line in log.splitlines()
+    )
 
 
 def url_of(server: ServerRecord, protocol: str) -> str:
@@ -383,27 +463,42 @@ def interrupt_reading(patch: pytest.MonkeyPatch, protocol: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 class TestGraphByGraph:
-    """What `--runtime triton` runs, under threads and interrupts; see tests/runtime/test_sharing.py."""
+    """What `--runtime triton` runs, under threads and interrupts; see
+    tests/runtime/test_sharing.py.
+    """
 
-    def test_every_answer_is_that_of_a_serial_run(self, server: ServerRecord, protocol: str) -> None:
+    def test_every_answer_is_that_of_a_serial_run(
+        self, server: ServerRecord, protocol: str
+    ) -> None:
         with pipeline_from_triton(url_of(server, protocol)) as pipeline:
             counts = share(pipeline.runner("sam_image_encoder"), 8)
         assert counts == {"answers": 24, "wrong": 0, "errors": 0, "wrong_afterwards": 0}
 
-    def test_an_interrupt_or_the_right_answer(self, server: ServerRecord, protocol: str, repository: Path) -> None:
+    def test_an_interrupt_or_the_right_answer(
+        self, server: ServerRecord, protocol: str, repository: Path
+    ) -> None:
         command = [sys.executable, "-m", "tests.runtime.sharing", str(repository), "--answers", "0"]
         kind = f"triton={url_of(server, protocol)}"
-        done = subprocess.run([*command, "--kinds", kind], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [*command, "--kinds", kind], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         row = json.loads(done.stdout)
         for name in ("SIGALRM", "SIGINT"):
             assert row[name]["raised"] > 0, row
-            assert row[name]["wrong"] == row[name]["other_errors"] == row[name]["wrong_afterwards"] == 0, row
+            assert (
+                row[name]["wrong"]
+                == row[name]["other_errors"]
+                == row[name]["wrong_afterwards"]
+                == 0
+            ), row
 
     def test_what_a_handler_raises_while_an_answer_is_read_comes_out(
         self, server: ServerRecord, protocol: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """gRPC takes what a deserializer raises for an error of its own, so none may be interrupted."""
+        """gRPC takes what a deserializer raises for an error of its own, so none may be
+        interrupted.
+        """
 
         def over(*_: object) -> None:
             raise TimeIsOver
@@ -421,6 +516,11 @@ class TestGraphByGraph:
                 signal.signal(signal.SIGALRM, before)
             assert is_right(runner.infer(feeds), wanted)
 
-    def test_a_pipeline_is_pickled_by_its_address(self, server: ServerRecord, protocol: str) -> None:
-        with pipeline_from_triton(url_of(server, protocol)) as pipeline, pickle.loads(pickle.dumps(pipeline)) as copy:
+    def test_a_pipeline_is_pickled_by_its_address(
+        self, server: ServerRecord, protocol: str
+    ) -> None:
+        with (
+            pipeline_from_triton(url_of(server, protocol)) as pipeline,
+            pickle.loads(pickle.dumps(pipeline)) as copy,
+        ):
             assert copy.sam_fingerprint() == pipeline.sam_fingerprint()

@@ -23,7 +23,12 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from regionspot.masks import decode_rle
 from regionspot.serving.client import RegionClient
 
-WORDS = ["plain green toy", "red toy with blue stripes", "cyan toy with red stripes", "white toy with orange dots"]
+WORDS = [
+    "plain green toy",
+    "red toy with blue stripes",
+    "cyan toy with red stripes",
+    "white toy with orange dots",
+]
 TOKEN = "correct-horse-battery-staple"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SWITCHES = (
@@ -77,7 +82,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
-    """A function that opens the page in a window of its own. Scripts that fail and broken policies fail the test."""
+    """A function that opens the page in a window of its own. Scripts that fail and broken policies
+    fail the test.
+    """
     contexts, wrong = [], []
 
     def open_it(url: str = address, state: str = "up", **options: Any) -> Page:
@@ -89,7 +96,9 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
         page = context.new_page()
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if is_our_fault(message) else None)
+        page.on(
+            "console", lambda message: wrong.append(message.text) if is_our_fault(message) else None
+        )
         page.goto(url)
         page.locator(f"#model[data-state={state}]").wait_for()
         return page
@@ -140,7 +149,9 @@ window.fetch = (url, options) => {
   return ask(url, options);
 };
 """
-"""What the page asks: a browser does not tell what is in a form with files. A forgetful window knows no handle."""
+"""What the page asks: a browser does not tell what is in a form with files. A forgetful window
+knows no handle.
+"""
 
 
 def asked_by(page: Page) -> list[dict[str, Any]]:
@@ -178,7 +189,9 @@ def assert_shown(page: Page, answer: dict[str, Any]) -> None:
         assert tag.text_content() == f"{index + 1}{found['class']}{percent(found['score'])}"
 
 
-def test_draw_ask_and_read(open_page: OpenPage, server: Any, picture: Path, boxes: list[list[float]]) -> None:
+def test_draw_ask_and_read(
+    open_page: OpenPage, server: Any, picture: Path, boxes: list[list[float]]
+) -> None:
     page = open_page()
     choose(page, picture)
     for box in boxes:
@@ -186,7 +199,9 @@ def test_draw_ask_and_read(open_page: OpenPage, server: Any, picture: Path, boxe
         page.keyboard.press("Escape")  # else the next one may begin at a corner that can be gripped
     page.fill("#words", ", ".join(WORDS))
     asked, answer = ask(page)
-    np.testing.assert_allclose(asked["boxes"], boxes, atol=1)  # a pixel of the screen is about half of one here
+    np.testing.assert_allclose(
+        asked["boxes"], boxes, atol=1
+    )  # a pixel of the screen is about half of one here
     assert asked["words"] == WORDS and asked["image"] and not asked["masks"]
     with RegionClient(server.ports.grpc_url) as client:
         expected = client.recognize(picture, asked["boxes"], WORDS).to_json(picture.name)
@@ -204,7 +219,11 @@ def test_the_second_question_sends_no_picture(open_page: OpenPage, picture: Path
     page.locator("#words").fill("toy, kitten, house,")
     second, again = ask(page)
     assert (first["image"], second["image"]) == (True, False)
-    assert second["image_handle"] == answer["image_handle"] and second["words"] == ["toy", "kitten", "house"]
+    assert second["image_handle"] == answer["image_handle"] and second["words"] == [
+        "toy",
+        "kitten",
+        "house",
+    ]
     assert again["cached"]
     expect(page.locator("#status")).to_contain_text("encoders skipped")
 
@@ -216,14 +235,18 @@ def test_a_picture_that_the_server_forgot_is_sent_again(open_page: OpenPage, pic
     page.fill("#words", "toy, kitten")
     ask(page)
     page.evaluate("window.forgetful = true")
-    with page.expect_response(lambda response: response.url.endswith("/v1/recognize") and response.ok):
+    with page.expect_response(
+        lambda response: response.url.endswith("/v1/recognize") and response.ok
+    ):
         page.click("#ask")
     expect(page.locator("#status")).to_contain_text("1 region in")
     assert [one["image"] for one in asked_by(page)] == [True, False, True]
     expect(page.locator("#problem")).to_be_empty()
 
 
-def test_points_by_click_and_a_registered_vocabulary(open_page: OpenPage, server: Any, picture: Path) -> None:
+def test_points_by_click_and_a_registered_vocabulary(
+    open_page: OpenPage, server: Any, picture: Path
+) -> None:
     page = open_page()
     choose(page, picture)
     page.keyboard.press("p")
@@ -237,16 +260,18 @@ def test_points_by_click_and_a_registered_vocabulary(open_page: OpenPage, server
     asked, answer = ask(page)
     np.testing.assert_allclose(asked["points"], [[60, 70], [150, 120]], atol=1)
     with RegionClient(server.ports.grpc_url) as client:
-        expected = client.recognize(picture, asked["boxes"], "mini", points=asked["points"], return_masks=True).to_json(
-            ""
-        )
+        expected = client.recognize(
+            picture, asked["boxes"], "mini", points=asked["points"], return_masks=True
+        ).to_json("")
     assert answer["regions"] == expected["regions"]
     # the server answers boxes first; the page shows regions in the order in which they were made
     shown = [answer["regions"][index] for index in (1, 2, 0)]
     assert_shown(page, answer | {"regions": shown})
 
 
-def test_masks_are_painted_where_they_are(open_page: OpenPage, picture: Path, boxes: list[list[float]]) -> None:
+def test_masks_are_painted_where_they_are(
+    open_page: OpenPage, picture: Path, boxes: list[list[float]]
+) -> None:
     page = open_page()
     choose(page, picture)
     draw(page, boxes[0])
@@ -257,7 +282,8 @@ def test_masks_are_painted_where_they_are(open_page: OpenPage, picture: Path, bo
         """() => {
           const {width, height} = masks;
           const {data} = masks.getContext("2d").getImageData(0, 0, width, height);
-          return {width, height, inside: Array.from({length: width * height}, (_, at) => data[at * 4 + 3] > 0)};
+          const inside = Array.from({length: width * height}, (_, at) => data[at * 4 + 3] > 0);
+          return {width, height, inside};
         }"""
     )
     mask = decode_rle(answer["regions"][0]["mask"])
@@ -267,7 +293,9 @@ def test_masks_are_painted_where_they_are(open_page: OpenPage, picture: Path, bo
 
 def test_keyboard_alone(open_page: OpenPage, picture: Path) -> None:
     page = open_page()
-    page.on("filechooser", lambda chooser: None)  # from here on: just before the key it may come too late
+    page.on(
+        "filechooser", lambda chooser: None
+    )  # from here on: just before the key it may come too late
     keys = page.keyboard
     keys.press("Tab")
     expect(page.locator("#choose")).to_be_focused()
@@ -293,7 +321,9 @@ def test_keyboard_alone(open_page: OpenPage, picture: Path) -> None:
     keys.press("Tab")
     keys.type("toy, npb kitten")  # letters that are commands elsewhere
     asked, answer = ask(page, lambda: keys.press("Control+Enter"))
-    assert asked["words"] == ["toy", "npb kitten"] and len(asked["boxes"]) == len(asked["points"]) == 1
+    assert (
+        asked["words"] == ["toy", "npb kitten"] and len(asked["boxes"]) == len(asked["points"]) == 1
+    )
     assert_shown(page, answer)
     picks = page.locator(".pick")
     picks.nth(0).focus()
@@ -333,7 +363,9 @@ def test_a_drag_is_given_up_and_a_box_is_changed(open_page: OpenPage, picture: P
 
 def assert_box(shape: Locator, box: list[float]) -> None:
     """Within the pixel that a pixel of the screen may be."""
-    numbers = re.search(r"box from (\d+), (\d+) to (\d+), (\d+)", shape.get_attribute("aria-label") or "")
+    numbers = re.search(
+        r"box from (\d+), (\d+) to (\d+), (\d+)", shape.get_attribute("aria-label") or ""
+    )
     assert numbers is not None
     np.testing.assert_allclose([int(number) for number in numbers.groups()], box, atol=1)
 
@@ -375,10 +407,14 @@ def test_what_is_missing_is_said(open_page: OpenPage, picture: Path) -> None:
 
 def test_pictures_that_cannot_be_used(open_page: OpenPage, picture: Path) -> None:
     page = open_page()
-    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+    page.set_input_files(
+        "#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+    )
     expect(page.get_by_role("alert")).to_contain_text("no picture")
     expect(page.locator("#empty")).to_be_visible()
-    cut = picture.read_bytes()[: picture.stat().st_size // 2]  # a browser shows the upper half of it
+    cut = picture.read_bytes()[
+        : picture.stat().st_size // 2
+    ]  # a browser shows the upper half of it
     choose(page, {"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": cut})
     draw(page, [10, 10, 60, 60])
     page.fill("#words", "toy, kitten")
@@ -412,7 +448,9 @@ def test_without_a_model_server_and_without_the_gateway(open_page: OpenPage, pic
             draw(page, [10, 10, 60, 60])
             page.fill("#words", "toy, kitten")
             page.click("#ask")
-            expect(page.get_by_role("alert")).to_contain_text("model server cannot be reached", timeout=20_000)
+            expect(page.get_by_role("alert")).to_contain_text(
+                "model server cannot be reached", timeout=20_000
+            )
             expect(page.locator("#ask")).to_be_enabled()
     page.click("#ask")
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
@@ -456,7 +494,11 @@ def test_phone(open_page: OpenPage, picture: Path) -> None:
     page = open_page(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
 
     def fits() -> bool:
-        return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth && innerWidth === 360"))
+        return bool(
+            page.evaluate(
+                "document.documentElement.scrollWidth <= innerWidth && innerWidth === 360"
+            )
+        )
 
     assert fits()
     choose(page, picture)
@@ -472,7 +514,12 @@ def test_phone(open_page: OpenPage, picture: Path) -> None:
     assert fits()
     for button in page.locator("button:visible").all():
         box = button.bounding_box()
-        assert box is not None and box["height"] >= 36 and box["x"] >= 0 and box["x"] + box["width"] <= 360
+        assert (
+            box is not None
+            and box["height"] >= 36
+            and box["x"] >= 0
+            and box["x"] + box["width"] <= 360
+        )
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -480,7 +527,9 @@ def test_phone(open_page: OpenPage, picture: Path) -> None:
 def test_both_see_pictures_upright(
     open_page: OpenPage, server: Any, picture: Path, file_format: str, orientation: int
 ) -> None:
-    """A browser may not turn every format by its EXIF; the question is about what it shows all the same."""
+    """A browser may not turn every format by its EXIF; the question is about what it shows all the
+    same.
+    """
     page = open_page()
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
@@ -576,12 +625,23 @@ READABLE = """(selectors) => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable(open_page: OpenPage, picture: Path, scheme: str) -> None:
     page = open_page(color_scheme=scheme)
-    selectors = [".brand", "#model-name", ".empty-title", ".empty .muted", "#choose", "#sample", "#words-note", "h2"]
+    selectors = [
+        ".brand",
+        "#model-name",
+        ".empty-title",
+        ".empty .muted",
+        "#choose",
+        "#sample",
+        "#words-note",
+        "h2",
+    ]
     ratios = page.evaluate(READABLE, selectors)
     page.click("#ask")
     choose(page, picture)
     draw(page, [10, 10, 60, 60])
-    ratios |= page.evaluate(READABLE, ["#hint", ".segments span", "input:checked + span", ".tag", ".number", ".name"])
+    ratios |= page.evaluate(
+        READABLE, ["#hint", ".segments span", "input:checked + span", ".tag", ".number", ".name"]
+    )
     page.click("#ask")
     expect(page.locator("#problem")).not_to_be_empty()
     ratios |= page.evaluate(READABLE, ["#problem"])

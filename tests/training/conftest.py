@@ -1,4 +1,6 @@
-"""Pictures with coloured squares, regionspot_mini's towers with random weights, and a run small enough to repeat."""
+"""Pictures with coloured squares, regionspot_mini's towers with random weights, and a run small
+enough to repeat.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ CLASSES = ("red square", "green square", "blue square")
 
 
 def write_data(directory: Path, num_images: int = 10, seed: int = 0) -> Path:
-    """Write `num_images` PNGs of 1 to 4 squares each, in classes 0 to 2, and a COCO file; its path."""
+    """Write `num_images` PNGs of 1 to 4 squares each, in classes 0 to 2, and a COCO file; its
+    path.
+    """
     rng = np.random.default_rng(seed)
     directory.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -44,7 +48,9 @@ def write_data(directory: Path, num_images: int = 10, seed: int = 0) -> Path:
         images.append({"id": image_id, "file_name": f"{image_id}.png", "width": 128, "height": 96})
     categories = [{"id": index + 10, "name": name} for index, name in enumerate(CLASSES)]
     path = directory / "train.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return path
 
 
@@ -78,7 +84,9 @@ def make_config(tmp_path: Path, data: Path) -> Callable[..., TrainConfig]:
             "logging": {"every": 2, "tensorboard": False},
         }
         for key, value in changes.items():
-            tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) and value else value
+            tree[key] = (
+                {**tree[key], **value} if isinstance(tree.get(key), dict) and value else value
+            )
         return config_from_dict(tree)
 
     return make

@@ -1,4 +1,6 @@
-"""The training loop on a tiny run: what it writes, what it leaves alone, and that a killed run ends the same."""
+"""The training loop on a tiny run: what it writes, what it leaves alone, and that a killed run ends
+the same.
+"""
 
 from __future__ import annotations
 
@@ -59,24 +61,47 @@ def test_a_run_leaves_head_log_configuration_and_the_newest_checkpoints(
         "step_00000007",
     ]
     assert (result.run_directory / "config.yaml").read_text() == config_to_yaml(config)
-    lines = [json.loads(line) for line in (result.run_directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (result.run_directory / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [2, 4, 6, 7]
-    assert lines[0].keys() == {"step", "loss", "learning_rate", "grad_norm", "images_per_s", "eta_s"}
-    assert lines[0]["loss"] == pytest.approx(np.mean([float(r.loss) for r in reports[:2]]), rel=1e-5)
+    assert lines[0].keys() == {
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "images_per_s",
+        "eta_s",
+    }
+    assert lines[0]["loss"] == pytest.approx(
+        np.mean([float(r.loss) for r in reports[:2]]), rel=1e-5
+    )
     assert result.loss == lines[-1]["loss"]
     head = load_head(result.head_path)
-    assert (head.token_dim, head.clip_width, head.embed_dim, head.feedforward_dim) == (128, 192, 128, 32)
+    assert (head.token_dim, head.clip_width, head.embed_dim, head.feedforward_dim) == (
+        128,
+        192,
+        128,
+        32,
+    )
     metadata = read_head_metadata(result.head_path)
     assert metadata["steps"] == 7 and str(result.run_directory) not in json.dumps(metadata)
 
 
-def test_the_loss_falls_and_equals_the_model_run_by_hand(make_config: MakeConfig, backbones: Backbones) -> None:
-    config = make_config(steps=60, batch_size=10, model={"dropout": 0.0}, optimizer={"learning_rate": 3e-3})
+def test_the_loss_falls_and_equals_the_model_run_by_hand(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
+    config = make_config(
+        steps=60, batch_size=10, model={"dropout": 0.0}, optimizer={"learning_rate": 3e-3}
+    )
     reports: list[StepReport] = []
     result = train(config, backbones=backbones, on_step=reports.append)
     assert float(reports[-1].loss) < 0.3 * float(reports[0].loss)
 
-    setup = Setup.from_config(config, backbones)  # raw pictures through the finished head: the folded weights
+    setup = Setup.from_config(
+        config, backbones
+    )  # raw pictures through the finished head: the folded weights
     model = RegionSpot(*backbones, load_head(result.head_path))
     text = torch.from_numpy(_text_embeddings(setup))
     losses = 0.0
@@ -95,18 +120,29 @@ def _text_embeddings(setup: Setup) -> np.ndarray[Any, np.dtype[np.float32]]:
     return VocabularyEncoder(setup.clip).encode(setup.sets[0].class_names).embeddings
 
 
-def _classify(model: RegionSpot, setup: Setup, index: int, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _classify(
+    model: RegionSpot, setup: Setup, index: int, text: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (1, N, V) and classes (1, N) of one image, without any cache."""
     training_set = setup.sets[0]
     image = read_upright(training_set.paths[index], (96, 128))
     regions = slice(training_set.offsets[index], training_set.offsets[index + 1])
-    prompts, transform = Prompts.from_boxes(training_set.boxes[regions]), SamTransform(model.sam.image_size)
+    prompts, transform = (
+        Prompts.from_boxes(training_set.boxes[regions]),
+        SamTransform(model.sam.image_size),
+    )
     frame, size = transform.apply_image(image)
     embeddings = model.sam.encode_image(stack_images([frame]), torch.tensor([size]))
     points = torch.from_numpy(transform.apply_points(prompts.points, 96, 128))[None]
-    tokens = model.sam.mask_tokens(embeddings, points, torch.from_numpy(prompts.labels)[None]).tokens[:, :, 0]
-    patches = model.clip.encode_image(stack_images([ClipTransform(model.clip.image_size).apply_image(image)]))
-    return model.classify(tokens, patches, text), torch.from_numpy(training_set.class_ids[regions])[None]
+    tokens = model.sam.mask_tokens(
+        embeddings, points, torch.from_numpy(prompts.labels)[None]
+    ).tokens[:, :, 0]
+    patches = model.clip.encode_image(
+        stack_images([ClipTransform(model.clip.image_size).apply_image(image)])
+    )
+    return model.classify(tokens, patches, text), torch.from_numpy(training_set.class_ids[regions])[
+        None
+    ]
 
 
 def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
@@ -125,7 +161,9 @@ def test_frozen_towers_stay_as_they_are_and_checkpoints_hold_the_head_alone(
 
 
 @pytest.mark.parametrize("reduction", ["per_image", "per_region"])
-def test_a_step_equals_the_recipe_written_out(make_config: MakeConfig, backbones: Backbones, reduction: str) -> None:
+def test_a_step_equals_the_recipe_written_out(
+    make_config: MakeConfig, backbones: Backbones, reduction: str
+) -> None:
     config = make_config(standardize_inputs=False, model={"dropout": 0.0}, loss_reduction=reduction)
     setup = Setup.from_config(config, backbones)
     with prepare_batches(setup) as batches:
@@ -134,16 +172,24 @@ def test_a_step_equals_the_recipe_written_out(make_config: MakeConfig, backbones
         report = trainer.step(0)
         batch = batches.batch(0)
     logits = region_logits(
-        head(batch.mask_tokens, batch.patch_tokens, batch.valid), trainer.text_embeddings[0], setup.clip.logit_scale
+        head(batch.mask_tokens, batch.patch_tokens, batch.valid),
+        trainer.text_embeddings[0],
+        setup.clip.logit_scale,
     )
     target = F.one_hot(batch.class_ids, 3).float()
     probability = logits.sigmoid()
     p_t = torch.where(target > 0, probability, 1 - probability)
     a_t = torch.where(target > 0, 0.25, 0.75)
     focal = -a_t * (1 - p_t) ** 2 * p_t.log()  # (B, N, V)
-    images = [row[own].sum(-1) for row, own in zip(focal, batch.valid, strict=True)]  # B tensors of n regions
+    images = [
+        row[own].sum(-1) for row, own in zip(focal, batch.valid, strict=True)
+    ]  # B tensors of n regions
     assert len({len(image) for image in images}) > 1
-    loss = torch.stack([i.mean() for i in images]).mean() if reduction == "per_image" else torch.cat(images).mean()
+    loss = (
+        torch.stack([i.mean() for i in images]).mean()
+        if reduction == "per_image"
+        else torch.cat(images).mean()
+    )
     assert float(report.loss) == pytest.approx(loss.item(), rel=1e-4)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -161,7 +207,10 @@ def test_several_data_sets_have_their_own_vocabulary_and_turn(
     other["categories"].append({"id": 99, "name": "a fourth"})
     path = data.with_name("other.json")
     path.write_text(json.dumps(other))
-    sets = [{"name": "one", "annotations": str(data), "ratio": 2}, {"name": "two", "annotations": str(path)}]
+    sets = [
+        {"name": "one", "annotations": str(data), "ratio": 2},
+        {"name": "two", "annotations": str(path)},
+    ]
     config = make_config(datasets=sets, steps=6)
     setup = Setup.from_config(config, backbones)
     with prepare_batches(setup) as batches:
@@ -176,7 +225,11 @@ def test_several_data_sets_have_their_own_vocabulary_and_turn(
 def test_augmentation_reads_the_pictures_and_keeps_the_cached_tokens(
     make_config: MakeConfig, backbones: Backbones, multimask: bool
 ) -> None:
-    changes = {"augmentation": {}, "features": {"multimask": multimask, "max_memory_gib": 0.0}, "steps": 3}
+    changes = {
+        "augmentation": {},
+        "features": {"multimask": multimask, "max_memory_gib": 0.0},
+        "steps": 3,
+    }
     result = train(make_config(**changes), backbones=backbones)
     assert np.isfinite(result.loss)
     setup = Setup.from_config(make_config(**changes), backbones)
@@ -188,9 +241,13 @@ def test_augmentation_reads_the_pictures_and_keeps_the_cached_tokens(
     assert again.mask_tokens.shape[1] % (3 if multimask else 1) == 0
 
 
-def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfig, backbones: Backbones) -> None:
+def test_a_moving_average_is_saved_instead_of_the_weights(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
     plain = load_head(train(make_config(name="plain"), backbones=backbones).head_path)
-    averaged = load_head(train(make_config(name="ema", optimizer={"ema_decay": 0.9}), backbones=backbones).head_path)
+    averaged = load_head(
+        train(make_config(name="ema", optimizer={"ema_decay": 0.9}), backbones=backbones).head_path
+    )
     assert not torch.equal(plain.projector.weight, averaged.projector.weight)
 
 
@@ -198,7 +255,9 @@ def test_a_moving_average_is_saved_instead_of_the_weights(make_config: MakeConfi
 def test_a_head_knows_which_mask_tokens_it_was_trained_on(
     make_config: MakeConfig, backbones: Backbones, multimask: bool
 ) -> None:
-    path = train(make_config(steps=2, features={"multimask": multimask}), backbones=backbones).head_path
+    path = train(
+        make_config(steps=2, features={"multimask": multimask}), backbones=backbones
+    ).head_path
     assert load_head(path).multimask == read_head_metadata(path)["multimask"] == multimask
     other = {
         "standardize_inputs": False,
@@ -209,14 +268,19 @@ def test_a_head_knows_which_mask_tokens_it_was_trained_on(
         Setup.from_config(make_config(name="other", **other), backbones).build_head()
 
 
-def test_pytorch_extracts_in_half_precision_on_request(make_config: MakeConfig, backbones: Backbones) -> None:
+def test_pytorch_extracts_in_half_precision_on_request(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
     single, half = (
-        Setup.from_config(make_config(features={"precision": precision}), backbones) for precision in ("fp32", "bf16")
+        Setup.from_config(make_config(features={"precision": precision}), backbones)
+        for precision in ("fp32", "bf16")
     )
     assert [setup.extractor.pipeline.precision for setup in (single, half)] == ["fp32", "bf16"]
     assert single.caches[0].key != half.caches[0].key
     assert "features by torch in bf16" in half.describe()
-    assert {p.dtype for tower in backbones for p in tower.parameters()} == {torch.float32}  # the caller's are untouched
+    assert {p.dtype for tower in backbones for p in tower.parameters()} == {
+        torch.float32
+    }  # the caller's are untouched
     maps = []
     for setup in (single, half):
         with prepare_batches(setup) as batches:
@@ -225,22 +289,33 @@ def test_pytorch_extracts_in_half_precision_on_request(make_config: MakeConfig, 
     assert F.cosine_similarity(maps[0], maps[1]).min() > 0.99
 
 
-def test_a_batch_takes_at_most_so_many_regions_of_an_image(make_config: MakeConfig, backbones: Backbones) -> None:
+def test_a_batch_takes_at_most_so_many_regions_of_an_image(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
     for augmentation in (None, {"keep_cropped_regions": True}):
-        setup = Setup.from_config(make_config(max_regions_per_image=2, augmentation=augmentation), backbones)
+        setup = Setup.from_config(
+            make_config(max_regions_per_image=2, augmentation=augmentation), backbones
+        )
         with prepare_batches(setup) as batches:
             counts = torch.cat([batches.batch(step).valid.sum(1) for step in range(5)])
         assert setup.sets[0].counts.max() > 2 and counts.max() == 2
-    assert np.isfinite(train(make_config(max_regions_per_image=1, steps=2), backbones=backbones).loss)
+    assert np.isfinite(
+        train(make_config(max_regions_per_image=1, steps=2), backbones=backbones).loss
+    )
 
 
 def test_stage_two_goes_on_from_a_head(make_config: MakeConfig, backbones: Backbones) -> None:
     first = train(make_config(name="one"), backbones=backbones).head_path
-    changes = {"name": "two", "standardize_inputs": False, "model": {"initial_head": str(first), "dropout": 0.0}}
+    changes = {
+        "name": "two",
+        "standardize_inputs": False,
+        "model": {"initial_head": str(first), "dropout": 0.0},
+    }
     setup = Setup.from_config(make_config(**changes), backbones)
     assert torch.equal(setup.build_head().projector.weight, load_head(first).projector.weight)
     wrong = Setup.from_config(
-        make_config(**{**changes, "model": {"initial_head": str(first), "num_layers": 2}}), backbones
+        make_config(**{**changes, "model": {"initial_head": str(first), "num_layers": 2}}),
+        backbones,
     )
     with pytest.raises(ArtifactError, match="num_layers 1 instead of 2"):
         wrong.build_head()
@@ -262,12 +337,19 @@ def renamed(data: Path, *names: str) -> str:
     return str(path)
 
 
-def test_categories_that_share_a_name_are_one_class(make_config: MakeConfig, backbones: Backbones, data: Path) -> None:
+def test_categories_that_share_a_name_are_one_class(
+    make_config: MakeConfig, backbones: Backbones, data: Path
+) -> None:
     path = renamed(data, "red square", "red square", "blue square")
     config = make_config(steps=2, datasets=[{"name": "twice", "annotations": path}])
     setup = Setup.from_config(config, backbones)
-    assert [vocabulary.names for vocabulary in setup.vocabularies] == [("red square", "blue square")]
-    assert "1 names stand for several categories each, and are one class each: 'red square'" in setup.describe()
+    assert [vocabulary.names for vocabulary in setup.vocabularies] == [
+        ("red square", "blue square")
+    ]
+    assert (
+        "1 names stand for several categories each, and are one class each: 'red square'"
+        in setup.describe()
+    )
     assert np.isfinite(train(config, backbones=backbones).loss)
 
 
@@ -275,9 +357,14 @@ def test_names_that_mean_the_same_stop_a_run_before_anything_is_computed(
     make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
 ) -> None:
     """Each would be the other's negative: the loss falls all the same, and the head is useless."""
-    sets = {"name": "twins", "annotations": renamed(data, "red square", "red  square", "blue square")}
+    sets = {
+        "name": "twins",
+        "annotations": renamed(data, "red square", "red  square", "blue square"),
+    }
     features = {"cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(InputError, match=r"data set twins: .*'red square'.*'red  square'.*same_meaning=warn"):
+    with pytest.raises(
+        InputError, match=r"data set twins: .*'red square'.*'red  square'.*same_meaning=warn"
+    ):
         train(make_config(datasets=[sets], features=features), backbones=backbones)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "runs").exists()
     allowed = make_config(datasets=[{**sets, "same_meaning": "warn"}], features=features, steps=2)
@@ -293,7 +380,9 @@ def test_classes_marked_novel_are_left_out_on_request(
     path = data.with_name("novel.json")
     path.write_text(json.dumps(content))
     every, base = (
-        Setup.from_config(make_config(datasets=[{"name": "n", "annotations": str(path), **more}]), backbones)
+        Setup.from_config(
+            make_config(datasets=[{"name": "n", "annotations": str(path), **more}]), backbones
+        )
         for more in ({}, {"exclude": "novel"})
     )
     assert len(every.sets[0].class_names) == 3 and "nothing left out" in every.describe()
@@ -306,8 +395,12 @@ def test_classes_marked_novel_are_left_out_on_request(
 def test_an_attempt_that_cannot_begin_leaves_nothing_and_does_not_block_the_corrected_one(
     make_config: MakeConfig, backbones: Backbones, tmp_path: Path
 ) -> None:
-    missing = make_config(datasets=[{"name": "squares", "annotations": str(tmp_path / "typo.json")}])
-    too_large = make_config(model={"initial_head": str(tmp_path / "none")}, standardize_inputs=False)
+    missing = make_config(
+        datasets=[{"name": "squares", "annotations": str(tmp_path / "typo.json")}]
+    )
+    too_large = make_config(
+        model={"initial_head": str(tmp_path / "none")}, standardize_inputs=False
+    )
     for config in (missing, too_large):
         with pytest.raises((InputError, ArtifactError)):
             train(config, backbones=backbones)
@@ -324,12 +417,17 @@ def test_space_for_all_caches_is_looked_at_before_any_is_filled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     sets = [{"name": name, "annotations": str(data)} for name in ("one", "two")]
-    setup = Setup.from_config(make_config(datasets=sets, features={"cache_dir": str(tmp_path / "cache")}), backbones)
+    setup = Setup.from_config(
+        make_config(datasets=sets, features={"cache_dir": str(tmp_path / "cache")}), backbones
+    )
     one, both = (sum(c.num_bytes() for c in caches) for caches in (setup.caches[:1], setup.caches))
     free = feature_cache.FREE_SPACE_MARGIN + (one + both) // 2  # enough for each, not for both
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     caplog.set_level(logging.INFO, "regionspot")
-    with pytest.raises(InputError, match="the features of one and two need"), prepare_batches(setup):
+    with (
+        pytest.raises(InputError, match="the features of one and two need"),
+        prepare_batches(setup),
+    ):
         pass
     assert len(caplog.messages) == 2 and not (tmp_path / "cache").exists()
     with pytest.raises(InputError, match="the features of one and two need"):
@@ -353,9 +451,13 @@ def test_random_numbers_of_other_devices_are_left_alone(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig, backbones: Backbones) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(
+    make_config: MakeConfig, backbones: Backbones
+) -> None:
     config = make_config(optimizer={"learning_rate": 1e30, "warmup_steps": 0}, steps=20)
-    with pytest.raises(InputError, match=r"the loss is nan at step \d+: lower optimizer.learning_rate"):
+    with pytest.raises(
+        InputError, match=r"the loss is nan at step \d+: lower optimizer.learning_rate"
+    ):
         train(config, backbones=backbones)
 
 
@@ -363,9 +465,14 @@ def test_a_loss_that_is_no_number_stops_the_run(make_config: MakeConfig, backbon
 def test_what_is_not_finite_is_never_saved_over_good_checkpoints(
     make_config: MakeConfig, backbones: Backbones, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """Step 6 goes wrong, between the lines of the log, and its checkpoint would be the only one kept."""
+    """Step 6 goes wrong, between the lines of the log, and its checkpoint would be the only one
+    kept.
+    """
     config = make_config(
-        steps=8, checkpoints={"every": 2, "keep": 1}, logging={"every": 100}, optimizer={"ema_decay": 0.5}
+        steps=8,
+        checkpoints={"every": 2, "keep": 1},
+        logging={"every": 100},
+        optimizer={"ema_decay": 0.5},
     )
     real = Trainer.step
 
@@ -382,7 +489,9 @@ def test_what_is_not_finite_is_never_saved_over_good_checkpoints(
 
     monkeypatch.setattr(Trainer, "step", step)
     what = "the loss is nan" if broken == "loss" else "the state has infinite or NaN values"
-    with pytest.raises(InputError, match=rf"{what}.* at step 6: lower .*newest good checkpoint is .*step_00000004$"):
+    with pytest.raises(
+        InputError, match=rf"{what}.* at step 6: lower .*newest good checkpoint is .*step_00000004$"
+    ):
         train(config, backbones=backbones)
     checkpoints = Path(config.output_dir) / config.name / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step_00000004"]
@@ -405,16 +514,27 @@ def test_a_run_is_not_overwritten_and_resume_needs_the_same_configuration(
 def test_a_run_of_more_steps_goes_on_as_if_it_had_been_asked_for_them_at_once(
     make_config: MakeConfig, backbones: Backbones
 ) -> None:
-    changes: dict[str, Any] = {"optimizer": {"schedule": "multistep", "milestones": [5], "ema_decay": 0.9}}
-    whole = load_head(train(make_config(name="whole", steps=8, **changes), backbones=backbones).head_path).state_dict()
+    changes: dict[str, Any] = {
+        "optimizer": {"schedule": "multistep", "milestones": [5], "ema_decay": 0.9}
+    }
+    whole = load_head(
+        train(make_config(name="whole", steps=8, **changes), backbones=backbones).head_path
+    ).state_dict()
     train(make_config(name="longer", steps=4, **changes), backbones=backbones)
-    longer = train(make_config(name="longer", steps=8, **changes), backbones=backbones, resume="auto")
+    longer = train(
+        make_config(name="longer", steps=8, **changes), backbones=backbones, resume="auto"
+    )
     assert longer.steps == 8
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in load_head(longer.head_path).state_dict().items())
+    assert all(
+        torch.equal(tensor, whole[name])
+        for name, tensor in load_head(longer.head_path).state_dict().items()
+    )
     with pytest.raises(InputError, match=r"steps \(8, now 4; steps may only grow\)"):
         train(make_config(name="longer", steps=4, **changes), backbones=backbones, resume="auto")
     train(make_config(name="cosine"), backbones=backbones)
-    with pytest.raises(InputError, match=r"steps \(6, now 9; the cosine schedule spreads over all steps"):
+    with pytest.raises(
+        InputError, match=r"steps \(6, now 9; the cosine schedule spreads over all steps"
+    ):
         train(make_config(name="cosine", steps=9), backbones=backbones, resume="auto")
 
 
@@ -424,7 +544,11 @@ def test_the_run_directory_tells_the_plan(
     caplog.set_level(logging.INFO, "regionspot")
     result = train(make_config(steps=2), backbones=backbones)
     plan = (result.run_directory / "plan.txt").read_text()
-    assert plan.strip() == caplog.messages[0] and "data set squares: 10 images" in plan and "nothing left out" in plan
+    assert (
+        plan.strip() == caplog.messages[0]
+        and "data set squares: 10 images" in plan
+        and "nothing left out" in plan
+    )
     assert not (result.run_directory / "skipped.json").exists()
 
 
@@ -442,10 +566,16 @@ def with_broken_pictures(data: Path, folder: Path, *indices: int) -> dict[str, A
 
 @pytest.mark.parametrize("augmentation", [None, {}])
 def test_pictures_that_cannot_be_used_are_left_out_listed_and_stay_out_on_resume(
-    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, augmentation: dict[str, Any] | None
+    make_config: MakeConfig,
+    backbones: Backbones,
+    data: Path,
+    tmp_path: Path,
+    augmentation: dict[str, Any] | None,
 ) -> None:
     sets = [with_broken_pictures(data, tmp_path / "pictures", 0, 3)]
-    skip: dict[str, Any] = {"features": {"on_error": "skip", "max_skipped": 0.2, "cache_dir": str(tmp_path / "cache")}}
+    skip: dict[str, Any] = {
+        "features": {"on_error": "skip", "max_skipped": 0.2, "cache_dir": str(tmp_path / "cache")}
+    }
     changes: dict[str, Any] = {"datasets": sets, "steps": 4, "augmentation": augmentation, **skip}
     whole = train(make_config(name="whole", **changes), backbones=backbones)
     assert whole.images == 8
@@ -479,11 +609,15 @@ def test_resume_notices_that_other_pictures_are_skipped(
         content = json.loads(manifest.read_text())
         assert list(content["skipped"]["broken"]) == ["3.png"]
         manifest.write_text(json.dumps({**content, "skipped": {}}))
-    with pytest.raises(InputError, match=r"other images of the data set broken are skipped than .*\(3.png\)"):
+    with pytest.raises(
+        InputError, match=r"other images of the data set broken are skipped than .*\(3.png\)"
+    ):
         train(config, backbones=backbones, resume="auto")
 
 
-def test_resume_notices_other_data(make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path) -> None:
+def test_resume_notices_other_data(
+    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path
+) -> None:
     train(make_config(), backbones=backbones)
     content = json.loads(data.read_text())
     content["annotations"][0]["bbox"][2] = 20
@@ -499,7 +633,11 @@ def test_resume_notices_another_clip_wherever_its_weights_are(
     make_config: MakeConfig, backbones: Backbones, augmentation: dict[str, Any] | None
 ) -> None:
     train(make_config(steps=2, augmentation=augmentation), backbones=backbones)
-    moved = make_config(steps=2, augmentation=augmentation, model={"clip_weights": "new.pt", "sam_weights": "new.pth"})
+    moved = make_config(
+        steps=2,
+        augmentation=augmentation,
+        model={"clip_weights": "new.pt", "sam_weights": "new.pth"},
+    )
     train(moved, backbones=backbones, resume="auto")  # the same weights in other files
     other = copy.deepcopy(backbones[1])
     with torch.no_grad():
@@ -530,11 +668,19 @@ def test_resume_notices_other_classes_though_features_stay(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_resume_blames_the_key_that_was_changed(make_config: MakeConfig, backbones: Backbones, precision: str) -> None:
+def test_resume_blames_the_key_that_was_changed(
+    make_config: MakeConfig, backbones: Backbones, precision: str
+) -> None:
     """Not the data, which is what it was."""
     train(make_config(steps=2), backbones=backbones)
-    with pytest.raises(InputError, match=rf"another configuration: features.precision \(None, now '{precision}'\)"):
-        train(make_config(steps=2, features={"precision": precision}), backbones=backbones, resume="auto")
+    with pytest.raises(
+        InputError, match=rf"another configuration: features.precision \(None, now '{precision}'\)"
+    ):
+        train(
+            make_config(steps=2, features={"precision": precision}),
+            backbones=backbones,
+            resume="auto",
+        )
     graphs = {"runtime": "openvino", "artifacts": "artifacts"}
     with pytest.raises(InputError, match=r"features.runtime \('torch', now 'openvino'\)"):
         train(make_config(steps=2, features=graphs), backbones=backbones, resume="auto")
@@ -580,7 +726,11 @@ def test_the_towers_are_hashed_once_in_a_run(
 
 
 def test_one_corrected_annotation_costs_one_shard(
-    make_config: MakeConfig, backbones: Backbones, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_config: MakeConfig,
+    backbones: Backbones,
+    data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     features = {"cache_dir": str(tmp_path / "cache"), "images_per_shard": 2}
     train(make_config(steps=2, features=features), backbones=backbones)
@@ -594,7 +744,10 @@ def test_one_corrected_annotation_costs_one_shard(
     train(make_config(name="two", steps=2, features=features, datasets=sets), backbones=backbones)
     assert len(set((tmp_path / "cache").glob("*/*.safetensors")) - before) == 1
     estimate = caplog.messages[1]
-    assert "1 to make" in estimate and "1 more files are of earlier states of this data set" in estimate
+    assert (
+        "1 to make" in estimate
+        and "1 more files are of earlier states of this data set" in estimate
+    )
 
 
 def test_an_image_of_another_size_than_annotated_is_named(
@@ -605,7 +758,9 @@ def test_an_image_of_another_size_than_annotated_is_named(
     path = data.with_name("turned.json")
     path.write_text(json.dumps(content))
     config = make_config(datasets=[{"name": "turned", "annotations": str(path)}])
-    with pytest.raises(InputError, match=r"2.png is 128 x 96 pixels .* annotations are for 96 x 128"):
+    with pytest.raises(
+        InputError, match=r"2.png is 128 x 96 pixels .* annotations are for 96 x 128"
+    ):
         train(config, backbones=backbones)
 
 
@@ -614,8 +769,16 @@ def test_an_image_of_another_size_than_annotated_is_named(
 
 def _start(config_file: Path, kill_at: int | None, *arguments: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, str(SCRIPT), str(config_file), str(-1 if kill_at is None else kill_at), *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(config_file),
+        str(-1 if kill_at is None else kill_at),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def _finish(process: subprocess.Popen[bytes]) -> int:
@@ -627,7 +790,11 @@ def _finish(process: subprocess.Popen[bytes]) -> int:
 def test_killed_at_random_steps_and_resumed_it_ends_with_the_same_weights_bit_for_bit(
     make_config: MakeConfig, tmp_path: Path, backbones: Backbones
 ) -> None:
-    changes: dict[str, Any] = {"steps": 30, "checkpoints": {"every": 4, "keep": 2}, "optimizer": {"ema_decay": 0.9}}
+    changes: dict[str, Any] = {
+        "steps": 30,
+        "checkpoints": {"every": 4, "keep": 2},
+        "optimizer": {"ema_decay": 0.9},
+    }
     whole, killed = tmp_path / "whole.yaml", tmp_path / "killed.yaml"
     whole.write_text(config_to_yaml(make_config(name="whole", **changes)))
     killed.write_text(config_to_yaml(make_config(name="killed", **changes)))
@@ -639,18 +806,26 @@ def test_killed_at_random_steps_and_resumed_it_ends_with_the_same_weights_bit_fo
     process = _start(killed, None)  # and once at any moment at all, saving a checkpoint perhaps
     checkpoints = tmp_path / "runs" / "killed" / "checkpoints"
     deadline, before = time.monotonic() + 120, set(checkpoints.iterdir())
-    while process.poll() is None and set(checkpoints.iterdir()) == before and time.monotonic() < deadline:
+    while (
+        process.poll() is None
+        and set(checkpoints.iterdir()) == before
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.001)
     process.kill()
     _finish(process)
     assert _finish(_start(killed, None)) == 0
 
     first, second = (
-        load_head(tmp_path / "runs" / name / "head.safetensors").state_dict() for name in ("whole", "killed")
+        load_head(tmp_path / "runs" / name / "head.safetensors").state_dict()
+        for name in ("whole", "killed")
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    lines = [json.loads(line) for line in (tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(2, 31, 2))
 
 
@@ -663,6 +838,8 @@ def test_a_picture_that_is_broken_stops_extraction_with_its_name(
         (folder / picture.name).write_bytes(picture.read_bytes())
     Image.new("RGB", (128, 96)).save(folder / "3.png")
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:-30])
-    config = make_config(datasets=[{"name": "broken", "annotations": str(data), "images": str(folder)}])
+    config = make_config(
+        datasets=[{"name": "broken", "annotations": str(data), "images": str(folder)}]
+    )
     with pytest.raises(InputError, match=r"3\.png"):
         train(config, backbones=backbones)

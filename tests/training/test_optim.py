@@ -1,4 +1,6 @@
-"""Learning rates against PyTorch's own schedulers, and the optimiser's state through a round trip."""
+"""Learning rates against PyTorch's own schedulers, and the optimiser's state through a round
+trip.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,14 @@ CPU = torch.device("cpu")
 
 
 def test_the_multistep_schedule_is_the_recipe() -> None:
-    """spec.md: 2.5e-5, warm-up 1000 iterations from a factor of 0.01, x0.1 at 350 k and 420 k of 450 k."""
+    """spec.md: 2.5e-5, warm-up 1000 iterations from a factor of 0.01, x0.1 at 350 k and 420 k of
+    450 k.
+    """
     config = OptimizerConfig()
-    rates = {step: learning_rate(step, 450_000, config) for step in (0, 500, 1000, 349_999, 350_000, 420_000, 449_999)}
+    rates = {
+        step: learning_rate(step, 450_000, config)
+        for step in (0, 500, 1000, 349_999, 350_000, 420_000, 449_999)
+    }
     expected = [2.5e-7, 2.5e-5 * 0.505, 2.5e-5, 2.5e-5, 2.5e-6, 2.5e-7, 2.5e-7]
     assert list(rates.values()) == pytest.approx(expected, rel=1e-12)
 
@@ -44,14 +51,18 @@ def test_schedules_equal_pytorchs() -> None:
             rates.append(theirs.get_last_lr()[0])
             optimizer.step()
             theirs.step()
-        assert [learning_rate(step, 10, ours) for step in range(10)] == pytest.approx(rates, rel=1e-6)
+        assert [learning_rate(step, 10, ours) for step in range(10)] == pytest.approx(
+            rates, rel=1e-6
+        )
 
 
 def test_optimizer_state_survives_a_round_trip() -> None:
     torch.manual_seed(0)
     modules = [nn.Linear(3, 2), nn.Linear(3, 2)]
     modules[1].load_state_dict(modules[0].state_dict())
-    first, second = (build_optimizer(module, OptimizerConfig(learning_rate=0.1)) for module in modules)
+    first, second = (
+        build_optimizer(module, OptimizerConfig(learning_rate=0.1)) for module in modules
+    )
 
     def step(module: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
@@ -60,13 +71,19 @@ def test_optimizer_state_survives_a_round_trip() -> None:
 
     step(modules[0], first)
     assert optimizer_tensors(second, modules[1]) == {}
-    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(first, modules[0]).items()}
-    assert set(tensors) == {f"{p}.{s}" for p in ("weight", "bias") for s in ("step", "exp_avg", "exp_avg_sq")}
+    tensors = {
+        name: tensor.clone() for name, tensor in optimizer_tensors(first, modules[0]).items()
+    }
+    assert set(tensors) == {
+        f"{p}.{s}" for p in ("weight", "bias") for s in ("step", "exp_avg", "exp_avg_sq")
+    }
     modules[1].load_state_dict(modules[0].state_dict())
     load_optimizer_tensors(second, modules[1], tensors)
     step(modules[0], first)
     step(modules[1], second)
-    assert torch.equal(modules[0].weight, modules[1].weight) and torch.equal(modules[0].bias, modules[1].bias)
+    assert torch.equal(modules[0].weight, modules[1].weight) and torch.equal(
+        modules[0].bias, modules[1].bias
+    )
 
 
 def test_the_average_follows_slowly() -> None:
@@ -81,7 +98,9 @@ def test_the_average_follows_slowly() -> None:
 
 
 def test_the_average_forgets_the_initial_weights_within_its_first_steps() -> None:
-    """At a decay of 0.9998 without a ramp, 96 % of the average would be the initial weights after 200 steps."""
+    """At a decay of 0.9998 without a ramp, 96 % of the average would be the initial weights after
+    200 steps.
+    """
     head = RegionHead(4, 8, 4, num_layers=1, num_heads=2, feedforward_dim=8)
     average = WeightAverage(head, 0.9998)
     initial = head.projector.bias.detach().clone()

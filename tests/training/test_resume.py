@@ -1,4 +1,6 @@
-"""Run directories and checkpoints: nothing half-written, nothing overwritten, nothing damaged taken for whole."""
+"""Run directories and checkpoints: nothing half-written, nothing overwritten, nothing damaged taken
+for whole.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ MakeConfig = Callable[..., TrainConfig]
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
-    return {"head.weight": torch.full((20, 30), float(step)), "optimizer.step": torch.tensor(float(step))}
+    return {
+        "head.weight": torch.full((20, 30), float(step)),
+        "optimizer.step": torch.tensor(float(step)),
+    }
 
 
 @pytest.fixture
@@ -62,7 +67,9 @@ def test_the_newest_are_kept(run: RunDirectory) -> None:
     assert names(run) == ["step_00000006", "step_00000010"]
 
 
-def test_what_a_killed_save_of_the_same_process_id_left_is_in_nobodys_way(run: RunDirectory) -> None:
+def test_what_a_killed_save_of_the_same_process_id_left_is_in_nobodys_way(
+    run: RunDirectory,
+) -> None:
     """As after a restart of a container, where a process gets the id that the killed one had."""
     for step in (5, 6):
         aside = run.checkpoints / f".step_{step:08}.{os.getpid()}.tmp"
@@ -75,30 +82,40 @@ def test_what_a_killed_save_of_the_same_process_id_left_is_in_nobodys_way(run: R
 
 @pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDirectory, file: str, damage: str) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    run: RunDirectory, file: str, damage: str
+) -> None:
     path = run.checkpoints / "step_00000004" / file
     content = bytearray(path.read_bytes())
     if damage == "flip":
-        position = content.index(b'"state_xxh3"') + 18 if file == "manifest.json" else len(content) - 5
+        position = (
+            content.index(b'"state_xxh3"') + 18 if file == "manifest.json" else len(content) - 5
+        )
         content[position] ^= 1
     elif damage == "cut":
         del content[-7:]
     path.write_bytes(content)
     if damage == "gone":
         path.unlink()
-    with pytest.warns(UserWarning, match=r"step_00000004 is missing or damaged .*the one before is tried"):
+    with pytest.warns(
+        UserWarning, match=r"step_00000004 is missing or damaged .*the one before is tried"
+    ):
         checkpoint = run.starting_point("auto")
     assert checkpoint is not None and checkpoint.step == 2
     run.save(4, tensors(40), {})  # made again in its place
     assert torch.equal(
-        read_checkpoint(run.checkpoints / "step_00000004").tensors["head.weight"], tensors(40)["head.weight"]
+        read_checkpoint(run.checkpoints / "step_00000004").tensors["head.weight"],
+        tensors(40)["head.weight"],
     )
 
 
 def test_all_damaged_is_an_error_and_none_is_the_beginning(run: RunDirectory) -> None:
     for path in run.checkpoints.glob("*/state.safetensors"):
         path.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(ArtifactError, match=r"every checkpoint in .* is damaged: delete"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ArtifactError, match=r"every checkpoint in .* is damaged: delete"),
+    ):
         run.starting_point("auto")
     shutil.rmtree(run.checkpoints)
     assert run.starting_point("auto") is None
@@ -108,7 +125,10 @@ def test_a_chosen_checkpoint(run: RunDirectory, make_config: MakeConfig, tmp_pat
     two, four = run.checkpoints / "step_00000002", run.checkpoints / "step_00000004"
     chosen = run.starting_point(four)
     assert chosen is not None and chosen.step == 4
-    with pytest.raises(InputError, match=r"has later checkpoints than .*step_00000002 \(step_00000004\): delete them"):
+    with pytest.raises(
+        InputError,
+        match=r"has later checkpoints than .*step_00000002 \(step_00000004\): delete them",
+    ):
         run.starting_point(two)
     with pytest.raises(ArtifactError, match="step_00000099 is missing"):
         run.starting_point(run.checkpoints / "step_00000099")
@@ -122,14 +142,21 @@ def test_a_chosen_checkpoint(run: RunDirectory, make_config: MakeConfig, tmp_pat
 
 def test_an_existing_run_is_not_overwritten(run: RunDirectory) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
-    with pytest.raises(InputError, match=r"exists: go on with it by --resume auto, choose another name by name=NAME"):
+    with pytest.raises(
+        InputError,
+        match=r"exists: go on with it by --resume auto, choose another name by name=NAME",
+    ):
         run.starting_point(None)
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
-def test_a_configuration_alone_is_no_run(make_config: MakeConfig, tmp_path: Path, resume: str | None) -> None:
-    """What is left of an attempt that failed before its first step does not block the corrected one."""
+def test_a_configuration_alone_is_no_run(
+    make_config: MakeConfig, tmp_path: Path, resume: str | None
+) -> None:
+    """What is left of an attempt that failed before its first step does not block the corrected
+    one.
+    """
     RunDirectory(tmp_path / "run", make_config(seed=1)).begin()
     (tmp_path / "run" / "metrics.jsonl").touch()
     corrected = RunDirectory(tmp_path / "run", make_config(seed=2))
@@ -139,7 +166,9 @@ def test_a_configuration_alone_is_no_run(make_config: MakeConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize("trace", ["metrics.jsonl", "head.safetensors"])
-def test_a_line_of_the_log_or_a_head_is_a_run(make_config: MakeConfig, tmp_path: Path, trace: str) -> None:
+def test_a_line_of_the_log_or_a_head_is_a_run(
+    make_config: MakeConfig, tmp_path: Path, trace: str
+) -> None:
     run = RunDirectory(tmp_path / "run", make_config())
     run.begin()
     (run.path / trace).write_text("{}")
@@ -154,7 +183,14 @@ def test_a_damaged_configuration_is_named(run: RunDirectory) -> None:
             run.starting_point("auto")
 
 
-FAILING: list[tuple[str, int]] = [("open", 0), ("open", 1), ("write", 0), ("write", 1), ("mkdir", 0), ("rename", 0)]
+FAILING: list[tuple[str, int]] = [
+    ("open", 0),
+    ("open", 1),
+    ("write", 0),
+    ("write", 1),
+    ("mkdir", 0),
+    ("rename", 0),
+]
 FAILING += [("fsync", call) for call in range(4)]
 
 
@@ -165,7 +201,9 @@ def test_a_full_disk_leaves_the_older_checkpoints_usable_and_says_so(
     """The call-th use of a function fails while the checkpoint of step 6 is saved."""
     counts = iter(range(1000))
 
-    def failing(real: Callable[..., Any], wanted: Callable[..., bool] = lambda *_: True) -> Callable[..., Any]:
+    def failing(
+        real: Callable[..., Any], wanted: Callable[..., bool] = lambda *_: True
+    ) -> Callable[..., Any]:
         def maybe(*args: Any, **kwargs: Any) -> Any:
             if wanted(*args) and next(counts) == call:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -183,10 +221,15 @@ def test_a_full_disk_leaves_the_older_checkpoints_usable_and_says_so(
         if function == "open":
             patch.setattr(builtins, "open", failing(open, open_for_writing))
         elif function == "write":
-            patch.setattr(builtins, "open", lambda file, mode="r", **_: FullFile(file, mode.replace("b", "")))
+            patch.setattr(
+                builtins, "open", lambda file, mode="r", **_: FullFile(file, mode.replace("b", ""))
+            )
         else:
             patch.setattr(os, function, failing(getattr(os, function)))
-        message = r"step 6 was not saved: the disk is full; free some space.*newest good checkpoint is .*--resume auto"
+        message = (
+            r"step 6 was not saved: the disk is full; free some space.*"
+            r"newest good checkpoint is .*--resume auto"
+        )
         with pytest.raises(ArtifactError, match=message):
             run.save(6, tensors(6), {"train_seconds": 6})
     complete = function == "fsync" and call == 3  # renamed, only the directory's own flush failed
@@ -223,10 +266,17 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, 0, tensorboard=False) as log:
         log.write(2, loss=0.5, grad_norm=float("inf"), eta_s=float("nan"))
     line = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=pytest.fail) == {"step": 2, "loss": 0.5, "grad_norm": None, "eta_s": None}
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 2,
+        "loss": 0.5,
+        "grad_norm": None,
+        "eta_s": None,
+    }
 
 
-def test_tensorboard_forgets_what_a_killed_run_wrote_before_its_first_checkpoint(tmp_path: Path) -> None:
+def test_tensorboard_forgets_what_a_killed_run_wrote_before_its_first_checkpoint(
+    tmp_path: Path,
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for loss, steps in ((0.25, (3, 6)), (0.75, (3,))):
         with MetricsLog(tmp_path, 0, tensorboard=True) as log:

@@ -16,9 +16,17 @@ class Batches:
     def batch(self, step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
         valid = torch.rand(3, 2 + step, generator=generator) < 0.7
-        tokens = torch.randn(3, 2 + step, 4, generator=generator) * torch.tensor([1.0, 5, 0.1, 0]) + 30
+        tokens = (
+            torch.randn(3, 2 + step, 4, generator=generator) * torch.tensor([1.0, 5, 0.1, 0]) + 30
+        )
         patches = torch.randn(3, 5, 8, generator=generator) * 3 - 7
-        return Batch(0, tokens * valid[..., None], patches, torch.zeros(valid.shape, dtype=torch.int64), valid)
+        return Batch(
+            0,
+            tokens * valid[..., None],
+            patches,
+            torch.zeros(valid.shape, dtype=torch.int64),
+            valid,
+        )
 
 
 def test_padding_does_not_count_and_a_constant_channel_keeps_its_scale() -> None:
@@ -41,6 +49,8 @@ def test_the_folded_head_on_raw_inputs_is_the_head_on_standardised_ones() -> Non
     assert abs(float(standardised.patch_tokens.mean())) < 0.5
     folded = fold_input_standardization(head, **statistics.to_tensors())
     with torch.no_grad():
-        expected = head(standardised.mask_tokens.double(), standardised.patch_tokens.double(), raw.valid)
+        expected = head(
+            standardised.mask_tokens.double(), standardised.patch_tokens.double(), raw.valid
+        )
         actual = folded(raw.mask_tokens.double(), raw.patch_tokens.double(), raw.valid)
     torch.testing.assert_close(actual[raw.valid], expected[raw.valid], rtol=1e-5, atol=1e-5)

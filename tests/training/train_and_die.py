@@ -1,4 +1,6 @@
-"""Run by a test: `python train_and_die.py CONFIG STEP` trains with `--resume auto`, and kills itself after a step."""
+"""Run by a test: `python train_and_die.py CONFIG STEP` trains with `--resume auto`, and kills
+itself after a step.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ def main(config: str, last_step: int) -> None:
         if report.step == last_step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(load_config(config), die, resume="auto", backbones=create_backbones("regionspot_mini", random_weights=0))
+    train(
+        load_config(config),
+        die,
+        resume="auto",
+        backbones=create_backbones("regionspot_mini", random_weights=0),
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""`regionspot-benchmark KIND ...`: what each artefact costs and gains on this machine. One file for each kind.
+"""`regionspot-benchmark KIND ...`: what each artefact costs and gains on this machine. One file for
+each kind.
 
-A kind's file has `SUMMARY`, `add_options(parser)` and `run(arguments) -> report`. A report is plain JSON values:
-`benchmark`, the kind's name; `conditions`, without which its figures mean nothing; `rows`, one measurement each.
+A kind's file has `SUMMARY`, `add_options(parser)` and `run(arguments) -> report`. A report is plain
+JSON values: `benchmark`, the kind's name; `conditions`, without which its figures mean nothing;
+`rows`, one measurement each.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         raise InputError(unknown_name("benchmark", argv[0], KINDS))
     parser = argparse.ArgumentParser(
         prog="regionspot-benchmark",
-        description="Measure what each runtime and precision of a model costs and gains on this machine.",
+        description="Measure what each runtime and precision of a model costs and gains on this "
+        "machine.",
     )
     commands = parser.add_subparsers(metavar="KIND", required=True)
     for kind in KINDS:

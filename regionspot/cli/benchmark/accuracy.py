@@ -1,5 +1,7 @@
-"""Average precision of every runtime and precision on the same pictures and regions, and how far each is from PyTorch
-in single precision: dAP in points, the share of regions whose best class agrees, and the classes that moved most."""
+"""Average precision of every runtime and precision on the same pictures and regions, and how far
+each is from PyTorch in single precision: dAP in points, the share of regions whose best class
+agrees, and the classes that moved most.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,15 @@ SUMMARY = "average precision of each runtime and precision, and its distance to 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_target_options(parser)
     add_data_options(parser, count=200)
-    parser.add_argument("--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes, or a detector's")
-    parser.add_argument("--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)")
+    parser.add_argument(
+        "--proposals", default="gt", metavar="gt|FILE", help="ground-truth boxes, or a detector's"
+    )
+    parser.add_argument(
+        "--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,16 +56,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     weights = model_arguments(arguments, chosen.model)
     if weights.get("random_weights") == RANDOM_SEED and arguments.random_weights is None:
         raise InputError(
-            f"accuracy needs {chosen.model}'s weights: name them with --sam-weights, --clip-weights and --head-weights"
+            f"accuracy needs {chosen.model}'s weights: name them with --sam-weights, "
+            "--clip-weights and --head-weights"
         )
     if not arguments.artifacts and [target.name for target in chosen.targets] == [REFERENCE]:
-        raise InputError("there is nothing to compare PyTorch with: name a directory of artefacts with --artifacts")
+        raise InputError(
+            "there is nothing to compare PyTorch with: name a directory of artefacts with "
+            "--artifacts"
+        )
     targets = sorted(
         chosen.targets, key=lambda target: target.name != REFERENCE
     )  # it comes first where it is asked for
 
     def open_it(target: Target) -> AbstractContextManager[RegionSpot | RegionPipeline]:
-        return open_target(target, weights, arguments.artifacts, arguments.device, arguments.threads)
+        return open_target(
+            target, weights, arguments.artifacts, arguments.device, arguments.threads
+        )
 
     with annotation_file(arguments, "val") as (path, source):
         dataset = load_dataset(path, arguments.images)
@@ -66,5 +80,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if arguments.proposals == "gt"
             else load_proposals(arguments.proposals, dataset)
         )
-        setup = Setup(targets, open_it, dataset, proposals, source, arguments.rules, arguments.batch_size)
+        setup = Setup(
+            targets, open_it, dataset, proposals, source, arguments.rules, arguments.batch_size
+        )
         return measure(setup)

@@ -1,5 +1,7 @@
-"""Compare two reports that --json wrote, row by row: what became slower, larger or less accurate. For --fail-if each
-figure has its ratio, new by old, and its distance: 'p50_ms_ratio>1.1', 'dAP>0.1'."""
+"""Compare two reports that --json wrote, row by row: what became slower, larger or less accurate.
+For --fail-if each figure has its ratio, new by old, and its distance: 'p50_ms_ratio>1.1',
+'dAP>0.1'.
+"""
 
 from __future__ import annotations
 

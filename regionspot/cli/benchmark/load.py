@@ -1,6 +1,8 @@
-"""Send requests to a running server over gRPC, and say how many a second it answers, how soon, and what happens past
-that. A closed loop of several workers finds the most that it can do; an open loop then offers a part of that, all of
-it, and more, in a Poisson process, with each latency counted from when its request was due."""
+"""Send requests to a running server over gRPC, and say how many a second it answers, how soon, and
+what happens past that. A closed loop of several workers finds the most that it can do; an open loop
+then offers a part of that, all of it, and more, in a Poisson process, with each latency counted
+from when its request was due.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ OWN, AUTO, MODES = "own", "auto", ("closed", "open", "both")
 def add_options(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("server")
     server.add_argument(
-        "--url", default="127.0.0.1:8001", metavar="HOST:PORT", help="its gRPC port (default: %(default)s)"
+        "--url",
+        default="127.0.0.1:8001",
+        metavar="HOST:PORT",
+        help="its gRPC port (default: %(default)s)",
     )
-    server.add_argument("--vocabulary", metavar="NAME", help="a registered one (default: the server's first)")
+    server.add_argument(
+        "--vocabulary", metavar="NAME", help="a registered one (default: the server's first)"
+    )
     server.add_argument(
         "--timeout",
         type=float,
@@ -28,37 +35,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     asked = parser.add_argument_group("requests")
     asked.add_argument(
-        "--data", metavar="JSON", help="pictures and boxes: annotations in COCO format (default: of the mini world)"
+        "--data",
+        metavar="JSON",
+        help="pictures and boxes: annotations in COCO format (default: of the mini world)",
     )
     asked.add_argument(
         "--regions",
         default=OWN,
         metavar="LIST",
-        help="boxes of each request, such as 1,10, each measured by itself: a picture's first ones, repeated with "
-        "small shifts where it has fewer (default: each picture's own)",
+        help="boxes of each request, such as 1,10, each measured by itself: a picture's first "
+        "ones, repeated with small shifts where it has fewer (default: each picture's own)",
     )
     asked.add_argument(
         "--picture",
         choices=("new", "known"),
         default="new",
-        help="new: no two requests have the same bytes, so that nothing is cached; known: by the handle of a picture "
-        "that the server has encoded (default: %(default)s)",
+        help="new: no two requests have the same bytes, so that nothing is cached; known: by the "
+        "handle of a picture that the server has encoded (default: %(default)s)",
     )
     asked.add_argument("--masks", action="store_true", help="ask for masks too")
     _add_load_options(parser.add_argument_group("load"))
 
 
 def _add_load_options(load: Any) -> None:
-    load.add_argument("--mode", choices=MODES, default="both", help="loops to measure (default: %(default)s)")
     load.add_argument(
-        "--concurrency", default="1,2,4,8", metavar="LIST", help="workers of the closed loop (default: %(default)s)"
+        "--mode", choices=MODES, default="both", help="loops to measure (default: %(default)s)"
+    )
+    load.add_argument(
+        "--concurrency",
+        default="1,2,4,8",
+        metavar="LIST",
+        help="workers of the closed loop (default: %(default)s)",
     )
     load.add_argument(
         "--rates",
         default=AUTO,
         metavar="LIST",
-        help="requests a second of the open loop (default: auto, 0.25, 0.5, 0.75, 0.9, 1 and 1.25 of the closed "
-        "loop's best)",
+        help="requests a second of the open loop (default: auto, 0.25, 0.5, 0.75, 0.9, 1 and 1.25 "
+        "of the closed loop's best)",
     )
     load.add_argument(
         "--seconds",
@@ -68,13 +82,24 @@ def _add_load_options(load: Any) -> None:
         help="of each step (%(default)s); below a hundred requests chance rules",
     )
     load.add_argument(
-        "--warm-up", type=int, default=5, metavar="N", help="requests before each step, not counted (%(default)s)"
+        "--warm-up",
+        type=int,
+        default=5,
+        metavar="N",
+        help="requests before each step, not counted (%(default)s)",
     )
-    load.add_argument("--seed", type=int, default=0, metavar="N", help="of arrivals and mini pictures (%(default)s)")
+    load.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of arrivals and mini pictures (%(default)s)",
+    )
     load.add_argument(
         "--perf-analyzer",
         metavar="PATH",
-        help="Triton's own load generator, of tritonclient 2.50's wheel: asks the same at the lowest concurrency",
+        help="Triton's own load generator, of tritonclient 2.50's wheel: asks the same at the "
+        "lowest concurrency",
     )
 
 
@@ -109,4 +134,6 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
     try:
         return tuple(dict.fromkeys(kind(part) for part in text.split(",")))
     except ValueError as error:
-        raise InputError(f"{option} takes numbers with commas in between, such as 1,10, not {text!r}") from error
+        raise InputError(
+            f"{option} takes numbers with commas in between, such as 1,10, not {text!r}"
+        ) from error

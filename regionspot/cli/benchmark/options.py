@@ -32,21 +32,28 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     """Add the model's options, --artifacts, --targets and --threads."""
     add_model_options(parser)
     what = parser.add_argument_group("what to measure")
-    what.add_argument("--artifacts", metavar="DIR", help="from regionspot-export (default: PyTorch alone)")
+    what.add_argument(
+        "--artifacts", metavar="DIR", help="from regionspot-export (default: PyTorch alone)"
+    )
     what.add_argument(
         "--targets",
         default="all",
         metavar="LIST",
-        help="such as torch_fp32,openvino_int8 (default: PyTorch, and all that was exported and runs here)",
+        help="such as torch_fp32,openvino_int8 (default: PyTorch, and all that was exported and "
+        "runs here)",
     )
-    what.add_argument("--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)")
+    what.add_argument(
+        "--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)"
+    )
 
 
 def chosen_targets(arguments: argparse.Namespace) -> Selection:
-    """What the options of `add_target_options` name. With artefacts and no --model, the model is theirs.
+    """What the options of `add_target_options` name. With artefacts and no --model, the model is
+    theirs.
 
     Raises:
-        InputError, ArtifactError: a target that there is not, artefacts that cannot be read or are of another model.
+        InputError, ArtifactError: a target that there is not, artefacts that cannot be read or are
+            of another model.
     """
     check_threads(arguments)
     from regionspot.benchmarks.targets import available_targets, choose_targets
@@ -57,14 +64,23 @@ def chosen_targets(arguments: argparse.Namespace) -> Selection:
     model = arguments.model
     if manifest is not None and manifest.model.name != model:
         if model != DEFAULT_MODEL:
-            raise InputError(f"the artefacts in {arguments.artifacts} are of {manifest.model.name}, not of {model}")
+            raise InputError(
+                f"the artefacts in {arguments.artifacts} are of {manifest.model.name}, not of "
+                f"{model}"
+            )
         model = manifest.model.name
     device = resolve_device(arguments.device).type
-    return Selection(model, choose_targets(arguments.targets, available_targets(manifest, device == "cuda")), device)
+    return Selection(
+        model,
+        choose_targets(arguments.targets, available_targets(manifest, device == "cuda")),
+        device,
+    )
 
 
 def model_arguments(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Arguments of `create_model`. A full-size model without weights has random ones: its speed is the same."""
+    """Arguments of `create_model`. A full-size model without weights has random ones: its speed is
+    the same.
+    """
     given = {option: getattr(arguments, option) for option in WEIGHT_OPTIONS}
     if model != DEFAULT_MODEL and all(value is None for value in given.values()):
         given["random_weights"] = RANDOM_SEED
@@ -72,18 +88,31 @@ def model_arguments(arguments: argparse.Namespace, model: str) -> dict[str, Any]
 
 
 def add_data_options(parser: argparse.ArgumentParser, count: int) -> None:
-    """Add --data, --images and --count, the latter of pictures of the mini world where no data are named."""
+    """Add --data, --images and --count, the latter of pictures of the mini world where no data are
+    named.
+    """
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="JSON", help="annotations in COCO or LVIS format (default: of the mini world)")
-    data.add_argument("--images", metavar="DIR", help="where its images are (default: beside the annotations)")
     data.add_argument(
-        "--count", type=int, default=count, metavar="N", help="pictures of the mini world (default: %(default)s)"
+        "--data",
+        metavar="JSON",
+        help="annotations in COCO or LVIS format (default: of the mini world)",
+    )
+    data.add_argument(
+        "--images", metavar="DIR", help="where its images are (default: beside the annotations)"
+    )
+    data.add_argument(
+        "--count",
+        type=int,
+        default=count,
+        metavar="N",
+        help="pictures of the mini world (default: %(default)s)",
     )
 
 
 @contextmanager
 def annotation_file(arguments: argparse.Namespace, split: str) -> Iterator[tuple[Path, str]]:
-    """The file that the options of `add_data_options` name, or one that lives as long as this, and what it is in words.
+    """The file that the options of `add_data_options` name, or one that lives as long as this, and
+    what it is in words.
 
     Args:
         split: of the mini world, "train" or "val".

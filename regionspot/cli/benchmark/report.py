@@ -1,4 +1,6 @@
-"""Put several reports that --json wrote into one, and on one page: what is accurate beside what is fast."""
+"""Put several reports that --json wrote into one, and on one page: what is accurate beside what is
+fast.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Training throughput: pictures a second of extracting features, and of steps from cached features, with CLIP's maps
-computed anew in each step as in the paper's recipe, and with nothing cached."""
+"""Training throughput: pictures a second of extracting features, and of steps from cached features,
+with CLIP's maps computed anew in each step as in the paper's recipe, and with nothing cached.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,12 @@ SUMMARY = "training throughput, from cached features and without"
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_target_options(parser)
     add_data_options(parser, count=128)
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures of a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, metavar="N", help="of each measurement (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pictures of a step (%(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="of each measurement (%(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -47,7 +52,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if chosen.model == DEFAULT_MODEL:
             config = load_config(own, [f"datasets.0.annotations={path}"])
         else:
-            config = TrainConfig((DatasetConfig("data", str(path)),), model=ModelConfig(chosen.model))
+            config = TrainConfig(
+                (DatasetConfig("data", str(path)),), model=ModelConfig(chosen.model)
+            )
         config = replace(config, batch_size=arguments.batch_size, device=arguments.device)
         towers = {name: weights[name] for name in ("sam_weights", "clip_weights", "random_weights")}
         return measure(
@@ -58,6 +65,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 arguments.images,
                 arguments.steps,
                 arguments.artifacts,
-                [(target.runtime, target.precision) for target in chosen.targets if not target.in_torch],
+                [
+                    (target.runtime, target.precision)
+                    for target in chosen.targets
+                    if not target.in_torch
+                ],
             )
         )
