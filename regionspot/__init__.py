@@ -22,7 +22,7 @@ _HOMES = {
     "load_head": "regionspot.modeling.checkpoint",
     "create_model": "regionspot.modeling.presets",
     "RegionPredictor": "regionspot.predictor",
-    "open_pipeline": "regionspot.runtime.artifacts",
+    "open_pipeline": "regionspot.runtime.opening",
 }
 
 

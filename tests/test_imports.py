@@ -187,6 +187,12 @@ def test_the_model_knows_nothing_of_export_serving_benchmarks() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_public_name_exists() -> None:
+    import regionspot
+
+    assert all(getattr(regionspot, name) is not None for name in regionspot.__all__)
+
+
 def test_mapped_folders_are_imported_by_their_installed_names() -> None:
     wrong = [str(item) for item in IMPORTS if item.name.split(".")[0] in MAPPED]
     assert not wrong, "\n".join(wrong)
