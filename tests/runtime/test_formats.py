@@ -137,8 +137,9 @@ class TestPlugIn:
         assert entry["passed"] is True and entry["max_abs_diff"] < 1e-3
         assert entry["file"] == f"toy/fp32/{GRAPH}.toy" and "onnx" in entry["versions"]
         code = (
-            "import sys; from regionspot.runtime.artifacts import Manifest, open_runner; manifest "
-            "= Manifest.load(sys.argv[1]); runner = open_runner(manifest, "
+            "import sys; from regionspot.runtime.artifacts import Manifest; "
+            "from regionspot.runtime.opening import open_runner; "
+            "manifest = Manifest.load(sys.argv[1]); runner = open_runner(manifest, "
             f"manifest.find('{GRAPH}', 'toy', 'fp32')); print(type(runner).__name__)"
         )
         opened = subprocess.run(
