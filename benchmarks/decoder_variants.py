@@ -179,9 +179,8 @@ def main(variant: str, folder: Path) -> None:
     decode(corners[:1])  # warm-up
     for count in request.boxes:
         memory.start()
-        tokens: npt.NDArray[Any] = decode(
-            corners[:count]
-        )  # the first of a size also makes the runtimes' buffers
+        # the first of a size also makes the runtimes' buffers
+        tokens: npt.NDArray[Any] = decode(corners[:count])
         seconds = repeat(partial(decode, corners[:count]))
         np.save(folder / f"{variant}-{count}.npy", tokens)
         found = {

@@ -55,9 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=default_threads(), help="of both ways (default: %(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument(
-        "--way", choices=WAYS, help=argparse.SUPPRESS
-    )  # what a child process measures
+    # what a child process measures
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     return parser
 
 

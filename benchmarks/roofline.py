@@ -73,9 +73,8 @@ class GraphCosts:
 
     def _count_once(self, graph: str, sizes: tuple[tuple[str, int], ...]) -> tuple[int, int]:
         """Operations and the number of weights."""
-        self._model.clip.clip.logit_scale = torch.nn.Parameter(
-            torch.zeros(()), False
-        )  # the head's graph reads its value
+        # the head's graph reads its value
+        self._model.clip.clip.logit_scale = torch.nn.Parameter(torch.zeros(()), False)
         module = graph_module(self._model, graph).to("meta")
         feeds = [
             torch.zeros(

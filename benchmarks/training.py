@@ -117,9 +117,8 @@ def _extraction(setup: Setup, runtime: str) -> dict[str, Any]:
     features, (training_set,) = setup.config.features, setup.sets
     logger.info(f"measuring extraction by {runtime}")
     with setup.extractor.pipeline:
-        _extract(
-            setup.extractor, training_set, range(min(2, len(training_set)))
-        )  # opens the graphs
+        # opens the graphs
+        _extract(setup.extractor, training_set, range(min(2, len(training_set))))
         memory = PeakMemory()
         memory.start()
         began = time.perf_counter()

@@ -261,9 +261,8 @@ class _Build:
             )
             for native in ((True, False) if kernels else (False,))
         ]
-        found = next(
-            (way for way in ways if way.passed is False), ways[0]
-        )  # as it runs on a CPU, unless one failed
+        # as it runs on a CPU, unless one failed
+        found = next((way for way in ways if way.passed is False), ways[0])
         row = {"format": artefact_format, "precision": precision, "of": of, **found.to_json()}
         row["reason"] = self._shortened(found.reason)
         self.manifest = replace(self.manifest, end_to_end=(*_still_true(self.manifest, of), row))

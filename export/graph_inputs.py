@@ -26,12 +26,8 @@ from regionspot.transforms import SamTransform
 Feeds = dict[str, Array]
 
 PROMPT = "a photo of a {}."
-TOKEN_IDS = {
-    1: (0,),
-    2: (0, 2),
-    3: (1, 2, 3),
-    4: (0, 1, 2, 3),
-}  # how many mask tokens are wanted -> which
+# how many mask tokens are wanted -> which
+TOKEN_IDS = {1: (0,), 2: (0, 2), 3: (1, 2, 3), 4: (0, 1, 2, 3)}
 
 
 class GraphInputs:
@@ -45,9 +41,10 @@ class GraphInputs:
     def __init__(self, model: RegionSpot, pictures: Pictures | None = None) -> None:
         self.model, self.pictures = model, pictures
         self.specs = graph_specs(model_info(model))
+        # of an input that another graph computes
         self._producers = {
             tensor.name: name for name in required_graphs() for tensor in self.specs[name].outputs
-        }  # of an input that another graph computes
+        }
         self._encoded: dict[tuple[str, int], Feeds] = {}
 
     def seeded(
@@ -61,9 +58,8 @@ class GraphInputs:
         rng = np.random.default_rng([seed, *spec.name.encode()])
         chosen = {axis: allowed.opt for axis, allowed in spec.ranges.items()} | dict(sizes or {})
         feeds = {tensor.name: self._drawn(tensor, chosen, rng) for tensor in spec.inputs}
-        if (
-            "image_projections" in feeds
-        ):  # they and the statistics must be of one image: a variance is made of them
+        # they and the statistics must be of one image: a variance is made of them
+        if "image_projections" in feeds:
             (embeddings,) = self.specs["sam_token_decoder_image"].inputs
             drawn = feeds.get(embeddings.name, self._drawn(embeddings, chosen, rng))
             feeds |= self._run("sam_token_decoder_image", {embeddings.name: drawn})
@@ -107,9 +103,8 @@ class GraphInputs:
         of them.
         """
         graph = self._producers[tensor.name]
-        if not self._producers.keys() & set(
-            self.specs[graph].input_names
-        ):  # an encoder: of each image by itself
+        # an encoder: of each image by itself
+        if not self._producers.keys() & set(self.specs[graph].input_names):
             return np.concatenate([self._encode(graph, index)[tensor.name] for index in indices])
         feeds = {
             one.name: self._produced(one, indices, sources)
@@ -118,9 +113,8 @@ class GraphInputs:
             for one in self.specs[graph].inputs
         }
         produced = self._run(graph, feeds)[tensor.name]
-        return (
-            produced[:, :, 0] if tensor.name == "mask_tokens" else produced
-        )  # the head takes one token of a region
+        # the head takes one token of a region
+        return produced[:, :, 0] if tensor.name == "mask_tokens" else produced
 
     def _encode(self, graph: str, index: int) -> Feeds:
         """What an encoder says of a picture, computed once."""

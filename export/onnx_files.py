@@ -34,9 +34,8 @@ def save(model: ir.Model, path: str | Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
             ir.save(model, Path(aside, path.name), external_data=external)
             onnx.checker.check_model(str(Path(aside, path.name)), full_check=True)
-            for file in sorted(
-                os.listdir(aside), reverse=True
-            ):  # the weights first, then the graph that names them
+            # the weights first, then the graph that names them
+            for file in sorted(os.listdir(aside), reverse=True):
                 shutil.move(Path(aside, file), path.with_name(file))
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error

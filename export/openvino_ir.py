@@ -52,10 +52,8 @@ def convert(onnx_path: str | Path, out_xml: str | Path, precision: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as aside:
             openvino.save_model(model, Path(aside, out.name), compress_to_fp16=False)
-            for file in (
-                out.with_suffix(".bin"),
-                out,
-            ):  # the weights first, then the graph that names them
+            # the weights first, then the graph that names them
+            for file in (out.with_suffix(".bin"), out):
                 os.replace(Path(aside, file.name), file)
     except (OSError, RuntimeError) as error:
         raise ArtifactError(f"cannot write {out}: {error}") from error

@@ -26,12 +26,8 @@ from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
 from regionspot.tables import text_table
 
-_BYTES = {
-    "fp32": 4.0,
-    "fp16": 2.0,
-    "bf16": 2.0,
-    "int8": 1.1,
-}  # of a weight; int8 has scales, and keeps biases
+# of a weight; int8 has scales, and keeps biases
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
 
 

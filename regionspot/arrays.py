@@ -125,9 +125,8 @@ def _without_tensors(values: Any) -> Any:
     if not callable(getattr(values, "detach", None)):
         return values
     tensor = values.detach().cpu()
-    if (
-        not tensor.is_floating_point() or tensor.element_size() >= 4
-    ):  # 16-bit floats: NumPy lacks some
+    # 16-bit floats: NumPy lacks some
+    if not tensor.is_floating_point() or tensor.element_size() >= 4:
         return tensor.resolve_neg().numpy()
     return tensor.float().numpy()
 

@@ -561,9 +561,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             _convert(item, arguments[0], f"{key}.{index}") for index, item in enumerate(value)
         )
     if origin is Literal:
-        value = (
-            "off" if value is False and "off" in arguments else value
-        )  # YAML reads `off` as false
+        # YAML reads `off` as false
+        value = "off" if value is False and "off" in arguments else value
         if value not in arguments:
             raise InputError(
                 f"{key} must be one of {', '.join(map(str, arguments))}, got {shown(value)}"

@@ -276,9 +276,8 @@ def _replace(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(
-        OSError
-    ):  # the file is in its place; at worst a power failure brings back the old one
+    # the file is in its place; at worst a power failure brings back the old one
+    with contextlib.suppress(OSError):
         flush_directory(path.parent)
 
 

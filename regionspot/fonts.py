@@ -139,9 +139,8 @@ def _listed_by_fontconfig(letters: str) -> list[FontFile] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     lines = (os.fsdecode(line).rpartition("\t") for line in run.stdout.splitlines())
-    return list(
-        {FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if path}
-    )  # above: its instances
+    # above: its instances
+    return list({FontFile(path, int(index) & 0xFFFF) for path, _, index in lines if path})
 
 
 @lru_cache(maxsize=1)

@@ -15,16 +15,8 @@ _COEFFICIENTS = 64
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended and progressive, in Huffman's code
 _SCAN = 0xDA
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
-_FIRST_BYTES = (
-    0x00,
-    0x60,
-    0x80,
-    0xB0,
-    0xC0,
-    0xE0,
-    0xF0,
-    0xF8,
-)  # they begin Huffman codes of all lengths
+# they begin Huffman codes of all lengths
+_FIRST_BYTES = (0x00, 0x60, 0x80, 0xB0, 0xC0, 0xE0, 0xF0, 0xF8)
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,9 +49,10 @@ def _fillers(scan: bytes) -> Iterator[bytes]:
     ]
     rng = np.random.default_rng(0)
     for first in _FIRST_BYTES:
+        # without 0xff
         intervals = [
             bytes([first]) + rng.integers(0, 255, 64, np.uint8).tobytes() for _ in range(9)
-        ]  # without 0xff
+        ]
         marked = zip(following, intervals[1:], strict=True)
         yield intervals[0] + b"".join(bytes([0xFF, marker]) + data for marker, data in marked)
 

@@ -30,9 +30,8 @@ def locked(directory: Path, busy: str | None = None) -> Iterator[None]:
         InputError: Another process holds the lock, and `busy` is given.
         ArtifactError: The directory cannot be created or written to.
     """
-    lock = filelock.FileLock(
-        _create_lock_file(directory), preserve_lock_file=True
-    )  # no fallback to marker files
+    # no fallback to marker files
+    lock = filelock.FileLock(_create_lock_file(directory), preserve_lock_file=True)
     try:
         lock.acquire(blocking=busy is None)
     except filelock.Timeout as error:

@@ -45,9 +45,8 @@ class Plugins:
         if self._loaded:
             return
         with self._lock:
-            if (
-                self._begun
-            ):  # by another thread before, or by this one: a plug-in reads the register
+            # by another thread before, or by this one: a plug-in reads the register
+            if self._begun:
                 return
             self._begun = True
             for point in entry_points(group=self._group):

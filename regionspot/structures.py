@@ -259,9 +259,8 @@ class Prompts:
                 f"masks are {masks.shape[2]} x {masks.shape[1]} pixels (width x height) but the "
                 f"image is {width} x {height}: give them at the image's own size"
             )
-        inside = np.where(
-            np.isfinite(self.points), np.clip(self.points, 0, size), 0
-        )  # padding may hold anything
+        # padding may hold anything
+        inside = np.where(np.isfinite(self.points), np.clip(self.points, 0, size), 0)
         valid = Prompts(inside.astype(np.float32), self.labels, masks)
         _set(valid, validated_for=(height, width))
         return valid

@@ -76,8 +76,7 @@ def _near_earlier(projected: FloatArray, start: int, end: int) -> BoolArray:
     cost.
     """
     norms = (projected[:end] ** 2).sum(axis=1)
-    distances = (
-        norms[start:, None] + norms - 2 * projected[start:end] @ projected[:end].T
-    )  # squared
+    # squared
+    distances = norms[start:, None] + norms - 2 * projected[start:end] @ projected[:end].T
     near: BoolArray = np.tril(distances < 2 * (1 - SAME_COSINE) + _ROUNDING, start - 1).any(axis=1)
     return near

@@ -68,9 +68,8 @@ MASK_PROMPT_EPSILON = 1e-3
 MASK_THRESHOLD = 127
 """A mask is True where a colour is brighter than this, of 255."""
 
-_URL = re.compile(
-    r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE
-)  # two letters or more: one is a drive of Windows
+# two letters or more: one is a drive of Windows
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -424,9 +423,8 @@ def _reason(error: Exception) -> str:
 def _open_image(file: IO[bytes], name: str, formats: Sequence[str]) -> Image.Image:
     """The header alone: pixels are decoded later."""
     Image.init()
-    known = [
-        file_format for file_format in formats if file_format in Image.OPEN
-    ]  # a small Pillow lacks some
+    # a small Pillow lacks some
+    known = [file_format for file_format in formats if file_format in Image.OPEN]
     try:
         with _SILENCE:
             return Image.open(file, formats=known)

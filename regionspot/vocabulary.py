@@ -355,9 +355,8 @@ class VocabularyEncoder:
         """Names that the text encoder does not read to their end in the longest template."""
         longest = max(len(template.encode()) for template in self.templates)
         room = self.text_encoder.context_length - 2 - longest  # a token is one byte or more
-        long = [
-            name for name in names if 2 * len(name.encode()) > room
-        ]  # in lower case, some letters take more bytes
+        # in lower case, some letters take more bytes
+        long = [name for name in names if 2 * len(name.encode()) > room]
         if not long:
             return []
         counts = (
@@ -436,6 +435,5 @@ def _preset_names(preset: str) -> tuple[str, ...]:
         return tuple(category.name for category in CATEGORIES)
     from regionspot.modeling.clip import IMAGENET_CLASS_NAMES
 
-    return tuple(
-        dict.fromkeys(IMAGENET_CLASS_NAMES)
-    )  # two of the 1000 names stand for two classes each
+    # two of the 1000 names stand for two classes each
+    return tuple(dict.fromkeys(IMAGENET_CLASS_NAMES))

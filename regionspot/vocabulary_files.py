@@ -110,10 +110,11 @@ def _csv(text: str) -> Names:
 
 
 def _json(text: str) -> Names:
+    # here, because it belongs to a higher layer
     from regionspot.data.json_reading import (
         FieldError,
         unique_keys,
-    )  # here, because it belongs to a higher layer
+    )
 
     try:
         content = json.loads(text, object_pairs_hook=unique_keys)

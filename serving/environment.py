@@ -94,9 +94,8 @@ def find_installation(home: str | Path | None = None) -> Installation:
             "PyPI has a Triton server for Linux on x86-64 alone: elsewhere run NVIDIA's container "
             "(serving/deploy)"
         )
-    home = Path(
-        os.path.abspath(home if home is not None else default_home())
-    )  # links and variables need it whole
+    # links and variables need it whole
+    home = Path(os.path.abspath(home if home is not None else default_home()))
     with locked(home):
         environment = _prepared(home)
         package = _copied_package(home)

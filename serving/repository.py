@@ -131,9 +131,8 @@ def make_repository(
         served.save()
         for there in moved:
             _write_graph(out, there, options.target)
-        for name in set(served_graphs()) - {
-            entry.name for entry in entries
-        }:  # of an earlier export
+        # of an earlier export
+        for name in set(served_graphs()) - {entry.name for entry in entries}:
             (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
         kind = runtime, artefact_format, precision
         _write_pipeline(out, manifest, kind, options, words, [entry.name for entry in entries])

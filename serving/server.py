@@ -234,9 +234,8 @@ class TritonServer:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(EXIT_TIMEOUT_S + 5)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(
-                    self._process.pid, signal.SIGKILL
-                )  # the stubs of a server that was killed
+                # the stubs of a server that was killed
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
         remove_shared_memory(self._memory_prefix)

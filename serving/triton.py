@@ -58,10 +58,8 @@ _CHANNEL = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    (
-        "grpc.max_reconnect_backoff_ms",
-        1000,
-    ),  # gRPC's own is two minutes: too long for a server that was restarted
+    # gRPC's own is two minutes: too long for a server that was restarted
+    ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _GONE = (
     *(
@@ -310,9 +308,8 @@ class Connection(_Connector):
 
     def _open(self, timeout_s: float) -> Any:
         http, opened = self.address.protocol == "http", self._open_client
-        if (
-            http and getattr(opened, "timeout_s", timeout_s) != timeout_s
-        ):  # over HTTP it belongs to the connection
+        # over HTTP it belongs to the connection
+        if http and getattr(opened, "timeout_s", timeout_s) != timeout_s:
             self.close()
         with self._lock:
             if getattr(opened, "client", None) is None:
@@ -360,9 +357,8 @@ class AsyncConnection(_Connector):
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                failure = await asyncio.to_thread(
-                    translated, error, self.address
-                )  # it may ask the port
+                # it may ask the port
+                failure = await asyncio.to_thread(translated, error, self.address)
                 await asyncio.sleep(attempts.delay_after(failure))
 
     async def close(self) -> None:

@@ -75,11 +75,8 @@ def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
     ("override", "key", "value"),
     [
         ("steps=12", "steps", 12),
-        (
-            "optimizer.learning_rate=1e-3",
-            "optimizer.learning_rate",
-            1e-3,
-        ),  # YAML alone would say: a string
+        # YAML alone would say: a string
+        ("optimizer.learning_rate=1e-3", "optimizer.learning_rate", 1e-3),
         ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0),
         ("optimizer.milestones=[]", "optimizer.milestones", ()),
         ("optimizer.milestones=[3,5]", "optimizer.milestones", (3, 5)),
@@ -202,9 +199,10 @@ def test_exported_graphs_extract_features_where_all_is_said() -> None:
         InputError, match=r"int8 exists as exported graphs only: set features\.runtime too"
     ):
         load_config(CONFIGS / "mini.yaml", ["features.precision=int8"])
+    # PyTorch
     assert (
         load_config(CONFIGS / "mini.yaml", ["features.precision=bf16"]).features.precision == "bf16"
-    )  # PyTorch
+    )
     with pytest.raises(
         InputError, match=r"features\.runtime must be one of torch, onnxruntime, openvino"
     ):

@@ -55,9 +55,8 @@ def environment() -> dict[str, str]:
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "2",
     }
-    return found | {
-        "REGIONSPOT_SERVER_HOME": str(ROOT / "build" / "server")
-    }  # installed once, see tests/serving
+    # installed once, see tests/serving
+    return found | {"REGIONSPOT_SERVER_HOME": str(ROOT / "build" / "server")}
 
 
 def test_blocks_run_in_order_in_an_empty_folder(

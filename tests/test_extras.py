@@ -39,9 +39,8 @@ def test_only_libraries_of_extras_get_a_hint() -> None:
     assert str(install_hint(ModuleNotFoundError(name="openvino"), "export")).endswith(
         "'regionspot[openvino]'"
     )
-    assert (
-        install_hint(ImportError(name="torch")) is None
-    )  # installed, but broken: its own words say why
+    # installed, but broken: its own words say why
+    assert install_hint(ImportError(name="torch")) is None
 
 
 @pytest.mark.parametrize("extra", WITH_TORCH)

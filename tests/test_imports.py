@@ -17,11 +17,8 @@ import pytest
 from tools.import_circles import arrows, circles
 
 ROOT = Path(__file__).resolve().parents[1]
-MAPPED = (
-    "export",
-    "serving",
-    "benchmarks",
-)  # folders of the checkout, installed as regionspot.export and so on
+# folders of the checkout, installed as regionspot.export and so on
+MAPPED = ("export", "serving", "benchmarks")
 
 # What is imported when a module loads comes from a lower layer, or from the same component of its
 # own. An import inside a function may reach up (a preset builds the mini model), except across

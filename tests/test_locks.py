@@ -95,9 +95,8 @@ def test_without_locks_nothing_is_held(
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with locked(tmp_path), locked(tmp_path, busy="held"):
-        assert [path.name for path in tmp_path.iterdir()] == [
-            LOCK_FILE
-        ]  # no marker that outlives a killed process
+        # no marker that outlives a killed process
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
 def test_an_error_inside_releases_the_lock(tmp_path: Path) -> None:

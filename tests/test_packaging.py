@@ -64,9 +64,10 @@ def test_the_sdist_holds_every_file_once(tmp_path: Path) -> None:
     expected = subprocess.run(
         ["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
+    # no links
     files = {
         line.split("\t")[1] for line in expected.splitlines() if not line.startswith("120000 ")
-    }  # no links
+    }
     assert members - {"PKG-INFO"} == {
         name for name in files if not name.startswith((".ci/", ".github/"))
     }

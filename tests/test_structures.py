@@ -74,9 +74,8 @@ class TestBuilding:
         np.testing.assert_array_equal(single.boxes, [[3, 4, 3, 4], [5, 6, 5, 6]])
         several = Prompts.from_points([[[30, 4], [5, 6], [50, 30]]], [[1, 1, 0]])
         np.testing.assert_array_equal(several.labels, [[1, 1, 0, -1]])
-        np.testing.assert_array_equal(
-            several.boxes, [[5, 4, 30, 6]]
-        )  # background clicks are not part of the region
+        # background clicks are not part of the region
+        np.testing.assert_array_equal(several.boxes, [[5, 4, 30, 6]])
         np.testing.assert_array_equal(Prompts.from_points([[7, 8]], [0]).boxes, [[7, 8, 7, 8]])
 
     @pytest.mark.parametrize(
@@ -251,9 +250,8 @@ class TestValidated:
         )
         expected = [[0, 0, 30, 20], [10, 10, WIDTH, HEIGHT], [0, 0, WIDTH, HEIGHT]]
         np.testing.assert_array_equal(prompts.validated(HEIGHT, WIDTH).boxes, expected)
-        np.testing.assert_array_equal(
-            prompts.boxes[0], [-5, -6, 30, 20]
-        )  # the original stays as it was
+        # the original stays as it was
+        np.testing.assert_array_equal(prompts.boxes[0], [-5, -6, 30, 20])
 
     def test_keeps_points_on_the_border_and_padding_anywhere(self) -> None:
         prompts = Prompts.from_points([[0, 0], [WIDTH, HEIGHT]])

@@ -43,9 +43,8 @@ def test_equals_all_pairs(count: int, width: int) -> None:
 
 
 def test_a_chain_is_one_group_in_any_order() -> None:
-    angles = np.random.default_rng(0).permutation(
-        np.linspace(0, 1, 60)
-    )  # neighbours have a cosine of 0.99986
+    # neighbours have a cosine of 0.99986
+    angles = np.random.default_rng(0).permutation(np.linspace(0, 1, 60))
     words = vocabulary(np.stack([np.cos(angles), np.sin(angles)], axis=1))
     assert same_meaning(words) == [words.names]
 

@@ -493,9 +493,8 @@ class TestReadImage:
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
         content = encoded(Image.fromarray(photo(6, 9)), "JPEG")
-        writer = threading.Thread(
-            target=pipe.write_bytes, args=(content[:-2],)
-        )  # which is read several times
+        # which is read several times
+        writer = threading.Thread(target=pipe.write_bytes, args=(content[:-2],))
         writer.start()
         np.testing.assert_array_equal(read_image(pipe), read_image(content))
         writer.join()
@@ -647,9 +646,8 @@ class TestReadImageRefuses:
         if file_format not in Image.SAVE:
             pytest.skip("not in this Pillow")
         (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (10, 6)), file_format))
-        monkeypatch.setattr(
-            Image, "MAX_IMAGE_PIXELS", 50
-        )  # Pillow warns from here on, and refuses twice as many
+        # Pillow warns from here on, and refuses twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
         filters = list(warnings.filters)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

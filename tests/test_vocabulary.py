@@ -174,9 +174,8 @@ def test_strangers_words_stay_as_they_are(clip: ClipBackbone, tmp_path: Path) ->
     cleaned = VocabularyEncoder(clip, tmp_path, clean_coco_suffixes=True).encode(
         names, same_meaning="ignore"
     )
-    np.testing.assert_array_equal(
-        cleaned.embeddings, encoded[[0, 0, 0]]
-    )  # also where the store knows both words
+    # also where the store knows both words
+    np.testing.assert_array_equal(cleaned.embeddings, encoded[[0, 0, 0]])
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,5 @@ def check_disk() -> Finding:
 
 def _parse(output: bytes) -> list[Finding]:
     lines = output.decode(errors="replace").splitlines()
-    return [
-        Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')
-    ]  # not a library's own chatter
+    # not a library's own chatter
+    return [Finding(**json.loads(line)) for line in lines if line.startswith('{"name"')]

@@ -158,9 +158,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     check_libraries(formats_of(arguments))
     engine = _engine_options(arguments)
-    _plan(
-        arguments, sizing_model(arguments.model)
-    )  # what is wrong with it, before weights are loaded
+    # what is wrong with it, before weights are loaded
+    _plan(arguments, sizing_model(arguments.model))
     from regionspot.export.build import Settings, export
     from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_report

@@ -100,9 +100,8 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = (
-        arguments.out / f"{arguments.tower}-checkpoint.pt"
-    )  # a run that was killed goes on from it
+    # a run that was killed goes on from it
+    checkpoint = arguments.out / f"{arguments.tower}-checkpoint.pt"
     if arguments.tower == "sam":
         sam_recipe = _with_overrides(pretrain_sam.SamRecipe(), arguments.overrides)
         path = shipped.save_sam(

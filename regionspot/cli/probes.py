@@ -99,9 +99,8 @@ def _native() -> Finding | str:
         masks = import_module("regionspot.masks")
     except ImportError as error:
         return Finding("native extension", "FAIL", str(error), "make setup, or pip install .")
-    mask = import_module("numpy").eye(
-        3, dtype=bool
-    )  # runs 0 1 3 1 3 1, the last three written as differences
+    # runs 0 1 3 1 3 1, the last three written as differences
+    mask = import_module("numpy").eye(3, dtype=bool)
     rle = masks.encode_rle(mask)
     if rle["counts"] != "013000" or not (masks.decode_rle(rle) == mask).all():
         return Finding(

@@ -48,9 +48,8 @@ Segmentation = Any
 
 MAX_SIDE = 1_000_000
 MAX_COORDINATE = 1e9
-ROUNDED_TO_ZERO = (
-    -0.01
-)  # a width or height of this or more, below 0, is a rounding error of the tool that wrote it
+# a width or height of this or more, below 0, is a rounding error of the tool that wrote it
+ROUNDED_TO_ZERO = -0.01
 NORMALIZED_MAX = 1.5
 GROUP_KEYS = frozenset({"isgroupof", "IsGroupOf", "is_group_of"})
 UNKNOWN = (-1, "-1")  # OpenImages' value for what nobody has looked at

@@ -349,9 +349,8 @@ class BatchSchedule:
         self.sizes, self.batch_size, self.seed = sizes, batch_size, seed
         self._turns = np.repeat(np.arange(len(ratios)), ratios)
         self._ratios = ratios
-        self._epochs: dict[
-            int, tuple[int, IntArray]
-        ] = {}  # data set -> the epoch that was asked for last
+        # data set -> the epoch that was asked for last
+        self._epochs: dict[int, tuple[int, IntArray]] = {}
 
     def batch(self, step: int) -> tuple[int, IntArray]:
         """The data set of a step, counted from 0, and the (B,) indices of its images."""

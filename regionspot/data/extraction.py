@@ -200,9 +200,8 @@ class _Work:
     @classmethod
     def find(cls, cache: FeatureCache, max_skipped: float | None, verify: bool) -> _Work:
         delete_leftovers(cache.directory)
-        absent = frozenset(
-            cache.absent_shards()
-        )  # before any other look: another process may be making them
+        # before any other look: another process may be making them
+        absent = frozenset(cache.absent_shards())
         missing, complaints = cache.missing_shards(verify)
         skipped = cache.skipped(sorted({*range(cache.num_shards)} - {*missing}))
         if max_skipped is None:
@@ -344,9 +343,8 @@ def _extract_shard(
     skipping: _Skipping,
 ) -> Features:
     training_set, images = cache.training_set, cache.shard_images(shard)
-    order = images[
-        np.argsort(training_set.counts[images], kind="stable")
-    ]  # alike counts together: little padding
+    # alike counts together: little padding
+    order = images[np.argsort(training_set.counts[images], kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     already = progress.done
 

@@ -65,6 +65,5 @@ def load_dataset(
     return row.load(path, root, check_images)
 
 
-register(
-    DatasetFormat("coco", recognizes=lambda _: True, load=CocoDataset.load)
-)  # also LVIS: see `coco_json`
+# also LVIS: see `coco_json`
+register(DatasetFormat("coco", recognizes=lambda _: True, load=CocoDataset.load))

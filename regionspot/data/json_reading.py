@@ -28,13 +28,8 @@ from regionspot.errors import InputError
 Id = int | str
 FloatArray = npt.NDArray[np.float64]
 
-_COMPRESSED = (
-    b"\x1f\x8b",
-    b"PK\x03\x04",
-    b"BZh",
-    b"\x28\xb5\x2f\xfd",
-    b"\xfd7zXZ",
-)  # gzip, zip, bzip2, zstd, xz
+# gzip, zip, bzip2, zstd, xz
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")
 EXACT_AS_FLOAT = 2**53
 MAX_SHOWN = 200
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
@@ -84,9 +79,8 @@ def read_json(path: Path, what: str, wanted: str) -> Any:
 def _decoded(path: Path, content: bytes) -> str:
     encoding = json.detect_encoding(content)
     try:
-        return content.decode(
-            encoding, "surrogatepass"
-        )  # a lone surrogate is refused where a field holds it
+        # a lone surrogate is refused where a field holds it
+        return content.decode(encoding, "surrogatepass")
     except UnicodeDecodeError as error:
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF8))
         kind = "damaged" if marked else "not UTF-8 text"

@@ -264,12 +264,8 @@ def _results(
         masks,
         strict=True,
     )
-    names = (
-        "image_id",
-        "category_id",
-        "score",
-        "segmentation",
-    )  # without a box, a result's area is its mask's
+    # without a box, a result's area is its mask's
+    names = ("image_id", "category_id", "score", "segmentation")
     return ground_truth.load_res([dict(zip(names, row, strict=True)) for row in columns])
 
 

@@ -192,9 +192,8 @@ def _patches(clip: ClipBackbone, batch: RegionBatch, setting: PoolingSetting) ->
 
 def _project(clip: ClipBackbone, tokens: Tensor) -> Tensor:
     """Tokens (B, n, D) through CLIP's own last norm and projection: (B, n, E)."""
-    as_sequences = (
-        tokens.flatten(0, 1).unsqueeze(1).expand(-1, 2, -1)
-    )  # twice: the class token, the mean of the patches
+    # twice: the class token, the mean of the patches
+    as_sequences = tokens.flatten(0, 1).unsqueeze(1).expand(-1, 2, -1)
     return clip.pool(as_sequences).unflatten(0, tokens.shape[:2])
 
 

@@ -48,9 +48,8 @@ def odd_masks(dataset: CocoDataset) -> tuple[int, int]:
     """
     masks: list[Any] = list(ground_truth_masks(dataset))
     drawn = hotcoco.mask.to_bbox(masks).reshape(-1, 4)  # xywh
-    boxes = np.array([annotation.box for annotation in annotations_of(dataset)]).reshape(
-        -1, 4
-    )  # xyxy
+    # xyxy
+    boxes = np.array([annotation.box for annotation in annotations_of(dataset)]).reshape(-1, 4)
     empty = (drawn[:, 2:] <= 0).any(1)
     apart = (drawn[:, :2] + drawn[:, 2:] <= boxes[:, :2]).any(1) | (
         boxes[:, 2:] <= drawn[:, :2]

@@ -114,9 +114,8 @@ def _best(
                 right[description] += int(
                     is_right(dataset, annotations, of_image[: len(annotations)]).sum()
                 )
-        order = {
-            name: sorted(found, key=lambda one: -right[one]) for name, found in left.items()
-        }  # of equals the first
+        # of equals the first
+        order = {name: sorted(found, key=lambda one: -right[one]) for name, found in left.items()}
         if seen == len(dataset.images):
             break
         for name, ranked in order.items():

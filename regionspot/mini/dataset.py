@@ -85,9 +85,8 @@ def build_dataset(
     if all(_recipe_of(path) == recipe for path in paths):
         return paths
     for path in paths:
-        path.unlink(
-            missing_ok=True
-        )  # no annotation file may stand beside pictures of another recipe
+        # no annotation file may stand beside pictures of another recipe
+        path.unlink(missing_ok=True)
     scenes = {
         s: _render_split(directory, s, count, seed, long_tail, workers)
         for s, count in counts.items()
@@ -123,9 +122,8 @@ def _render_split(
     """
     (directory / split).mkdir(parents=True, exist_ok=True)
     write = partial(_write_picture, directory, split, seed, long_tail)
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fork would copy whatever threads the caller has running
+    # a fork would copy whatever threads the caller has running
+    context = multiprocessing.get_context("spawn")
     scenes = []
     with (
         ProcessPoolExecutor(workers, context) as pool,

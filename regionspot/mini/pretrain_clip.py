@@ -200,9 +200,8 @@ def _listing_loss(
     texts = _text_features(
         clip, tokenizer, [_list(rng.permutation(np.flatnonzero(row))) for row in shown.numpy()]
     )
-    same = (shown[:, None] == shown[None]).all(
-        -1
-    )  # pictures of the same one toy have the same caption
+    # pictures of the same one toy have the same caption
+    same = (shown[:, None] == shown[None]).all(-1)
     return contrastive_loss(images, texts, same, clip.logit_scale.exp())
 
 
@@ -217,9 +216,8 @@ def contrastive_loss(images: Tensor, texts: Tensor, positive: Tensor, scale: Ten
     """
     logits = scale * images @ texts.T  # (n, m)
     negative = logits.masked_fill(positive, torch.finfo(logits.dtype).min)
-    rows = F.softplus(
-        negative.logsumexp(1, keepdim=True) - logits
-    )  # -log of p / (p + all negatives)
+    # -log of p / (p + all negatives)
+    rows = F.softplus(negative.logsumexp(1, keepdim=True) - logits)
     columns = F.softplus(negative.logsumexp(0, keepdim=True) - logits)
     mask = positive.float()
     return ((rows * mask).sum(1) / mask.sum(1)).mean() / 2 + (

@@ -139,9 +139,8 @@ def mask_loss(
 def _sample_batch(
     pool: ScenePool, recipe: SamRecipe, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, PromptBatch]:
-    rows = np.sort(
-        rng.choice(len(pool.toys), recipe.batch, replace=False)
-    )  # sorted: they lie on disk
+    # sorted: they lie on disk
+    rows = np.sort(rng.choice(len(pool.toys), recipe.batch, replace=False))
     images = torch.from_numpy(pool.images[rows]).permute(0, 3, 1, 2).float()
     sizes = torch.from_numpy(pool.sizes[rows].astype(np.int64))
     is_point = bool(rng.random() < 0.4)

@@ -127,9 +127,10 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         return 0.77 * (radius * np.cos(wedge - folded) - 0.80 * (1 - 0.45 * folded / wedge) * 1.02)
     if shape == "ring":
         return np.abs(np.hypot(u, v) - 0.68) - 0.27
+    # cross
     return np.minimum(
         np.maximum(abs(u) - 0.95, abs(v) - 0.42), np.maximum(abs(u) - 0.42, abs(v) - 0.95)
-    )  # cross
+    )
 
 
 def _pattern_distance(

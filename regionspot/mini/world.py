@@ -57,11 +57,12 @@ NUM_BASE, NUM_NEW_PAIRS, NUM_NEW_WORDS = 300, 60, 50
 # raise it with any change to what the same seed draws: pictures of another version are made anew
 WORLD_VERSION = 2
 
+# relative instance rates of the long tail's thirds
 FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT = (
     1.0,
     0.22,
     0.022,
-)  # relative instance rates of the long tail's thirds
+)
 
 Novelty = Literal["pair", "word"]
 

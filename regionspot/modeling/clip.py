@@ -68,11 +68,8 @@ _TOKENIZER_PROBES = [
     "A caf\u00e9's 42 UPPER and lower_case toys, \u00bd-inch &amp; \u5317\u4eac",
     " ".join(string.punctuation),
 ]
-_NOT_PARAMETERS = (
-    "input_resolution",
-    "context_length",
-    "vocab_size",
-)  # numbers that OpenAI's archives hold as tensors
+# numbers that OpenAI's archives hold as tensors
+_NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size")
 
 
 class ClipBackbone(PartlyHalf):
@@ -348,9 +345,8 @@ def encode_tokens(clip: CLIP, tokens: Tensor) -> Tensor:
     length = tokens.shape[1]
     mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
     hidden = clip.token_embedding(tokens) + clip.positional_embedding[:length]  # (n, T, width)
-    hidden = in_dtype(
-        hidden, clip.token_embedding.weight.dtype
-    )  # that of the transformer, which may be half precision
+    # that of the transformer, which may be half precision
+    hidden = in_dtype(hidden, clip.token_embedding.weight.dtype)
     hidden = clip.ln_final(in_single(clip.transformer(hidden, attn_mask=mask)))  # (n, T, width)
     pooled = text_global_pool(
         hidden, tokens, clip.text_pool_type, eos_token_id=clip.text_eos_id

@@ -47,9 +47,8 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed
     grid = tokens.shape[1:3]
-    tokens = tokens.flatten(
-        1, 2
-    )  # between layers; of four axes, OpenVINO would move the channels at each layer
+    # between layers; of four axes, OpenVINO would move the channels at each layer
+    tokens = tokens.flatten(1, 2)
     for block in encoder.blocks:
         normed = block.norm1(tokens).unflatten(1, grid)
         tokens = tokens + _attention(block.attn, normed, block.window_size, fused).flatten(1, 2)

@@ -50,9 +50,8 @@ def pipeline_from_backbones(
     should classify.
     """
     with torch.random.fork_rng(devices=[]):
-        no_head = RegionHead(
-            sam.token_dim, clip.width, clip.embed_dim, num_layers=0
-        )  # stands where one must
+        # stands where one must
+        no_head = RegionHead(sam.token_dim, clip.width, clip.embed_dim, num_layers=0)
     (dtype,) = working_dtypes(sam)
     model = RegionSpot(sam, clip, no_head.to(dtype), name)
 
@@ -82,9 +81,8 @@ def _pipeline(
             )
 
     def open_runner(graph: str) -> TorchRunner:
-        with evaluating(
-            model
-        ):  # making the module switches what it shares with the model to evaluation
+        # making the module switches what it shares with the model to evaluation
+        with evaluating(model):
             return TorchRunner(module(graph), specs[graph], check=check_precision)
 
     return RegionPipeline(

@@ -399,9 +399,8 @@ class TokenDecoder(nn.Module):
 
         SAM's `_embed_points` and `_embed_boxes` in one.
         """
-        positions = self.positional_encoding._pe_encoding(
-            (points + 0.5) / self.image_size
-        )  # at pixel centres
+        # at pixel centres
+        positions = self.positional_encoding._pe_encoding((points + 0.5) / self.image_size)
         positions = torch.where(
             (labels == PADDING_LABEL).unsqueeze(-1), 0.0, positions
         )  # (B, N, P, C)

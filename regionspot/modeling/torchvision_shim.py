@@ -19,9 +19,8 @@ _SIGNATURES = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[
-    torch.library.Library
-] = []  # an operator lives only as long as the Library that declared it
+# an operator lives only as long as the Library that declared it
+_declared: list[torch.library.Library] = []
 
 
 def import_safely() -> None:

@@ -119,18 +119,16 @@ def open_pipeline(
 
     def entry(graph: str) -> GraphEntry:
         own = manifest.find(graph, artefact_format, chosen)
-        return (
-            replace(kernels[graph], spec=own.spec) if graph in kernels else own
-        )  # kernels take any sizes
+        # kernels take any sizes
+        return replace(kernels[graph], spec=own.spec) if graph in kernels else own
 
     return RegionPipeline(
         manifest.model,
         lambda graph: open_runner(manifest, entry(graph), runtime, device, threads, allow_failed),
         runtime=runtime,
         precision=chosen,
-        fingerprint=lambda graph: " ".join(
-            sorted(entry(graph).files.values())
-        ),  # an IR's weights lie in its .bin
+        # an IR's weights lie in its .bin
+        fingerprint=lambda graph: " ".join(sorted(entry(graph).files.values())),
         reopen=reopen,
         text_input=manifest.text_input,
         **sizes,
@@ -167,9 +165,8 @@ def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) ->
             (entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable
         ]
         required = required_graphs()
-        return max(
-            kinds, key=lambda kind: sum((name, *kind) in usable for name in required)
-        )  # the first of the best
+        # the first of the best
+        return max(kinds, key=lambda kind: sum((name, *kind) in usable for name in required))
     made = [
         f"{one} {', '.join(manifest.precisions(one))}"
         for one in FORMATS

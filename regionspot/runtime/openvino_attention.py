@@ -114,11 +114,8 @@ def _attention_around(softmax: Node) -> _Attention | None:
     ):
         return None
     of_rows, of_columns = (product for product in products if product is not None)
-    sources = [
-        query.input_value(0),
-        scores.input_value(1),
-        mixed.input_value(1),
-    ]  # queries, keys, values
+    # queries, keys, values
+    sources = [query.input_value(0), scores.input_value(1), mixed.input_value(1)]
     sources += [of_rows.input_value(0), of_columns.input_value(0)]  # and queries
     projections = [_moved_from(source.get_node()) for source in sources]
     parts = [_part(source) for source in sources]

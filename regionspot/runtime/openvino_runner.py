@@ -90,9 +90,8 @@ class OpenVinoRunner:
                 use_own_attention(model, self._operations)
                 use_own_linear_layers(model, self._operations)
             self._padding: PaddingWindows | None = None
-            if (
-                self._operations.alive
-            ):  # a size that may change would have OpenVINO copy our operations for each run
+            # a size that may change would have OpenVINO copy our operations for each run
+            if self._operations.alive:
                 model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
                 if INPUT_SIZES.name in spec.input_names:
                     self._padding = leave_out_padding(model, self._operations)

@@ -275,9 +275,8 @@ def _session_options(provider: str, threads: int | None, precision: str) -> ort.
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # several graphs share the cores, in turn
+    # several graphs share the cores, in turn
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(*EXACT_INT8)
     if provider == "cpu" and precision in ("fp16", "bf16"):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -323,9 +322,8 @@ def _tensorrt_options(path: Path, spec: GraphSpec, device_id: int) -> dict[str, 
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(
-                engines.parent
-            ),  # of kernels' speeds, which no weights change
+            # of kernels' speeds, which no weights change
+            "trt_timing_cache_path": str(engines.parent),
         }
     return options
 

@@ -74,9 +74,8 @@ def _candidates(costs: FloatArray, count: int) -> npt.NDArray[np.int64]:
     n, v = costs.shape
     if 4 * count >= v or np.isnan(costs).any():
         return np.broadcast_to(np.arange(v, dtype=np.int64), (n, v))
-    limit = np.partition(costs, count - 1, axis=1)[
-        :, count - 1, None
-    ]  # the highest cost that still counts
+    # the highest cost that still counts
+    limit = np.partition(costs, count - 1, axis=1)[:, count - 1, None]
     better, tied = costs < limit, costs == limit
     first_tied = tied.cumsum(axis=1, dtype=np.int32) <= count - better.sum(axis=1, keepdims=True)
     return np.nonzero(better | (tied & first_tied))[1].reshape(n, count)

@@ -101,12 +101,10 @@ def tokenizer_json(merges_file: Path | None = None) -> str:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     merges = _read_merges(merges_file or _shipped_merges())
-    alphabet = [
-        *map(chr, (*range(33, 127), *range(161, 173), *range(174, 256)))
-    ]  # bytes that are printable
-    alphabet += [
-        chr(256 + index) for index in range(256 - len(alphabet))
-    ]  # stand-ins for the others, in their order
+    # bytes that are printable
+    alphabet = [*map(chr, (*range(33, 127), *range(161, 173), *range(174, 256)))]
+    # stand-ins for the others, in their order
+    alphabet += [chr(256 + index) for index in range(256 - len(alphabet))]
     words = [
         *alphabet,
         *(f"{letter}</w>" for letter in alphabet),

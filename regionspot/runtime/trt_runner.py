@@ -240,9 +240,8 @@ class TrtRunner:
             )
             self._kernels = config.create_runtime_cache()
             with contextlib.suppress(OSError):
-                self._kernels.deserialize(
-                    self._kernels_path().read_bytes()
-                )  # refuses another GPU's or version's
+                # refuses another GPU's or version's
+                self._kernels.deserialize(self._kernels_path().read_bytes())
             config.set_runtime_cache(self._kernels)
             context = self.engine.create_execution_context(config)
         if context is None:

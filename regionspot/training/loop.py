@@ -98,9 +98,8 @@ def train(
     plan = setup.describe()
     logger.info(plan)
     began = time.monotonic()
-    _ = (
-        setup.vocabularies
-    )  # names that mean the same are an error before features are computed, which takes long
+    # names that mean the same are an error before features are computed, which takes long
+    _ = setup.vocabularies
     run.begin(plan)
     used_gpus = [setup.device] if setup.device.type == "cuda" else []
     with prepare_batches(setup) as batches, torch.random.fork_rng(devices=used_gpus):

@@ -253,9 +253,8 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
             )
             + ": export this run's model, or set features.runtime=torch"
         )
-    return open_pipeline(
-        features.artifacts, features.runtime, precision
-    )  # on a device of the runtime's
+    # on a device of the runtime's
+    return open_pipeline(features.artifacts, features.runtime, precision)
 
 
 def _load_initial_head(head: RegionHead, path: str) -> None:

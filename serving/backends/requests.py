@@ -17,9 +17,8 @@ from regionspot.runtime.runner import Array
 from regionspot.serving.contract import ServingError, as_text, error_of
 
 logger = logging.getLogger(__name__)
-install_handler(
-    "stderr", JsonFormatter()
-)  # Triton alone imports this module, in a process of its own
+# Triton alone imports this module, in a process of its own
+install_handler("stderr", JsonFormatter())
 
 INTERNAL_MESSAGE = "the server failed; its log says why"
 

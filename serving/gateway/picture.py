@@ -15,11 +15,8 @@ MAX_JPEG_SEGMENTS = 2000
 """Before the size; 32 MB of colour profile and the like in the largest segments are 500."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SIZES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # SOF0..SOF15 without DHT, JPG and DAC
+# SOF0..SOF15 without DHT, JPG and DAC
+_SIZES_OF_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])  # TEM, RST0..RST7, SOI
 
 
@@ -93,9 +90,8 @@ def _size_of_webp(content: bytes) -> tuple[int, int]:
     if kind == b"VP8L" and content[20] == 0x2F:  # 14 bits each, less 1
         (bits,) = struct.unpack_from("<I", content, 21)
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if (
-        kind == b"VP8 " and content[23:26] == b"\x9d\x01\x2a"
-    ):  # 14 bits each; the other two scale, for players
+    # 14 bits each; the other two scale, for players
+    if kind == b"VP8 " and content[23:26] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", content, 26)
         return width & 0x3FFF, height & 0x3FFF
     raise _damaged()

@@ -353,9 +353,8 @@ def test_shared_names_and_masks_without_pixels_are_said(
     content = json.loads(data.read_text())
     content["categories"][1]["name"] = "cat"
     content["annotations"][0]["segmentation"] = [[60, 5, 70, 5, 70, 15]]  # beside the picture
-    content["annotations"][1]["segmentation"] = [
-        [0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]
-    ]  # fractions of it
+    # fractions of it
+    content["annotations"][1]["segmentation"] = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9]]
     data.write_text(json.dumps(content))
     assert run(data, "--iou-type", "segm") == 0
     output = capsys.readouterr().out
@@ -427,9 +426,8 @@ def test_a_group_without_classes_is_a_dash() -> None:
         ["head", *["12.3"] * 6, "–", *["12.3"] * 4],
         ["head", "2.0", *["12.3"] * 5, "–", *["12.3"] * 4],
     ]
-    assert (
-        "head: the head" in table and "named right" not in table
-    )  # the regions are no annotated boxes
+    # the regions are no annotated boxes
+    assert "head: the head" in table and "named right" not in table
     for remark in (
         "3 proposals left out",
         "1 pictures left out",

@@ -135,9 +135,8 @@ def test_other_weights_drop_what_was_made_of_the_old(tmp_path: Path, capsys: Cap
     assert f"{SMALL} (onnx, fp16) is of other weights and is dropped" in capsys.readouterr().out
     assert set(read(tmp_path)) == {(SMALL, "onnx", "fp32")}
     assert json.loads((tmp_path / MANIFEST).read_text())["source"] == {"random_weights": 3}
-    assert (
-        main(["parity", "torch", str(tmp_path), "--images", "1"]) == 0
-    )  # the seed is taken from the manifest
+    # the seed is taken from the manifest
+    assert main(["parity", "torch", str(tmp_path), "--images", "1"]) == 0
 
 
 def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:

@@ -261,9 +261,8 @@ def test_data_sets_take_turns_by_their_ratios() -> None:
     seen = np.concatenate(
         [images for dataset, images in map(schedule.batch, range(28)) if dataset == 1]
     )
-    assert (
-        np.sort(seen.reshape(-1, 7), axis=1) == np.arange(7)
-    ).all()  # its own epochs, whatever comes between
+    # its own epochs, whatever comes between
+    assert (np.sort(seen.reshape(-1, 7), axis=1) == np.arange(7)).all()
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:

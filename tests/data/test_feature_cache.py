@@ -213,9 +213,8 @@ def test_a_cache_is_found_by_everything_the_features_depend_on(tmp_path: Path) -
     relabelled = replace(
         make_set(tmp_path / "p", (2, 1)), class_ids=np.array([1, 0, 1]), class_names=("c", "d")
     )
-    assert (
-        FeatureCache(tmp_path, relabelled, SHAPE, {"sam": "x"}, 2).shard_path(0) == shards()[0]
-    )  # of no class
+    # of no class
+    assert FeatureCache(tmp_path, relabelled, SHAPE, {"sam": "x"}, 2).shard_path(0) == shards()[0]
     others = [
         shards((1, 2)),
         shards(seed=1),
@@ -286,9 +285,8 @@ def test_files_that_no_data_set_uses_any_more_are_listed(tmp_path: Path) -> None
         (directory / "cache.json").write_text('{"format": 2}')
         (directory / "shard_00000.safetensors").write_bytes(b"old")
     other_weights = FeatureCache(tmp_path / "cache", cache.training_set, SHAPE, {"sam": "y"}, 2)
-    assert other_weights.unused_files() == sorted(
-        earlier.iterdir()
-    )  # not the cache of the first weights
+    # not the cache of the first weights
+    assert other_weights.unused_files() == sorted(earlier.iterdir())
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
@@ -554,9 +552,8 @@ def test_skipped_pictures_are_remembered_counted_and_tried_again_on_request(
     with pytest.raises(InputError, match="more than 0 of the 5 images"):
         filled(tmp_path, training_set, extractor, max_skipped=0.0)
     with pytest.raises(InputError, match=r"f1\.png"):
-        filled(
-            tmp_path, training_set, extractor
-        )  # without skipping, the picture is looked at again
+        # without skipping, the picture is looked at again
+        filled(tmp_path, training_set, extractor)
 
 
 def test_a_data_set_is_never_skipped_whole(
@@ -593,9 +590,8 @@ def test_those_who_fill_one_cache_at_a_time_share_the_work(
     monkeypatch.setattr(FeatureCache, "write_shard", write)
     with ThreadPoolExecutor(2) as pool:
         caches = list(pool.map(fill, extractors))
-    assert sorted(shard for _, shard in made) == list(
-        range(caches[0].num_shards)
-    )  # each shard once
+    # each shard once
+    assert sorted(shard for _, shard in made) == list(range(caches[0].num_shards))
     assert len({thread for thread, _ in made}) == 2
     assert caches[0].missing_shards(verify=True) == ([], [])
     assert list(caches[0].directory.glob(".*")) == []

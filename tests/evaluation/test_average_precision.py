@@ -129,9 +129,8 @@ def test_limits_of_detections_equal_the_references(
 ) -> None:
     data = make_data(20, num_images=4, detections_per_object=150)
     counts = np.bincount([detection["image_id"] for detection in data.detections])
-    assert (
-        counts.max() > 450
-    )  # more than LVIS's 300 of an image, and COCO's 100 of an image and class
+    # more than LVIS's 300 of an image, and COCO's 100 of an image and class
+    assert counts.max() > 450
     assert_same(
         evaluate_detections(data.dataset, data.detections, "lvis"),
         lvis_figures(data.path, data.detections, "bbox", monkeypatch)[0],
@@ -390,9 +389,8 @@ def test_masks_that_cannot_be_judged_are_named(
         InputError, match=rf"1 of \d+ annotations have no usable mask: annotation 1: .*{message}"
     ):
         check_ground_truth(dataset, "coco", "segm")
-    assert (
-        evaluate_detections(dataset, data.detections, "coco")["AP"] is not None
-    )  # boxes can still be judged
+    # boxes can still be judged
+    assert evaluate_detections(dataset, data.detections, "coco")["AP"] is not None
     if isinstance(segmentation, dict):
         with pytest.raises(InputError, match=rf"detections: result 1: .*{message}"):
             changed = [data.detections[0], data.detections[1] | {"segmentation": segmentation}]

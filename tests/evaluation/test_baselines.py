@@ -74,9 +74,8 @@ def test_a_square_crop_keeps_the_aspect_ratio_at_the_border_too() -> None:
     picture = np.random.default_rng(0).integers(1, 255, (40, 60, 3), dtype=np.uint8)
     inside = square_crop(picture, np.array([20.0, 10, 30, 30]), 1.0)
     np.testing.assert_array_equal(inside, picture[10:30, 15:35])
-    corner = square_crop(
-        picture, np.array([0.0, 0, 10, 20]), 2.0
-    )  # from -15 to 25 and from -10 to 30
+    # from -15 to 25 and from -10 to 30
+    corner = square_crop(picture, np.array([0.0, 0, 10, 20]), 2.0)
     assert corner.shape == (40, 40, 3)
     np.testing.assert_array_equal(corner[10:, 15:], picture[:30, :25])
     assert (corner[:10] == MEAN_COLOUR).all() and (corner[:, :15] == MEAN_COLOUR).all()
@@ -98,9 +97,8 @@ def test_a_squeezed_crop_is_clipped_to_the_picture(model: RegionSpot, batch: Reg
     torch.testing.assert_close(
         found[0], embedding_of(model, image.picture[10:60, :50]), rtol=1e-4, atol=1e-4
     )
-    torch.testing.assert_close(
-        shaped[0], found[0], rtol=1e-4, atol=1e-4
-    )  # what is inside is a square
+    # what is inside is a square
+    torch.testing.assert_close(shaped[0], found[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         found[1], embedding_of(model, image.picture[:30, -20:]), rtol=1e-4, atol=1e-4
     )
@@ -159,9 +157,8 @@ def test_positions_of_another_size_are_the_formulas_or_interpolated(model: Regio
     assert interpolated.shape == by_formula.shape and not torch.allclose(
         interpolated, by_formula, atol=1e-2
     )
-    torch.testing.assert_close(
-        interpolated[0], by_formula[0], rtol=0, atol=1e-3
-    )  # the class token's
+    # the class token's
+    torch.testing.assert_close(interpolated[0], by_formula[0], rtol=0, atol=1e-3)
 
 
 def test_patches_without_mixing_see_nothing_of_the_others_in_the_last_layer(
@@ -193,9 +190,8 @@ def test_cell_weights() -> None:
     expected = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
     np.testing.assert_allclose(cell_weights(boxes, height=10, width=20, grid=2), expected)
     assert cell_weights(np.zeros((0, 4)), 10, 20, 2).shape == (0, 4)
-    thin = np.array(
-        [[7, 0, 9, 10], [0, 6, 20, 7]], float
-    )  # between the centres of one axis, across those of the other
+    # between the centres of one axis, across those of the other
+    thin = np.array([[7, 0, 9, 10], [0, 6, 20, 7]], float)
     np.testing.assert_allclose(
         cell_weights(thin, height=10, width=20, grid=2), [[0.5, 0, 0.5, 0], [0, 0, 0.5, 0.5]]
     )

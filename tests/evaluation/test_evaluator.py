@@ -132,9 +132,8 @@ def test_vocabulary_of_the_regions_themselves_is_perfect(
     """With each object's own embedding as its class's text embedding nothing is mistaken, but by
     the control.
     """
-    monkeypatch.setattr(
-        type(model.clip), "logit_scale", 1e5
-    )  # random weights embed all regions much alike
+    # random weights embed all regions much alike
+    monkeypatch.setattr(type(model.clip), "logit_scale", 1e5)
     pipeline = pipeline_from_model(model)
     score, axes = (
         METHODS[method].start(pipeline, model),

@@ -23,12 +23,8 @@ from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
 
-SIZE = {
-    "fp32": 1.05,
-    "fp16": 0.55,
-    "bf16": 0.55,
-    "int8": 0.35,
-}  # of the weights, beside those of the ONNX file
+# of the weights, beside those of the ONNX file
+SIZE = {"fp32": 1.05, "fp16": 0.55, "bf16": 0.55, "int8": 0.35}
 
 
 @pytest.mark.parametrize("precision", SIZE)
@@ -52,9 +48,8 @@ def test_every_precision(
     out = tmp_path / "ir" / f"{graph}.xml"
     convert(source, out, precision)
     assert sorted(path.name for path in out.parent.iterdir()) == [f"{graph}.bin", f"{graph}.xml"]
-    size = SIZE[
-        "fp32" if (graph, precision) == ("region_head", "int8") else precision
-    ]  # int8 leaves the head as it is
+    # int8 leaves the head as it is
+    size = SIZE["fp32" if (graph, precision) == ("region_head", "int8") else precision]
     assert out.with_suffix(".bin").stat().st_size < size * exported(graph).stat().st_size
     assert (
         openvino.Core().read_model(out).get_rt_info(["regionspot", "precision"]).value == precision

@@ -207,9 +207,8 @@ def check_types(model: onnx.ModelProto, precision: str) -> None:
     half, of = HALF_TYPE[precision], types(model)
     producers = {output: node for node in model.graph.node for output in node.output}
     sines = [producers[node.input[0]] for node in model.graph.node if node.op_type == "Sin"]
-    phases = {
-        producers[node.input[0]].name for node in sines
-    }  # the one MatMul of coordinates, and then by 2 pi
+    # the one MatMul of coordinates, and then by 2 pi
+    phases = {producers[node.input[0]].name for node in sines}
     for node in model.graph.node:
         floats = {of[name] for name in node.input if of.get(name) in (SINGLE, half)}
         if node.op_type == "Cast":

@@ -127,9 +127,8 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
         "layer/MatMul.weight.scale": "float32",
         "layer/MatMul.weight.zero_point": "int8",
     }
-    assert (
-        np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
-    )  # each channel fills its range
+    # each channel fills its range
+    assert np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
 
 
 def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +201,8 @@ def test_layers_that_read_the_same_become_one(tmp_path: Path) -> None:
 def test_what_is_not_a_linear_layer_stays(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     nodes = [
-        helper.make_node(
-            "MatMul", ["x", "w"], ["a"], "/MatMul"
-        ),  # outside of any module: the graph's own algebra
+        # outside of any module: the graph's own algebra
+        helper.make_node("MatMul", ["x", "w"], ["a"], "/MatMul"),
         helper.make_node("Transpose", ["a"], ["t"], "block/Transpose", perm=[0, 2, 1]),
         helper.make_node("MatMul", ["a", "t"], ["y"], "block/MatMul"),
     ]

@@ -225,9 +225,8 @@ def test_what_the_parser_misreads_is_refused(tmp_path: Path) -> None:
         "product",
         "",
         (TensorSpec("x", "float32", ("batch", 8, 4)),),
-        (
-            TensorSpec("y", "float32", (1, 4)),
-        ),  # as TensorRT has it: the outputs do not give it away
+        # as TensorRT has it: the outputs do not give it away
+        (TensorSpec("y", "float32", (1, 4)),),
         {"batch": Range(1, 1, 8)},
     )
     with pytest.raises(

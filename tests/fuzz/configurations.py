@@ -74,9 +74,8 @@ def _check_same(config: Any, given: Any, key: str) -> None:
         )
         check(same, f"{key}: {given!r:.80} is read as {config}")
     elif isinstance(given, bool) and isinstance(config, str):
-        check(
-            config == ("on" if given else "off"), f"{key}: {given} is read as {config!r}"
-        )  # YAML's own reading
+        # YAML's own reading
+        check(config == ("on" if given else "off"), f"{key}: {given} is read as {config!r}")
     else:
         check(
             type(config) is type(given) and config == given,

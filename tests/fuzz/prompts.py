@@ -101,9 +101,8 @@ class PromptSets:
         check(prompts is not None, "predict takes what Prompts refuses")
         assert prompts is not None
         _check_prediction(prediction, len(prompts) * (3 if options["multimask"] else 1), options)
-        numbers = (
-            again if len(prompts) else {kind: again[kind]}
-        )  # of no clicks, labels mean nothing
+        # of no clicks, labels mean nothing
+        numbers = again if len(prompts) else {kind: again[kind]}
         plain = self._predictor.predict(vocabulary=self._words, **_plain(numbers), **options)
         _check_same(prediction, plain)
         return True

@@ -32,9 +32,8 @@ def test_equals_segment_anything(fused: bool, image_size: int, window: int) -> N
         decoder_mlp_dim=32,
         iou_head_dim=16,
     ).double()
-    for parameter in (
-        sam.parameters()
-    ):  # relative positions and biases are zero at first, and would hide an error
+    # relative positions and biases are zero at first, and would hide an error
+    for parameter in sam.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     pixels = torch.randn(2, 3, image_size, image_size, dtype=torch.float64)
     with torch.inference_mode():

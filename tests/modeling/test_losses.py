@@ -61,9 +61,8 @@ def test_images_weigh_alike_as_in_the_authors_code(counts: tuple[int, ...]) -> N
     logits = (3 * torch.randn(images, most, 7)).requires_grad_()
     targets = torch.randint(0, 7, (images, most))
     valid = torch.arange(most) < torch.tensor(counts)[:, None]
-    repeated = torch.stack(
-        [torch.arange(most) * count // most for count in counts]
-    )  # each region equally often
+    # each region equally often
+    repeated = torch.stack([torch.arange(most) * count // most for count in counts])
     rows = torch.arange(images)[:, None]
     expected = authors_loss(logits[rows, repeated], targets[rows, repeated]) / images
     found = sigmoid_focal_loss(logits, targets, valid)

@@ -21,9 +21,8 @@ from regionspot.modeling.head import RegionHead
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 
-if (
-    TYPE_CHECKING
-):  # a child that is spawned imports this file, and regionspot must import these libraries first
+# a child that is spawned imports this file, and regionspot must import these libraries first
+if TYPE_CHECKING:
     from open_clip import CLIP
     from segment_anything.modeling import Sam
 

@@ -199,9 +199,8 @@ class TestAnswers:
                 "fp32",
                 "bf16",
             )
-            assert (
-                abs(single["AP"] - half["AP"]) < 12
-            )  # percent, of few regions; of 200 pictures: 0.04
+            # percent, of few regions; of 200 pictures: 0.04
+            assert abs(single["AP"] - half["AP"]) < 12
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("half", HALVES)
@@ -236,9 +235,8 @@ class TestConversions:
             assert {tensor.dtype for tensor in (*part.parameters(), *part.buffers())} == {
                 torch.float32
             }
-        assert (
-            half.clip.logit_scale == single.clip.logit_scale
-        )  # e to the power of a rounded number is 1 % off
+        # e to the power of a rounded number is 1 % off
+        assert half.clip.logit_scale == single.clip.logit_scale
         assert torch.equal(half.clip.image_mean, single.clip.image_mean)
         for name, constant in single.sam.token_decoder.named_buffers():
             assert torch.equal(constant, half.sam.token_decoder.get_buffer(name))

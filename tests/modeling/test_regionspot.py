@@ -36,9 +36,8 @@ def training_step(model: RegionSpot, generator: torch.Generator) -> None:
         tokens.squeeze(2), patch_tokens, words, torch.tensor([[True] * 3, [True, True, False]])
     )
     loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1, 2], [3, 0, 0]]))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-2, weight_decay=0.1
-    )  # given every parameter, on purpose
+    # given every parameter, on purpose
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     loss.backward()
     optimizer.step()
 

@@ -79,10 +79,11 @@ def prompts_of_kind(
     if kind == "padded_points":
         for row in range(count):
             labels[row, 1 + row % per_prompt :] = -1
+    # which SAM adds by itself
     padding = (
         torch.zeros(count, 1, 2),
         -torch.ones(count, 1, dtype=torch.long),
-    )  # which SAM adds by itself
+    )
     return (
         {"points": (points, labels)},
         torch.cat([points, padding[0]], dim=1),
@@ -187,9 +188,8 @@ def test_images_are_normalised_before_they_are_padded(
     tiny_sam: Sam, generator: torch.Generator
 ) -> None:
     backbone = SamBackbone(tiny_sam)
-    images = torch.randint(
-        0, 256, (3, 3, 64, 64), generator=generator, dtype=torch.uint8
-    )  # garbage as padding
+    # garbage as padding
+    images = torch.randint(0, 256, (3, 3, 64, 64), generator=generator, dtype=torch.uint8)
     input_sizes = torch.tensor([[64, 64], [64, 33], [17, 64]])
     embeddings = backbone.encode_image(images, input_sizes)
     assert embeddings.shape == (3, 32, 8, 8)

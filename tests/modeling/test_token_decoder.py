@@ -98,9 +98,8 @@ def random_prompts(
         torch.cat([foreground, box], dim=1),
     )  # (N, 5, ...)
     labels = labels.clone()
-    for row in range(
-        count
-    ):  # 0: two clicks and a box; 1: one click; 2: a box; 3: nothing but padding; 4: everything
+    # 0: two clicks and a box; 1: one click; 2: a box; 3: nothing but padding; 4: everything
+    for row in range(count):
         hidden = ([0], [1, 2, 3, 4], [0, 1, 2], [0, 1, 2, 3, 4], [])[row % 5]
         labels[row, hidden] = PADDING_LABEL
     return points * side, labels

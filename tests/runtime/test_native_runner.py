@@ -158,9 +158,8 @@ class TestAnswers:
                     == transform.encode_masks(expected, *picture).rles
                 )
         assert np.isfinite(found["low_res_masks"]).all()
-        rows_alone = (
-            found["low_res_masks"].shape[-1] == 256
-        )  # kernels leave out rows, and columns where tiles are rows
+        # kernels leave out rows, and columns where tiles are rows
+        rows_alone = found["low_res_masks"].shape[-1] == 256
         left_out = padded[0] / found["low_res_masks"][0].size
         assert left_out >= 0.25 if rows_alone or pictures[0][1] > pictures[0][0] else left_out == 0
         for name in ("mask_tokens", "iou_predictions"):

@@ -47,10 +47,8 @@ def test_equal_to_openvinos_own(
 @pytest.mark.usefixtures("at_any_size")
 def test_every_layer_is_found_once(sam_encoder: Path) -> None:
     blocks = create_model("regionspot_mini").sam.sam.image_encoder.blocks
-    assert {block.window_size == 0 for block in blocks} == {
-        True,
-        False,
-    }  # global layers and windows
+    # global layers and windows
+    assert {block.window_size == 0 for block in blocks} == {True, False}
     model = openvino.Core().read_model(sam_encoder)
     kept = replaced(model)
     assert len(kept) == len(blocks)

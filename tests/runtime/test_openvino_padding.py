@@ -39,9 +39,8 @@ def open_encoder(path: Path) -> OpenVinoRunner:
 
 
 def picture(height: int, width: int, seed: int) -> dict[str, np.ndarray]:
-    images = np.random.default_rng(seed).integers(
-        0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8
-    )  # in the padding, too
+    # in the padding, too
+    images = np.random.default_rng(seed).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
     return {"images": images, "input_sizes": np.array([[height, width]], np.int32)}
 
 
@@ -99,9 +98,8 @@ def test_less_is_worked_on(sam_encoder: Path, monkeypatch: pytest.MonkeyPatch) -
     first, second, third = (
         tokens[run * 4 * len(blocks) : (run + 1) * 4 * len(blocks)] for run in range(3)
     )
-    assert (
-        first == second == [whole] * 4 * len(blocks)
-    )  # the second had to find out what padding comes to
+    # the second had to find out what padding comes to
+    assert first == second == [whole] * 4 * len(blocks)
     assert third == [rows * 16] * 4 * windowed + [whole] * 4 * (len(blocks) - windowed)
 
 

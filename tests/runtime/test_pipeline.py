@@ -387,11 +387,8 @@ class TestRunners:
             assert list(opened) == ["sam_image_encoder", "sam_token_decoder_image"]
             log.clear()
             pipeline.mask_tokens(encoded, sample.points, sample.labels)
-            assert [sizes["labels"] for sizes in log] == [
-                (3, 2, 2),
-                (3, 2, 2),
-                (3, 1, 2),
-            ]  # six prompts at a time
+            # six prompts at a time
+            assert [sizes["labels"] for sizes in log] == [(3, 2, 2), (3, 2, 2), (3, 1, 2)]
             assert not any(runner.closed for runner in opened.values())
         assert all(runner.closed for runner in opened.values())
         pipeline.encode_image(sample.images[:1], sample.input_sizes[:1])  # opened again
@@ -461,9 +458,8 @@ class TestRunners:
         tokens = np.zeros((3, 2, 128), np.float32)
         pipeline.classify(tokens, sample.patch_tokens, None, sample.text_embeddings)
         assert {sizes["mask_tokens"] for sizes in log} == {(2, 3, 128)}
-        assert [sizes["text_embeddings"] for sizes in log] == [
-            (4, 128)
-        ] * 4  # two batches, two pieces of six words
+        # two batches, two pieces of six words
+        assert [sizes["text_embeddings"] for sizes in log] == [(4, 128)] * 4
 
 
 class TestTorch:

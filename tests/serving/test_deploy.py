@@ -250,9 +250,8 @@ def test_the_wheel_is_built_for_the_python_it_runs_in(
 ) -> None:
     images = dict(argument.split("=", 1) for argument in stages[""]["ARG"])
     versions = {name: image.split(":")[1].split("-")[0] for name, image in images.items()}
-    assert (
-        versions["BUILD_IMAGE"] == versions["GATEWAY_IMAGE"] == "3.12"
-    )  # as in Triton's, which has Ubuntu 24.04
+    # as in Triton's, which has Ubuntu 24.04
+    assert versions["BUILD_IMAGE"] == versions["GATEWAY_IMAGE"] == "3.12"
     debians = [image.rpartition("-")[2] for name, image in images.items() if name != "TRITON_IMAGE"]
     assert debians == ["bookworm", "bookworm"]  # glibc 2.36, older than Ubuntu 24.04's
 
@@ -375,9 +374,8 @@ def test_commands_are_ones_that_we_have(
         assert f'\n{words[0]} = "regionspot.cli.main:' in (ROOT / "pyproject.toml").read_text(), (
             where
         )
-        arguments = serve.build_parser().parse_args(
-            words[1:]
-        )  # exits where there is no such option
+        # exits where there is no such option
+        arguments = serve.build_parser().parse_args(words[1:])
         seen.add((arguments.command, getattr(arguments, "target", None)))
         assert arguments.host == "0.0.0.0", where
         if arguments.command == "up":
@@ -509,9 +507,8 @@ def test_compose_servers_have_what_they_need(compose: Document) -> None:
     ] == ["gpu", "cpu"]
     gateway = compose["services"]["gateway"]
     arguments = serve.build_parser().parse_args(["web", *gateway["command"]])
-    assert (
-        seconds(gateway["stop_grace_period"]) >= arguments.timeout + 5
-    )  # a gateway lets requests finish
+    # a gateway lets requests finish
+    assert seconds(gateway["stop_grace_period"]) >= arguments.timeout + 5
 
 
 # Chart
@@ -882,14 +879,11 @@ def test_metrics_are_ones_that_exist(rendered: dict[str, list[Document]]) -> Non
 def test_service_monitors_come_where_their_kind_is_known(
     rendered: dict[str, list[Document]],
 ) -> None:
-    assert not [
-        d for d in rendered["gpu"] if d["kind"] == "ServiceMonitor"
-    ]  # rendered away from a cluster
+    # rendered away from a cluster
+    assert not [d for d in rendered["gpu"] if d["kind"] == "ServiceMonitor"]
     (endpoint,) = one(rendered["all"], "ServiceMonitor", "gateway")["spec"]["endpoints"]
-    assert endpoint["authorization"]["credentials"] == {
-        "name": "token",
-        "key": "token",
-    }  # /metrics wants it
+    # /metrics wants it
+    assert endpoint["authorization"]["credentials"] == {"name": "token", "key": "token"}
     assert one(rendered["all"], "ServiceMonitor", "triton")["metadata"]["labels"]["release"] == "x"
 
 

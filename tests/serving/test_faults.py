@@ -279,9 +279,8 @@ def test_graphs_as_models_of_their_own(
         found = [client.recognize(picture, boxes, "mini", return_masks=True) for _ in range(2)]
         words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])
         with Connection(running.ports.grpc_url) as connection:
-            assert (
-                int(connection.statistics("sam_image_encoder")["inference_count"]) >= 2
-            )  # the canary's and ours
+            # the canary's and ours
+            assert int(connection.statistics("sam_image_encoder")["inference_count"]) >= 2
     with RegionClient(server.ports.grpc_url) as client:
         expected = client.recognize(picture, boxes, "mini", return_masks=True)
         expected_words = client.recognize(picture, boxes, ["plain green toy", "plain red toy"])

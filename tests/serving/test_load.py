@@ -87,10 +87,11 @@ def test_slow_answers_are_not_saturation() -> None:
     arrivals = np.linspace(0, 0.5, 25)
     tally = asyncio.run(open_loop(answer, arrivals))
     assert tally.cached == len(tally.latencies) == 25
+    # as if nothing else had been on this machine
     tally.answered, tally.latencies = (
         list(arrivals + 0.3),
         [0.3] * 25,
-    )  # as if nothing else had been on this machine
+    )
     row = row_of(tally, 0.8, 50.0)
     assert row["saturated"] is False and row["achieved_per_s"] == 50.0
 

@@ -99,12 +99,8 @@ def test_the_public_model() -> None:
     assert [tensor.name for tensor in config.output] == [field.name for field in OUTPUTS]
     assert all(tensor.optional for tensor in config.input) and config.name == MODEL
     ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
-    assert ragged == {
-        "boxes",
-        "points",
-        "point_labels",
-        "words",
-    }  # requests of different sizes may go together
+    # requests of different sizes may go together
+    assert ragged == {"boxes", "points", "point_labels", "words"}
 
 
 def _two_of_a_name(config: pb.ModelConfig) -> None:

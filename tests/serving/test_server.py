@@ -289,9 +289,8 @@ class TestForeignClients:
             self.infer(server, tritonclient.grpc, **(arrays | changed))
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert "Traceback" not in str(caught.value) and "site-packages" not in str(caught.value)
-        assert (
-            len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1
-        )  # and nothing is lost
+        # and nothing is lost
+        assert len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1
 
     def infer(self, server: ServerRecord, library: Any, **arrays: Any) -> Any:
         url = (

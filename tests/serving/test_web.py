@@ -199,9 +199,8 @@ def test_draw_ask_and_read(
         page.keyboard.press("Escape")  # else the next one may begin at a corner that can be gripped
     page.fill("#words", ", ".join(WORDS))
     asked, answer = ask(page)
-    np.testing.assert_allclose(
-        asked["boxes"], boxes, atol=1
-    )  # a pixel of the screen is about half of one here
+    # a pixel of the screen is about half of one here
+    np.testing.assert_allclose(asked["boxes"], boxes, atol=1)
     assert asked["words"] == WORDS and asked["image"] and not asked["masks"]
     with RegionClient(server.ports.grpc_url) as client:
         expected = client.recognize(picture, asked["boxes"], WORDS).to_json(picture.name)
@@ -293,9 +292,8 @@ def test_masks_are_painted_where_they_are(
 
 def test_keyboard_alone(open_page: OpenPage, picture: Path) -> None:
     page = open_page()
-    page.on(
-        "filechooser", lambda chooser: None
-    )  # from here on: just before the key it may come too late
+    # from here on: just before the key it may come too late
+    page.on("filechooser", lambda chooser: None)
     keys = page.keyboard
     keys.press("Tab")
     expect(page.locator("#choose")).to_be_focused()
@@ -412,9 +410,8 @@ def test_pictures_that_cannot_be_used(open_page: OpenPage, picture: Path) -> Non
     )
     expect(page.get_by_role("alert")).to_contain_text("no picture")
     expect(page.locator("#empty")).to_be_visible()
-    cut = picture.read_bytes()[
-        : picture.stat().st_size // 2
-    ]  # a browser shows the upper half of it
+    # a browser shows the upper half of it
+    cut = picture.read_bytes()[: picture.stat().st_size // 2]
     choose(page, {"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": cut})
     draw(page, [10, 10, 60, 60])
     page.fill("#words", "toy, kitten")

@@ -99,9 +99,8 @@ def test_the_loss_falls_and_equals_the_model_run_by_hand(
     result = train(config, backbones=backbones, on_step=reports.append)
     assert float(reports[-1].loss) < 0.3 * float(reports[0].loss)
 
-    setup = Setup.from_config(
-        config, backbones
-    )  # raw pictures through the finished head: the folded weights
+    # raw pictures through the finished head: the folded weights
+    setup = Setup.from_config(config, backbones)
     model = RegionSpot(*backbones, load_head(result.head_path))
     text = torch.from_numpy(_text_embeddings(setup))
     losses = 0.0
@@ -109,9 +108,8 @@ def test_the_loss_falls_and_equals_the_model_run_by_hand(
         for image in range(len(setup.sets[0])):
             logits, classes = _classify(model, setup, image, text)
             losses += float(sigmoid_focal_loss(logits, classes))
-    assert losses / len(setup.sets[0]) == pytest.approx(
-        float(reports[-1].loss), rel=2e-2
-    )  # the last step changes it a little
+    # the last step changes it a little
+    assert losses / len(setup.sets[0]) == pytest.approx(float(reports[-1].loss), rel=2e-2)
 
 
 def _text_embeddings(setup: Setup) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -181,9 +179,8 @@ def test_a_step_equals_the_recipe_written_out(
     p_t = torch.where(target > 0, probability, 1 - probability)
     a_t = torch.where(target > 0, 0.25, 0.75)
     focal = -a_t * (1 - p_t) ** 2 * p_t.log()  # (B, N, V)
-    images = [
-        row[own].sum(-1) for row, own in zip(focal, batch.valid, strict=True)
-    ]  # B tensors of n regions
+    # B tensors of n regions
+    images = [row[own].sum(-1) for row, own in zip(focal, batch.valid, strict=True)]
     assert len({len(image) for image in images}) > 1
     loss = (
         torch.stack([i.mean() for i in images]).mean()
@@ -278,9 +275,8 @@ def test_pytorch_extracts_in_half_precision_on_request(
     assert [setup.extractor.pipeline.precision for setup in (single, half)] == ["fp32", "bf16"]
     assert single.caches[0].key != half.caches[0].key
     assert "features by torch in bf16" in half.describe()
-    assert {p.dtype for tower in backbones for p in tower.parameters()} == {
-        torch.float32
-    }  # the caller's are untouched
+    # the caller's are untouched
+    assert {p.dtype for tower in backbones for p in tower.parameters()} == {torch.float32}
     maps = []
     for setup in (single, half):
         with prepare_batches(setup) as batches:

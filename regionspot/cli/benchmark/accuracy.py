@@ -64,9 +64,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "there is nothing to compare PyTorch with: name a directory of artefacts with "
             "--artifacts"
         )
-    targets = sorted(
-        chosen.targets, key=lambda target: target.name != REFERENCE
-    )  # it comes first where it is asked for
+    # it comes first where it is asked for
+    targets = sorted(chosen.targets, key=lambda target: target.name != REFERENCE)
 
     def open_it(target: Target) -> AbstractContextManager[RegionSpot | RegionPipeline]:
         return open_target(
