@@ -6,10 +6,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, TypeVar
 
-from regionspot.errors import InputError
+from regionspot.errors import InputError, is_interrupt
 
 
 class Named(Protocol):
@@ -36,28 +36,40 @@ class Plugins:
     def __init__(self, group: str, register: Callable[..., None]) -> None:
         self._group, self._register = group, register
         self._lock = threading.RLock()
-        self._begun = self._loaded = False
+        self._loading = False
+        self._pending: list[EntryPoint] | None = None
 
     def load(self) -> None:
-        """Adds the rows, once. A plug-in that fails is a warning: it must not take regionspot
-        down.
+        """Adds the rows, once. A plug-in that fails is a warning: it must not take regionspot down.
+
+        An exception that interrupts it comes out, and the next call goes on with what is left.
         """
-        if self._loaded:
+        if self._pending == []:
             return
         with self._lock:
-            # by another thread before, or by this one: a plug-in reads the register
-            if self._begun:
+            if self._loading:  # a plug-in reads the register
                 return
-            self._begun = True
-            for point in entry_points(group=self._group):
-                try:
-                    self._register(*point.load())
-                except Exception as error:
-                    warnings.warn(
-                        f"the plug-in {point.name} ({point.value}) cannot be used: {error}",
-                        stacklevel=4,
-                    )
-            self._loaded = True
+            self._loading = True
+            try:
+                self._load_pending()
+            finally:
+                self._loading = False
+
+    def _load_pending(self) -> None:
+        if self._pending is None:
+            self._pending = list(entry_points(group=self._group))
+        while self._pending:
+            point = self._pending[0]
+            try:
+                self._register(*point.load())
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
+                warnings.warn(
+                    f"the plug-in {point.name} ({point.value}) cannot be used: {error}",
+                    stacklevel=5,
+                )
+            del self._pending[0]
 
 
 class Register(Mapping[str, RowT]):

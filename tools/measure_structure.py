@@ -34,6 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from regionspot.tables import markdown_table
 from tools.import_circles import Arrow, arrows, circles, module_name, python_files
 
 MAX_BODY = 40
@@ -250,9 +251,8 @@ def worktree(root: Path, commit: str) -> Iterator[Path]:
 def table(columns: dict[str, Measures]) -> str:
     """Formats measures as a Markdown table, a column each."""
     cells = [measures.rows() for measures in columns.values()]
-    lines = [["", *columns], ["---", *("--:" for _ in columns)]]
-    lines += [[name, *(column[name] for column in cells)] for name in cells[0]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[name, *(column[name] for column in cells)] for name in cells[0]]
+    return markdown_table(["", *columns], rows, right=range(1, 1 + len(columns)))
 
 
 def main(arguments: list[str] | None = None) -> int:
