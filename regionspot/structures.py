@@ -234,11 +234,7 @@ class Prompts:
             f"the image is {width} x {height} pixels (width x height); prompts are in its pixels, "
             "origin top left"
         )
-        finite = np.isfinite(self.points).all(-1) | (self.labels == PADDING)  # (N, P)
-        self._refuse(
-            ~finite.all(1),
-            "has a coordinate that is NaN or infinite; every coordinate must be a number",
-        )
+        self.check_finite()
         has_box = (self.labels == BOX_TOP_LEFT).any(1)  # (N,)
         low, high = self._corner(BOX_TOP_LEFT), self._corner(BOX_BOTTOM_RIGHT)  # (N, 2) each
         self._refuse(
@@ -264,6 +260,18 @@ class Prompts:
         valid = Prompts(inside.astype(np.float32), self.labels, masks)
         _set(valid, validated_for=(height, width))
         return valid
+
+    def check_finite(self) -> None:
+        """Checks what can be told without the image. `validated` does too.
+
+        Raises:
+            InputError: NaN or infinite coordinates; the message names the region's index.
+        """
+        finite = np.isfinite(self.points).all(-1) | (self.labels == PADDING)  # (N, P)
+        self._refuse(
+            ~finite.all(1),
+            "has a coordinate that is NaN or infinite; every coordinate must be a number",
+        )
 
     def _corner(self, label: int) -> FloatArray:
         """(N, 2): each region's point with that label, or its first point where it has none."""

@@ -92,10 +92,11 @@ class Question:
         return sum(map(len, self.prompts))
 
     def check(self, limits: Limits) -> None:
-        """Checks what a server limits.
+        """Checks all that can be told without the image and the model: the server's limits, an
+        empty vocabulary, coordinates that are no numbers.
 
         Raises:
-            RequestError: with the code of the limit.
+            RequestError: with the code that says why not.
         """
         if self.num_regions > limits.max_regions:
             raise RequestError(
@@ -116,6 +117,9 @@ class Question:
             )
         if not isinstance(self.vocabulary, str):
             _check_words(self.vocabulary, limits)
+        with coded("REGION_INVALID"):
+            for part in self.prompts:
+                part.check_finite()
 
     def to_tensors(self) -> dict[str, Array]:
         """The inputs of the contract, (1, ...) each.
@@ -300,6 +304,8 @@ def _vocabulary_of(given: Mapping[str, Array]) -> str | tuple[str, ...]:
 
 
 def _check_words(words: tuple[str, ...], limits: Limits) -> None:
+    if not words:
+        raise RequestError("VOCABULARY_INVALID", "the vocabulary is empty: name at least one class")
     if len(words) > limits.max_words:
         raise RequestError(
             "TOO_MANY_WORDS", f"{len(words)} words are more than {limits.max_words}: send fewer"

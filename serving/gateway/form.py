@@ -101,7 +101,7 @@ def question_of(form: Form, limits: Limits) -> Question:
     """
     content = _json(form.request)
     image = _image(form.image, content.get("image_handle"))
-    vocabulary = _vocabulary(content.get("vocabulary"), content.get("words"))
+    vocabulary = _vocabulary(content.get("vocabulary"), content.get("words"), limits)
     top_k, masks = content.get("top_k", DEFAULT_TOP_K), content.get("masks", False)
     if type(top_k) is not int:
         raise _invalid('"top_k" must be a whole number')
@@ -206,12 +206,14 @@ def _image(file: bytes | None, handle: Any) -> bytes | RemoteImage:
     return RemoteImage(handle)
 
 
-def _vocabulary(name: Any, words: Any) -> str | tuple[str, ...]:
+def _vocabulary(name: Any, words: Any, limits: Limits) -> str | tuple[str, ...]:
     if (name is None) == (words is None):
         raise _invalid('send either "words", a list, or "vocabulary", the name of a registered one')
     if name is not None:
         if not isinstance(name, str):
             raise _invalid('"vocabulary" must be a name')
+        if not name or len(name) > limits.max_word_length:
+            raise RequestError("VOCABULARY_UNKNOWN", "no vocabulary of that name is registered")
         return name
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise _invalid('"words" must be a list of texts')

@@ -406,6 +406,23 @@ def test_any_json_is_a_question_or_refused(content: dict[str, Any]) -> None:
         assert read.num_regions == question.num_regions
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"boxes": [[0, 0, 1e300, 3]]}, "REGION_INVALID"),
+        ({"points": [[1, -1e300]]}, "REGION_INVALID"),
+        ({"words": []}, "VOCABULARY_INVALID"),
+        ({"words": None, "vocabulary": ""}, "VOCABULARY_UNKNOWN"),
+        ({"words": None, "vocabulary": "v" * 257}, "VOCABULARY_UNKNOWN"),
+    ],
+)
+def test_refused_without_asking_the_server(change: dict[str, Any], code: str) -> None:
+    form = Form(json.dumps({**GOOD, **change}), PICTURE, "a.png")
+    with pytest.raises(RequestError) as refused:
+        question_of(form, Limits())
+    assert refused.value.code == code
+
+
 def test_every_code_has_a_status() -> None:
     assert set(STATUS) == set(CODES)
 

@@ -285,6 +285,12 @@ class TestQuestion:
                 "VOCABULARY_INVALID",
                 "word 1 is longer than 4 characters",
             ),
+            ({"vocabulary": ()}, "VOCABULARY_INVALID", "the vocabulary is empty"),
+            (
+                {"prompts": as_prompts([[1, 2, np.inf, 4]])},
+                "REGION_INVALID",
+                "coordinate that is NaN or infinite",
+            ),
         ],
     )
     def test_limits(self, change: dict[str, Any], code: str, message: str) -> None:
