@@ -81,18 +81,14 @@ class Detector:
         self.detect: Callable[[UInt8Array], Tensor]
         rng = np.random.default_rng(seed)
         if isinstance(model, GroundingDinoForObjectDetection):
-            self.detect, self.texts = (
-                self._grounding_dino,
-                grounding_texts(words, model.config.max_text_len, rng),
-            )
+            self.detect = self._grounding_dino
+            self.texts = grounding_texts(words, model.config.max_text_len, rng)
         else:
             embeddings = torch.from_numpy(
                 rng.standard_normal((1, words, model.config.projection_dim), np.float32)
             )
-            self.detect, self.queries = (
-                self._owlv2,
-                embeddings / embeddings.norm(dim=-1, keepdim=True),
-            )
+            self.detect = self._owlv2
+            self.queries = embeddings / embeddings.norm(dim=-1, keepdim=True)
 
     @torch.inference_mode()
     def __call__(self, picture: bytes, boxes: FloatArray) -> Outcome:

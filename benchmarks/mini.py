@@ -75,11 +75,9 @@ class BoxTokenDecoder(nn.Module):
 
     def __init__(self, decoder: TokenDecoder, token_dim: int) -> None:
         super().__init__()
-        self.image_size, self.embedding_size, self.token_dim = (
-            decoder.image_size,
-            decoder.embedding_size,
-            token_dim,
-        )
+        self.image_size = decoder.image_size
+        self.embedding_size = decoder.embedding_size
+        self.token_dim = token_dim
 
     def image_part(self, image_embeddings: Tensor) -> ImageContext:
         """Zeros of the shapes that SAM's has."""

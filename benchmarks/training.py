@@ -26,11 +26,9 @@ from regionspot.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 WARM_UP = 2
-CACHED, ANEW, UNCACHED = (
-    "steps, features cached",
-    "steps, CLIP's maps anew",
-    "steps, nothing cached",
-)
+CACHED = "steps, features cached"
+ANEW = "steps, CLIP's maps anew"
+UNCACHED = "steps, nothing cached"
 INCLUDES = {
     "extraction": "reading pictures, both encoders, SAM's tokens of all boxes, writing the shards",
     CACHED: "reading cached features, the head forwards and backwards, the optimiser",

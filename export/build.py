@@ -102,11 +102,9 @@ class _Build:
     ) -> None:
         self.model, self.inputs, self.settings = model, inputs, settings
         self.weights_of = graph_fingerprints(model)
-        self.manifest, self.total, self.done = (
-            _open_manifest(model, self.weights_of, settings),
-            total,
-            0,
-        )
+        self.manifest = _open_manifest(model, self.weights_of, settings)
+        self.total = total
+        self.done = 0
 
     def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
         """Make and verify every artefact of one graph. The reference is computed once, where it is

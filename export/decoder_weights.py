@@ -81,11 +81,9 @@ def _tokens(decoder: TokenDecoder) -> dict[str, Tensor]:
     """The layers that tokens alone go through."""
     found: dict[str, Tensor] = {}
     for index, layer in enumerate((decoder.first, decoder.second)):
-        own, read, write = (
-            layer.self_attn,
-            layer.cross_attn_token_to_image,
-            layer.cross_attn_image_to_token,
-        )
+        own = layer.self_attn
+        read = layer.cross_attn_token_to_image
+        write = layer.cross_attn_image_to_token
         name = f"layer{index}"
         found |= _linear(f"{name}.self.query", own.q_proj, _scale(own)) | _linear(
             f"{name}.self.key", own.k_proj

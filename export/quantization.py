@@ -304,11 +304,9 @@ def _products(
         name=f"{first.name}/Split",
     )
     for node, part in zip(group.nodes, split.outputs, strict=True):
-        part.name, part.shape, part.type = (
-            f"{node.name}.part:0",
-            node.outputs[0].shape,
-            node.outputs[0].type,
-        )
+        part.name = f"{node.name}.part:0"
+        part.shape = node.outputs[0].shape
+        part.type = node.outputs[0].type
         take_place(node.outputs[0], part)
     return [product, split]
 

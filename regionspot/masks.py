@@ -103,11 +103,9 @@ def encode_mask_logits(
         raise InputError(
             f"mask logits must be (n, m, m) float32, got {logits.shape} {logits.dtype}"
         )
-    frame, valid, picture = (
-        checked_count(frame, "frame"),
-        _size(valid, "valid"),
-        _size(picture, "picture"),
-    )
+    frame = checked_count(frame, "frame")
+    valid = _size(valid, "valid")
+    picture = _size(picture, "picture")
     if max(valid) > frame or frame > _MAX_FRAME or picture[0] * picture[1] > _MAX_PIXELS:
         raise InputError(
             f"a picture of {picture} that takes {valid} of a frame of {frame} pixels is impossible"

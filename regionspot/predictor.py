@@ -236,10 +236,8 @@ class RegionPredictor:
         logits = self._classify(encoded, found.tokens, words)  # (N, T, V)
         if readings and not multimask:
             # T is 1 now
-            found, logits = (
-                found.best(),
-                best_reading(logits, found.iou_predictions)[:, None],
-            )
+            logits = best_reading(logits, found.iou_predictions)[:, None]
+            found = found.best()  # T is 1 now
         top_scores, top_class_ids = best_classes(
             softmax(logits.reshape(-1, len(words))), top_k
         )  # (N * T, K)

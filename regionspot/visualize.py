@@ -108,10 +108,8 @@ def draw_predictions(
     enlargement = max(
         1.0, checked_count(min_long_side, "min_long_side", least=0) / max(height, width)
     )
-    drawn_height, drawn_width = (
-        max(1, round(height * enlargement)),
-        max(1, round(width * enlargement)),
-    )
+    drawn_height = max(1, round(height * enlargement))
+    drawn_width = max(1, round(width * enlargement))
     canvas = Image.fromarray(
         resize_image(image, drawn_height, drawn_width) if enlargement > 1 else image
     )
@@ -357,10 +355,8 @@ def _draw_labels(
 def _chip(name: _Text, score: str, colour: Colour, style: _Style) -> Image.Image:
     """An RGBA label: the name, and the score in a quieter tone."""
     gap, padding = style.gap, style.padding
-    name_width, score_width = (
-        round(name.font.getlength(name.text)),
-        round(style.font.getlength(score)),
-    )
+    name_width = round(name.font.getlength(name.text))
+    score_width = round(style.font.getlength(score))
     size = (name_width + score_width + gap + 2 * padding, round(1.45 * style.font_size))
     large = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     corner = round(0.3 * style.font_size * SUPERSAMPLING)

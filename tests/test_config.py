@@ -60,10 +60,8 @@ def test_the_defaults_are_the_authors_recipe() -> None:
 
 
 def test_the_full_size_file_is_that_recipe_and_its_augmentation() -> None:
-    full, default = (
-        flatten(load_config(CONFIGS / "regionspot_bb_stage1.yaml")),
-        flatten(config_from_dict(MINIMAL)),
-    )
+    full = flatten(load_config(CONFIGS / "regionspot_bb_stage1.yaml"))
+    default = flatten(config_from_dict(MINIMAL))
     recipe = [key for key in default if key.startswith(("optimizer.", "steps", "batch_size"))]
     assert {key: full[key] for key in recipe} == {key: default[key] for key in recipe}
     assert full["augmentation.flip_probability"] == full["augmentation.crop_probability"] == 0.5

@@ -422,10 +422,8 @@ class TestReadImage:
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
     def test_exif_rubbish_is_ignored(self, file_format: str) -> None:
-        image, exif = (
-            Image.fromarray(photo(6, 9)),
-            b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish",
-        )
+        image = Image.fromarray(photo(6, 9))
+        exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12 rubbish"
         plain = encoded(image, file_format, quality=100)
         np.testing.assert_array_equal(
             read_image(encoded(image, file_format, quality=100, exif=exif)),

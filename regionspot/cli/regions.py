@@ -195,10 +195,8 @@ def _encoded_overlay(
 
     from regionspot.visualize import draw_predictions
 
-    overlay, encoded = (
-        Image.fromarray(draw_predictions(image, predictions, font=font)),
-        io.BytesIO(),
-    )
+    overlay = Image.fromarray(draw_predictions(image, predictions, font=font))
+    encoded = io.BytesIO()
     file_format = OVERLAY_FORMATS.get(path.suffix.lower(), "PNG")
     try:
         overlay.save(encoded, file_format, quality=92)

@@ -81,10 +81,8 @@ class CropFlip:
         scale = rng.choice(self.shortest_side_before_crop) / min(height, width)
         size = np.array([width, height])
         resized = np.floor(size * scale + 0.5).astype(int)
-        smallest, largest = (
-            np.minimum(resized, self.crop_size[0]),
-            np.minimum(resized, self.crop_size[1]),
-        )
+        smallest = np.minimum(resized, self.crop_size[0])
+        largest = np.minimum(resized, self.crop_size[1])
         extent = rng.integers(
             smallest, largest, endpoint=True
         )  # (2,) width and height after the resize

@@ -194,12 +194,10 @@ class AugmentedBatches:
         limit: RegionLimit = RegionLimit(),
     ) -> None:
         self._sets, self._stores, self._schedule = sets, stores, schedule
-        self._augmentation, self._transform, self._encode, self._seed = (
-            augmentation,
-            transform,
-            encode,
-            seed,
-        )
+        self._augmentation = augmentation
+        self._transform = transform
+        self._encode = encode
+        self._seed = seed
         self._limit = limit
         self._pool = ThreadPoolExecutor(workers)
         self._waiting: dict[int, list[Future[tuple[UInt8Array, npt.NDArray[np.bool_]]]]] = {}

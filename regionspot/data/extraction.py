@@ -351,10 +351,8 @@ def _extract_shard(
     def prepare(batch: IntArray) -> list[Future[PreparedImage]]:
         return [pool.submit(extractor.prepare_item, training_set, int(image)) for image in batch]
 
-    features, offsets = (
-        _zeros(cache, images),
-        np.cumsum(training_set.counts[images]) - training_set.counts[images],
-    )
+    features = _zeros(cache, images)
+    offsets = np.cumsum(training_set.counts[images]) - training_set.counts[images]
     skipped: dict[int, str] = {}
     done = 0
     for batch, futures in zip(batches, _ahead(prepare, batches), strict=True):

@@ -130,10 +130,8 @@ def load_proposals(path: str | Path, dataset: CocoDataset) -> Proposals:
     for image in dataset.images:
         rows = np.array(rows_of[image.id], np.int64)
         usable = _overlaps_image(columns.boxes[rows], image)
-        boxes_of[image.id], scores_of[image.id] = (
-            columns.boxes[rows[usable]],
-            columns.scores[rows[usable]],
-        )
+        boxes_of[image.id] = columns.boxes[rows[usable]]
+        scores_of[image.id] = columns.scores[rows[usable]]
         dropped += int((~usable).sum())
     named = f", images named by their {found.named_by}" if found.named_by else ""
     source = f"detector boxes of {printable(path.name)} ({columns.file_format}{named})"

@@ -137,10 +137,8 @@ def _train_full(
     stepper = Stepper(clip, schedule, recipe.weight_decay, "clip", checkpoint)
     while not stepper.done:
         rng = np.random.default_rng([recipe.seed, 2, stepper.step])
-        of_portraits, of_scenes = (
-            _drawn(portraits, recipe.portrait_batch, rng),
-            _drawn(scenes, recipe.scene_batch, rng),
-        )
+        of_portraits = _drawn(portraits, recipe.portrait_batch, rng)
+        of_scenes = _drawn(scenes, recipe.scene_batch, rng)
         with autocast(of_scenes[0].device):
             from_portraits = _image_features(clip, of_portraits[0], int(rng.choice(PORTRAIT_SIDES)))
             from_scenes = _image_features(clip, of_scenes[0], CLIP_IMAGE_SIZE)

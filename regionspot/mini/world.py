@@ -58,11 +58,9 @@ NUM_BASE, NUM_NEW_PAIRS, NUM_NEW_WORDS = 300, 60, 50
 WORLD_VERSION = 2
 
 # relative instance rates of the long tail's thirds
-FREQUENT_WEIGHT, COMMON_WEIGHT, RARE_WEIGHT = (
-    1.0,
-    0.22,
-    0.022,
-)
+FREQUENT_WEIGHT = 1.0
+COMMON_WEIGHT = 0.22
+RARE_WEIGHT = 0.022
 
 Novelty = Literal["pair", "word"]
 
@@ -180,10 +178,8 @@ def sample_scene(
     toys: list[Toy] = []
     for _ in range(int(rng.choice(num_toys))):
         radius = side * rng.uniform(0.12, 0.26)
-        x, y = (
-            rng.uniform(0.6 * radius, width - 0.6 * radius),
-            rng.uniform(0.6 * radius, height - 0.6 * radius),
-        )
+        x = rng.uniform(0.6 * radius, width - 0.6 * radius)
+        y = rng.uniform(0.6 * radius, height - 0.6 * radius)
         toys.append(_sample_toy(rng, probabilities, (x, y), radius))
     if rng.random() < 0.25:  # on the largest
         host = _largest(toys)

@@ -235,10 +235,8 @@ def fold_input_standardization(
     keys_and_values = slice(head.clip_width, None)
     for layer in folded.decoder.layers:
         attention: Attention = layer.multihead_attn  # type: ignore[assignment]
-        weight, bias = (
-            attention.in_proj_weight[keys_and_values],
-            attention.in_proj_bias[keys_and_values],
-        )
+        weight = attention.in_proj_weight[keys_and_values]
+        bias = attention.in_proj_bias[keys_and_values]
         _absorb(weight, bias, patch_mean, patch_std)
     return folded
 

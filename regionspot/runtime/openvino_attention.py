@@ -119,11 +119,9 @@ def _attention_around(softmax: Node) -> _Attention | None:
     sources += [of_rows.input_value(0), of_columns.input_value(0)]  # and queries
     projections = [_moved_from(source.get_node()) for source in sources]
     parts = [_part(source) for source in sources]
-    projected, table_of_rows, table_of_columns = (
-        projections[0],
-        of_rows.input_value(1),
-        of_columns.input_value(1),
-    )
+    projected = projections[0]
+    table_of_rows = of_rows.input_value(1)
+    table_of_columns = of_columns.input_value(1)
     if len({node.get_friendly_name() for node in projections}) > 1 or parts != [0, 1, 2, 0, 0]:
         return None
     padding = projected.input_value(1) if projected.get_type_name() == "Add" else None

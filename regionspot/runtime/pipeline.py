@@ -156,12 +156,10 @@ class RegionPipeline:
         if prompt_chunk < 1:
             raise InputError(f"prompt_chunk must be 1 or more, not {prompt_chunk}")
         self.region_step, self.prompt_step = region_step, prompt_step
-        self.info, self.runtime, self.precision, self.prompt_chunk = (
-            info,
-            runtime,
-            precision,
-            prompt_chunk,
-        )
+        self.info = info
+        self.runtime = runtime
+        self.precision = precision
+        self.prompt_chunk = prompt_chunk
         self.fingerprint = fingerprint
         self._open = runners if callable(runners) else runners.__getitem__
         self._opened: dict[str, Runner] = {}
@@ -357,10 +355,8 @@ class RegionPipeline:
         if not logits.size:
             return logits
         self.check_num_regions(count)
-        regions, vocabulary = (
-            self._range("region_head", "regions"),
-            self._range("region_head", "words"),
-        )
+        regions = self._range("region_head", "regions")
+        vocabulary = self._range("region_head", "words")
         seen = _round_up(count, self.region_step, regions)
         for images, rows in self._batches("region_head", batch):
             of_images = [
@@ -587,10 +583,8 @@ class RegionPipeline:
         sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
         parts = []
         for images, rows in self._batches("sam_token_decoder_image", len(changed)):
-            embeddings, padded_sizes = (
-                _pad_to(changed[images], 0, rows),
-                _pad_to(sizes[images], 0, rows),
-            )
+            embeddings = _pad_to(changed[images], 0, rows)
+            padded_sizes = _pad_to(sizes[images], 0, rows)
             parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 

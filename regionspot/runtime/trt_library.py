@@ -119,10 +119,8 @@ def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[Engi
     inputs, outputs = [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        dtype, shape = (
-            NUMPY_NAMES.get(engine.get_tensor_dtype(name).name, "?"),
-            tuple(engine.get_tensor_shape(name)),
-        )
+        dtype = NUMPY_NAMES.get(engine.get_tensor_dtype(name).name, "?")
+        shape = tuple(engine.get_tensor_shape(name))
         if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
             smallest, best, largest = (
                 tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0)

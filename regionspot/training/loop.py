@@ -144,10 +144,8 @@ def prepare_batches(setup: Setup) -> Iterator[BatchSource]:
     if config.augmentation is None:
         yield CachedBatches(sets, stores, schedule, limit)
         return
-    augmentation, transform = (
-        CropFlip(**asdict(config.augmentation)),
-        ClipTransform(setup.clip.image_size),
-    )
+    augmentation = CropFlip(**asdict(config.augmentation))
+    transform = ClipTransform(setup.clip.image_size)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
@@ -174,17 +172,13 @@ def _usable(setup: Setup) -> tuple[list[TrainingSet], list[FeatureStore]]:
         sum(cache.num_bytes() for cache in setup.caches)
         <= setup.config.features.max_memory_gib * 2**30
     )
-    sets, stores = (
-        list(setup.sets),
-        [cache.load() if in_memory else cache.open() for cache in setup.caches],
-    )
+    sets = list(setup.sets)
+    stores = [cache.load() if in_memory else cache.open() for cache in setup.caches]
     selected: list[FeatureStore] = list(stores)
     for index, images in enumerate(setup.usable_images()):
         if len(images) < len(sets[index]):
-            sets[index], selected[index] = (
-                sets[index].select(images),
-                SelectedFeatures(stores[index], images),
-            )
+            sets[index] = sets[index].select(images)
+            selected[index] = SelectedFeatures(stores[index], images)
     return sets, selected
 
 

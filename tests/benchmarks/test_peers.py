@@ -209,10 +209,8 @@ def test_arithmetic_is_counted_in_full() -> None:
     import torch
     from torch import nn
 
-    convolution, attention = (
-        nn.Conv2d(3, 8, 4, 4),
-        nn.MultiheadAttention(8, 2, batch_first=True).eval(),
-    )
+    convolution = nn.Conv2d(3, 8, 4, 4)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     patches = torch.rand(1, 5, 8)
     assert count_flops(lambda: convolution(torch.rand(1, 3, 16, 16))) == 2 * 16 * 8 * 3 * 16
     with torch.inference_mode():

@@ -71,10 +71,8 @@ def run(data: Path, *arguments: str) -> int:
 
 
 def test_table_and_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics_file, detections_file = (
-        tmp_path / "out" / "metrics.json",
-        tmp_path / "out" / "detections.json",
-    )
+    metrics_file = tmp_path / "out" / "metrics.json"
+    detections_file = tmp_path / "out" / "detections.json"
     methods = "head,clip_crops,roi_pooling,constant_token"
     arguments = [
         "--methods",

@@ -306,11 +306,9 @@ def test_of_several_tokens_each_is_a_region() -> None:
 def test_of_a_crowded_image_a_batch_takes_so_many_regions_drawn_anew_each_step() -> None:
     shown = [np.arange(40) % 4 != 0, np.ones(3, bool)]
     limit = RegionLimit(most=5, seed=7)
-    first, again, later = (
-        limit.apply(shown, 0),
-        RegionLimit(5, 7).apply(shown, 0),
-        limit.apply(shown, 1),
-    )
+    first = limit.apply(shown, 0)
+    again = RegionLimit(5, 7).apply(shown, 0)
+    later = limit.apply(shown, 1)
     assert first[0].sum() == 5 and not (first[0] & ~shown[0]).any()
     assert (first[0] == again[0]).all() and (first[0] != later[0]).any()
     assert (first[1] == shown[1]).all()
@@ -371,10 +369,8 @@ def test_regions_that_are_cropped_away_are_left_out(flip: int) -> None:
 
 def test_the_authors_keep_regions_that_are_cropped_away() -> None:
     """Every region stays, and the crop is drawn once: it may show none of them."""
-    keep, image = (
-        CropFlip(0.5, 1, (400, 500, 600), (384, 600), keep_cropped_regions=True),
-        np.zeros((100, 800, 3)),
-    )
+    keep = CropFlip(0.5, 1, (400, 500, 600), (384, 600), keep_cropped_regions=True)
+    image = np.zeros((100, 800, 3))
     image[:, :2] = 1
     boxes = np.array([[0, 0, 2, 100]], np.float32)
     varied = [

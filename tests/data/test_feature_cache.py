@@ -378,9 +378,9 @@ def test_features_are_those_of_each_image_by_itself(
     store = filled(tmp_path, training_set, extractor, batch_size=3).load()
     for index, path in enumerate(training_set.paths):
         tokens, maps = store.gather(np.array([index]))
-        image, prompts = (
-            read_image(path),
-            Prompts.from_boxes(training_set.boxes[training_set.region_indices(np.array([index]))]),
+        image = read_image(path)
+        prompts = Prompts.from_boxes(
+            training_set.boxes[training_set.region_indices(np.array([index]))]
         )
         frame, size = SamTransform(256).apply_image(image)
         points = torch.from_numpy(SamTransform(256).apply_points(prompts.points, 30, 40))[None]
@@ -403,10 +403,8 @@ def test_features_are_those_of_each_image_by_itself(
 def test_a_damaged_shard_alone_is_computed_again(
     tmp_path: Path, backbones: tuple[SamBackbone, ClipBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training_set, extractor = (
-        make_set(tmp_path / "pictures"),
-        extractor_of(*backbones, dtype="float16"),
-    )
+    training_set = make_set(tmp_path / "pictures")
+    extractor = extractor_of(*backbones, dtype="float16")
     cache = filled(tmp_path, training_set, extractor)
     whole = [cache.shard_path(shard).read_bytes() for shard in range(3)]
     damaged = bytearray(whole[1])
@@ -445,10 +443,8 @@ def test_changed_weights_make_a_new_cache(
     def key(sam: SamBackbone, clip: ClipBackbone, **options: Any) -> str:
         return make_cache(tmp_path, training_set, extractor_of(sam, clip, **options), 2).key
 
-    (sam, clip), (other_sam, other_clip) = (
-        backbones,
-        create_backbones("regionspot_mini", random_weights=1),
-    )
+    (sam, clip) = backbones
+    (other_sam, other_clip) = create_backbones("regionspot_mini", random_weights=1)
     keys = [key(sam, clip), key(other_sam, clip), key(sam, other_clip), key(sam, clip, maps=False)]
     assert len(set(keys)) == 4
     assert key(sam, other_clip, maps=False) == keys[3]

@@ -135,10 +135,8 @@ def test_vocabulary_of_the_regions_themselves_is_perfect(
     # random weights embed all regions much alike
     monkeypatch.setattr(type(model.clip), "logit_scale", 1e5)
     pipeline = pipeline_from_model(model)
-    score, axes = (
-        METHODS[method].start(pipeline, model),
-        np.eye(model.clip.embed_dim, dtype=np.float32),
-    )
+    score = METHODS[method].start(pipeline, model)
+    axes = np.eye(model.clip.embed_dim, dtype=np.float32)
     encoder = BatchEncoder(pipeline, masks=METHODS[method].needs_masks)
     embeddings = np.zeros((NUM_OBJECTS, model.clip.embed_dim), np.float32)
     position = 0

@@ -35,11 +35,9 @@ def check(found: Pictures) -> None:
 
 
 def test_mini_world() -> None:
-    found, again, other = (
-        load_pictures(None, 3),
-        load_pictures(None, 3),
-        load_pictures(None, 3, seed=1),
-    )
+    found = load_pictures(None, 3)
+    again = load_pictures(None, 3)
+    other = load_pictures(None, 3, seed=1)
     check(found)
     assert found.source == "3 scenes of the mini world"
     assert len(found.words) == NUM_WORDS and set(found.words) <= set(parse_vocabulary("mini"))

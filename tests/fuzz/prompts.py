@@ -131,10 +131,8 @@ def _clean(kind: str, rng: random.Random) -> dict[str, Any]:
 def _box(rng: random.Random) -> list[float]:
     if rng.random() < 0.05:
         return [rng.choice(COORDINATES) for _ in range(4)]
-    (x0, x1), (y0, y1) = (
-        sorted(rng.uniform(0, WIDTH) for _ in "xx"),
-        sorted(rng.uniform(0, HEIGHT) for _ in "yy"),
-    )
+    (x0, x1) = sorted(rng.uniform(0, WIDTH) for _ in "xx")
+    (y0, y1) = sorted(rng.uniform(0, HEIGHT) for _ in "yy")
     return [x0, y0, x1 + 0.1, y1 + 0.1]
 
 

@@ -141,11 +141,9 @@ def test_fingerprint_sees_text_weights_precision_and_tokenizer(tiny_clip: CLIP) 
 
 def test_quick_gelu_where_openai_weights_need_it() -> None:
     with torch.device("meta"):
-        quick, plain, named = (
-            build_clip("ViT-B-32", True),
-            build_clip("ViT-B-32"),
-            build_clip("ViT-B-32-quickgelu"),
-        )
+        quick = build_clip("ViT-B-32", True)
+        plain = build_clip("ViT-B-32")
+        named = build_clip("ViT-B-32-quickgelu")
     assert isinstance(quick.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     assert isinstance(quick.transformer.resblocks[0].mlp.gelu, QuickGELU)
     assert isinstance(plain.visual.transformer.resblocks[0].mlp.gelu, torch.nn.GELU)

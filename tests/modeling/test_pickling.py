@@ -55,10 +55,8 @@ def answers(model: RegionSpot) -> list[np.ndarray]:
     points = torch.rand(1, 5, 3, 2, generator=generator) * 64
     embeddings = model.sam.encode_image(images, torch.tensor([[64, 40]]))
     masks, found = model.sam.low_res_masks(embeddings, points, torch.ones(1, 5, 3).int())
-    patches, words = (
-        model.clip.encode_image(images[..., ::2, ::2]),
-        model.clip.encode_text(["a cat", "a red dog"]),
-    )
+    patches = model.clip.encode_image(images[..., ::2, ::2])
+    words = model.clip.encode_text(["a cat", "a red dog"])
     logits = model.classify(
         found.tokens[:, :, 0], patches, torch.nn.functional.normalize(words, dim=-1)
     )

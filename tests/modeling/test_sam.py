@@ -306,10 +306,8 @@ class TestAnotherImageEncoder:
         torch.testing.assert_close(
             embeddings[1:], sam.image_encoder.patches(padded), rtol=1e-5, atol=1e-5
         )
-        boxes, labels = (
-            random_points(generator, 2, 3, 2, size=64),
-            torch.tensor([2, 3]).expand(2, 3, 2),
-        )
+        boxes = random_points(generator, 2, 3, 2, size=64)
+        labels = torch.tensor([2, 3]).expand(2, 3, 2)
         tokens = backbone.mask_tokens(embeddings, boxes, labels).tokens
         assert tokens.shape == (2, 3, 1, 32)
         expected = segment_anything_decoder(sam, embeddings[0], False, boxes=boxes[0].flatten(1))[0]
@@ -355,10 +353,8 @@ def test_weights_that_come_later_reach_the_tokens(generator: torch.Generator) ->
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
     donor.token_decoder.fold()
     images = torch.randn(1, 128, 16, 16, generator=generator)
-    corners, labels = (
-        random_points(generator, 1, 3, 2, size=256),
-        torch.tensor([2, 3]).expand(1, 3, 2),
-    )
+    corners = random_points(generator, 1, 3, 2, size=256)
+    labels = torch.tensor([2, 3]).expand(1, 3, 2)
     wanted = donor.mask_tokens(images, corners, labels).tokens
     assert not torch.allclose(
         changed.mask_tokens(images, corners, labels).tokens, wanted, atol=1e-2

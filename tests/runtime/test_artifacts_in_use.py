@@ -147,10 +147,8 @@ class TestPrediction:
 
 class TestEvaluation:
     def test_as_pytorch(self, pipeline: RegionPipeline, model: RegionSpot, data: Path) -> None:
-        dataset, methods = (
-            CocoDataset.load(data),
-            [name for name in METHODS if not METHODS[name].needs_torch],
-        )
+        dataset = CocoDataset.load(data)
+        methods = [name for name in METHODS if not METHODS[name].needs_torch]
         vocabulary = VocabularyEncoder(model.clip).encode(dataset.class_names)
         arguments = (dataset, vocabulary, ground_truth_proposals(dataset), methods)
         options: dict[str, Any] = {
@@ -298,10 +296,8 @@ class TestTraining:
         from regionspot.config import AugmentationConfig
 
         varied = AugmentationConfig() if augmentation else None
-        towers, options = (
-            (model.sam, model.clip),
-            {"runtime": "onnxruntime", "artifacts": str(artifacts)},
-        )
+        towers = (model.sam, model.clip)
+        options = {"runtime": "onnxruntime", "artifacts": str(artifacts)}
         by_torch, by_graphs = (
             replace(make_config(**each), augmentation=varied) for each in ({}, options)
         )

@@ -205,10 +205,8 @@ def _one(model: RegionSpot, text: str) -> torch.Tensor:
 class TestNothing:
     @pytest.mark.parametrize("multimask", [False, True])
     def test_no_prompt(self, pipeline: RegionPipeline, sample: Sample, multimask: bool) -> None:
-        encoded, readings = (
-            pipeline.encode_image(sample.images[:2], sample.input_sizes[:2]),
-            3 if multimask else 1,
-        )
+        encoded = pipeline.encode_image(sample.images[:2], sample.input_sizes[:2])
+        readings = 3 if multimask else 1
         asked = (
             encoded,
             np.zeros((2, 0, 2, 2), np.float32),
@@ -301,11 +299,9 @@ class TestRefusals:
             pipeline.mask_tokens(encoded, points[:1], labels[:1])
         with pytest.raises(InputError, match="there are 2 encoded images, and 3 in labels"):
             pipeline.low_res_masks(encoded, points[:2], labels)
-        tokens, patch_tokens, words = (
-            np.zeros((2, 5, 128), np.float32),
-            sample.patch_tokens,
-            sample.text_embeddings,
-        )
+        tokens = np.zeros((2, 5, 128), np.float32)
+        patch_tokens = sample.patch_tokens
+        words = sample.text_embeddings
         with pytest.raises(
             InputError, match="there are 2 images in mask_tokens, and 1 in patch_tokens"
         ):

@@ -388,10 +388,8 @@ class TestEncodedPictures:
             open_pipeline(mini_artifacts_with_masks) as one,
             open_pipeline(mini_artifacts_with_masks) as two,
         ):
-            words, encoded = (
-                vocabulary(RegionPredictor(one)),
-                RegionPredictor(one).encode(IMAGES[0]),
-            )
+            words = vocabulary(RegionPredictor(one))
+            encoded = RegionPredictor(one).encode(IMAGES[0])
             wanted = RegionPredictor(one).predict(encoded, boxes=BOXES, vocabulary=words)
             assert same(
                 RegionPredictor(two).predict(encoded, boxes=BOXES, vocabulary=words), wanted

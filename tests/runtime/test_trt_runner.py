@@ -180,20 +180,16 @@ class Engines:
     """Builds and opens engines of the artefacts' graphs, and runs PyTorch beside them."""
 
     def __init__(self, flavour: str, model: RegionSpot, artifacts: Path, directory: Path) -> None:
-        self.flavour, self.model, self.onnx, self.directory = (
-            flavour,
-            model,
-            artifacts / "onnx" / "fp32",
-            directory,
-        )
+        self.flavour = flavour
+        self.model = model
+        self.onnx = artifacts / "onnx" / "fp32"
+        self.directory = directory
         self.inputs = GraphInputs(model)
         self.specs = self.inputs.specs
 
     def build(self, name: str, precision: str = "fp32") -> Path:
-        source, out = (
-            self.onnx / f"{name}.onnx",
-            self.directory / precision / f"{name}{FLAVOURS[self.flavour].suffix}",
-        )
+        source = self.onnx / f"{name}.onnx"
+        out = self.directory / precision / f"{name}{FLAVOURS[self.flavour].suffix}"
         if out.exists():
             return out
         made = self.directory / f"{name}-{precision}.onnx"

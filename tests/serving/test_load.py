@@ -88,10 +88,8 @@ def test_slow_answers_are_not_saturation() -> None:
     tally = asyncio.run(open_loop(answer, arrivals))
     assert tally.cached == len(tally.latencies) == 25
     # as if nothing else had been on this machine
-    tally.answered, tally.latencies = (
-        list(arrivals + 0.3),
-        [0.3] * 25,
-    )
+    tally.answered = list(arrivals + 0.3)
+    tally.latencies = [0.3] * 25
     row = row_of(tally, 0.8, 50.0)
     assert row["saturated"] is False and row["achieved_per_s"] == 50.0
 

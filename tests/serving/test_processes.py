@@ -77,11 +77,9 @@ def test_only_orphaned_shared_memory_is_removed(
     monkeypatch.setattr(processes, "SHARED_MEMORY", tmp_path)
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    own, foreign, orphaned = (
-        f"regionspot_{os.getpid()}_1_",
-        "other_1_1_",
-        f"regionspot_{child.pid}_1_",
-    )
+    own = f"regionspot_{os.getpid()}_1_"
+    foreign = "other_1_1_"
+    orphaned = f"regionspot_{child.pid}_1_"
     for name in (own, foreign, orphaned):
         (tmp_path / name).touch()
     processes.remove_orphaned_shared_memory()

@@ -125,10 +125,8 @@ def _classify(
     training_set = setup.sets[0]
     image = read_upright(training_set.paths[index], (96, 128))
     regions = slice(training_set.offsets[index], training_set.offsets[index + 1])
-    prompts, transform = (
-        Prompts.from_boxes(training_set.boxes[regions]),
-        SamTransform(model.sam.image_size),
-    )
+    prompts = Prompts.from_boxes(training_set.boxes[regions])
+    transform = SamTransform(model.sam.image_size)
     frame, size = transform.apply_image(image)
     embeddings = model.sam.encode_image(stack_images([frame]), torch.tensor([size]))
     points = torch.from_numpy(transform.apply_points(prompts.points, 96, 128))[None]
