@@ -235,7 +235,6 @@ class RegionPredictor:
         found = _Regions.concatenate(parts)
         logits = self._classify(encoded, found.tokens, words)  # (N, T, V)
         if readings and not multimask:
-            # T is 1 now
             logits = best_reading(logits, found.iou_predictions)[:, None]
             found = found.best()  # T is 1 now
         top_scores, top_class_ids = best_classes(
