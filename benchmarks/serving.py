@@ -1,8 +1,8 @@
 """A running server beside the same artefacts in this process: the same answers, and what the server
 costs.
 
-    python -m regionspot.benchmarks.serving --url 127.0.0.1:8001 --artifacts artifacts --data
-    data/val.json
+    python -m regionspot.benchmarks.serving --url 127.0.0.1:8001 --artifacts artifacts \\
+        --data data/val.json
 
 Measured are whole calls as a user makes them: from a JPEG's bytes to names and scores, without
 masks. A "new" picture is one that the server has not met: each request's bytes differ by a comment

@@ -1,12 +1,13 @@
 """A Triton model repository out of a directory of artefacts: one model for each graph, and the
 public one over them.
 
-    model_repository/ manifest.json, tokenizer.json  of the graphs that lie below: the repository is
-      itself a directory of artefacts regionspot/                   the public model: pictures in,
-      names of regions out
-        configs/cpu.pbtxt           a configuration for each target that was asked for
+    model_repository/
+      manifest.json, tokenizer.json  of the graphs that lie below: the repository is itself a
+                                     directory of artefacts
+      regionspot/                    the public model: images in, class names of regions out
+        configs/cpu.pbtxt            a configuration for each target that was asked for
         1/model.py, vocabularies/cpu/NAME.npz
-      sam_image_encoder/            and so on: the graphs
+      sam_image_encoder/             and so on: the graphs
         configs/cpu.pbtxt
         1/model.py, sam_image_encoder.onnx
 

@@ -1,8 +1,8 @@
 """Measures the structure of a checkout and prints one table.
 
-    python -m tools.measure_structure                    # this checkout python -m
-    tools.measure_structure --against 999b19f  # that commit beside this checkout python -m
-    tools.measure_structure --details          # also what is behind the counts, a line each
+    python -m tools.measure_structure                    # this checkout
+    python -m tools.measure_structure --against 999b19f  # that commit beside this checkout
+    python -m tools.measure_structure --details          # also what is behind the counts
 
 The code that is measured is the Python of regionspot/, export/, serving/ and benchmarks/, without
 tests.

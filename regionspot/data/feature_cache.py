@@ -1,10 +1,10 @@
 """What SAM and CLIP say of a data set's images, kept on disk: in shards, checksummed, resumable,
 found by content.
 
-    <root>/<data set>-<key>/cache.json             what the features depend on besides the images,
-                            for people <digest>.safetensors   a shard: the features of up to
-                            `images_per_shard` images .<digest>.lock         while a process makes
-                            that shard
+    <root>/<data set>-<key>/
+        cache.json             what the features depend on besides the images, for people
+        <digest>.safetensors   a shard: the features of up to `images_per_shard` images
+        .<digest>.lock         while a process makes that shard
 
 The key is a hash of the weights and of everything else that the features depend on besides the
 images. The digest of a shard is a hash of its own images: their names, sizes in bytes and boxes. So

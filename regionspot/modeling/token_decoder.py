@@ -6,18 +6,23 @@ and upscales masks that nobody asked for. But all prompts see the same image, an
 attention changes it by a matrix of rank R = heads x tokens (56 for a box). So the image tokens X
 after layer 0 are
 
-    a0 * (Xc + P0 U0) * gamma0 + beta0        Xc: X + bias, centred over C;  P0 (M, R): the
-                                              probabilities of all heads U0 (R, C): value times
-                                              output projection, centred;  a0 (M): 1 / std
+    a0 * (Xc + P0 U0) * gamma0 + beta0
+
+    Xc          X + bias, centred over C
+    P0 (M, R)   the probabilities of all heads
+    U0 (R, C)   value times output projection, centred
+    a0 (M)      1 / std
 
 and what later layers need of them, projections and the variance of a LayerNorm, are products of P0
 with small matrices, added to projections of Xc that all prompts share. The latter are the image
 part, computed once for an image. The prompt part works on (R, M) matrices; tokens in all other
 layers are few. Results are those of SAM's decoder up to rounding.
 
-In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of `a0 *
-(Y + P0 W0) + d + P1 U1`, `d` holding the biases. Matrices of an image are kept channels first, (C /
-2, M).
+In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of
+
+    a0 * (Y + P0 W0) + d + P1 U1
+
+where `d` holds the biases. Matrices of an image are kept channels first, (C / 2, M).
 """
 
 from __future__ import annotations

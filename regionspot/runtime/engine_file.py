@@ -2,8 +2,9 @@
 says what it is.
 
     region_head.plan    of TensorRT, .engine of TensorRT-RTX: nothing in front, so that trtexec and
-    Triton read it too region_head.json    flavour, versions, GPUs, tensors with their profile,
-    checksums of the plan and of its ONNX file
+                        Triton read it too
+    region_head.json    flavour, versions, GPUs, tensors with their profile, checksums of the plan
+                        and of its ONNX file
 
 Imports no TensorRT: a manifest or a server's configuration is made of the sidecar anywhere.
 """
