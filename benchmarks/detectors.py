@@ -16,9 +16,10 @@ from torch import Tensor
 
 from regionspot.benchmarks.baseline import Outcome
 from regionspot.benchmarks.stages import Stages
+from regionspot.images import read_image
 from regionspot.modeling.torchvision_shim import import_safely
-from regionspot.structures import FloatArray
-from regionspot.transforms import UInt8Array, read_image, resize_image
+from regionspot.structures import FloatArray, UInt8Array
+from regionspot.transforms import resize_image
 
 import_safely()
 

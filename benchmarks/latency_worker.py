@@ -20,13 +20,13 @@ from regionspot.benchmarks.synthetic import random_boxes, random_words
 from regionspot.benchmarks.targets import Target, open_target
 from regionspot.benchmarks.timing import cuda_clock, percentiles, repeat, wall_clock
 from regionspot.errors import RegionSpotError
+from regionspot.images import read_image
 from regionspot.predictor import RegionPredictor, as_pipeline
 from regionspot.runtime.graph_spec import ModelInfo, TensorSpec
 from regionspot.runtime.native_runner import NativeRunner
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.runner import Array, Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, Vocabulary
-from regionspot.transforms import read_image
 
 WHOLE, WHOLE_WITH_MASKS = "whole path", "whole path with masks"
 DECODERS = {WHOLE: "sam_token_decoder_prompts", WHOLE_WITH_MASKS: "sam_mask_decoder"}

@@ -38,11 +38,11 @@ from regionspot.benchmarks.peer_variants import (
 from regionspot.benchmarks.synthetic import random_boxes, random_words, read_picture
 from regionspot.child_process import exit_reason
 from regionspot.errors import InputError
+from regionspot.images import read_image
 from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import Manifest
 from regionspot.runtime.formats import FORMATS, NATIVE
 from regionspot.runtime.graphs import required_graphs
-from regionspot.transforms import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from regionspot.benchmarks.baseline import Outcome
 from regionspot.benchmarks.stages import Stages
 from regionspot.evaluation.baselines import CropSetting
+from regionspot.images import read_image
 from regionspot.masks import Rle
 from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone  # makes segment_anything importable
-from regionspot.structures import FloatArray
-from regionspot.transforms import ClipTransform, UInt8Array, crop_boxes, read_image
+from regionspot.structures import FloatArray, UInt8Array
+from regionspot.transforms import ClipTransform, crop_boxes
 
 # isort: split
 from segment_anything import SamPredictor

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from regionspot.errors import InputError
-from regionspot.structures import FloatArray
-from regionspot.transforms import MAX_PIXELS, UInt8Array, read_image, resize_image
+from regionspot.images import MAX_PIXELS, read_image
+from regionspot.structures import FloatArray, UInt8Array
+from regionspot.transforms import resize_image
 
 JPEG_QUALITY = 90
 SMALLEST_BOX = 8  # pixels

@@ -14,9 +14,9 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.data.formats import load_dataset
 from regionspot.errors import InputError
 from regionspot.files import list_files
+from regionspot.images import read_image
 from regionspot.masks import mask_to_box
-from regionspot.structures import FloatArray
-from regionspot.transforms import UInt8Array, read_image
+from regionspot.structures import FloatArray, UInt8Array
 from regionspot.vocabulary import parse_vocabulary
 
 NUM_PICTURES = 32

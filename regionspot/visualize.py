@@ -18,10 +18,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from regionspot.arrays import checked_count
 from regionspot.errors import InputError, shown
 from regionspot.fonts import Font, FontFile, default_font, font_for, read_font
+from regionspot.images import read_image
 from regionspot.label_places import place_labels
 from regionspot.masks import Rle, decode_rle, mask_to_box, rle_area
-from regionspot.structures import RegionPredictions
-from regionspot.transforms import UInt8Array, read_image, resize_image, scale_points
+from regionspot.structures import RegionPredictions, UInt8Array
+from regionspot.transforms import resize_image, scale_points
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from regionspot.errors import InputError
+from regionspot.images import ImageSource, read_image
 from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, ServingError, base64_hint
 from regionspot.serving.conversation import (
     ConfigRequest,
@@ -27,8 +28,7 @@ from regionspot.serving.conversation import (
 )
 from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
-from regionspot.structures import RegionPredictions, Vocabulary, as_prompts
-from regionspot.transforms import ImageSource, UInt8Array, read_image
+from regionspot.structures import RegionPredictions, UInt8Array, Vocabulary, as_prompts
 
 _SENT_AS_IT_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG and PNG; WebP is RIFF....WEBP
 

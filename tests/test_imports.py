@@ -38,7 +38,7 @@ LAYERS = (
     | {"arrays", "jpeg_end", "fonts", "label_places", "registers"},
     {"masks", "config", "locks"},
     {"structures"},
-    {"transforms", "synonyms", "vocabulary_files"},
+    {"images", "transforms", "synonyms", "vocabulary_files"},
     {"runtime"},
     {"vocabulary", "visualize"},
     {"modeling"},
@@ -221,7 +221,14 @@ HEAVY |= {"onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings"
 
 
 @pytest.mark.parametrize(
-    "module", ["regionspot", "regionspot.transforms", "regionspot.structures", "regionspot.masks"]
+    "module",
+    [
+        "regionspot",
+        "regionspot.images",
+        "regionspot.transforms",
+        "regionspot.structures",
+        "regionspot.masks",
+    ],
 )
 def test_loads_nothing_heavy(module: str) -> None:
     assert not loaded_by(f"import {module}") & HEAVY

@@ -196,8 +196,8 @@ def _draw_overlays(
     """
     from PIL import Image
 
+    from regionspot.images import read_image
     from regionspot.predictor import RegionPredictor
-    from regionspot.transforms import read_image
     from regionspot.visualize import draw_predictions
 
     directory.mkdir(parents=True, exist_ok=True)

@@ -68,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     _check(arguments)
+    from regionspot.images import read_image
     from regionspot.predictor import RegionPredictor
-    from regionspot.transforms import read_image
     from regionspot.vocabulary import parse_vocabulary
 
     names = parse_vocabulary(arguments.vocabulary)
@@ -111,7 +111,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _read_masks(paths: Sequence[Path]) -> list[BoolArray]:
-    from regionspot.transforms import read_mask
+    from regionspot.images import read_mask
 
     masks = [read_mask(path) for path in paths]
     sizes = {f"{mask.shape[1]} x {mask.shape[0]}" for mask in masks}

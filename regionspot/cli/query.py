@@ -109,8 +109,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _ask_about_picture(arguments: argparse.Namespace) -> int:
+    from regionspot.images import read_image
     from regionspot.serving.client import RegionClient, encoded_picture
-    from regionspot.transforms import read_image
 
     picture = encoded_picture(arguments.image)
     with RegionClient(arguments.url, arguments.timeout) as client:

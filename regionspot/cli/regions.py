@@ -18,8 +18,7 @@ from regionspot.errors import InputError, plain_text
 from regionspot.tables import text_table
 
 if TYPE_CHECKING:
-    from regionspot.structures import RegionPredictions
-    from regionspot.transforms import UInt8Array
+    from regionspot.structures import RegionPredictions, UInt8Array
 
 OVERLAY_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 

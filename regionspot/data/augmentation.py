@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from regionspot.transforms import UInt8Array, crop_boxes, flip_boxes
+from regionspot.structures import UInt8Array
+from regionspot.transforms import crop_boxes, flip_boxes
 
 MAX_CROPS = 10
 """So often a crop is drawn anew when it shows no region; then the image stays whole."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from regionspot.data.dataset import BatchSchedule, IntArray, TrainingSet
 from regionspot.data.extraction import read_upright, stack_images
-from regionspot.structures import BoolArray
-from regionspot.transforms import ClipTransform, UInt8Array
+from regionspot.structures import BoolArray, UInt8Array
+from regionspot.transforms import ClipTransform
 
 Augmentation = Callable[
     [UInt8Array, npt.NDArray[np.float32], np.random.Generator],

@@ -25,11 +25,12 @@ from regionspot.data.dataset import FloatArray, IntArray, TrainingSet
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import InputError, first_few
 from regionspot.files import cache_root, delete_leftovers, in_units
+from regionspot.images import read_image
 from regionspot.progress import Progress
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.prepared import ImagePreparation, PreparedBatch, PreparedImage
-from regionspot.structures import Prompts
-from regionspot.transforms import RESIZE, UInt8Array, read_image
+from regionspot.structures import Prompts, UInt8Array
+from regionspot.transforms import RESIZE
 
 logger = logging.getLogger(__name__)
 

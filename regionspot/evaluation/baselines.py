@@ -25,7 +25,8 @@ from regionspot.evaluation.batches import LoadedImage, RegionBatch
 from regionspot.masks import decode_rle
 from regionspot.modeling.clip import IMAGE_MEAN, ClipBackbone
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.transforms import ClipTransform, UInt8Array, crop_boxes
+from regionspot.structures import UInt8Array
+from regionspot.transforms import ClipTransform, crop_boxes
 
 CROP_BATCH = 256
 MEAN_COLOUR = np.round(np.array(IMAGE_MEAN) * 255).astype(np.uint8)

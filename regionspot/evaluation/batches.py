@@ -16,8 +16,8 @@ from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.runtime.prepared import ImagePreparation, PreparedBatch, PreparedImage
 from regionspot.runtime.scores import best_reading
-from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts
-from regionspot.transforms import SamTransform, UInt8Array
+from regionspot.structures import BoolArray, FloatArray, IntArray, Prompts, UInt8Array
+from regionspot.transforms import SamTransform
 
 MASKS_AT_ONCE = 32
 ItemT = TypeVar("ItemT")

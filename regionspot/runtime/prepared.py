@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray, Prompts
-from regionspot.transforms import ClipTransform, SamTransform, UInt8Array, model_inputs
+from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray, Prompts, UInt8Array
+from regionspot.transforms import ClipTransform, SamTransform, model_inputs
 
 
 @dataclass(frozen=True, eq=False)

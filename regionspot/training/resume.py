@@ -1,14 +1,14 @@
 """A run's directory and its checkpoints: whole or not there, verified when read.
 
-    <output_dir>/<name>/
-        config.yaml
-        plan.txt                data sets and what was left out of them, steps, the head's size
-        skipped.json            images that could not be used, if any, and why
-        metrics.jsonl, tensorboard/
-        checkpoints/step_00000500/
-            state.safetensors   weights, optimizer, average, input statistics
-            manifest.json       checksum, step, configuration, versions
-        head.safetensors        at the end
+<output_dir>/<name>/
+    config.yaml
+    plan.txt                data sets and what was left out of them, steps, the head's size
+    skipped.json            images that could not be used, if any, and why
+    metrics.jsonl, tensorboard/
+    checkpoints/step_00000500/
+        state.safetensors   weights, optimizer, average, input statistics
+        manifest.json       checksum, step, configuration, versions
+    head.safetensors        at the end
 """
 
 from __future__ import annotations

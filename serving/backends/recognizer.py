@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.images import read_image
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
 from regionspot.serving.contract import (
@@ -25,8 +26,7 @@ from regionspot.serving.contract import (
     coded,
 )
 from regionspot.serving.messages import Answer, Question, RemoteImage
-from regionspot.structures import Vocabulary
-from regionspot.transforms import UInt8Array, read_image
+from regionspot.structures import UInt8Array, Vocabulary
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 FORMATS = ("JPEG", "PNG", "WEBP")

@@ -31,12 +31,13 @@ from regionspot.data.dataset import TrainingSet
 from regionspot.data.extraction import FeatureExtractor, fill_caches, make_cache
 from regionspot.data.feature_cache import FeatureCache, Features, FeatureShape, check_space
 from regionspot.errors import ArtifactError, InputError
+from regionspot.images import read_image
 from regionspot.modeling.clip import ClipBackbone
 from regionspot.modeling.pipelines import pipeline_from_backbones
 from regionspot.modeling.presets import create_backbones
 from regionspot.modeling.sam import SamBackbone
 from regionspot.structures import Prompts
-from regionspot.transforms import ClipTransform, SamTransform, read_image
+from regionspot.transforms import ClipTransform, SamTransform
 
 SHAPE = FeatureShape((1, 6), (3, 4), "float16")
 

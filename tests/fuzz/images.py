@@ -17,7 +17,8 @@ import numpy.typing as npt
 from PIL import Image, features
 
 from regionspot.errors import RegionSpotError
-from regionspot.transforms import MAX_PIXELS, UInt8Array, read_image, read_mask
+from regionspot.images import MAX_PIXELS, read_image, read_mask
+from regionspot.structures import UInt8Array
 from tests.fuzz.target import attempt, check, fail, write
 from tests.fuzz.trees import Note, mutate_bytes
 

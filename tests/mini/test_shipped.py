@@ -13,6 +13,7 @@ from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import ArtifactError
 from regionspot.evaluation.evaluator import evaluate_methods
 from regionspot.evaluation.proposals import ground_truth_proposals
+from regionspot.images import read_image
 from regionspot.mini.architecture import build_mini_clip, position_table
 from regionspot.mini.dataset import build_dataset
 from regionspot.mini.pretrain_clip import CompactTokenizer
@@ -20,7 +21,6 @@ from regionspot.mini.shipped import WEIGHTS_DIR, load_mini_backbones, save_clip
 from regionspot.modeling.clip import ClipBackbone, tokenize
 from regionspot.modeling.presets import create_model
 from regionspot.predictor import RegionPredictor
-from regionspot.transforms import read_image
 from regionspot.vocabulary import VocabularyEncoder
 
 

@@ -20,6 +20,7 @@ from regionspot.errors import InputError
 from regionspot.evaluation.evaluator import evaluate_methods
 from regionspot.evaluation.methods import METHODS
 from regionspot.evaluation.proposals import ground_truth_proposals
+from regionspot.images import read_image
 from regionspot.masks import decode_rle
 from regionspot.mini.dataset import build_dataset
 from regionspot.modeling.clip import ClipBackbone
@@ -36,7 +37,6 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.predictor import RegionPredictor
 from regionspot.structures import Vocabulary
-from regionspot.transforms import read_image
 from regionspot.vocabulary import VocabularyEncoder
 
 WORDS = ["red ball", "blue cube", "green cone", "yellow star", "cat"]
