@@ -18,7 +18,7 @@ with small matrices, added to projections of Xc that all prompts share. The latt
 part, computed once for an image. The prompt part works on (R, M) matrices; tokens in all other
 layers are few. Results are those of SAM's decoder up to rounding.
 
-In layer 1, `Y = centred(gamma0 * Xc)`, `W0 = centred(gamma0 * U0)`, and the LayerNorm is of
+In layer 1, `Y = center(gamma0 * Xc)`, `W0 = center(gamma0 * U0)`, and the LayerNorm is of
 
     a0 * (Y + P0 W0) + d + P1 U1
 
@@ -33,6 +33,19 @@ import torch
 from torch import Tensor, nn
 
 from regionspot.modeling.precision import in_dtype, in_own_precision
+from regionspot.modeling.token_decoder_algebra import (
+    FirstVariance,
+    SecondVariance,
+    add_product,
+    by_head,
+    center,
+    flatten_heads,
+    join_heads,
+    project,
+    scale,
+    self_attention,
+    sum_by_head,
+)
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
 
 if TYPE_CHECKING:
@@ -65,6 +78,24 @@ class ImageContext(NamedTuple):
 
     projections: Tensor
     statistics: Tensor
+
+
+class _FirstChange(NamedTuple):
+    """What n prompts did to the image in layer 0: it is now `a0 * (Xc + P0 U0)`, scaled.
+
+    Attributes:
+        p0: (B, n, R, M) the probabilities of the image-to-token attention.
+        a0: (B, n, 1, M) one over the standard deviation in the LayerNorm behind it.
+        u0: (B, n, R, C) what a unit of probability adds.
+        w0: (B, n, R, C) the same after the LayerNorm's scale, centred.
+        v0: (B, n, H, T, c) the values that u0 is made of.
+    """
+
+    p0: Tensor
+    a0: Tensor
+    u0: Tensor
+    w0: Tensor
+    v0: Tensor
 
 
 class _Change(NamedTuple):
@@ -192,20 +223,18 @@ class TokenDecoder(nn.Module):
         read1, write1 = self.second.cross_attn_token_to_image, self.second.cross_attn_image_to_token
         gamma0, beta0 = self.first.norm4.weight, self.first.norm4.bias  # (C,)
         gamma1, beta1 = self.second.norm4.weight, self.second.norm4.bias
-        out0 = _centred(write0.out_proj.weight.T, -1)  # (C / 2, C)
+        out0 = center(write0.out_proj.weight.T, -1)  # (C / 2, C)
         self._constant("gamma0", gamma0)
-        self._constant("drift", _centred(beta0 + write1.out_proj.bias, 0))  # d, (C,)
+        self._constant("drift", center(beta0 + write1.out_proj.bias, 0))  # d, (C,)
         self._constant("out0", out0)
-        self._constant("out0_scaled", _centred(out0 * gamma0, -1))  # (C / 2, C)
-        self._constant("out1", _centred(write1.out_proj.weight.T, -1))  # (C / 2, C)
+        self._constant("out0_scaled", center(out0 * gamma0, -1))  # (C / 2, C)
+        self._constant("out1", center(write1.out_proj.weight.T, -1))  # (C / 2, C)
         # What positions and biases add to keys and queries of the image: (C / 2, M).
-        self._constant("position_key0", _project(read0.k_proj, positions))
-        self._constant("position_query0", _project(write0.q_proj, positions))
-        self._constant("position_key1", _project(read1.k_proj, positions + beta0[:, None]))
-        self._constant("position_query1", _project(write1.q_proj, positions + beta0[:, None]))
-        self._constant(
-            "position_final_key", _project(self.final.k_proj, positions + beta1[:, None])
-        )
+        self._constant("position_key0", project(read0.k_proj, positions))
+        self._constant("position_query0", project(write0.q_proj, positions))
+        self._constant("position_key1", project(read1.k_proj, positions + beta0[:, None]))
+        self._constant("position_query1", project(write1.q_proj, positions + beta0[:, None]))
+        self._constant("position_final_key", project(self.final.k_proj, positions + beta1[:, None]))
         # Projections that take in the LayerNorm's scale: (C / 2, C). And what its bias comes to: (C
         # / 2,).
         self._constant("key1", read1.k_proj.weight * gamma0)
@@ -229,7 +258,7 @@ class TokenDecoder(nn.Module):
         centred, rescaled = self._normalised(image)  # Xc and Y, (B, C, M)
         projections = [
             read.k_proj.weight @ image + self.position_key0,
-            _project(read.v_proj, image),
+            project(read.v_proj, image),
             write.q_proj.weight @ image + self.position_query0,
             self.out0 @ centred,
             self.key1 @ centred,
@@ -303,8 +332,8 @@ class TokenDecoder(nn.Module):
 
     def _normalised(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Xc and Y of image tokens (B, C, M)."""
-        centred = _centred(image + self.first.cross_attn_image_to_token.out_proj.bias[:, None], 1)
-        return centred, _centred(self.gamma0[:, None] * centred, 1)
+        centred = center(image + self.first.cross_attn_image_to_token.out_proj.bias[:, None], 1)
+        return centred, center(self.gamma0[:, None] * centred, 1)
 
     def _decode(
         self,
@@ -317,58 +346,82 @@ class TokenDecoder(nn.Module):
         shared = _Shared(
             *(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1))
         )
+        statistics = context.statistics[:, :, None, None].unbind(1)  # (B, 1, 1, M) each
         prompts = self._prompt_tokens(points, labels)  # (B, N, 1 + 4 + P, C)
+        tokens, first = self._first_layer(shared, statistics[0], prompts)
+        tokens, change = self._second_layer(shared, statistics, prompts, tokens, first)
+        wanted = token_ids.long() + 1
+        if not predict_iou:
+            found = self._read_wanted(shared, change, tokens[:, :, wanted], prompts[:, :, wanted])
+            return MaskTokens(found, found.new_zeros(*labels.shape[:2], 0)), change
+        wanted = torch.cat([wanted.new_zeros(1), wanted])  # (1 + T,), the IoU token first
+        found = self._read_wanted(shared, change, tokens[:, :, wanted], prompts[:, :, wanted])
+        iou_predictions = self.iou_prediction_head(found[:, :, 0])  # (B, N, 4)
+        return MaskTokens(found[:, :, 1:], iou_predictions[:, :, token_ids.long()]), change
 
+    def _first_layer(
+        self, shared: _Shared, length: Tensor, prompts: Tensor
+    ) -> tuple[Tensor, _FirstChange]:
+        """Tokens (B, N, T, C) after the first layer, and what they did to the image.
+
+        Args:
+            length: (B, 1, 1, M) |Xc|^2.
+            prompts: (B, N, T, C) tokens before it.
+        """
         layer = self.first
-        tokens = layer.norm1(_self_attention(layer.self_attn, prompts, prompts))
-        weights = self._weights(
-            layer.cross_attn_token_to_image, tokens + prompts, shared.key0
-        )  # (B, N, R, M)
+        read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        # self-attention, without positions in this layer
+        tokens = layer.norm1(self_attention(layer.self_attn, prompts, prompts))
+        # tokens attend to the image; MLP
+        weights = by_head(self._queries(read.q_proj, tokens + prompts), shared.key0).softmax(-1)
         tokens = self._read(layer, tokens, self._sum_over_image(weights, shared.value0))
-        write = layer.cross_attn_image_to_token
-        p0 = self._over_tokens(
-            _by_head(self._queries(write.k_proj, tokens + prompts), shared.query0)
-        )  # (B, N, R, M)
+        # the image attends to tokens
+        keys = self._queries(write.k_proj, tokens + prompts)
+        p0 = self._over_tokens(by_head(keys, shared.query0))  # (B, N, R, M)
         v0 = self._heads(write.v_proj(tokens))  # (B, N, H, T, c)
         u0 = self._rank_one(v0, self.out0)  # (B, N, R, C)
-        w0 = _centred(u0 * self.gamma0, -1)
-        length, scaled_length, along_drift = context.statistics[:, :, None, None].unbind(
-            1
-        )  # (B, 1, 1, M)
-        a0 = self.variance0(length, p0, u0, _by_head(2 * v0, shared.out0))  # (B, N, 1, M)
+        w0 = center(u0 * self.gamma0, -1)
+        a0 = self.variance0(length, p0, u0, by_head(2 * v0, shared.out0))  # (B, N, 1, M)
+        return tokens, _FirstChange(p0, a0, u0, w0, v0)
 
+    def _second_layer(
+        self,
+        shared: _Shared,
+        statistics: tuple[Tensor, ...],
+        prompts: Tensor,
+        tokens: Tensor,
+        first: _FirstChange,
+    ) -> tuple[Tensor, _Change]:
+        """As `_first_layer`; the image that it reads is the one that the first layer changed.
+
+        Args:
+            statistics: (B, 1, 1, M) each, see `ImageContext`.
+        """
         layer = self.second
-        tokens = layer.norm1(tokens + _self_attention(layer.self_attn, tokens + prompts, tokens))
         read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        p0, a0, u0, w0, v0 = first
+        # self-attention
+        tokens = layer.norm1(tokens + self_attention(layer.self_attn, tokens + prompts, tokens))
+        # tokens attend to the image; MLP
         queries = self._queries(read.q_proj, tokens + prompts)
         scores = self._scores(queries, shared.key1, self.position_key1, u0 @ self.key1.T, p0, a0)
-        weights = _scale(scores.softmax(-1), a0)  # (B, N, R, M)
+        weights = scale(scores.softmax(-1), a0)  # (B, N, R, M)
         values = self._sum_over_image(weights, shared.value1) + self._mix(
             weights @ p0.mT, u0 @ self.value1.T
         )
         tokens = self._read(layer, tokens, values + self.value1_bias)
+        # the image attends to tokens
         keys = self._queries(write.k_proj, tokens + prompts)
         p1 = self._over_tokens(
             self._scores(keys, shared.query1, self.position_query1, u0 @ self.query1.T, p0, a0)
         )
         v1 = self._heads(write.v_proj(tokens))
         u1 = self._rank_one(v1, self.out1)
-        along0, along1 = (
-            _by_head(2 * v0, shared.out0_scaled),
-            _by_head(2 * v1, shared.out1),
-        )  # (B, N, R, M)
-        a1 = self.variance1(
-            scaled_length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1
-        )
-        change = _Change(p0, a0, w0, p1, a1, u1)
-        rows = token_ids.long() + 1
-        if not predict_iou:
-            found = self._read_wanted(shared, change, tokens[:, :, rows], prompts[:, :, rows])
-            return MaskTokens(found, found.new_zeros(*labels.shape[:2], 0)), change
-        rows = torch.cat([rows.new_zeros(1), rows])  # (1 + T,), the IoU token first
-        found = self._read_wanted(shared, change, tokens[:, :, rows], prompts[:, :, rows])
-        iou_predictions = self.iou_prediction_head(found[:, :, 0])  # (B, N, 4)
-        return MaskTokens(found[:, :, 1:], iou_predictions[:, :, token_ids.long()]), change
+        along0 = by_head(2 * v0, shared.out0_scaled)  # (B, N, R, M)
+        along1 = by_head(2 * v1, shared.out1)
+        _, length, along_drift = statistics
+        a1 = self.variance1(length, along_drift, self.drift, a0, p0, w0, along0, p1, u1, along1)
+        return tokens, _Change(p0, a0, w0, p1, a1, u1)
 
     def _read_wanted(
         self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor
@@ -378,13 +431,13 @@ class TokenDecoder(nn.Module):
         drift = self.drift.expand(1, 1, 1, -1)  # (1, 1, 1, C)
         queries = self._queries(self.final.q_proj, tokens + prompts)
         scores = self._scores(queries, shared.final_key, None, w0 @ self.final_key.T, p0, a0)
-        scores = _add_product(scores, self._along(queries, u1 @ self.final_key.T), p1)
-        scores = _scale(scores + self._along(queries, drift @ self.final_key.T), a1)  # (B, N, R, M)
-        scores = _by_head(queries, self._shared_heads(self.position_final_key), onto=scores)
-        weights = _scale(scores.softmax(-1), a1)
+        scores = add_product(scores, self._along(queries, u1 @ self.final_key.T), p1)
+        scores = scale(scores + self._along(queries, drift @ self.final_key.T), a1)  # (B, N, R, M)
+        scores = by_head(queries, self._shared_heads(self.position_final_key), onto=scores)
+        weights = scale(scores.softmax(-1), a1)
         values = self._mix(weights @ p1.mT, u1 @ self.final_value.T)
         values = values + self._mix(weights.sum(-1, keepdim=True), drift @ self.final_value.T)
-        weights = _scale(weights, a0)
+        weights = scale(weights, a0)
         values = values + self._mix(weights @ p0.mT, w0 @ self.final_value.T)
         values = values + self._sum_over_image(weights, shared.final_value)
         return self.norm_final(tokens + self.final.out_proj(values + self.final_value_bias))
@@ -419,9 +472,6 @@ class TokenDecoder(nn.Module):
         tokens = layer.norm2(tokens + layer.cross_attn_token_to_image.out_proj(values))
         return layer.norm3(tokens + layer.mlp(tokens))
 
-    def _weights(self, read: Any, tokens: Tensor, keys: Tensor) -> Tensor:
-        return _by_head(self._queries(read.q_proj, tokens), keys).softmax(-1)
-
     def _scores(
         self,
         queries: Tensor,
@@ -438,35 +488,35 @@ class TokenDecoder(nn.Module):
             positions: (C / 2, M) projections of what is added after the LayerNorm.
             changes: (B, N, R, C / 2) projections of what a unit of p0 adds.
         """
-        scores = _add_product(_by_head(queries, image), self._along(queries, changes), p0)
-        scores = _scale(scores, a0)
+        scores = add_product(by_head(queries, image), self._along(queries, changes), p0)
+        scores = scale(scores, a0)
         return (
             scores
             if positions is None
-            else _by_head(queries, self._shared_heads(positions), onto=scores)
+            else by_head(queries, self._shared_heads(positions), onto=scores)
         )
 
     def _along(self, queries: Tensor, changes: Tensor) -> Tensor:
         """(B, N, H, T, c) and (B, N, R, C / 2) to their products by head (B, N, H * T, R)."""
-        return _rows(queries @ self._heads(changes).mT)
+        return flatten_heads(queries @ self._heads(changes).mT)
 
     def _mix(self, weights: Tensor, values: Tensor) -> Tensor:
         """(B, N, H * T, R) weights of values (B, N, R, C / 2), by head, to (B, N, T, C / 2)."""
-        return _join(weights.unflatten(2, (self.num_heads, -1)) @ self._heads(values))
+        return join_heads(weights.unflatten(2, (self.num_heads, -1)) @ self._heads(values))
 
     def _sum_over_image(self, weights: Tensor, values: Tensor) -> Tensor:
         """(B, N, H * T, M) weights of values (B, H, c, M) to (B, N, T, C / 2)."""
-        return _join(_sum_by_head(weights, values))
+        return join_heads(sum_by_head(weights, values))
 
     def _over_tokens(self, scores: Tensor) -> Tensor:
         """Softmax over the T tokens of each head: (B, N, H * T, M)."""
-        return _rows(scores.unflatten(2, (self.num_heads, -1)).softmax(-2))
+        return flatten_heads(scores.unflatten(2, (self.num_heads, -1)).softmax(-2))
 
     def _rank_one(self, values: Tensor, out: Tensor) -> Tensor:
         """(B, N, H, T, c) through the output projection (C / 2, C), each head by itself: (B, N, R,
         C).
         """
-        return _rows(values @ out.unflatten(0, (self.num_heads, -1)))
+        return flatten_heads(values @ out.unflatten(0, (self.num_heads, -1)))
 
     def _queries(self, projection: Any, tokens: Tensor) -> Tensor:
         """(B, N, T, C) to (B, N, H, T, c), over the square root of c."""
@@ -480,164 +530,3 @@ class TokenDecoder(nn.Module):
     def _shared_heads(self, x: Tensor) -> Tensor:
         """(C / 2, M) to (1, H, c, M)."""
         return x.unflatten(0, (self.num_heads, -1)).unsqueeze(0)
-
-
-class FirstVariance(nn.Module):
-    """One over the standard deviation in layer 0's LayerNorm of the image, Xc + P0 U0, without
-    forming that.
-
-    A module of its own, as `SecondVariance`, because sums cancel here: in half-precision graphs it
-    stays in float32.
-    """
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(self, length: Tensor, p0: Tensor, u0: Tensor, along: Tensor) -> Tensor:
-        """To (B, N, 1, M).
-
-        Args:
-            length: (B, 1, 1, M) |Xc|^2.
-            p0, u0: (B, N, R, M) and (B, N, R, C).
-            along: (B, N, R, M) twice Xc U0; it may be overwritten.
-        """
-        squares = length + _dot(_add_product(along, u0 @ u0.mT, p0), p0)
-        return (squares / u0.shape[-1] + self.eps).rsqrt()
-
-
-class SecondVariance(nn.Module):
-    """The same of layer 1, a0 * (Y + P0 W0) + d + P1 U1."""
-
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-
-    def forward(
-        self,
-        length: Tensor,
-        along_drift: Tensor,
-        drift: Tensor,
-        a0: Tensor,
-        p0: Tensor,
-        w0: Tensor,
-        along0: Tensor,
-        p1: Tensor,
-        u1: Tensor,
-        along1: Tensor,
-    ) -> Tensor:
-        """To (B, N, 1, M).
-
-        Args:
-            length, along_drift: (B, 1, 1, M) |Y|^2 and Y d.
-            drift: (C,) d.
-            a0: (B, N, 1, M) from `FirstVariance`.
-            p0, p1, w0, u1: (B, N, R, M) and (B, N, R, C).
-            along0, along1: (B, N, R, M) twice Y W0 and twice Y U1; they may be overwritten.
-        """
-        both0 = length + _dot(_add_product(along0, w0 @ w0.mT, p0), p0)
-        along_drift = along_drift + (w0 @ drift).unsqueeze(2) @ p0
-        cross = _scale(_add_product(along1, 2 * u1 @ w0.mT, p0), a0)
-        both1 = _dot(_add_product(cross, u1 @ u1.mT, p1), p1) + 2 * (u1 @ drift).unsqueeze(2) @ p1
-        squares = a0 * (a0 * both0 + 2 * along_drift) + both1 + drift @ drift
-        return (squares / drift.shape[0] + self.eps).rsqrt()
-
-
-def _by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tensor:
-    """(B, N, H, T, c) times (B, H, c, M), which all N share, to (B, N, H * T, M); added to `onto`,
-    which it overwrites.
-
-    To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all
-    the rest. On a CPU each prompt has its own product, in place; on a GPU, where each would be a
-    launch, all have one, which is copied.
-    """
-    if torch.compiler.is_exporting():
-        product = _rows(vectors @ image.unsqueeze(1))
-        return product if onto is None else onto + product
-    if vectors.is_cuda:
-        product = _by_head_at_once(vectors, image)
-        return product if onto is None else onto.add_(product)
-    heads, length = vectors.shape[2:4]
-    total = (
-        vectors.new_empty(*vectors.shape[:2], heads * length, image.shape[3])
-        if onto is None
-        else onto
-    )
-    for of_image, shared, out in zip(
-        vectors, image.expand(len(vectors), -1, -1, -1), total, strict=True
-    ):
-        for of_prompt, out_of_prompt in zip(
-            of_image, out.unflatten(1, (heads, length)), strict=True
-        ):
-            if onto is None:
-                torch.bmm(of_prompt, shared, out=out_of_prompt)
-            else:
-                out_of_prompt.baddbmm_(of_prompt, shared)
-    return total
-
-
-def _by_head_at_once(vectors: Tensor, image: Tensor) -> Tensor:
-    return _rows(torch.einsum("bnhtc,bhcm->bnhtm", vectors, image.expand(len(vectors), -1, -1, -1)))
-
-
-def _sum_by_head_at_once(weights: Tensor, values: Tensor) -> Tensor:
-    return torch.einsum("bnhtm,bhcm->bnhtc", weights, values)
-
-
-def _sum_by_head(weights: Tensor, values: Tensor) -> Tensor:
-    """(B, N, H * T, M) weights of values (B, H, c, M), which all N share, to (B, N, H, T, c)."""
-    weights = weights.unflatten(2, (values.shape[1], -1))
-    if torch.compiler.is_exporting():
-        return weights @ values.mT.unsqueeze(1)
-    if weights.is_cuda:
-        return _sum_by_head_at_once(weights, values)
-    sums = weights.new_empty(*weights.shape[:4], values.shape[2])
-    for of_image, shared, out in zip(weights, values.mT, sums, strict=True):
-        for of_prompt, out_of_prompt in zip(of_image, out, strict=True):
-            torch.bmm(of_prompt, shared, out=out_of_prompt)
-    return sums
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right for (B, N, ...) matrices; `total` is overwritten where nothing is
-    traced.
-    """
-    if torch.compiler.is_exporting():
-        return total + left @ right
-    total.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
-    return total
-
-
-def _scale(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor; `x` is overwritten where nothing is traced."""
-    return x * factor if torch.compiler.is_exporting() else x.mul_(factor)
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N, R, M) twice, to the sum of products over R, (B, N, 1, M); `x` may be overwritten."""
-    return _scale(x, y).sum(2, keepdim=True)
-
-
-def _self_attention(attention: Any, queries: Tensor, values: Tensor) -> Tensor:
-    """`segment_anything`'s attention of (B, N, T, C) tokens of a prompt to each other."""
-    queries, flat = queries.flatten(0, 1), values.flatten(0, 1)
-    return attention(q=queries, k=queries, v=flat).unflatten(0, values.shape[:2])
-
-
-def _centred(x: Tensor, dim: int) -> Tensor:
-    return x - x.mean(dim, keepdim=True)
-
-
-def _project(linear: nn.Linear, image: Tensor) -> Tensor:
-    """A linear layer over (..., C, M), channels first."""
-    return linear.weight @ image + linear.bias[:, None]
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, N, H, T, X) to (B, N, H * T, X)."""
-    return x.flatten(2, 3)
-
-
-def _join(x: Tensor) -> Tensor:
-    """(B, N, H, T, c) to (B, N, T, H * c)."""
-    return x.transpose(2, 3).flatten(3)

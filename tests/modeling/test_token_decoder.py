@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from regionspot.mini.shipped import load_mini_backbones
-from regionspot.modeling import token_decoder
+from regionspot.modeling import token_decoder_algebra as algebra
 from regionspot.modeling.sam import build_sam
 from regionspot.modeling.token_decoder import PADDING_LABEL, ImageContext, TokenDecoder
 from regionspot.runtime.graph_spec import NUM_PROJECTIONS, NUM_STATISTICS
@@ -258,11 +258,12 @@ def test_products_of_all_prompts_at_once_are_those_of_each(
     image = torch.randn(batch, 4, 8, 10, generator=generator)
     shared = torch.randn(1, 4, 8, 10, generator=generator)
     assert_close(
-        token_decoder._by_head_at_once(vectors, image), token_decoder._by_head(vectors, image)
+        algebra.by_head_at_once(vectors, image),
+        algebra.by_head(vectors, image),
     )
     onto = torch.randn(batch, 3, 28, 10, generator=generator)
-    expected = token_decoder._by_head(vectors, shared, onto=onto.clone())
-    assert_close(onto + token_decoder._by_head_at_once(vectors, shared), expected)
+    expected = algebra.by_head(vectors, shared, onto=onto.clone())
+    assert_close(onto + algebra.by_head_at_once(vectors, shared), expected)
     weights = torch.randn(batch, 3, 28, 10, generator=generator)
-    at_once = token_decoder._sum_by_head_at_once(weights.unflatten(2, (4, 7)), image)
-    assert_close(at_once, token_decoder._sum_by_head(weights, image))
+    at_once = algebra.sum_by_head_at_once(weights.unflatten(2, (4, 7)), image)
+    assert_close(at_once, algebra.sum_by_head(weights, image))
