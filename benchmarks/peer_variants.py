@@ -45,6 +45,21 @@ FIRST_COUNTS = (1, 2, 3)
 """Numbers of regions that arithmetic is counted with, see `extrapolate`."""
 
 
+STAGES = {
+    "preprocess": "decode_resize",
+    "sam_image_encoder": "sam_encoder",
+    "sam_token_decoder_image": "token_decoder",
+    "sam_token_decoder_prompts": "token_decoder",
+    "sam_mask_decoder": "masks",
+    "encode_masks": "masks",
+    "clip_image_encoder": "clip_encoder",
+    "region_head": "head",
+}
+"""What `RegionPipeline.observer` is told, and what it is called in the report. With masks one graph
+gives tokens and masks: its time is "masks".
+"""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to measure.
@@ -89,11 +104,7 @@ class Inputs:
 
 
 class Ours:
-    """`RegionPredictor`, with its stages timed.
-
-    The predictor's methods are wrapped, not changed. With masks one graph gives tokens and masks:
-    its time is "masks".
-    """
+    """`RegionPredictor`, with its stages timed."""
 
     def __init__(self, model: RegionSpot | RegionPipeline, words: FloatArray, draw: bool) -> None:
         self.stages = Stages()
@@ -101,7 +112,7 @@ class Ours:
         self.predictor, self.draw = RegionPredictor(model), draw
         self.in_torch = self.predictor.pipeline.runtime == "torch"
         self._open_graphs()
-        self._time_stages()
+        self.predictor.pipeline.observer = lambda stage: self.stages.of(STAGES[stage])
 
     def __call__(self, picture: bytes, boxes: FloatArray) -> Outcome:
         with self.stages.of("other"):
@@ -124,30 +135,6 @@ class Ours:
             "region_head",
         ):
             self.predictor.pipeline.runner(graph)
-
-    def _time_stages(self) -> None:
-        predictor, pipeline = self.predictor, self.predictor.pipeline
-        run = pipeline._run
-
-        def run_graph(graph: str, *arguments: Any, **named: Any) -> Any:
-            """The decoder's image part is called within `encode_image`."""
-            if graph != "sam_token_decoder_image":
-                return run(graph, *arguments, **named)
-            with self.stages.of("token_decoder"):
-                return run(graph, *arguments, **named)
-
-        wrapped: dict[tuple[Any, str], str] = {
-            (predictor, "encode"): "decode_resize",
-            (predictor, "_draw_masks"): "masks",
-            (pipeline, "encode_image"): "sam_encoder",
-            (pipeline, "encode_clip"): "clip_encoder",
-            (pipeline, "mask_tokens"): "token_decoder",
-            (pipeline, "low_res_masks"): "masks",
-            (pipeline, "classify"): "head",
-        }
-        for (owner, name), stage in wrapped.items():
-            setattr(owner, name, self.stages.wrap(stage, getattr(owner, name)))
-        setattr(pipeline, "_run", run_graph)  # noqa: B010 - mypy refuses to assign to a method
 
 
 def variant_name(way: str, draw: bool) -> str:

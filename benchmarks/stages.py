@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 class Stages:
@@ -44,15 +43,6 @@ class Stages:
             yield
         finally:
             self.end()
-
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function whose time is the stage's."""
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            with self.of(name):
-                return function(*arguments, **named)
-
-        return timed
 
     def _charge(self) -> None:
         now = time.perf_counter()

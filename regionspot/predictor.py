@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from regionspot.arrays import checked_count
 from regionspot.errors import ArtifactError, InputError
+from regionspot.images import ImageSource, read_image
 from regionspot.masks import Rle
 from regionspot.runtime.pipeline import EncodedImages, RegionPipeline
 from regionspot.runtime.scores import best_classes, best_reading, softmax
@@ -27,7 +28,7 @@ from regionspot.structures import (
     as_class_names,
     as_prompts,
 )
-from regionspot.transforms import ClipTransform, ImageSource, SamTransform, model_inputs, read_image
+from regionspot.transforms import ClipTransform, SamTransform, model_inputs
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
 if TYPE_CHECKING:
@@ -142,10 +143,11 @@ class RegionPredictor:
         Raises:
             InputError: the image cannot be used.
         """
-        pixels = read_image(image)
-        sam_image, input_size, clip_image = model_inputs(
-            pixels, self._sam_transform, self._clip_transform
-        )
+        with self.pipeline.observer("preprocess"):
+            pixels = read_image(image)
+            sam_image, input_size, clip_image = model_inputs(
+                pixels, self._sam_transform, self._clip_transform
+            )
         return EncodedPicture(
             height=pixels.shape[0],
             width=pixels.shape[1],
@@ -337,9 +339,10 @@ class RegionPredictor:
         if there is one.
         """
         readings = low_res_masks.shape[1]
-        masks = self._sam_transform.encode_masks(
-            low_res_masks.reshape(-1, *low_res_masks.shape[2:]), image.height, image.width
-        )
+        with self.pipeline.observer("encode_masks"):
+            masks = self._sam_transform.encode_masks(
+                low_res_masks.reshape(-1, *low_res_masks.shape[2:]), image.height, image.width
+            )
         of_prompts = _repeat(prompts.boxes, readings)
         has_box = _repeat((prompts.labels == BOX_TOP_LEFT).any(1), readings)
         keep = has_box | (masks.areas == 0)

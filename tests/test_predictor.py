@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,19 +193,29 @@ class TestAnswers:
             np.testing.assert_allclose(ious(other), ious(whole), atol=1e-5)
 
     def test_only_drawing_is_chunked(
-        self, predictor: RegionPredictor, monkeypatch: pytest.MonkeyPatch
+        self, predictor: RegionPredictor, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        graphs, run = [], predictor.pipeline._run
+        stages: list[str] = []
 
-        def noted(graph: str, *arguments: Any, **options: Any) -> Any:
-            graphs.append(graph)
-            return run(graph, *arguments, **options)
+        @contextmanager
+        def observer(stage: str) -> Iterator[None]:
+            yield
+            stages.append(stage)
 
-        monkeypatch.setattr(predictor.pipeline, "_run", noted)
+        monkeypatch.setattr(predictor.pipeline, "observer", observer)
         predictor.predict(boxes=BOXES, vocabulary=WORDS, return_masks=False, mask_chunk=1)
-        assert graphs == ["sam_token_decoder_prompts", "region_head"]
+        assert stages == ["sam_token_decoder_prompts", "region_head"]
+        stages.clear()
         predictor.predict(boxes=BOXES, vocabulary=WORDS, mask_chunk=1)
-        assert graphs[2:] == ["sam_mask_decoder"] * len(BOXES) + ["region_head"]
+        assert stages == ["sam_mask_decoder", "encode_masks"] * len(BOXES) + ["region_head"]
+        stages.clear()
+        predictor.encode(photo)
+        assert stages == [
+            "preprocess",
+            "sam_image_encoder",
+            "sam_token_decoder_image",
+            "clip_image_encoder",
+        ]
 
     def test_dropout_is_off_and_the_mode_put_back(
         self, predictor: RegionPredictor, model: RegionSpot

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -21,8 +22,7 @@ from regionspot.errors import InputError
 from regionspot.runtime.graph_spec import ModelInfo, Range
 from regionspot.runtime.runner import Array, Runner
 from regionspot.runtime.text_encoder import GraphTextEncoder, TextInput
-from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray
-from regionspot.transforms import UInt8Array
+from regionspot.structures import PADDING, BoolArray, FloatArray, IntArray, UInt8Array
 
 CPU_PROMPT_CHUNK = 8
 """ViT-B's decoder takes a third longer in chunks of 32, whose matrices do not fit into a CPU's
@@ -137,6 +137,11 @@ class RegionPipeline:
         reopen: opens the same pipeline in another process; it must be picklable.
         text_input: loads what makes tokens of class names, when they are first encoded; None if
             there is nothing.
+
+    Attributes:
+        observer: gives a context manager around each stage, by the stage's name: a graph's, or
+            what `RegionPredictor` does beside the graphs, "preprocess" and "encode_masks". For
+            timers and tracers; called in the thread that does the work. None is set at first.
     """
 
     def __init__(
@@ -166,6 +171,7 @@ class RegionPipeline:
         self._opening, self._reopen = threading.RLock(), reopen
         self._load_text_input = text_input
         self._text_input: TextInput | None = None
+        self.observer: Callable[[str], AbstractContextManager[object]] = nullcontext
 
     def __reduce__(self) -> tuple[Callable[[], RegionPipeline], tuple[()]]:
         if self._reopen is None:
@@ -455,7 +461,8 @@ class RegionPipeline:
             for tensor in runner.spec.optional
             if tensor.name in optional
         }
-        outputs = runner.infer(feeds, names if keep else ())
+        with self.observer(graph):
+            outputs = runner.infer(feeds, names if keep else ())
         return tuple(outputs[name] for name in names)
 
     def _batches(self, graph: str, count: int) -> Iterator[tuple[slice, int]]:

@@ -5,7 +5,8 @@ weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -415,14 +416,15 @@ def test_masks_and_tokens_take_one_pass_of_the_decoder(
         load_image(dataset, dataset.images[index], proposals.boxes[index + 1], *sizes)
         for index in (0, 1)
     ]
-    pipeline, graphs = pipeline_from_model(model), []
-    run = pipeline._run
+    pipeline = pipeline_from_model(model)
+    graphs: list[str] = []
 
-    def noted(graph: str, *arguments: Any, **options: Any) -> Any:
-        graphs.append(graph)
-        return run(graph, *arguments, **options)
+    @contextmanager
+    def observer(stage: str) -> Iterator[None]:
+        graphs.append(stage)
+        yield
 
-    monkeypatch.setattr(pipeline, "_run", noted)
+    monkeypatch.setattr(pipeline, "observer", observer)
     with_masks = BatchEncoder(pipeline, masks=True).encode(images)
     encoders = ["sam_image_encoder", "sam_token_decoder_image"]
     assert graphs == [*encoders, "sam_mask_decoder", "clip_image_encoder"]
