@@ -130,6 +130,17 @@ def box_embeddings(corners: Tensor, token_dim: int) -> Tensor:
 @log_to("stdout")
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    report = _measure(arguments)
+    write_output(arguments.json, json_bytes(report))
+    for name, figures in report["crops_at_other_settings_on_val"].items():
+        print(f"{name}: top-1 {figures['top1']}")
+    for name, of_split in report["splits"].items():
+        print(f"\n{name}\n{format_summary(of_split)}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Builds the world, trains a head of each seed, and measures them and the baselines."""
     long_tail = arguments.long_tail
     train_json, val_json, crowds_json = build_dataset(
         arguments.out / "data",
@@ -160,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     beside = _measured(
         heads[0], splits["val"], words["val"], {each.description: each for each in CROPS_BESIDE}
     )
-    report: dict[str, Any] = {
+    return {
         "benchmark": "mini",
         "splits": summaries,
         "crops_at_other_settings_on_val": {
@@ -175,12 +186,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings_chosen_on=f"the first {NUM_TO_TUNE_ON} training pictures",
         ),
     }
-    write_output(arguments.json, json_bytes(report))
-    for name, figures in report["crops_at_other_settings_on_val"].items():
-        print(f"{name}: top-1 {figures['top1']}")
-    for name, of_split in summaries.items():
-        print(f"\n{name}\n{format_summary(of_split)}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

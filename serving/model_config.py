@@ -136,6 +136,14 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
     Args:
         folder: the model's, with its versions in it.
     """
+    return [
+        *_file_problems(config, folder),
+        *_tensor_problems(config),
+        *_scheduling_problems(config),
+    ]
+
+
+def _file_problems(config: pb.ModelConfig, folder: Path) -> list[str]:
     found = []
     if config.name != folder.name:
         found.append(f"name {config.name!r} is not that of its folder, {folder.name!r}")
@@ -152,6 +160,11 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
             for name in sorted(names)
             if not (version / name).is_file()
         ]
+    return found
+
+
+def _tensor_problems(config: pb.ModelConfig) -> list[str]:
+    found = []
     if not config.input or not config.output:
         found.append("has no inputs or no outputs")
     for tensor in (*config.input, *config.output):
@@ -160,17 +173,20 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
         ]
         if tensor.data_type == pb.TYPE_INVALID:
             found.append(f"{tensor.name} has no type")
-    found += [
-        f"two tensors are called {name}"
-        for name in _repeated(tensor.name for tensor in config.input)
-    ]
-    found += [
-        f"two tensors are called {name}"
-        for name in _repeated(tensor.name for tensor in config.output)
-    ]
-    for group in config.instance_group:
-        if group.gpus and group.kind == pb.ModelInstanceGroup.KIND_CPU:
-            found.append("names GPUs for instances on the CPU")
+    for tensors in (config.input, config.output):
+        names = _repeated(tensor.name for tensor in tensors)
+        found += [f"two tensors are called {name}" for name in names]
+    return found
+
+
+def _scheduling_problems(config: pb.ModelConfig) -> list[str]:
+    """Of instances, batching and warm-up."""
+    found = []
+    if any(
+        group.gpus and group.kind == pb.ModelInstanceGroup.KIND_CPU
+        for group in config.instance_group
+    ):
+        found.append("names GPUs for instances on the CPU")
     batching = config.dynamic_batching
     if config.HasField("dynamic_batching") and config.max_batch_size < 1:
         found.append("batches requests, with a max_batch_size of 0")
@@ -180,9 +196,11 @@ def lint(config: pb.ModelConfig, folder: Path) -> list[str]:
         found.append(
             "has a default_queue_policy: with one instance some requests would wait for 500 ms"
         )
-    for warmup in config.model_warmup:
-        if any(-1 in tensor.dims for tensor in warmup.inputs.values()):
-            found.append(f"warm-up {warmup.name} leaves an axis open")
+    found += [
+        f"warm-up {warmup.name} leaves an axis open"
+        for warmup in config.model_warmup
+        if any(-1 in tensor.dims for tensor in warmup.inputs.values())
+    ]
     return found
 
 

@@ -29,6 +29,7 @@ from regionspot.tables import text_table
 
 if TYPE_CHECKING:
     from regionspot.data.coco_json import CocoDataset
+    from regionspot.evaluation.detections import Detections
     from regionspot.evaluation.methods import Method
     from regionspot.evaluation.proposals import Proposals
     from regionspot.modeling.regionspot import RegionSpot
@@ -64,47 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_model_options(parser)
     add_runtime_options(parser)
-    parser.add_argument(
-        "--proposals",
-        default="gt",
-        metavar="gt|FILE",
-        help="ground-truth boxes (default), or a detector's: COCO results, or boxes (xyxy) and "
-        "scores by image id",
-    )
-    parser.add_argument(
-        "--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--iou-type",
-        choices=("bbox", "segm", "both"),
-        default="bbox",
-        help="judge boxes, SAM's masks, or both",
-    )
-    parser.add_argument(
-        "--methods",
-        default="head",
-        metavar="LIST",
-        help="with commas between: head, clip_crops, roi_pooling, mask_pooling, constant_token, "
-        "head_and_crops (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--tune-on",
-        metavar="JSON",
-        help="training annotations: each baseline takes the setting with the highest top-1 "
-        "accuracy on their boxes instead of its default",
-    )
-    parser.add_argument(
-        "--tune-images",
-        metavar="DIR",
-        help="where the images of --tune-on are (default: beside the annotations)",
-    )
-    parser.add_argument(
-        "--tune-count",
-        type=int,
-        default=200,
-        metavar="N",
-        help="use the first N of them (%(default)s)",
-    )
+    _add_protocol_options(parser)
+    _add_method_options(parser)
     add_clean_names_option(parser)
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="images at a time (%(default)s)"
@@ -130,6 +92,53 @@ def build_parser() -> argparse.ArgumentParser:
         help="write COCO results; of several methods each gets its own file, OUT.METHOD.json",
     )
     return parser
+
+
+def _add_protocol_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--proposals",
+        default="gt",
+        metavar="gt|FILE",
+        help="ground-truth boxes (default), or a detector's: COCO results, or boxes (xyxy) and "
+        "scores by image id",
+    )
+    parser.add_argument(
+        "--rules", choices=("lvis", "coco"), default="lvis", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--iou-type",
+        choices=("bbox", "segm", "both"),
+        default="bbox",
+        help="judge boxes, SAM's masks, or both",
+    )
+
+
+def _add_method_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods",
+        default="head",
+        metavar="LIST",
+        help="with commas between: head, clip_crops, roi_pooling, mask_pooling, constant_token, "
+        "head_and_crops (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tune-on",
+        metavar="JSON",
+        help="training annotations: each baseline takes the setting with the highest top-1 "
+        "accuracy on their boxes instead of its default",
+    )
+    parser.add_argument(
+        "--tune-images",
+        metavar="DIR",
+        help="where the images of --tune-on are (default: beside the annotations)",
+    )
+    parser.add_argument(
+        "--tune-count",
+        type=int,
+        default=200,
+        metavar="N",
+        help="use the first N of them (%(default)s)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,6 +175,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=arguments.batch_size,
             skip_unreadable=arguments.skip_unreadable,
         )
+    _write_results(arguments, results, detection_files)
+    return 0
+
+
+def _write_results(
+    arguments: argparse.Namespace,
+    results: Mapping[str, tuple[dict[str, Any], Detections]],
+    detection_files: Mapping[str, Path],
+) -> None:
+    """Files as they were asked for, and the table."""
     metrics = {method: figures for method, (figures, _) in results.items()}
     if arguments.json:
         write_output(arguments.json, json_bytes(metrics))
@@ -176,7 +195,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         format_table(metrics, iou_types),
         file=table_stream(arguments.json, *detection_files.values()),
     )
-    return 0
 
 
 def _load(arguments: argparse.Namespace) -> tuple[CocoDataset, Proposals]:

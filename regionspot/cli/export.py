@@ -37,6 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--weights", dest="head_weights", metavar="HEAD", help="the same as --head-weights"
     )
     parser.set_defaults(device="cpu")
+    _add_selection_options(parser)
+    _add_verification_options(parser)
+    _add_engine_options(parser)
+    return parser
+
+
+def _add_selection_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to make")
     for row in FORMATS.values():
         if row.option is not None:
@@ -78,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--resume", action="store_true", help="keep what an earlier run made and verified"
     )
+
+
+def _add_verification_options(parser: argparse.ArgumentParser) -> None:
     compared = parser.add_argument_group("verification and calibration")
     compared.add_argument(
         "--calibration",
@@ -96,6 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
     compared.add_argument(
         "--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)"
     )
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     engines = parser.add_argument_group("TensorRT")
     engines.add_argument(
         "--compute-capability",
@@ -111,7 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
     engines.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="makes later builds faster"
     )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

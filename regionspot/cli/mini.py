@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from regionspot.mini.pretrain_clip import ClipRecipe
@@ -18,6 +18,12 @@ Recipe = TypeVar("Recipe", "SamRecipe", "ClipRecipe")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="regionspot mini", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
+    _add_build(actions)
+    _add_pretrain(actions)
+    return parser
+
+
+def _add_build(actions: Any) -> None:
     build = actions.add_parser("build", help="write pictures and LVIS-format annotations")
     build.add_argument(
         "--out", type=Path, required=True, help="directory for the annotations and pictures"
@@ -42,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+
+
+def _add_pretrain(actions: Any) -> None:
     pretrain = actions.add_parser("pretrain", help="train the small SAM or CLIP on the mini world")
     pretrain.add_argument("tower", choices=("sam", "clip"))
     pretrain.add_argument(
@@ -69,7 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--pool", type=Path, default=Path("runs/mini-pool"), help="rendered pictures (%(default)s)"
     )
     pretrain.add_argument("--threads", type=int, default=2)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

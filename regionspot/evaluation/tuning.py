@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from regionspot.data.coco_json import CocoDataset
 from regionspot.errors import InputError
+from regionspot.evaluation.batches import RegionBatch
 from regionspot.evaluation.evaluator import scored_batches
 from regionspot.evaluation.methods import HEAD, METHODS, Method, candidates, ensemble
 from regionspot.evaluation.proposals import Proposals, ground_truth_proposals
@@ -18,7 +19,7 @@ from regionspot.evaluation.top1 import is_right
 from regionspot.evaluation.unreadable import readable_part
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import as_pipeline
-from regionspot.structures import Vocabulary
+from regionspot.structures import FloatArray, Vocabulary
 
 TUNABLE = ("clip_crops", "roi_pooling", "mask_pooling", "head_and_crops")
 ROUNDS = ((0.1, 0.25), (0.4, 0.25), (1.0, 0.0))
@@ -105,15 +106,10 @@ def _best(
             for of_baseline in left.values()
             for description, method in of_baseline.items()
         }
-        assert proposals.annotations is not None
-        for batch, description, probabilities in scored_batches(
+        scores = scored_batches(
             pipeline, model, part, vocabulary, proposals, together, batch_size, progress=progress
-        ):
-            for image, of_image in zip(batch.images, probabilities, strict=True):
-                annotations = proposals.annotations[image.record.id]
-                right[description] += int(
-                    is_right(dataset, annotations, of_image[: len(annotations)]).sum()
-                )
+        )
+        right += _num_right(scores, dataset, proposals)
         # of equals the first
         order = {name: sorted(found, key=lambda one: -right[one]) for name, found in left.items()}
         if seen == len(dataset.images):
@@ -134,3 +130,20 @@ def _best(
         }
         best[name] = replace(left[name][first], tuned_on=tuned_on)
     return best
+
+
+def _num_right(
+    scores: Iterable[tuple[RegionBatch, str, FloatArray]],
+    dataset: CocoDataset,
+    proposals: Proposals,
+) -> Counter[str]:
+    """Method -> how many of the ground-truth regions it names right."""
+    assert proposals.annotations is not None
+    right = Counter[str]()
+    for batch, description, probabilities in scores:
+        for image, of_image in zip(batch.images, probabilities, strict=True):
+            annotations = proposals.annotations[image.record.id]
+            right[description] += int(
+                is_right(dataset, annotations, of_image[: len(annotations)]).sum()
+            )
+    return right
