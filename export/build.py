@@ -180,10 +180,9 @@ class _Build:
         parity = verify_graph(
             self.settings.out / entry.file,
             entry.spec,
-            FORMATS[entry.format].runtime,
+            entry.format,
             entry.precision,
             self.inputs.trials(entry.spec),
-            FORMATS[entry.format].tolerance(entry.precision),
             self.settings.threads,
             timeout_s=self.settings.timeout_s,
         )
@@ -249,10 +248,9 @@ class _Build:
         ways = [
             verify_pipeline(
                 self.settings.out,
-                FORMATS[artefact_format].runtime,
+                artefact_format,
                 precision,
                 trials,
-                FORMATS[artefact_format].tolerance(precision),
                 self.settings.threads,
                 self.settings.timeout_s,
                 native,

@@ -22,6 +22,7 @@ from regionspot.export.onnx_passes import name_nodes, simplify
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.precision import precision_of
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.formats import CPU, FORMATS
 from regionspot.runtime.graph_spec import GraphSpec, Range
 
 OPSET = 20
@@ -37,7 +38,11 @@ def make(making: Making) -> None:
     """Exports a graph in fp32, or converts the fp32 file to another precision."""
     if making.source is None:
         export_onnx(
-            making.model, making.step.spec, making.path, {"preprocessing": making.preprocessing}
+            making.model,
+            making.step.spec,
+            making.path,
+            {"preprocessing": making.preprocessing},
+            FORMATS[making.step.format].target,
         )
     elif making.step.precision == "int8":
         from regionspot.export.quantization import quantize
@@ -50,7 +55,11 @@ def make(making: Making) -> None:
 
 
 def export_onnx(
-    model: RegionSpot, spec: GraphSpec, path: str | Path, metadata: Mapping[str, str] | None = None
+    model: RegionSpot,
+    spec: GraphSpec,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    target: str = CPU,
 ) -> None:
     """Write one graph of a model as ONNX in single precision.
 
@@ -63,6 +72,7 @@ def export_onnx(
         spec: one of `graph_specs(model_info(model))`.
         path: of the `.onnx` file. It appears whole or not at all.
         metadata: more entries for the file's metadata.
+        target: CPU or GPU, what the graph is laid out for.
 
     Raises:
         InputError: the model is in half precision.
@@ -74,13 +84,19 @@ def export_onnx(
             "model.float(), or make the model without dtype"
         )
     with _exporting():
-        graph_model = trace(graph_module(model, spec.name), spec, model.device)
+        graph_model = trace(graph_module(model, spec.name, target), spec, model.device)
         simplify(graph_model)
     name_nodes(graph_model.graph)
     graph_model.graph.name = spec.name
     check_tensors(graph_model, spec)
     graph_model.metadata_props.update(
-        {"graph": spec.name, "model": model.name, "precision": "fp32", **(metadata or {})}
+        {
+            "graph": spec.name,
+            "model": model.name,
+            "precision": "fp32",
+            "target": target,
+            **(metadata or {}),
+        }
     )
     save(graph_model, path)
 

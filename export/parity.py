@@ -17,7 +17,7 @@ import numpy as np
 from regionspot.errors import ArtifactError
 from regionspot.export.parity_inputs import Trial
 from regionspot.runtime.engine_file import read_sidecar, sidecar_path
-from regionspot.runtime.formats import RUNTIMES
+from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.run_graph import TIMEOUT_S, graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
@@ -90,21 +90,21 @@ class EndToEndResult:
 def verify_graph(
     path: Path,
     spec: GraphSpec,
-    runtime: str,
+    artefact_format: str,
     precision: str,
     trials: Sequence[Trial],
-    tolerance: Tolerance,
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> ParityResult:
     """Run a graph's file in a child process and compare it; never raises for what the runtime
     does.
     """
-    if (reason := unavailable_reason(runtime, precision, path)) is not None:
+    row = FORMATS[artefact_format]
+    tolerance = row.tolerance(precision)
+    if (reason := unavailable_reason(row.runtime, precision, path)) is not None:
         return ParityResult(tolerance, None, reason)
-    request = graph_request(
-        path, spec, runtime, precision, RUNTIMES[runtime].parity_device(precision), threads
-    )
+    device = row.parity_device(precision)
+    request = graph_request(path, spec, row.runtime, precision, device, threads)
     try:
         return compare(
             spec,
@@ -118,10 +118,9 @@ def verify_graph(
 
 def verify_pipeline(
     directory: Path,
-    runtime: str,
+    artefact_format: str,
     precision: str,
     trials: Sequence[Trial],
-    tolerance: Tolerance,
     threads: int | None = None,
     timeout_s: float = TIMEOUT_S,
     native: bool = True,
@@ -132,10 +131,14 @@ def verify_pipeline(
     Args:
         native: with our own kernels in place of the runtime's graphs, where there are any.
     """
-    if (reason := unavailable_reason(runtime, precision)) is not None:
+    row = FORMATS[artefact_format]
+    tolerance = row.tolerance(precision)
+    if (reason := unavailable_reason(row.runtime, precision)) is not None:
         return EndToEndResult(tolerance, None, reason)
-    device = RUNTIMES[runtime].parity_device(precision)
-    request = pipeline_request(directory, runtime, precision, device, threads, native)
+    device = row.parity_device(precision)
+    request = pipeline_request(
+        directory, row.runtime, precision, device, threads, native, artefact_format
+    )
     try:
         return compare_pipeline(
             trials, run_in_child(request, [trial.feeds for trial in trials], timeout_s), tolerance

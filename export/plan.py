@@ -5,7 +5,7 @@ counts alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from regionspot.modeling.graphs import module_class
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.formats import FORMATS, MODEL, ONNX
+from regionspot.runtime.formats import FORMATS, MODEL, ONNX, ONNX_GPU, Format
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
@@ -55,32 +55,56 @@ class Step:
 
 
 def make_plan(
-    specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Iterable[str]
+    specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Collection[str] | None
 ) -> tuple[Step, ...]:
     """All that `formats` and `precisions` ask for of some graphs, and what those are made from,
     sources first.
 
-    Single-precision ONNX comes first; the other precisions of ONNX are made from it, and every
-    other format from the ONNX of its precision. Formats made from the model, such as weights for
-    our own kernels, are in fp32 only.
+    A format that is made from the model in several precisions is made in single precision first,
+    and converted to the others; every other format is made from its source in the same precision.
+    Weights for our own kernels are in fp32 only.
+
+    Args:
+        precisions: None stands for the first of each format's own.
     """
     asked = set(formats)
-    rows = [row for row in FORMATS.values() if row.name in asked and row.name != ONNX]
-    wanted = [one for one in PRECISIONS if one in set(precisions)]
+    rows = [row for row in FORMATS.values() if row.name in asked]
+    needed = {row.made_from for row in rows}
+    sources = [row for row in FORMATS.values() if row.name in needed | asked and _is_source(row)]
     steps = []
     for spec in specs:
         of_graph = [row for row in rows if row.graphs is None or spec.name in row.graphs]
-        exported = Step(spec, ONNX, "fp32")
-        steps.append(exported)
-        for precision in wanted:
-            source = exported if precision == "fp32" else Step(spec, ONNX, precision, exported)
-            if source is not exported:
-                steps.append(source)
-            steps += [
-                Step(spec, row.name, precision, source) for row in of_graph if row.made_from == ONNX
-            ]
-        steps += [Step(spec, row.name, "fp32") for row in of_graph if row.made_from == MODEL]
+        for source in sources:
+            made = [row for row in of_graph if row.made_from == source.name]
+            wanted = _precisions([source, *made] if source.name in asked else made, precisions)
+            exported = Step(spec, source.name, "fp32")
+            steps.append(exported)
+            for precision in wanted:
+                converted = exported
+                if precision != "fp32":
+                    converted = Step(spec, source.name, precision, exported)
+                    steps.append(converted)
+                steps += [
+                    Step(spec, row.name, precision, converted)
+                    for row in made
+                    if precision in _precisions([row], precisions)
+                ]
+        steps += [
+            Step(spec, row.name, "fp32")
+            for row in of_graph
+            if row.made_from == MODEL and row not in sources
+        ]
     return tuple(steps)
+
+
+def _is_source(row: Format) -> bool:
+    """Whether others are made from it, or it is converted to other precisions itself."""
+    return row.made_from == MODEL and row.name in (ONNX, ONNX_GPU)
+
+
+def _precisions(rows: Iterable[Format], asked: Collection[str] | None) -> list[str]:
+    wanted = {row.precisions[0] for row in rows} if asked is None else set(asked)
+    return [precision for precision in PRECISIONS if precision in wanted]
 
 
 def choose_graphs(specs: Mapping[str, GraphSpec], names: str | None) -> tuple[GraphSpec, ...]:
@@ -118,7 +142,9 @@ def choose_precisions(text: str) -> tuple[str, ...]:
 
 def check_libraries(formats: Iterable[str]) -> None:
     """Raises InputError unless what makes these formats is installed; says how to install it."""
-    for row in (FORMATS[name] for name in dict.fromkeys((ONNX, *formats))):
+    asked = [FORMATS[name] for name in formats]
+    sources = [FORMATS[row.made_from] for row in asked if row.made_from in FORMATS]
+    for row in dict.fromkeys((*sources, *asked)):
         if missing := [name for name in row.modules if find_spec(name) is None]:
             raise InputError(f"{row.name} artefacts need {', '.join(missing)}: {row.install}")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from regionspot.export.parity import EndToEndResult, ParityResult
 from regionspot.files import in_units
 from regionspot.runtime.artifacts import GraphEntry
+from regionspot.runtime.engine_file import FLAVOURS, read_sidecar
 from regionspot.tables import text_table
 
 VERDICTS = {True: "passed", False: "FAILED", None: "not run"}
@@ -45,6 +48,22 @@ def in_words(entry: GraphEntry) -> str:
     )
     verdict = "passed" if entry.passed else f"FAILED: {entry.reason}"
     return f"{in_units(entry.size_bytes)} in {entry.build_s:.1f} s; {figures}: {verdict}"
+
+
+def layer_figures(report: Report, directory: Path) -> dict[str, Mapping[str, Any]]:
+    """What each engine came to, see `regionspot.export.trt_layers.LayerReport`: by graph, or by
+    graph, format and precision where a graph has several engines.
+    """
+    made = [
+        entry for entry in report.entries if entry.format in FLAVOURS and entry.file is not None
+    ]
+    counts = Counter(entry.name for entry in made)
+    return {
+        entry.name if counts[entry.name] == 1 else entry.title: read_sidecar(
+            directory / str(entry.file)
+        ).layers
+        for entry in made
+    }
 
 
 def format_report(report: Report) -> str:

@@ -55,7 +55,8 @@ class ParityOperand:
             return cls(None)
         directory, runtime, precision = _split(text)
         manifest = Manifest.load(directory)
-        artefact_format, precision = choose_artifacts(manifest, runtime, precision)
+        device = RUNTIMES[runtime].best_device()
+        artefact_format, precision = choose_artifacts(manifest, runtime, precision, device)
         return cls(manifest, runtime, artefact_format, precision)
 
     @property
@@ -78,7 +79,7 @@ class ParityOperand:
 
     @property
     def _device(self) -> str:
-        return RUNTIMES[self.runtime].parity_device(self.precision)
+        return RUNTIMES[self.runtime].parity_device(self.precision, FORMATS[self.format].target)
 
     def specs(self) -> dict[str, GraphSpec] | None:
         """The graphs that it has, with their ranges; None for PyTorch, which has all at any
@@ -117,7 +118,12 @@ class ParityOperand:
         if self.manifest is None:
             return [trial.expected for trial in trials]
         request = pipeline_request(
-            self.manifest.directory, self.runtime, self.precision, self._device, threads
+            self.manifest.directory,
+            self.runtime,
+            self.precision,
+            self._device,
+            threads,
+            artefact_format=self.format,
         )
         return run_in_child(request, [trial.feeds for trial in trials])
 

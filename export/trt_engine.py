@@ -20,6 +20,7 @@ from regionspot import __version__
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export.made_with import gpu_here
 from regionspot.export.making import Making
+from regionspot.export.trt_layers import is_detail, report_of
 from regionspot.export.trt_progress import PERCENT, monitor_of
 from regionspot.files import write_atomically
 from regionspot.progress import Progress
@@ -136,7 +137,7 @@ def build_engine(
     sources = _hash_sources(onnx_path)
     trt = load_library(flavour)
     capabilities = _checked_capabilities(trt, flavour, compute_capabilities)
-    log = listen(trt)
+    log = listen(trt, is_detail)
     began = time.monotonic()
 
     builder = _create_builder(trt, log, wanted)
@@ -175,6 +176,7 @@ def build_engine(
         outputs=outputs,
         onnx=sources,
         warnings=tuple(dict.fromkeys(log.warnings)),
+        layers=report.to_json() if (report := report_of(log.details)) else {},
     )
     write_engine(out, content, sidecar)
     return sidecar
@@ -330,6 +332,8 @@ def _create_config(
     config = builder.create_builder_config()
     config.builder_optimization_level = optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
+    # so that the builder's log, and profilers, call each kernel by its layers
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     bound = workspace_mib or (RTX_WORKSPACE_MIB if capabilities else None)
     if bound is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, bound << 20)

@@ -119,7 +119,7 @@ class FeatureConfig:
 
     `runtime`: what runs SAM and CLIP while extracting; other than torch it runs the graphs in
     `artifacts`, a directory that regionspot-export made of these weights, in that `precision` or
-    the finest that is there. PyTorch extracts in fp32 (the default), bf16 or fp16.
+    fp32 on a CPU and fp16 on a GPU. PyTorch extracts in fp32 (the default), bf16 or fp16.
 
     `on_error`: "skip" leaves out an image that cannot be read, or is not of the annotated size, and
     lists it in the run's skipped.json; more than the fraction `max_skipped` of a data set's images

@@ -114,7 +114,8 @@ def make_repository(
         )
     out, manifest = Path(out), Manifest.load(artifacts)
     runtime = _runtime(manifest, options)
-    artefact_format, precision = choose_artifacts(manifest, runtime, options.precision)
+    device = "cpu" if options.target == "cpu" else "cuda"
+    artefact_format, precision = choose_artifacts(manifest, runtime, options.precision, device)
     entries = _entries(manifest, artefact_format, precision)
     words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)

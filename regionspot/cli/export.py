@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threads, load_model
-from regionspot.cli.outputs import check_outputs, model_files
+from regionspot.cli.outputs import check_outputs, json_bytes, model_files, write_output
 from regionspot.cli.paths import local_path
+from regionspot.errors import InputError
+from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.formats import FORMATS, NATIVE, ONNX
 
 if TYPE_CHECKING:
@@ -56,9 +58,8 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
             )
     what.add_argument(
         "--precision",
-        default="fp32",
         metavar="LIST",
-        help="of fp32, fp16, bf16 and int8 (default: %(default)s)",
+        help="of fp32, fp16, bf16 and int8 (default: fp32 for CPUs, fp16 for GPUs)",
     )
     what.add_argument(
         "--graphs",
@@ -124,13 +125,22 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     engines.add_argument(
         "--timing-cache", type=Path, metavar="FILE", help="makes later builds faster"
     )
+    engines.add_argument(
+        "--report",
+        type=Path,
+        metavar="JSON",
+        help="write what each engine came to: fused attentions, kernels, memory traffic, scratch",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_threads(arguments)
     inputs = {"--calibration": arguments.calibration, **model_files(arguments)}
-    check_outputs({"--timing-cache": arguments.timing_cache}, inputs)
+    outputs = {"--timing-cache": arguments.timing_cache, "--report": arguments.report}
+    check_outputs(outputs, inputs)
+    if arguments.report is not None and not set(formats_of(arguments)) & set(FLAVOURS):
+        raise InputError("--report says what engines came to: add --trt or --trt-rtx")
     from regionspot.export.plan import estimate, format_plan, sizing_model
 
     if arguments.dry_run:
@@ -161,7 +171,7 @@ def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
 
     given = {name: Range.parse(text) for name in SIZES if (text := getattr(arguments, name))}
     specs = graph_specs(model_sizes(model), Ranges(**given))
-    precisions = choose_precisions(arguments.precision)
+    precisions = None if arguments.precision is None else choose_precisions(arguments.precision)
     return make_plan(choose_graphs(specs, arguments.graphs), formats_of(arguments), precisions)
 
 
@@ -174,7 +184,7 @@ def _export(arguments: argparse.Namespace) -> int:
     _plan(arguments, sizing_model(arguments.model))
     from regionspot.export.build import Settings, export
     from regionspot.export.parity_inputs import ParityInputs
-    from regionspot.export.report import format_report
+    from regionspot.export.report import format_report, layer_figures
 
     model = load_model(arguments)
     inputs = ParityInputs(model, arguments.calibration, arguments.parity_images)
@@ -183,6 +193,8 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.out, arguments.resume, _source(arguments), engine, arguments.threads
     )
     report = export(model, _plan(arguments, model), inputs, settings)
+    if arguments.report is not None:
+        write_output(arguments.report, json_bytes(layer_figures(report, arguments.out)))
     print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")
     return 0 if report.passed else EXIT_BREACH
 

@@ -23,7 +23,8 @@ TRITON = "triton"
 """The runtime that is a server, see `regionspot.serving.triton.pipeline_from_triton`."""
 
 PRECISION_HELP = (
-    "of the artefacts (default: the finest), or what torch works in: fp32 (default), bf16, fp16"
+    "of the artefacts (default: fp32 on a CPU, fp16 on a GPU), or what torch works in: fp32 "
+    "(default), bf16, fp16"
 )
 
 WEIGHT_OPTIONS = ("head_weights", "sam_weights", "clip_weights", "random_weights")

@@ -65,7 +65,9 @@ def _add_init(commands: Any) -> None:
         help="on a CPU (default: openvino if exported)",
     )
     init.add_argument(
-        "--precision", choices=("fp32", "fp16", "bf16", "int8"), help="default: the finest there is"
+        "--precision",
+        choices=("fp32", "fp16", "bf16", "int8"),
+        help="default: fp32 on a CPU, fp16 on a GPU, or what was exported",
     )
     init.add_argument(
         "--vocabulary",

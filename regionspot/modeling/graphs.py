@@ -18,6 +18,7 @@ from regionspot.modeling.losses import region_logits
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.token_decoder import ImageContext
 from regionspot.registers import load_object
+from regionspot.runtime.formats import CPU, GPU
 from regionspot.runtime.graph_spec import ModelInfo
 from regionspot.runtime.graphs import graph_named
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
@@ -54,13 +55,18 @@ def model_sizes(model: RegionSpot) -> ModelInfo:
     )
 
 
-def graph_module(model: RegionSpot, name: str) -> GraphModule:
+def graph_module(model: RegionSpot, name: str, target: str = CPU) -> GraphModule:
     """Returns the module behind a graph, sharing the model's parameters, in evaluation mode.
+
+    Args:
+        target: see `GraphModule.target`.
 
     Raises:
         InputError: no graph has that name, or it does not suit the model's head.
     """
-    return module_class(name)(model).eval()
+    module = module_class(name)(model).eval()
+    module.target = target
+    return module
 
 
 def module_class(name: str) -> type[GraphModule]:
@@ -74,10 +80,21 @@ class GraphModule(nn.Module):
 
     `forward` takes the inputs of the graph's spec in their order, and returns a tuple of the
     outputs in theirs.
+
+    Attributes:
+        target: CPU or GPU, what an exported graph is laid out for. A module may write the same
+            numbers in other operators for each.
     """
+
+    target: str = CPU
 
     def __init__(self, model: RegionSpot) -> None:
         super().__init__()
+
+    @property
+    def fuse(self) -> bool | None:
+        """What the target wants of `SamBackbone.encode_image`, if the module is being exported."""
+        return self.target == GPU if torch.compiler.is_exporting() else None
 
     @staticmethod
     def weights(model: RegionSpot) -> list[nn.Module]:
@@ -109,7 +126,7 @@ class SamImageEncoder(GraphModule):
         return _sam_attention(model, sizes)
 
     def forward(self, images: Tensor, input_sizes: Tensor) -> tuple[Tensor]:
-        return (self.sam.encode_image(channels_first(images), input_sizes),)
+        return (self.sam.encode_image(channels_first(images), input_sizes, self.fuse),)
 
 
 class ClipImageEncoder(GraphModule):
@@ -294,7 +311,8 @@ class RegionRecognizer(GraphModule):
         text_embeddings: Tensor,
     ) -> tuple[Tensor]:
         decoder = self.sam.token_decoder
-        context = decoder.image_part(self.sam.encode_image(channels_first(images), input_sizes))
+        embeddings = self.sam.encode_image(channels_first(images), input_sizes, self.fuse)
+        context = decoder.image_part(embeddings)
         corners = boxes.unflatten(2, (2, 2))  # (B, N, 2, 2)
         labels = torch.tensor(
             [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], dtype=torch.int32, device=boxes.device

@@ -30,15 +30,16 @@ there.
 """
 
 
-def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
+def encode_image(encoder: Any, pixels: Tensor, fuse_from: int | None) -> Tensor:
     """What `encoder(pixels)` gives.
 
     Args:
         encoder: `segment_anything`'s `ImageEncoderViT`.
         pixels: (B, 3, S, S), normalised.
-        fused: take `scaled_dot_product_attention` in large layers: more arithmetic, and less time
-            than moving all scores takes. Exported graphs do better without; they go through a large
-            global layer head by head.
+        fuse_from: take `scaled_dot_product_attention` in layers with at least so many scores of an
+            image: more arithmetic, and less time than moving all scores takes. With None no layer
+            takes it, and large global layers go head by head, which is what exported graphs do
+            best on CPUs; with 0 every layer does, which GPUs compile to one kernel each.
 
     Returns:
         (B, C, h, w), in single precision also where the weights are in half precision.
@@ -51,7 +52,7 @@ def encode_image(encoder: Any, pixels: Tensor, fused: bool) -> Tensor:
     tokens = tokens.flatten(1, 2)
     for block in encoder.blocks:
         normed = block.norm1(tokens).unflatten(1, grid)
-        tokens = tokens + _attention(block.attn, normed, block.window_size, fused).flatten(1, 2)
+        tokens = tokens + _attention(block.attn, normed, block.window_size, fuse_from).flatten(1, 2)
         tokens = tokens + block.mlp(block.norm2(tokens))
     return _neck(encoder.neck, tokens.unflatten(1, grid).permute(0, 3, 1, 2))
 
@@ -69,7 +70,7 @@ def _neck(layers: nn.Sequential, tokens: Tensor) -> Tensor:
     return tokens
 
 
-def _attention(attention: Any, tokens: Tensor, window: int, fused: bool) -> Tensor:
+def _attention(attention: Any, tokens: Tensor, window: int, fuse_from: int | None) -> Tensor:
     """One layer's attention (B, h, w, D), within windows of `window` cells, or over the whole image
     if that is 0.
     """
@@ -87,11 +88,12 @@ def _attention(attention: Any, tokens: Tensor, window: int, fused: bool) -> Tens
         windows.flatten(0, 2).flatten(1, 2).unflatten(2, (3, attention.num_heads, -1))
     )  # (Bnm, rc, 3, H, d)
     query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (Bnm, H, rc, d) each
-    relative = _relative_positions(attention, query, rows, columns)
-    large = attention.num_heads * padded[0] * padded[1] * rows * columns >= LARGE
-    attend = (
-        _attend_fused if large and fused else _attend_by_head if large and not window else _attend
-    )
+    relative = _relative_positions(attention, query, rows, columns, by_axis=fuse_from == 0)
+    scores = attention.num_heads * padded[0] * padded[1] * rows * columns
+    if fuse_from is not None and scores >= fuse_from:
+        attend = _attend_fused
+    else:
+        attend = _attend_by_head if scores >= LARGE and not window else _attend
     found = attend(query, key, value, attention.scale, relative)  # (Bnm, H, rc, d)
     joined = (
         found.transpose(1, 2).flatten(2).unflatten(1, (rows, columns)).unflatten(0, grid)
@@ -118,19 +120,31 @@ def _pad(tokens: Tensor, below: int, right: int, value: Tensor | None) -> Tensor
 
 
 def _relative_positions(
-    attention: Any, query: Tensor, rows: int, columns: int
+    attention: Any, query: Tensor, rows: int, columns: int, by_axis: bool
 ) -> tuple[Tensor, ...]:
     """Scores (b, H, r, c, r) and (b, H, r, c, c) of each query (b, H, rc, d) with every row and
     every column.
 
     Nothing of a model without relative positions.
+
+    Args:
+        by_axis: move the axis that the embeddings have in front, so that they are not broadcast
+            over images and heads, for which TensorRT copies them in every run.
     """
     if not attention.use_rel_pos:
         return ()
     cells = query.unflatten(2, (rows, columns))  # (b, H, r, c, d)
     of_rows = _embeddings(attention.rel_pos_h, rows)  # (r, d, r)
     of_columns = _embeddings(attention.rel_pos_w, columns)  # (c, d, c)
-    return cells @ of_rows, (cells.transpose(2, 3) @ of_columns).transpose(2, 3)
+    if not by_axis:
+        return cells @ of_rows, (cells.transpose(2, 3) @ of_columns).transpose(2, 3)
+    images_and_heads = query.shape[:2]
+    with_rows = cells.permute(2, 0, 1, 3, 4).flatten(1, 3) @ of_rows  # (r, bHc, r)
+    with_columns = cells.permute(3, 0, 1, 2, 4).flatten(1, 3) @ of_columns  # (c, bHr, c)
+    return (
+        with_rows.unflatten(1, (*images_and_heads, columns)).permute(1, 2, 0, 3, 4),
+        with_columns.unflatten(1, (*images_and_heads, rows)).permute(1, 2, 3, 0, 4),
+    )
 
 
 def _embeddings(relative: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,8 @@ class EngineSidecar:
         inputs, outputs: the tensors.
         onnx: sha256 of the ONNX file and of its external data, by file name.
         warnings: what TensorRT warned of.
+        layers: the kernels in figures, as of `regionspot.export.trt_layers.LayerReport`; empty
+            where the builder does not list them.
     """
 
     graph: str
@@ -134,6 +136,7 @@ class EngineSidecar:
     outputs: tuple[EngineTensor, ...]
     onnx: dict[str, str]
     warnings: tuple[str, ...] = ()
+    layers: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

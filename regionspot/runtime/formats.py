@@ -29,7 +29,10 @@ from regionspot.runtime.tolerance import (
 if TYPE_CHECKING:
     from regionspot.runtime.runner import Runner
 
-ONNX, NATIVE = "onnx", "native"
+ONNX, ONNX_GPU, NATIVE = "onnx", "onnx-gpu", "native"
+
+CPU, GPU = "cpu", "gpu"
+"""What a graph is laid out for; see `Format.target`."""
 
 MODEL = "model"
 """What a format is made from, if not from ONNX: the PyTorch model."""
@@ -53,6 +56,7 @@ class Runtime:
     Args:
         name: as in `--runtime`.
         opens: names of the formats that it opens, the preferred one first.
+        prefers_on_gpu: names of those that it prefers on a GPU.
         opener: "module:function" that opens a graph: `(path, spec, OpenOptions) -> Runner`.
             Imported when it is needed.
         modules: Python modules that must be installed.
@@ -72,6 +76,7 @@ class Runtime:
     best_device: Callable[[], str] = lambda: "cpu"
     needs_cuda: bool = False
     gpu_precisions: tuple[str, ...] = ()
+    prefers_on_gpu: tuple[str, ...] = ()
     cuda_graphs: bool = False
     whole_models: bool = True
 
@@ -86,15 +91,20 @@ class Runtime:
             )
         return device
 
-    def parity_device(self, precision: str) -> str:
-        """Returns the device on which artefacts are compared: the CPU, unless only a GPU can run
-        them.
+    def opens_on(self, device: str) -> tuple[str, ...]:
+        """Returns `opens` in the order of preference on a device."""
+        if device == "cpu":
+            return self.opens
+        return tuple(dict.fromkeys((*self.prefers_on_gpu, *self.opens)))
+
+    def parity_device(self, precision: str, target: str = CPU) -> str:
+        """Returns the device on which artefacts are compared.
+
+        That is a CPU for those that are laid out for one and that a CPU can run, else the GPU
+        that will serve them, if there is one.
         """
-        return (
-            "cpu"
-            if "cpu" in self.devices and precision not in self.gpu_precisions
-            else self.best_device()
-        )
+        on_cpu = "cpu" in self.devices and precision not in self.gpu_precisions
+        return "cpu" if on_cpu and target == CPU else self.best_device()
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class Format:
             -> dict`; None if nothing.
         option: of `regionspot-export`, without dashes; None if it comes with other formats.
         help: of that option.
-        made_from: ONNX or MODEL.
+        made_from: ONNX, ONNX_GPU or MODEL.
+        target: what its graphs are laid out for, CPU or GPU. The numbers are the same; the
+            operators differ, see `regionspot.modeling.graphs.GraphModule.target`.
         companions: names of files beside the one to open: {name} is its name, {stem} the same
             without the suffix.
         modules: Python modules that making and verifying need.
@@ -131,6 +143,7 @@ class Format:
     help: str = ""
     settings: str | None = None
     made_from: str = ONNX
+    target: str = CPU
     companions: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     install: str = ""
@@ -146,6 +159,20 @@ class Format:
         return [
             file for file in (path, *(path.with_name(name) for name in named)) if file.is_file()
         ]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Returns PRECISIONS, the one first that is taken where none is named.
+
+        On a CPU that is single precision. GPUs multiply half-precision matrices several times as
+        fast, and our single precision there does without TF32.
+        """
+        first = "fp32" if self.target == CPU else "fp16"
+        return tuple(sorted(PRECISIONS, key=lambda precision: precision != first))
+
+    def parity_device(self, precision: str) -> str:
+        """Returns the device on which artefacts of a precision are compared with the model."""
+        return RUNTIMES[self.runtime].parity_device(precision, self.target)
 
     def tolerance(self, precision: str) -> Tolerance:
         """Returns the parity class of a precision, relative to the PyTorch model in fp32."""
@@ -190,6 +217,8 @@ def _engine_format(name: str, option: str, help_text: str, distribution: str) ->
         settings="regionspot.export.trt_engine:settings",
         option=option,
         help=help_text,
+        made_from=ONNX_GPU,
+        target=GPU,
         companions=("{stem}.json",),
         modules=(flavour.module,),
         install=flavour.install,
@@ -202,7 +231,8 @@ def _engine_format(name: str, option: str, help_text: str, distribution: str) ->
 register(
     Runtime(
         "onnxruntime",
-        opens=("onnx",),
+        opens=(ONNX, ONNX_GPU),
+        prefers_on_gpu=(ONNX_GPU,),
         opener="regionspot.runtime.ort_runner:open_graph",
         modules=("onnxruntime",),
         devices=("cpu", "cuda", "cuda:N", "tensorrt", "tensorrt:N"),
@@ -212,7 +242,7 @@ register(
     ),
     Runtime(
         "openvino",
-        opens=("openvino", "onnx"),
+        opens=("openvino", ONNX),
         opener="regionspot.runtime.openvino_runner:open_graph",
         modules=("openvino",),
     ),
@@ -222,7 +252,7 @@ register(
             opens=(name,),
             opener="regionspot.runtime.trt_runner:open_graph",
             modules=(flavour.module,),
-            devices=("cuda",),
+            devices=("cuda", "cuda:N"),
             best_device=lambda: "cuda",
             needs_cuda=True,
         )
@@ -247,6 +277,21 @@ register(
         install="pip install 'regionspot[export]'",
         distributions=("torch", "onnx", "onnxscript", "onnxruntime"),
         runs_on_cpu=True,
+    ),
+    Format(
+        ONNX_GPU,
+        suffix=".onnx",
+        runtime="onnxruntime",
+        maker="regionspot.export.onnx_graph:make",
+        option="onnx-gpu",
+        help="ONNX files laid out for NVIDIA GPUs: ONNX Runtime's CUDA and TensorRT providers, "
+        "Triton, trtexec",
+        made_from=MODEL,
+        target=GPU,
+        companions=("{name}.data",),
+        modules=("onnx", "onnxscript", "onnxruntime"),
+        install="pip install 'regionspot[export]'",
+        distributions=("torch", "onnx", "onnxscript", "onnxruntime"),
     ),
     Format(
         "openvino",

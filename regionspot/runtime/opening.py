@@ -7,7 +7,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from regionspot.errors import ArtifactError, InputError
@@ -82,6 +81,7 @@ def open_pipeline(
     device: str = "auto",
     allow_failed: bool = False,
     native: bool = True,
+    artefact_format: str | None = None,
 ) -> RegionPipeline:
     """Opens the model that `regionspot-export` wrote to a directory; each graph is loaded when it
     is first needed.
@@ -92,24 +92,36 @@ def open_pipeline(
     Args:
         artifacts: the directory.
         runtime: a name in `formats.RUNTIMES`.
-        precision: of all graphs; None takes the first of fp32, fp16, bf16 and int8 that has all
-            required graphs.
+        precision: of all graphs; None takes the first that has all required graphs: fp32 on a CPU,
+            fp16 on a GPU.
         threads: of runtimes on the CPU; None stands for `regionspot.threads.default_threads()`.
         device: see `open_graph`.
         allow_failed: open graphs that failed their parity check too.
         native: on a CPU, let our own kernels run the token decoder where its weights were exported
             for them. They are in single precision, whatever the rest is.
+        artefact_format: a name in `formats.FORMATS`; None takes the one that the runtime prefers on
+            that device.
 
     Raises:
         InputError: an unknown runtime or precision.
         ArtifactError: no usable artefacts there, at once or when a graph is first needed.
     """
     manifest = Manifest.load(artifacts)
-    artefact_format, chosen = choose_artifacts(manifest, runtime, precision)
-    device = RUNTIMES[runtime].resolve_device(device)
+    device = runtime_named(runtime, whole_models=True).resolve_device(device)
+    artefact_format, chosen = choose_artifacts(
+        manifest, runtime, precision, device, artefact_format
+    )
     directory = Path(artifacts).absolute()
     reopen = partial(
-        open_pipeline, directory, runtime, chosen, threads, device, allow_failed, native
+        open_pipeline,
+        directory,
+        runtime,
+        chosen,
+        threads,
+        device,
+        allow_failed,
+        native,
+        artefact_format,
     )
 
     sizes = dict(SIZES_ON_CPU if device == "cpu" else SIZES_ON_GPU)
@@ -143,14 +155,21 @@ def native_entries(manifest: Manifest) -> dict[str, GraphEntry]:
     return entries if all(entry.usable for entry in entries.values()) else {}
 
 
-def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) -> tuple[str, str]:
+def choose_artifacts(
+    manifest: Manifest,
+    runtime: str,
+    precision: str | None,
+    device: str = "cpu",
+    artefact_format: str | None = None,
+) -> tuple[str, str]:
     """The format and the precision that a runtime takes from a directory: the first that has all
     required graphs.
 
     Where none has, it is the one with the most of them, and where all failed, what failed: opening
-    it says why. Errors as `open_pipeline`.
+    it says why. Arguments and errors as `open_pipeline`; the device is resolved.
     """
-    opens = runtime_named(runtime, whole_models=True).opens
+    row = runtime_named(runtime, whole_models=True)
+    opens = row.opens_on(device) if artefact_format is None else (artefact_format,)
     if precision is not None and precision not in PRECISIONS:
         raise InputError(
             f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}"
@@ -158,8 +177,12 @@ def choose_artifacts(manifest: Manifest, runtime: str, precision: str | None) ->
     made_kinds = {
         (entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None
     }
-    wanted = [precision] if precision else PRECISIONS
-    kinds = [kind for kind in product(opens, wanted) if kind in made_kinds]
+    kinds = [
+        (name, one)
+        for name in opens
+        for one in ([precision] if precision else FORMATS[name].precisions)
+        if (name, one) in made_kinds
+    ]
     if kinds:
         usable = [
             (entry.name, entry.format, entry.precision) for entry in manifest.graphs if entry.usable

@@ -293,7 +293,7 @@ def _providers(
     if PROVIDERS[provider] not in there:
         raise InputError(
             f"this ONNX Runtime has no {PROVIDERS[provider]} (it has {', '.join(there)}): "
-            "pip install onnxruntime-gpu in place of onnxruntime, or work on the CPU"
+            "pip uninstall onnxruntime, then pip install 'regionspot[onnx-gpu]', or work on the CPU"
         )
     if provider != "cpu":
         ort.preload_dlls()
@@ -319,9 +319,9 @@ def _tensorrt_options(path: Path, spec: GraphSpec, device_id: int) -> dict[str, 
     with contextlib.suppress(OSError):
         engines.mkdir(parents=True, exist_ok=True)
         options |= {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",  # of 1 the provider says that it is no Boolean
             "trt_engine_cache_path": str(engines),
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             # of kernels' speeds, which no weights change
             "trt_timing_cache_path": str(engines.parent),
         }
@@ -332,18 +332,26 @@ def _open(
     path: Path, options: ort.SessionOptions, providers: list[tuple[str, dict[str, str]]]
 ) -> ort.InferenceSession:
     try:
-        session = ort.InferenceSession(path, options, providers)
+        # By default a provider that cannot start is left out, and why goes to standard output.
+        session = ort.InferenceSession(path, options, providers, enable_fallback=0)
     except Exception as error:  # its errors share no base class of their own
+        reason = " ".join(str(error).split())
+        # what is wrong with a file is an error of its own kinds
+        if providers[0][0] != PROVIDERS["cpu"] and isinstance(error, (RuntimeError, ValueError)):
+            raise InputError(
+                f"ONNX Runtime could not start {providers[0][0]} here: {reason}. Mend that, or "
+                "work on the CPU"
+            ) from error
         raise ArtifactError(
-            f"ONNX Runtime cannot load {path} ({str(error).splitlines()[0]}): the file is damaged, "
-            "or this version lacks an operator in its precision; export it again, or choose "
-            "another precision"
+            f"ONNX Runtime cannot load {path} ({reason}): the file is damaged, or this version "
+            "lacks an operator in its precision; export it again, or choose another precision"
         ) from error
     if session.get_providers()[0] != providers[0][0]:
         raise InputError(
             f"ONNX Runtime could not start {providers[0][0]} here and fell back to "
-            f"{session.get_providers()[0]}: its CUDA, cuDNN or TensorRT libraries are missing or "
-            "of another version (see onnxruntime's requirements); mend that, or work on the CPU"
+            f"{session.get_providers()[0]}, for a reason that it prints above (mostly CUDA, cuDNN "
+            "or TensorRT libraries that are missing or of another version): mend that, or work on "
+            "the CPU"
         )
     return session
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -63,6 +63,12 @@ beside full-size SAM.
 """
 
 Arrays = TypeVar("Arrays", bound=tuple[FloatArray, ...])
+
+FETCH_BYTES = 1 << 28
+"""Results that may stay on the device until they are copied to the host together."""
+
+_Chunk = tuple[slice, slice, Sequence[Any]]
+"""Which of the images and of their prompts, and the outputs for them."""
 
 _EXPORT = "export it again with regionspot-export"
 
@@ -493,6 +499,8 @@ class RegionPipeline:
         results: list[FloatArray] = [
             np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs
         ]
+        fetch = getattr(self.runner(graph), "fetch", None)
+        kept: list[_Chunk] = []
         for images, part in encoded.located():
             prompts = spec.ranges["prompts"]
             step = min(prompts.max, max(prompts.min, self.prompt_chunk // part.rows))
@@ -502,9 +510,14 @@ class RegionPipeline:
                     graph, labels[images, chunk], part.rows, PADDING
                 )
                 asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
-                outputs = self._run(graph, *asked, input_sizes=part.input_sizes)
-                for result, output in zip(results, outputs, strict=True):
-                    result[images, chunk] = output[: part.count, : chunk.stop - chunk.start]
+                outputs = self._run(
+                    graph, *asked, keep=fetch is not None, input_sizes=part.input_sizes
+                )
+                kept.append((images, chunk, outputs))
+                if fetch is None or sum(map(_nbytes, kept)) > FETCH_BYTES:
+                    _place(_fetched(fetch, kept), results)
+                    kept.clear()
+        _place(_fetched(fetch, kept), results)
         return results
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
@@ -594,6 +607,29 @@ class RegionPipeline:
             padded_sizes = _pad_to(sizes[images], 0, rows)
             parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
+
+
+def _nbytes(chunk: _Chunk) -> int:
+    return sum(int(output.nbytes) for output in chunk[2])
+
+
+def _fetched(
+    fetch: Callable[[list[Any]], list[FloatArray]] | None, kept: Sequence[_Chunk]
+) -> Sequence[_Chunk]:
+    """The same with arrays on the host in place of kept tensors, in one wait; see `Runner`."""
+    if fetch is None or not kept:
+        return kept
+    arrays = iter(fetch([tensor for _, _, outputs in kept for tensor in outputs]))
+    return [(images, prompts, [next(arrays) for _ in outputs]) for images, prompts, outputs in kept]
+
+
+def _place(chunks: Sequence[_Chunk], results: Sequence[FloatArray]) -> None:
+    """Outputs of chunks, without what was padded, where they belong."""
+    for images, prompts, outputs in chunks:
+        for result, output in zip(results, outputs, strict=True):
+            result[images, prompts] = output[
+                : images.stop - images.start, : prompts.stop - prompts.start
+            ]
 
 
 def _one_by_one(prompts: Array) -> Array:

@@ -63,6 +63,7 @@ def pipeline_request(
     device: str = "auto",
     threads: int | None = None,
     native: bool = True,
+    artefact_format: str | None = None,
 ) -> dict[str, Any]:
     """To run the whole pipeline on samples as `recognize` takes them, whether its graphs passed or
     not.
@@ -73,6 +74,7 @@ def pipeline_request(
             "runtime": runtime,
             "precision": precision,
             "native": native,
+            "artefact_format": artefact_format,
         },
         "device": device,
         "threads": threads,

@@ -24,6 +24,10 @@ class Runner(Protocol):
     Safe to share between threads: every answer belongs to its own feeds. An exception that
     interrupts a run, such as KeyboardInterrupt or one that a signal handler raises, comes out
     unchanged, and later runs are right.
+
+    A runner that works apart from the host may also have `fetch(kept) -> arrays`, which copies
+    outputs that it kept to the host in one wait. `RegionPipeline` then keeps the results of all
+    chunks of prompts, and waits once for all of them.
     """
 
     spec: GraphSpec

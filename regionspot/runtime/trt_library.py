@@ -4,7 +4,7 @@ devices.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
@@ -61,10 +61,17 @@ def load_library(flavour: str) -> Any:
 
 @dataclass(eq=False)
 class Messages:
-    """What TensorRT said, each message on one line."""
+    """What TensorRT said, each message on one line.
+
+    Args:
+        wanted: tells which lines besides errors and warnings are kept, as `details`; None keeps
+            none.
+    """
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    wanted: Callable[[str], bool] | None = None
+    details: list[str] = field(default_factory=list)
 
     def told(self) -> str:
         """The errors as a sentence, or nothing."""
@@ -102,14 +109,16 @@ def logger_of(trt: Any) -> Any:
                         listener.warnings.append(" ".join(message.split()))
                     elif severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                         listener.errors.append(" ".join(message.split()))
+                    elif listener.wanted is not None:
+                        listener.details += filter(listener.wanted, message.splitlines())
 
         _loggers[trt.__name__] = Log()
     return _loggers[trt.__name__]
 
 
-def listen(trt: Any) -> Messages:
-    """What TensorRT says from now on, as long as the caller keeps it."""
-    messages = Messages()
+def listen(trt: Any, wanted: Callable[[str], bool] | None = None) -> Messages:
+    """What TensorRT says from now on, as long as the caller keeps it; see `Messages`."""
+    messages = Messages(wanted=wanted)
     logger_of(trt).listeners.add(messages)
     return messages
 

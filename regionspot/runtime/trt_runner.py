@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Mapping
+import weakref
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,33 +25,86 @@ from regionspot.runtime.engine_file import (
 )
 from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.runner import Tensors, check_feeds, check_outputs
+from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
 from regionspot.runtime.trt_library import engine_tensors, in_words, listen, load_library, logger_of
+
+MAX_SHAPES = 16
+"""Sets of shapes whose buffers and graphs a runner keeps. Callers pad to few sizes, see
+`regionspot.runtime.pipeline.SIZES_ON_GPU`.
+"""
+
+
+@dataclass(eq=False)
+class _Prepared:
+    """What runs of one set of shapes use.
+
+    Args:
+        buffers: of inputs and outputs.
+        memory: scratch of the context, which a captured graph works in.
+        graph: captured, or None.
+        runs: how many there were.
+    """
+
+    buffers: dict[str, _Buffer]
+    memory: Any
+    graph: Any = None
+    runs: int = 0
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """Memory of one input or output of one shape, which all sets with that shape share.
+
+    Args:
+        tensor: the memory.
+        source: the kept tensor that it is a copy of, and its version; None for anything else.
+    """
+
+    tensor: Any
+    source: tuple[weakref.ref[Any], int] | None = None
+
+    def holds(self, value: Any) -> bool:
+        if self.source is None:
+            return False
+        source, version = self.source[0](), self.source[1]
+        return source is value and source._version == version
+
+    def remember(self, value: Any) -> None:
+        """That the memory is now a copy of a tensor. Those made in inference mode cannot tell
+        whether they have changed since.
+        """
+        self.source = None if value.is_inference() else (weakref.ref(value), value._version)
 
 
 class TrtRunner:
-    """One engine, on the current CUDA device.
+    """One engine on one CUDA device.
 
-    Inputs are copied into buffers that stay where they are while the shapes stay the same: a second
-    run of the same shapes is captured as a CUDA graph and later ones replay it. TensorRT-RTX
-    captures by itself; its compiled kernels are kept in the cache folder for the next process. Kept
-    outputs are CUDA tensors of PyTorch. Threads take turns.
+    Buffers, scratch memory and CUDA graph of the last `MAX_SHAPES` sets of shapes are kept: the
+    second run of a set is captured, and later ones replay it. TensorRT-RTX captures by itself; its
+    compiled kernels are kept in the cache folder for the next process. Kept outputs are CUDA
+    tensors of PyTorch; a run whose outputs are all kept waits for nothing. Threads take turns.
 
     Args:
         path: the engine, its sidecar beside it (`regionspot.export.trt_engine.build_engine`).
         spec: the graph. How large inputs may be is the engine's own profile.
         runtime: "tensorrt" or "tensorrt-rtx", whichever the engine was built by.
         cuda_graphs: False runs kernel by kernel.
+        device: "cuda" for PyTorch's current device, or "cuda:N".
 
     Raises:
-        InputError: TensorRT is not installed, there is no GPU, or the engine is of the other
+        InputError: TensorRT is not installed, there is no such GPU, or the engine is of the other
             flavour.
         ArtifactError: the engine is damaged, of another version, for other GPUs, or not the spec's
             graph.
     """
 
     def __init__(
-        self, path: str | Path, spec: GraphSpec, runtime: str = "tensorrt", cuda_graphs: bool = True
+        self,
+        path: str | Path,
+        spec: GraphSpec,
+        runtime: str = "tensorrt",
+        cuda_graphs: bool = True,
+        device: str = "cuda",
     ) -> None:
         self.path, self.spec = Path(path), spec
         plan, self.sidecar = read_engine(self.path, spec, runtime)
@@ -56,23 +112,22 @@ class TrtRunner:
         self.torch = _torch_with_a_gpu(
             f"running {self.path.name} with {flavour_named(runtime).title}"
         )
-        self.device = self.torch.device("cuda", self.torch.cuda.current_device())
+        self.device = _device(self.torch, device)
         self.log = listen(self.trt)
-        self.runtime = self.trt.Runtime(logger_of(self.trt))
-        self.engine = self.runtime.deserialize_cuda_engine(plan)
-        if self.engine is None:
-            raise ArtifactError(self._why_not_loaded())
-        check_tensors(self.path, spec, *engine_tensors(self.trt, self.engine))
-        self.stream = self.torch.cuda.Stream(self.device)
         self._captures_itself = runtime == "tensorrt-rtx"
         self._kernels: Any = None  # TensorRT-RTX's cache of compiled kernels
-        self.context = self._create_context(cuda_graphs)
+        with self.torch.cuda.device(self.device):
+            self.runtime = self.trt.Runtime(logger_of(self.trt))
+            self.engine = self.runtime.deserialize_cuda_engine(plan)
+            if self.engine is None:
+                raise ArtifactError(self._why_not_loaded())
+            check_tensors(self.path, spec, *engine_tensors(self.trt, self.engine))
+            self.stream = self.torch.cuda.Stream(self.device)
+            self.context = self._create_context(cuda_graphs)
         self._may_capture = cuda_graphs and not self._captures_itself
         self._memory: Any = None
-        self._graph: Any = None
-        self._buffers: dict[str, Any] = {}
-        self._shapes: dict[str, Shape] = {}
-        self._runs = 0  # of these shapes
+        self._prepared: OrderedDict[tuple[Shape, ...], _Prepared] = OrderedDict()
+        self._in_context: _Prepared | None = None  # whose shapes and addresses the context has
         self._lock = threading.Lock()
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -80,37 +135,84 @@ class TrtRunner:
         check_feeds(self.spec, feeds)
         shapes = self._checked_shapes(feeds)
         with self._lock:
-            if self.context is None:
-                raise InputError(f"the runner of {self.spec.name} is closed: open it again")
-            outputs = self._infer(feeds, shapes, keep)
+            self._check_open()
+            with self.torch.cuda.device(self.device):
+                outputs = self._infer(feeds, shapes, keep)
         check_outputs(
             self.spec, feeds, outputs, self.path, flavour_named(self.sidecar.flavour).title
         )
         return outputs
 
+    def fetch(self, kept: Sequence[Any]) -> list[Array]:
+        """Copies kept tensors to the host, all in one wait. See `Runner`."""
+        with self._lock, self.torch.cuda.device(self.device):
+            self._check_open()
+            with self._on_stream():
+                return self._to_host(kept)
+
     def _infer(
         self, feeds: Tensors, shapes: dict[str, Shape], keep: Collection[str]
     ) -> dict[str, Any]:
         self.log.clear()
-        caller = self.torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(caller)  # kept tensors of another runner may still be on their way
-        with self.torch.cuda.stream(self.stream):
-            if shapes != self._shapes:
-                self._prepare(shapes)
+        with self._on_stream() as caller:
+            prepared = self._prepare(shapes)
             for name in self.spec.input_names:
-                self._buffers[name].copy_(self._as_tensor(feeds[name]), non_blocking=True)
-            self._execute()
-            outputs = {
-                name: self._buffers[name].clone()
-                if name in keep
-                else self._buffers[name].cpu().numpy()
+                self._load(prepared.buffers[name], feeds[name])
+            self._execute(prepared)
+            outputs: dict[str, Any] = {
+                name: prepared.buffers[name].tensor.clone()
                 for name in self.spec.output_names
+                if name in keep
             }
-        for kept in (value for value in outputs.values() if isinstance(value, self.torch.Tensor)):
-            kept.record_stream(caller)
-        # the arrays behind the inputs are the caller's again, and an error shows here
+            for kept in outputs.values():
+                kept.record_stream(caller)
+            others = [name for name in self.spec.output_names if name not in keep]
+            if others:
+                arrays = self._to_host([prepared.buffers[name].tensor for name in others])
+                outputs |= dict(zip(others, arrays, strict=True))
+        return {name: outputs[name] for name in self.spec.output_names}
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[Any]:
+        """On our stream, after what the caller's has been given, and before what it will be given:
+        kept tensors go from runner to runner in order. Yields the caller's stream.
+        """
+        caller = self.torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(caller)
+        try:
+            with self.torch.cuda.stream(self.stream):
+                yield caller
+        finally:
+            caller.wait_stream(self.stream)
+
+    def _load(self, buffer: _Buffer, value: Any) -> None:
+        """An input into its buffer. Arrays go through pinned memory, which PyTorch gives to no one
+        else before the copy is done; a kept tensor that is there already is not copied again.
+        """
+        if isinstance(value, np.ndarray):
+            buffer.source = None
+            host = self.torch.empty(value.shape, dtype=buffer.tensor.dtype, pin_memory=True)
+            np.copyto(host.numpy(), value)
+            buffer.tensor.copy_(host, non_blocking=True)
+        elif not buffer.holds(value):
+            buffer.source = None
+            buffer.tensor.copy_(value, non_blocking=True)
+            value.record_stream(self.stream)
+            buffer.remember(value)
+
+    def _to_host(self, tensors: Sequence[Any]) -> list[Array]:
+        """Arrays in pinned memory; waits for the stream once. An error of any run shows here."""
+        hosts = []
+        for tensor in tensors:
+            host = self.torch.empty(tuple(tensor.shape), dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            hosts.append(host)
         self.stream.synchronize()
-        return outputs
+        return [host.numpy() for host in hosts]
+
+    def _check_open(self) -> None:
+        if self.context is None:
+            raise InputError(f"the runner of {self.spec.name} is closed: open it again")
 
     def close(self) -> None:
         with self._lock:
@@ -118,8 +220,8 @@ class TrtRunner:
                 return
             self.stream.synchronize()
             self._save_kernels()
-            self._graph = self._memory = self._kernels = None
-            self._buffers = {}
+            self._memory = self._kernels = self._in_context = None
+            self._prepared.clear()
             self.context = self.engine = self.runtime = None
 
     def __enter__(self) -> TrtRunner:
@@ -132,12 +234,6 @@ class TrtRunner:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _as_tensor(self, value: Any) -> Any:
-        """PyTorch's view of an array; one that is read-only or not contiguous is copied."""
-        if isinstance(value, np.ndarray):
-            return self.torch.from_numpy(np.require(value, requirements=["C", "W"]))
-        return value
 
     def _checked_shapes(self, feeds: Tensors) -> dict[str, Shape]:
         """Raises InputError for a shape out of the engine's profile, or a kept tensor that does not
@@ -161,11 +257,26 @@ class TrtRunner:
         check_profile(self.spec, self.sidecar, shapes)
         return shapes
 
-    def _prepare(self, shapes: Mapping[str, Shape]) -> None:
-        """Buffers, addresses and scratch memory for these shapes; a graph captured for others is
-        void.
-        """
-        self._graph, self._buffers, self._shapes, self._runs = None, {}, {}, 0
+    def _prepare(self, shapes: Mapping[str, Shape]) -> _Prepared:
+        """The set of these shapes, with the context told about it unless a graph replays it."""
+        key = tuple(shapes[name] for name in self.spec.input_names)
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            self._tell_shapes(shapes)
+            prepared = _Prepared(self._buffers(), self._scratch())
+            self._tell_addresses(prepared)
+            self._prepared[key] = prepared
+            if len(self._prepared) > MAX_SHAPES:
+                self.stream.synchronize()  # its graph may still be running
+                self._prepared.popitem(last=False)
+        elif prepared.graph is None and prepared is not self._in_context:
+            self._tell_shapes(shapes)
+            self._tell_addresses(prepared)
+        self._prepared.move_to_end(key)
+        return prepared
+
+    def _tell_shapes(self, shapes: Mapping[str, Shape]) -> None:
+        self._in_context = None
         for name, shape in shapes.items():
             if not self.context.set_input_shape(name, shape):
                 raise ArtifactError(self._why_not_run(f"it takes no {name} of {shape}"))
@@ -179,50 +290,81 @@ class TrtRunner:
             raise ArtifactError(
                 self._why_not_run(f"the shape of {', '.join(unknown)} cannot be told")
             )
+
+    def _buffers(self) -> dict[str, _Buffer]:
+        """Of the context's shapes: what another set has of the same shape, else new memory."""
+        buffers = {}
         for tensor in (*self.spec.inputs, *self.spec.outputs):
             shape = tuple(self.context.get_tensor_shape(tensor.name))
+            others = (one.buffers[tensor.name] for one in self._prepared.values())
+            shared = next((one for one in others if tuple(one.tensor.shape) == shape), None)
             dtype = getattr(self.torch, tensor.dtype)
-            buffer = self.torch.empty(shape, dtype=dtype, device=self.device)
-            self.context.set_tensor_address(tensor.name, buffer.data_ptr())
-            self._buffers[tensor.name] = buffer
+            buffers[tensor.name] = shared or _Buffer(
+                self.torch.empty(shape, dtype=dtype, device=self.device)
+            )
+        return buffers
+
+    def _scratch(self) -> Any:
+        """Memory for the context's shapes. Sets share it; what a graph was captured with stays
+        alive with that set.
+        """
         size = self.context.update_device_memory_size_for_shapes()
+        if self.log.errors:  # 0 is also what a failure gives
+            raise ArtifactError(self._why_not_run("the size of its scratch memory cannot be told"))
         if self._memory is None or self._memory.numel() < size:
-            self._memory = None  # first back to PyTorch
             self._memory = self.torch.empty(
                 max(size, 1), dtype=self.torch.uint8, device=self.device
             )
-        self.context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
-        self._shapes = dict(shapes)
+        return self._memory
 
-    def _execute(self) -> None:
-        """On the stream: the first run of a shape kernel by kernel, the second is captured, then
+    def _tell_addresses(self, prepared: _Prepared) -> None:
+        for name, buffer in prepared.buffers.items():
+            if not self.context.set_tensor_address(name, buffer.tensor.data_ptr()):
+                raise ArtifactError(self._why_not_run(f"it takes no memory for {name}"))
+        self.context.set_device_memory(prepared.memory.data_ptr(), prepared.memory.numel())
+        self._in_context = prepared
+
+    def _execute(self, prepared: _Prepared) -> None:
+        """On the stream: the first run of a set kernel by kernel, the second is captured, then
         replayed.
         """
-        self._runs += 1
-        if self._may_capture and self._runs == 2:
-            self._graph = self._capture()
-        if self._graph is not None:
-            self._graph.replay()
+        prepared.runs += 1
+        if self._may_capture and prepared.runs == 2:
+            prepared.graph = self._capture()
+        if prepared.graph is not None:
+            prepared.graph.replay()
         elif not self.context.execute_async_v3(self.stream.cuda_stream):
             raise ArtifactError(self._why_not_run("the run failed"))
 
     def _capture(self) -> Any:
         """A CUDA graph of one run, or None where this engine cannot be captured (no more tries
         then).
+
+        Not by `torch.cuda.graph`, which waits for the device and gives PyTorch's cached memory
+        back: nothing is allocated while TensorRT is captured.
         """
         graph = self.torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
         try:
-            with self.torch.cuda.graph(
-                graph, stream=self.stream, capture_error_mode="thread_local"
-            ):
-                if not self.context.execute_async_v3(self.stream.cuda_stream):
-                    raise RuntimeError("not capturable")
+            captured = self.context.execute_async_v3(self.stream.cuda_stream)
+        finally:
+            ended = self._end_of(graph)
+        if captured and ended:
+            return graph
+        self._may_capture = False
+        self._in_context = None  # what failed may have left it in any state
+        self.log.clear()
+        return None
+
+    def _end_of(self, graph: Any) -> bool:
+        """Whether the capture ended well."""
+        try:
+            graph.capture_end()
         except RuntimeError as error:
             if is_interrupt(error):
                 raise
-            self._may_capture = False
-            return None
-        return graph
+            return False
+        return True
 
     def _create_context(self, cuda_graphs: bool) -> Any:
         """A context whose scratch memory is ours, as large as the shapes at hand need and not the
@@ -292,8 +434,8 @@ class TrtRunner:
 
 
 def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> TrtRunner:
-    """Opens an engine on the current CUDA device."""
-    return TrtRunner(path, spec, options.runtime)
+    """Opens an engine on "cuda", PyTorch's current device, or on "cuda:N"."""
+    return TrtRunner(path, spec, options.runtime, device=options.device)
 
 
 def check_profile(spec: GraphSpec, sidecar: EngineSidecar, shapes: Mapping[str, Shape]) -> None:
@@ -336,3 +478,15 @@ def _torch_with_a_gpu(what: str) -> Any:
             "or this one on a machine with a GPU and PyTorch for CUDA."
         )
     return torch
+
+
+def _device(torch: Any, name: str) -> Any:
+    """The device of a name, with its number. Raises InputError where there is none."""
+    device = torch.device(name)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"there is no {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here, "
+            "numbered from 0"
+        )
+    return torch.device("cuda", index)

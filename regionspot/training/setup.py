@@ -224,10 +224,16 @@ def _feature_pipeline(config: TrainConfig, sam: SamBackbone, clip: ClipBackbone)
         return pipeline_from_backbones(sam, clip, preset)
     towers = pipeline_from_backbones(sam, clip, preset)
     from regionspot.runtime.artifacts import Manifest
+    from regionspot.runtime.formats import runtime_named
     from regionspot.runtime.opening import choose_artifacts, open_pipeline
 
     manifest = Manifest.load(features.artifacts)
-    artefact_format, precision = choose_artifacts(manifest, features.runtime, features.precision)
+    artefact_format, precision = choose_artifacts(
+        manifest,
+        features.runtime,
+        features.precision,
+        runtime_named(features.runtime, whole_models=True).best_device(),
+    )
     made = {
         entry.name: entry.weights
         for entry in manifest.graphs

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from regionspot.benchmarks.decoder import main
+
 VARIANTS = {
     "segment_anything",
     "tokens_only",
@@ -55,7 +57,8 @@ def test_all_variants_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("counts", ["", "0", "-1,2", "many", "1;2"])
-def test_impossible_counts_are_refused_at_once(counts: str) -> None:
-    run = benchmark(f"--boxes={counts}")
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: --boxes")
+def test_impossible_counts_are_refused_at_once(
+    counts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "regionspot_mini", f"--boxes={counts}"]) == 2
+    assert capsys.readouterr().err.startswith("error: --boxes")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from regionspot.errors import ArtifactError, InputError
 from regionspot.export import onnx_files, onnx_graph
 from regionspot.export.graph_inputs import GraphInputs
+from regionspot.export.made_with import preprocessing_of
 from regionspot.export.onnx_files import save
 from regionspot.export.onnx_graph import export_onnx, trace, tracing_sizes
 from regionspot.export.onnx_passes import simplify
@@ -102,7 +103,8 @@ def test_the_file(
         "graph": graph,
         "model": "regionspot_mini",
         "precision": "fp32",
-        "preprocessing": "tested",
+        "preprocessing": preprocessing_of(mini).fingerprint(),
+        "target": "cpu",
     }
     for tensors, values in (
         (specs[graph].inputs, model.graph.input),

@@ -48,12 +48,33 @@ def test_sources_come_before_what_is_made_of_them(specs: dict[str, GraphSpec]) -
         ("onnx", "fp32"),
         ("onnx", "fp16"),
         ("openvino", "fp16"),
-        ("tensorrt-rtx", "fp16"),
         ("onnx", "int8"),
         ("openvino", "int8"),
+        ("onnx-gpu", "fp32"),
+        ("onnx-gpu", "fp16"),
+        ("tensorrt-rtx", "fp16"),
+        ("onnx-gpu", "int8"),
         ("tensorrt-rtx", "int8"),
     ]
-    assert len(made) == len(steps) == 14
+    assert len(made) == len(steps) == 20
+
+
+def test_without_a_precision_each_format_takes_its_own(specs: dict[str, GraphSpec]) -> None:
+    def kinds(*formats: str) -> list[tuple[str, str]]:
+        steps = make_plan([specs["region_head"]], formats, None)
+        return [(step.format, step.precision) for step in steps]
+
+    assert kinds("onnx", "openvino") == [("onnx", "fp32"), ("openvino", "fp32")]
+    assert kinds("tensorrt") == [
+        ("onnx-gpu", "fp32"),
+        ("onnx-gpu", "fp16"),
+        ("tensorrt", "fp16"),
+    ]
+    assert kinds("onnx", "onnx-gpu") == [
+        ("onnx", "fp32"),
+        ("onnx-gpu", "fp32"),
+        ("onnx-gpu", "fp16"),
+    ]
 
 
 def test_the_smallest_plan(specs: dict[str, GraphSpec]) -> None:
@@ -65,8 +86,10 @@ def test_the_smallest_plan(specs: dict[str, GraphSpec]) -> None:
 
 def test_where_files_lie(specs: dict[str, GraphSpec]) -> None:
     steps = make_plan([specs["region_head"]], ["openvino", "tensorrt", "tensorrt-rtx"], ["fp32"])
-    assert [step.file for step in steps[1:]] == [
+    assert [step.file for step in steps] == [
+        "onnx/fp32/region_head.onnx",
         "openvino/fp32/region_head.xml",
+        "onnx-gpu/fp32/region_head.onnx",
         "tensorrt/fp32/region_head.plan",
         "tensorrt-rtx/fp32/region_head.engine",
     ]

@@ -15,11 +15,11 @@ def how_large_layers_are(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     monkeypatch.setattr(image_encoder, "LARGE", request.param)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fuse_from", [None, 0])
 @pytest.mark.parametrize(
     ("image_size", "window"), [(128, 3), (128, 4), (96, 14)], ids=["padded", "whole", "larger"]
 )
-def test_equals_segment_anything(fused: bool, image_size: int, window: int) -> None:
+def test_equals_segment_anything(fuse_from: int | None, image_size: int, window: int) -> None:
     torch.manual_seed(0)
     sam = compose_sam(
         image_size=image_size,
@@ -38,13 +38,13 @@ def test_equals_segment_anything(fused: bool, image_size: int, window: int) -> N
     pixels = torch.randn(2, 3, image_size, image_size, dtype=torch.float64)
     with torch.inference_mode():
         expected = sam.image_encoder(pixels)
-        found = encode_image(sam.image_encoder, pixels, fused)
+        found = encode_image(sam.image_encoder, pixels, fuse_from)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_without_relative_and_absolute_positions(fused: bool) -> None:
+@pytest.mark.parametrize("fuse_from", [None, 0])
+def test_without_relative_and_absolute_positions(fuse_from: int | None) -> None:
     torch.manual_seed(0)
     sam = compose_sam(
         image_size=64,
@@ -65,5 +65,5 @@ def test_without_relative_and_absolute_positions(fused: bool) -> None:
     pixels = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
         torch.testing.assert_close(
-            encode_image(encoder, pixels, fused), encoder(pixels), rtol=1e-10, atol=1e-10
+            encode_image(encoder, pixels, fuse_from), encoder(pixels), rtol=1e-10, atol=1e-10
         )

@@ -300,6 +300,9 @@ def test_what_is_not_there_is_said_with_the_way_to_make_it(mini_artifacts: Path)
         manifest.find("sam_mask_decoder", "onnx", "fp32")
 
 
+DEVICES = ("cpu", "cuda", "tensorrt:1")
+
+
 @pytest.mark.parametrize(
     ("runtime", "precision", "error", "message"),
     [
@@ -342,6 +345,27 @@ def test_a_format_is_preferred_where_it_has_the_whole_pipeline(mini_artifacts: P
         replace(manifest, graphs=()).with_entry(replace(entry, passed=False)).precisions("onnx")
         == []
     )
+
+
+def test_a_gpu_takes_the_graphs_for_gpus_in_half_precision(mini_artifacts: Path) -> None:
+    manifest = Manifest.load(mini_artifacts)
+    both = [
+        replace(one, format="onnx-gpu", precision=precision)
+        for one in manifest.graphs
+        for precision in ("fp32", "fp16")
+    ]
+    mixed = replace(manifest, graphs=(*manifest.graphs, *both))
+    chosen = {device: choose_artifacts(mixed, "onnxruntime", None, device) for device in DEVICES}
+    assert chosen == {
+        "cpu": ("onnx", "fp32"),
+        "cuda": ("onnx-gpu", "fp16"),
+        "tensorrt:1": ("onnx-gpu", "fp16"),
+    }
+    assert choose_artifacts(mixed, "onnxruntime", "fp32", "cuda") == ("onnx-gpu", "fp32")
+    assert choose_artifacts(manifest, "onnxruntime", None, "cuda") == ("onnx", "fp32")
+    assert choose_artifacts(mixed, "onnxruntime", None, "cpu", "onnx-gpu") == ("onnx-gpu", "fp16")
+    with pytest.raises(ArtifactError, match="nothing for onnxruntime"):
+        choose_artifacts(manifest, "onnxruntime", None, "cpu", "onnx-gpu")
 
 
 def test_what_failed_is_chosen_where_there_is_nothing_else(mini_artifacts: Path) -> None:

@@ -88,14 +88,14 @@ def test_kernels_that_replace_single_graphs_run_no_whole_model() -> None:
 
 @pytest.mark.parametrize(
     ("runtime", "device"),
-    [("openvino", "cuda"), ("native", "cuda"), ("tensorrt", "cpu"), ("tensorrt-rtx", "cuda:1")],
+    [("openvino", "cuda"), ("native", "cuda"), ("tensorrt", "cpu"), ("tensorrt-rtx", "cuda:x")],
 )
 def test_a_device_that_the_runtime_does_not_have_is_refused(
     runtime: str, device: str, tmp_path: Path
 ) -> None:
     spec = GraphSpec("none", "", (), (), {})
     with pytest.raises(
-        InputError, match=rf"the runtime {runtime} works on auto, c\w+, not on {device}$"
+        InputError, match=rf"the runtime {runtime} works on auto, c[\w:, ]+, not on {device}$"
     ):
         open_graph(tmp_path / "none", spec, runtime, "fp32", device)
 
@@ -107,6 +107,14 @@ def test_devices_with_a_number() -> None:
         InputError, match=r"the runtime some works on auto, cpu, gpu:1, not on gpu$"
     ):
         row.resolve_device("gpu")
+
+
+def test_a_gpu_takes_the_form_and_the_precision_that_are_fast_there() -> None:
+    ort = RUNTIMES["onnxruntime"]
+    assert ort.opens_on("cpu") == ("onnx", "onnx-gpu")
+    assert ort.opens_on("cuda") == ort.opens_on("tensorrt:1") == ("onnx-gpu", "onnx")
+    assert FORMATS["onnx"].precisions == ("fp32", "fp16", "bf16", "int8")
+    assert FORMATS["tensorrt"].precisions == ("fp16", "fp32", "bf16", "int8")
 
 
 class TestPlugIn:

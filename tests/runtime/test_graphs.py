@@ -50,7 +50,7 @@ class TestPlugIn:
         self, installed: dict[str, str], tmp_path: Path
     ) -> None:
         out = tmp_path / "artifacts"
-        graphs = "clip_image_encoder,clip_pooled"
+        graphs = "clip_pooled"
         options = [
             "--onnx",
             "--openvino",

@@ -365,7 +365,9 @@ class TestOnnxRuntime:
         name = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[provider]
         if name in onnxruntime.get_available_providers():
             pytest.skip(f"{name} is there")
-        with pytest.raises(InputError, match=f"has no {name} .*pip install onnxruntime-gpu"):
+        with pytest.raises(
+            InputError, match=rf"has no {name} .*pip install 'regionspot\[onnx-gpu\]'"
+        ):
             OrtRunner(onnx_file, SPEC, provider)
 
     def test_an_unknown_provider(self, onnx_file: Path) -> None:

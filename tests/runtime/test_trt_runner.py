@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.precision import write_half
 from regionspot.export.quantization import quantize
 from regionspot.export.trt_engine import build_engine
-from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.graphs import graph_module, model_sizes
+from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime import trt_runner
 from regionspot.runtime.engine_file import (
     FLAVOURS,
     EngineSidecar,
@@ -30,10 +33,13 @@ from regionspot.runtime.engine_file import (
     write_engine,
 )
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.graphs import graph_specs, required_graphs
+from regionspot.runtime.pipeline import SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.runtime.trt_library import in_words, listen, load_library, logger_of
 from regionspot.runtime.trt_runner import TrtRunner, check_profile
+from tests.runtime.fake_cuda import FakeCuda
 
 PLAN = b"the bytes of an engine" * 40
 SPEC = GraphSpec(
@@ -170,6 +176,133 @@ def test_everyone_who_listens_is_told() -> None:
 
 def test_capabilities_in_words() -> None:
     assert in_words((75, 89, 120)) == "7.5, 8.9, 12.0"
+
+
+# What it asks of CUDA and TensorRT, counted on ones that are none (tests/runtime/fake_cuda.py).
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    with FakeCuda().installed(monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture
+def doubling(cuda: FakeCuda, tmp_path: Path) -> TrtRunner:
+    path = cuda.write(tmp_path, SPEC, lambda inputs: {"y": 2 * inputs["x"]})
+    return TrtRunner(path, SPEC)
+
+
+def numbers(batch: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(batch, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+@pytest.mark.parametrize("most", [1, 2, 16])
+def test_every_answer_is_of_its_own_feeds(
+    cuda: FakeCuda,
+    doubling: TrtRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    capturable: bool,
+    most: int,
+) -> None:
+    """Run, captured and replayed, in turns with other shapes, more of them than are kept."""
+    monkeypatch.setattr(trt_runner, "MAX_SHAPES", most)
+    cuda.capturable = capturable
+    kept = []
+    for seed, batch in enumerate([3, 3, 5, 3, 5, 5, 1, 1, 1, 3, 5, 2, 2, 3]):
+        x = numbers(batch, seed)
+        np.testing.assert_array_equal(doubling.infer({"x": x})["y"], 2 * x)
+        kept.append((x, doubling.infer({"x": x}, keep=("y",))["y"]))
+    for (x, _), y in zip(kept, doubling.fetch([y for _, y in kept]), strict=True):
+        np.testing.assert_array_equal(y, 2 * x)
+    assert bool(cuda.counts["replay"]) is capturable
+    assert cuda.counts["capture"] == 1 or capturable  # it is not tried again
+
+
+def test_a_kept_tensor_is_copied_once_and_again_when_it_changes(
+    cuda: FakeCuda, doubling: TrtRunner
+) -> None:
+    x = numbers(3, 0)
+    kept = doubling.infer({"x": x}, keep=("y",))["y"]
+    for factor in (4, 4, 40, 40):
+        if factor == 40 and float(kept[0, 0]) == 2 * x[0, 0]:
+            kept *= 10
+        found = doubling.infer({"x": kept})["y"]
+        np.testing.assert_allclose(found, factor * x, rtol=1e-6)
+    np.testing.assert_array_equal(doubling.infer({"x": x})["y"], 2 * x)
+    np.testing.assert_allclose(doubling.infer({"x": kept})["y"], 40 * x, rtol=1e-6)
+    other = kept.clone() + 1
+    np.testing.assert_allclose(doubling.infer({"x": other})["y"], 2 * other.numpy(), rtol=1e-6)
+    with torch.inference_mode():  # such tensors cannot tell that they changed
+        made = doubling.infer({"x": x}, keep=("y",))["y"]
+        doubling.infer({"x": made})
+        made *= 10
+        np.testing.assert_allclose(doubling.infer({"x": made})["y"], 40 * x, rtol=1e-6)
+
+
+def test_a_device_that_is_not_there(cuda: FakeCuda, tmp_path: Path) -> None:
+    path = cuda.write(tmp_path, SPEC, lambda inputs: {"y": inputs["x"]})
+    torch_here = trt_runner._torch_with_a_gpu("")
+    torch_here.device = torch.device
+    with pytest.raises(InputError, match="there is no cuda:1: PyTorch sees 1 CUDA devices"):
+        trt_runner._device(torch_here, "cuda:1")
+    assert str(trt_runner._device(torch_here, "cuda")) == "cuda:0"
+    assert path.is_file()
+
+
+def asked(pipeline: RegionPipeline, boxes: int) -> None:
+    """A new image with so many boxes, and 80 words."""
+    info = pipeline.info
+    side = info.sam_image_size
+    encoded = pipeline.encode_image(np.zeros((1, side, side, 3), np.uint8), [[side, side]])
+    square = (1, info.clip_image_size, info.clip_image_size, 3)
+    patches = pipeline.encode_clip(np.zeros(square, np.uint8))
+    points = np.zeros((1, boxes, 2, 2), np.float32)
+    labels = np.tile(np.array([2, 3], np.int32), (1, boxes, 1))
+    tokens, _ = pipeline.mask_tokens(encoded, points, labels)
+    pipeline.classify(tokens[:, :, 0], patches, None, np.zeros((80, info.embed_dim), np.float32))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [[20], [100], [300], [4, 10], [1, 60, 7, 33, 18]],
+    ids=lambda boxes: "-".join(map(str, boxes)),
+)
+def test_nothing_is_prepared_anew_after_warm_up(
+    cuda: FakeCuda, tmp_path: Path, boxes: list[int]
+) -> None:
+    """However the numbers of boxes change: no capture, no allocation of buffers, no shapes told to
+    TensorRT, and the host waits three times for an image.
+    """
+    info = model_sizes(create_model("regionspot_mini", random_weights=0))
+    specs = graph_specs(info)
+
+    def zeros(spec: GraphSpec) -> Any:
+        return lambda inputs: {}
+
+    runners = {
+        name: TrtRunner(cuda.write(tmp_path, spec, zeros(spec)), spec)
+        for name, spec in specs.items()
+        if name in required_graphs()
+    }
+    pipeline = RegionPipeline(
+        info,
+        runners,
+        runtime="tensorrt",
+        precision="fp16",
+        fingerprint=lambda graph: graph,
+        **SIZES_ON_GPU,
+    )
+    for count in 3 * boxes:
+        asked(pipeline, count)
+    cuda.counts.clear()
+    for count in 4 * boxes:
+        asked(pipeline, count)
+    done = cuda.counts
+    assert done["capture"] == done["allocation"] == done["shapes"] == done["run"] == 0, done
+    assert done["synchronize"] == 3 * 4 * len(boxes)
+    assert done["replay"] >= 5 * 4 * len(boxes)
 
 
 # Engines of the mini model's graphs: built anywhere ahead of time, and where there is a GPU run

@@ -1,0 +1,96 @@
+"""What TensorRT makes of a graph, read from the builder's log: by TensorRT-RTX, without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from regionspot.export.graph_inputs import GraphInputs
+from regionspot.export.onnx_graph import export_onnx
+from regionspot.export.precision import write_half
+from regionspot.export.trt_engine import build_engine
+from regionspot.export.trt_layers import is_detail, report_of
+from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.regionspot import RegionSpot
+from regionspot.runtime.engine_file import read_sidecar
+from regionspot.runtime.formats import GPU
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.ort_runner import OrtRunner
+from regionspot.runtime.tolerance import RUNTIME_FP32, measure
+from regionspot.runtime.torch_runner import TorchRunner
+
+LAYER = (
+    "Name: {name}, LayerType: {kind}, Inputs: [ {{ Name: a, Dimensions: [{shape}], Strides: [1], "
+    "Datatype: Half, Format: (Linear) }}], Constants: [ {{ Name: w, Dimensions: [1000,1000], "
+    "Datatype: Float, Format: (Linear) }}], Outputs: [ {{ Name: b, Dimensions: [{shape}], "
+    "Datatype: Float, Format: (Linear) }}], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: x]"
+)
+
+
+def test_figures_of_a_log() -> None:
+    log = [
+        LAYER.format(name="one", kind="gemm", shape="1000,1000"),
+        LAYER.format(name="_gemm_mha_v2_myl0_7", kind="kgen", shape="500,1000"),
+        LAYER.format(name="one", kind="gemm", shape="1000,1000"),  # printed twice
+        "Max Scratch Memory: 10485760 bytes",
+        "Name: not a layer",
+    ]
+    report = report_of(line for line in log if is_detail(line))
+    assert report is not None
+    assert (report.fused_attentions, report.kernels, report.scratch_mib) == (1, 2, 10.0)
+    assert report.activation_gb == pytest.approx(1.5 * 6e6 / 1e9)  # without the weights
+    assert report.types == {"gemm Half->Float": 1, "kgen Half->Float": 1}
+    dynamic = report_of([LAYER.format(name="one", kind="gemm", shape="-1,1000")])
+    assert dynamic is not None and dynamic.activation_gb is None and dynamic.scratch_mib is None
+    assert report_of(["nothing of the kind"]) is None
+
+
+def layers_of(onnx_file: Path, spec: GraphSpec) -> dict[str, int]:
+    """Of the engine of a graph in half precision, for compute capability 8.9."""
+    half, engine = onnx_file.with_suffix(".fp16.onnx"), onnx_file.with_suffix(".engine")
+    write_half(onnx_file, half, "fp16")
+    build_engine(half, spec, engine, "tensorrt-rtx", [89])
+    return read_sidecar(engine).layers
+
+
+def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """And none is in the form for CPUs. Both forms give the model's numbers."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    spec = specs["sam_image_encoder"]
+    depth = len(mini.sam.sam.image_encoder.blocks)
+    for_cpu, for_gpu = tmp_path / "cpu.onnx", tmp_path / "gpu.onnx"
+    for_cpu.write_bytes(exported("sam_image_encoder").read_bytes())
+    export_onnx(mini, spec, for_gpu, target=GPU)
+    fused, apart = layers_of(for_gpu, spec), layers_of(for_cpu, spec)
+    assert (fused["fused_attentions"], apart["fused_attentions"]) == (depth, 0)
+    assert fused["kernels"] < apart["kernels"] and fused["scratch_mib"] > 0
+    # no kernel without inputs: none copies a constant
+    assert not any(kind.split()[-1] == "->Half" for kind in fused["types"]), fused["types"]
+    feeds = graph_inputs.seeded(spec, 0, {"batch": 2})
+    with (
+        OrtRunner(for_gpu, spec, threads=1) as ort,
+        TorchRunner(graph_module(mini, spec.name), spec) as reference,
+    ):
+        expected = reference.infer(feeds)["image_embeddings"]
+        difference = measure(expected, ort.infer(feeds)["image_embeddings"])
+    assert not RUNTIME_FP32.breaches(difference)
+
+
+def test_every_attention_of_clip_is_one_kernel(
+    mini: RegionSpot, specs: dict[str, GraphSpec], exported: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    copied = tmp_path / "clip.onnx"
+    copied.write_bytes(exported("clip_image_encoder").read_bytes())
+    layers = layers_of(copied, specs["clip_image_encoder"])
+    # of the last layer only the values are used
+    depth = len(mini.clip.clip.visual.transformer.resblocks)
+    assert layers["fused_attentions"] == depth

@@ -1,0 +1,247 @@
+"""A CUDA device and a TensorRT that are none: what `TrtRunner` asks of them is counted, and engines
+are computed by PyTorch on the CPU.
+
+Memory is real and addresses are real: a replayed graph reads and writes the addresses that it was
+captured with, so a buffer that moved shows as a wrong result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from regionspot.runtime import trt_library, trt_runner
+from regionspot.runtime.engine_file import (
+    DYNAMIC,
+    EngineSidecar,
+    EngineTensor,
+    profile_of,
+    write_engine,
+)
+from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.trt_library import NUMPY_NAMES
+
+VERSION = "11.4.0.106"
+Compute = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+"""What an engine computes: inputs by name to outputs by name."""
+
+
+class FakeCuda:
+    """Stands in for PyTorch's CUDA and for the module tensorrt while `installed`.
+
+    Attributes:
+        counts: "allocation" on the device, "shapes" told to a context, "capture", "replay", "run"
+            kernel by kernel, "synchronize", and "copy" of a kept tensor into a buffer.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.engines: dict[bytes, tuple[GraphSpec, Compute]] = {}
+        self.tensors: dict[int, torch.Tensor] = {}  # by address
+        self.capturing: list[Callable[[], None]] | None = None
+        self.capturable = True
+
+    def write(self, folder: Path, spec: GraphSpec, compute: Compute) -> Path:
+        """An engine file that computes so."""
+        plan = f"engine {spec.name} {len(self.engines)}".encode()
+        self.engines[plan] = spec, compute
+        profiles = profile_of(spec)
+
+        def tensor(one: Any, profile: Any = None) -> EngineTensor:
+            shape = tuple(DYNAMIC if isinstance(axis, str) else axis for axis in one.shape)
+            return EngineTensor(one.name, one.dtype, shape, profile)
+
+        sidecar = EngineSidecar(
+            graph=spec.name,
+            flavour="tensorrt",
+            file=f"{spec.name}.plan",
+            size_bytes=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            versions={"tensorrt": VERSION},
+            compute_capabilities=(),
+            device="a fake",
+            optimization_level=3,
+            workspace_mib=None,
+            build_s=0.0,
+            inputs=tuple(tensor(one, profiles[one.name]) for one in spec.inputs),
+            outputs=tuple(tensor(one) for one in spec.outputs),
+            onnx={},
+        )
+        path = folder / f"{spec.name}.plan"
+        write_engine(path, plan, sidecar)
+        return path
+
+    @contextlib.contextmanager
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+        with monkeypatch.context() as patch:
+            patch.setitem(__import__("sys").modules, "tensorrt", self._tensorrt())
+            patch.setattr(trt_library, "_loggers", {})
+            patch.setattr(trt_runner, "_torch_with_a_gpu", lambda what: self._torch())
+            patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+            yield self
+
+    def _torch(self) -> Any:
+        names = ("Tensor", "uint8", "int32", "float32", "bool")
+        return SimpleNamespace(
+            **{name: getattr(torch, name) for name in names},
+            cuda=self._cuda(),
+            device=lambda *_: torch.device("cpu"),
+            empty=self._empty,
+        )
+
+    def _empty(
+        self, shape: Any, dtype: torch.dtype, device: Any = None, pin_memory: bool = False
+    ) -> torch.Tensor:
+        if not pin_memory:
+            self.counts["allocation"] += 1
+        tensor = torch.full((shape,) if isinstance(shape, int) else tuple(shape), 77, dtype=dtype)
+        self.tensors[tensor.data_ptr()] = tensor
+        return tensor
+
+    def _cuda(self) -> Any:
+        fake = self
+
+        class Stream:
+            cuda_stream = 1
+
+            def __init__(self, *_: Any) -> None:
+                pass
+
+            def wait_stream(self, other: Any) -> None:
+                pass
+
+            def synchronize(self) -> None:
+                fake.counts["synchronize"] += 1
+
+        class CUDAGraph:
+            def capture_begin(self, capture_error_mode: str) -> None:
+                fake.counts["capture"] += 1
+                self.work: list[Callable[[], None]] = []
+                fake.capturing = self.work
+
+            def capture_end(self) -> None:
+                fake.capturing = None
+                if not fake.capturable:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+            def replay(self) -> None:
+                fake.counts["replay"] += 1
+                for one in self.work:
+                    one()
+
+        return SimpleNamespace(
+            Stream=Stream,
+            CUDAGraph=CUDAGraph,
+            current_stream=lambda device: Stream(),
+            current_device=lambda: 0,
+            device_count=lambda: 1,
+            device=lambda device: contextlib.nullcontext(),
+            stream=lambda stream: contextlib.nullcontext(),
+            get_device_name=lambda device=None: "a fake",
+            get_device_capability=lambda device=None: (8, 9),
+        )
+
+    def _tensorrt(self) -> ModuleType:
+        fake = self
+        modes = SimpleNamespace(INPUT="input", OUTPUT="output")
+        kinds = {numpy: SimpleNamespace(name=trt) for trt, numpy in NUMPY_NAMES.items()}
+
+        class ILogger:
+            WARNING, ERROR, INTERNAL_ERROR = "warning", "error", "internal error"
+
+        class Engine:
+            def __init__(self, plan: bytes) -> None:
+                self.spec, self.compute = fake.engines[plan]
+                self.tensors = (*self.spec.inputs, *self.spec.outputs)
+                self.num_io_tensors = len(self.tensors)
+
+            def get_tensor_name(self, index: int) -> str:
+                return self.tensors[index].name
+
+            def _of(self, name: str) -> Any:
+                return next(one for one in self.tensors if one.name == name)
+
+            def get_tensor_dtype(self, name: str) -> Any:
+                return kinds[self._of(name).dtype]
+
+            def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+                return tuple(
+                    DYNAMIC if isinstance(axis, str) else axis for axis in self._of(name).shape
+                )
+
+            def get_tensor_mode(self, name: str) -> str:
+                return modes.INPUT if name in self.spec.input_names else modes.OUTPUT
+
+            def get_tensor_profile_shape(self, name: str, index: int) -> Any:
+                return profile_of(self.spec)[name]
+
+            def create_execution_context(self, strategy: Any) -> Context:
+                return Context(self)
+
+        class Context:
+            def __init__(self, engine: Engine) -> None:
+                self.engine = engine
+                self.shapes: dict[str, tuple[int, ...]] = {}
+                self.addresses: dict[str, int] = {}
+
+            def set_input_shape(self, name: str, shape: Any) -> bool:
+                self.shapes[name] = tuple(shape)
+                return True
+
+            def infer_shapes(self) -> list[str]:
+                fake.counts["shapes"] += 1
+                return []
+
+            def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+                spec = self.engine.spec
+                sizes = {
+                    axis: size
+                    for tensor in spec.inputs
+                    for axis, size in zip(tensor.shape, self.shapes[tensor.name], strict=True)
+                    if isinstance(axis, str)
+                }
+                return self.engine._of(name).resolved(sizes)
+
+            def set_tensor_address(self, name: str, address: int) -> bool:
+                self.addresses[name] = address
+                return True
+
+            def update_device_memory_size_for_shapes(self) -> int:
+                return 1024
+
+            def set_device_memory(self, address: int, size: int) -> None:
+                assert fake.tensors[address].numel() == size >= 1024
+
+            def execute_async_v3(self, stream: int) -> bool:
+                addresses, spec = dict(self.addresses), self.engine.spec
+
+                def work() -> None:
+                    inputs = {name: fake.tensors[addresses[name]] for name in spec.input_names}
+                    for name, value in self.engine.compute(inputs).items():
+                        fake.tensors[addresses[name]].copy_(value)
+
+                if fake.capturing is None:
+                    fake.counts["run"] += 1
+                    work()
+                else:
+                    fake.capturing.append(work)
+                    return fake.capturable
+                return True
+
+        module = ModuleType("tensorrt")
+        module.__dict__.update(
+            __version__=VERSION,
+            ILogger=ILogger,
+            TensorIOMode=modes,
+            ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+            Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=Engine),
+        )
+        return module
