@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +24,7 @@ import torch
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.counts import counts
 from regionspot.benchmarks.decoder_variants import GRAPHS, REFERENCE_BATCH, VARIANTS, Request
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.decoder_weights import write_decoder_weights
 from regionspot.export.onnx_graph import export_onnx
@@ -138,13 +136,15 @@ def _prepare(request: Request, folder: Path) -> None:
 def _run(variant: str, folder: Path, request: Request) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each number of boxes with what the variant's process measured."""
     logger.info(f"measuring {variant}")
-    command = [sys.executable, "-m", "regionspot.benchmarks.decoder_variants", variant, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(request.threads)}
-    child = subprocess.run(command, capture_output=True, env=environment)
-    if child.returncode:
-        raise ArtifactError(f"{variant} {exit_reason(child)}")
-    for line in child.stdout.decode().splitlines():
-        row = json.loads(line)
+    child = run_module(
+        "regionspot.benchmarks.decoder_variants",
+        variant,
+        folder,
+        environment={"OMP_NUM_THREADS": str(request.threads)},
+    )
+    if child.failure:
+        raise ArtifactError(f"{variant} {child.failure}")
+    for row in child.rows:
         yield row["boxes"], row
 
 

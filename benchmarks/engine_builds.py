@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.export.trt_engine import build_engine
 from regionspot.files import write_atomically
@@ -112,18 +111,10 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
 def _in_child(spec: GraphSpec, onnx_path: Path) -> dict[str, Any]:
     request = onnx_path.with_suffix(".request.json")
     request.write_text(json.dumps({"spec": spec_to_json(spec), "onnx_path": str(onnx_path)}))
-    command = [
-        sys.executable,
-        "-m",
-        "regionspot.benchmarks.engine_builds",
-        "--request",
-        str(request),
-    ]
-    child = subprocess.run(command, capture_output=True)
-    if child.returncode:
-        raise ArtifactError(f"building {onnx_path.name} {exit_reason(child)}")
-    figures: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
-    return figures
+    child = run_module("regionspot.benchmarks.engine_builds", "--request", request)
+    if child.failure:
+        raise ArtifactError(f"building {onnx_path.name} {child.failure}")
+    return child.rows[-1]
 
 
 def build_one(spec: dict[str, Any], onnx_path: str) -> dict[str, Any]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +25,7 @@ from regionspot.benchmarks.latency_worker import (
 from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rates
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.runtime.graphs import GRAPHS, required_graphs, served_graphs
 from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH
 
@@ -181,11 +179,10 @@ def _measured(target: Target, request: Request, folder: Path) -> Iterator[dict[s
     asked = replace(request, runtime=target.runtime, precision=target.precision, graphs=graphs)
     path = folder / f"{target.name}.json"
     path.write_text(json.dumps(asdict(asked)))
-    command = [sys.executable, "-m", "regionspot.benchmarks.latency_worker", str(path)]
-    child = subprocess.run(command, capture_output=True)
-    yield from map(json.loads, child.stdout.decode().splitlines())
-    if child.returncode:
-        note = f"not measured: it {exit_reason(child)}"
+    child = run_module("regionspot.benchmarks.latency_worker", path)
+    yield from child.rows
+    if child.failure:
+        note = f"not measured: it {child.failure}"
         logger.info(f"{target.name}: {note}")
         yield {
             "graph": None,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ import numpy.typing as npt
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.memory import PeakMemory
 from regionspot.benchmarks.timing import median, repeat
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.errors import ArtifactError
 from regionspot.files import write_atomically
 from regionspot.logs import log_to
@@ -204,12 +203,10 @@ def _run(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "--way",
         way,
     ]
-    command = [sys.executable, "-m", "regionspot.benchmarks.mask_encoding", *map(str, options)]
-    child = subprocess.run(command, capture_output=True)
-    if child.returncode:
-        raise ArtifactError(f"{way} {exit_reason(child)}")
-    found: dict[str, Any] = json.loads(child.stdout)
-    return found
+    child = run_module("regionspot.benchmarks.mask_encoding", *options)
+    if child.failure:
+        raise ArtifactError(f"{way} {child.failure}")
+    return child.rows[-1]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +34,7 @@ from regionspot.benchmarks.peer_variants import (
     variant_name,
 )
 from regionspot.benchmarks.synthetic import random_boxes, random_words, read_picture
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.errors import InputError
 from regionspot.images import read_image
 from regionspot.provenance import version_of
@@ -237,34 +235,24 @@ def _measured(
         logger.info(f"{_title(way, draw)}: {reason}")
         return VariantResult(way, draw, counts, [{"note": reason}])
     logger.info(f"measuring {_title(way, draw)}")
-    command = [
-        sys.executable,
-        "-m",
+    child = run_module(
         "regionspot.benchmarks.peer_variants",
         variant_name(way, draw),
-        str(folder),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"}
-    child = subprocess.run(command, capture_output=True, env=environment)
-    lines = [
-        json.loads(line) for line in child.stdout.decode().splitlines() if line.startswith("{")
-    ]
-    if child.returncode:
-        lines.append({"note": f"not measured: {_failure(child)}"})
-    return VariantResult(way, draw, counts, lines)
+        folder,
+        environment={"OMP_NUM_THREADS": str(setup.threads), "HF_HUB_OFFLINE": "1"},
+    )
+    notes = [{"note": f"not measured: {_with_hint(child.failure)}"}] if child.failure else []
+    return VariantResult(way, draw, counts, [*child.rows, *notes])
 
 
 def _title(way: str, draw: bool) -> str:
     return f"{way}, {'with masks' if draw else 'labels only'}"
 
 
-def _failure(child: subprocess.CompletedProcess[bytes]) -> str:
-    how = exit_reason(child)
-    return (
-        f"{how}, as the system does where memory runs out: try fewer regions"
-        if child.returncode == -9
-        else how
-    )
+def _with_hint(failure: str) -> str:
+    killed = signal.SIGKILL.name in failure
+    hint = ", as the system does where memory runs out: try fewer regions" if killed else ""
+    return f"{failure}{hint}"
 
 
 def _what_is_missing(way: str, draw: bool, manifest: Manifest | None) -> str | None:

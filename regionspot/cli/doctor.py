@@ -7,14 +7,13 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import regionspot
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.cli.probes import PROBES, Finding
 from regionspot.errors import InputError
 from regionspot.files import cache_root
@@ -81,19 +80,22 @@ def run_probes(names: Sequence[str]) -> list[Finding]:
     findings: list[Finding] = []
     while len(findings) < len(names):
         pending = names[len(findings) :]
-        command = [sys.executable, "-m", "regionspot.cli.probes", *pending]
-        try:
-            child = subprocess.run(command, capture_output=True, timeout=PROBES_SECONDS)
-            output, how = child.stdout, exit_reason(child)
-        except subprocess.TimeoutExpired as error:
-            output, how = error.stdout or b"", f"did not end in {PROBES_SECONDS} s"
-        found = _parse(output)
+        child = run_module("regionspot.cli.probes", *pending, timeout_s=PROBES_SECONDS)
+        found = _parse(child.output)
         findings += found
         if len(found) < len(pending):
             culprit = pending[len(found)]
             probe = PROBES[culprit]
             mend = probe.mend("--force-reinstall")
-            findings.append(Finding(culprit, "FAIL", f"trying it {how}", mend, probe.required))
+            findings.append(
+                Finding(
+                    culprit,
+                    "FAIL",
+                    f"trying it {child.failure or 'gave no result'}",
+                    mend,
+                    probe.required,
+                )
+            )
     return findings
 
 

@@ -116,8 +116,10 @@ class _Change(NamedTuple):
     u1: Tensor
 
 
-class _Shared(NamedTuple):
-    """The image part's projections in their order, (B, H, c, M) each."""
+class Projections(NamedTuple):
+    """What the image part computes of each image token, in the order of the exported graphs and of
+    the native decoder: (B, C / 2, M) each, or by head (B, H, c, M).
+    """
 
     key0: Tensor
     value0: Tensor
@@ -256,22 +258,21 @@ class TokenDecoder(nn.Module):
         read, write = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         image = self._flat(image_embeddings) + self.no_mask  # (B, C, M)
         centred, rescaled = self._normalised(image)  # Xc and Y, (B, C, M)
-        projections = [
-            read.k_proj.weight @ image + self.position_key0,
-            project(read.v_proj, image),
-            write.q_proj.weight @ image + self.position_query0,
-            self.out0 @ centred,
-            self.key1 @ centred,
-            self.value1 @ centred,
-            self.query1 @ centred,
-            self.out0_scaled @ rescaled,
-            self.out1 @ rescaled,
-            self.final_key @ rescaled,
-            self.final_value @ rescaled,
-        ]
-        along_drift = (self.drift[None] @ rescaled)[
-            :, 0
-        ]  # (B, M); of a vector's product TensorRT thinks B = 1
+        projections = Projections(
+            key0=read.k_proj.weight @ image + self.position_key0,
+            value0=project(read.v_proj, image),
+            query0=write.q_proj.weight @ image + self.position_query0,
+            out0=self.out0 @ centred,
+            key1=self.key1 @ centred,
+            value1=self.value1 @ centred,
+            query1=self.query1 @ centred,
+            out0_scaled=self.out0_scaled @ rescaled,
+            out1=self.out1 @ rescaled,
+            final_key=self.final_key @ rescaled,
+            final_value=self.final_value @ rescaled,
+        )
+        # (B, M); of a vector's product TensorRT thinks B = 1
+        along_drift = (self.drift[None] @ rescaled)[:, 0]
         statistics = [centred.square().sum(1), rescaled.square().sum(1), along_drift]
         assert len(projections) == NUM_PROJECTIONS and len(statistics) == NUM_STATISTICS
         return ImageContext(torch.stack(projections, 1), torch.stack(statistics, 1))
@@ -343,7 +344,7 @@ class TokenDecoder(nn.Module):
         token_ids: Tensor,
         predict_iou: bool = True,
     ) -> tuple[MaskTokens, _Change]:
-        shared = _Shared(
+        shared = Projections(
             *(matrix.unflatten(1, (self.num_heads, -1)) for matrix in context.projections.unbind(1))
         )
         statistics = context.statistics[:, :, None, None].unbind(1)  # (B, 1, 1, M) each
@@ -360,7 +361,7 @@ class TokenDecoder(nn.Module):
         return MaskTokens(found[:, :, 1:], iou_predictions[:, :, token_ids.long()]), change
 
     def _first_layer(
-        self, shared: _Shared, length: Tensor, prompts: Tensor
+        self, shared: Projections, length: Tensor, prompts: Tensor
     ) -> tuple[Tensor, _FirstChange]:
         """Tokens (B, N, T, C) after the first layer, and what they did to the image.
 
@@ -386,7 +387,7 @@ class TokenDecoder(nn.Module):
 
     def _second_layer(
         self,
-        shared: _Shared,
+        shared: Projections,
         statistics: tuple[Tensor, ...],
         prompts: Tensor,
         tokens: Tensor,
@@ -424,7 +425,7 @@ class TokenDecoder(nn.Module):
         return tokens, _Change(p0, a0, w0, p1, a1, u1)
 
     def _read_wanted(
-        self, shared: _Shared, change: _Change, tokens: Tensor, prompts: Tensor
+        self, shared: Projections, change: _Change, tokens: Tensor, prompts: Tensor
     ) -> Tensor:
         """The last attention to the image, for the tokens (B, N, T, C) that are wanted alone."""
         p0, a0, w0, p1, a1, u1 = change

@@ -9,7 +9,6 @@ PyTorch for TensorRT's engines alone.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regionspot.child_process import exit_reason
+from regionspot.child_process import run_module
 from regionspot.errors import ArtifactError, RegionSpotError
 from regionspot.runtime.artifacts import spec_from_json, spec_to_json
 from regionspot.runtime.formats import open_graph
@@ -93,13 +92,9 @@ def run_in_child(
         folder = Path(name)
         (folder / _REQUEST).write_text(json.dumps(dict(request)))
         _write_samples(folder / _INPUTS, samples)
-        command = [sys.executable, "-m", "regionspot.runtime.run_graph", str(folder / _REQUEST)]
-        try:
-            child = subprocess.run(command, capture_output=True, timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise ArtifactError(f"running it did not end in {timeout_s:.0f} s") from error
-        if child.returncode:
-            raise ArtifactError(f"running it {exit_reason(child)}")
+        child = run_module("regionspot.runtime.run_graph", folder / _REQUEST, timeout_s=timeout_s)
+        if child.failure:
+            raise ArtifactError(f"running it {child.failure}")
         return _read_samples(folder / _OUTPUTS)
 
 

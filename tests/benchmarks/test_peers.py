@@ -263,8 +263,8 @@ def test_a_process_that_died_is_a_note(tmp_path: Path) -> None:
         and found["300"]["labels_only"]["clip_crops_s"] is None
     )
     assert found["300"]["ours_s"] == {} and "owlv2_s" in found["300"]["labels_only"]
-    killed = subprocess.CompletedProcess[bytes]([], -9, b"", b"")
-    assert "memory runs out" in parent._failure(killed)
+    assert "memory runs out" in parent._with_hint("crashed (SIGKILL)")
+    assert parent._with_hint("crashed (SIGSEGV)") == "crashed (SIGSEGV)"
 
 
 def test_what_is_not_installed_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
