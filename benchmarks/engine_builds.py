@@ -26,6 +26,7 @@ from regionspot.export.trt_engine import build_engine
 from regionspot.files import write_atomically
 from regionspot.provenance import version_of
 from regionspot.runtime.artifacts import spec_from_json, spec_to_json
+from regionspot.runtime.formats import GPU
 from regionspot.runtime.graph_spec import GraphSpec
 
 FLAVOUR = "tensorrt-rtx"
@@ -94,7 +95,7 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="regionspot-") as name:
         for spec in specs:
             exported = Path(name) / f"{spec.name}.onnx"
-            export_onnx(model, spec, exported)
+            export_onnx(model, spec, exported, target=GPU)
             for precision in chosen:
                 path = exported
                 if precision != "fp32":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
-from regionspot.runtime.artifacts import Manifest
+from regionspot.runtime.artifacts import GraphEntry, Manifest
 from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.opening import open_pipeline
 
@@ -61,24 +61,25 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
     ]
     if manifest is None:
         return found
-    for row in FORMATS.values():
-        runtime = RUNTIMES[row.runtime]
+    for runtime in RUNTIMES.values():
         installed = all(find_spec(module) is not None for module in runtime.modules)
         if not runtime.whole_models or not installed or (runtime.needs_cuda and not cuda):
             continue
-        for precision in manifest.precisions(row.name):
-            entries = [
-                entry
-                for entry in manifest.graphs
-                if (entry.format, entry.precision) == (row.name, precision)
-            ]
-            found.append(
-                Target(
-                    runtime.name,
-                    precision,
-                    frozenset(entry.name for entry in entries if entry.usable),
-                )
-            )
+        of_runtime = [
+            name
+            for name in runtime.opens_on(runtime.best_device())
+            if FORMATS[name].runtime == runtime.name
+        ]
+        made: dict[str, list[GraphEntry]] = {}  # precision -> graphs, of the format that is opened
+        for name in of_runtime:
+            for precision in manifest.precisions(name):
+                kind = name, precision
+                graphs = [one for one in manifest.graphs if (one.format, one.precision) == kind]
+                made.setdefault(precision, graphs)
+        found += [
+            Target(runtime.name, precision, frozenset(one.name for one in graphs if one.usable))
+            for precision, graphs in made.items()
+        ]
     return found
 
 

@@ -103,7 +103,7 @@ def _is_source(row: Format) -> bool:
 
 
 def _precisions(rows: Iterable[Format], asked: Collection[str] | None) -> list[str]:
-    wanted = {row.precisions[0] for row in rows} if asked is None else set(asked)
+    wanted = {row.precision for row in rows} if asked is None else set(asked)
     return [precision for precision in PRECISIONS if precision in wanted]
 
 

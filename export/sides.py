@@ -45,7 +45,8 @@ class ParityOperand:
 
     @classmethod
     def parse(cls, text: str) -> ParityOperand:
-        """From "torch" or "DIR[:RUNTIME[:PRECISION]]", by default onnxruntime and fp32.
+        """From "torch" or "DIR[:RUNTIME[:PRECISION]]", by default onnxruntime, and the precision
+        that the runtime takes on this machine.
 
         Raises:
             InputError: an unknown runtime or precision.
@@ -207,10 +208,10 @@ def looser(a: ParityOperand, b: ParityOperand) -> Tolerance:
     return max((a.tolerance, b.tolerance), key=lambda tolerance: order.index(tolerance.name))
 
 
-def _split(text: str) -> tuple[str, str, str]:
+def _split(text: str) -> tuple[str, str, str | None]:
     """ "DIR:RUNTIME:PRECISION" to its parts; a directory may have colons in its name."""
     rest, _, last = text.rpartition(":")
-    precision = "fp32"
+    precision = None
     if rest and last in PRECISIONS:
         precision, text = last, rest
         rest, _, last = text.rpartition(":")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FUSED_ATTENTION = "_gemm_mha"
-"""How TensorRT-RTX's compiler calls a kernel that does a whole attention: products and softmax."""
+"""What TensorRT-RTX's compiler calls a kernel that does a whole attention: products and softmax."""
 
 BYTES = {
     "Float": 4,

@@ -76,8 +76,8 @@ class RepositoryOptions:
 
     Args:
         target: one of TARGETS.
-        runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and the
-            finest precision.
+        runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and fp32 on a
+            CPU, fp16 on a GPU, or else what was exported.
         vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed
             now. None registers the words that a model comes with.
         limits: of a request.
@@ -391,7 +391,7 @@ def _vocabularies(
     text_runtime = _text_runtime(manifest, precision)
     if not words or text_runtime is None:
         return {}
-    with open_pipeline(manifest.directory, *text_runtime, device="cpu") as pipeline:
+    with open_pipeline(manifest.directory, **text_runtime, device="cpu") as pipeline:
         encoder = VocabularyEncoder(pipeline.text_encoder)
         found = {name: encoder.encode(names) for name, names in words.items()}
     for name, vocabulary in found.items():
@@ -399,15 +399,16 @@ def _vocabularies(
     return found
 
 
-def _text_runtime(manifest: Manifest, precision: str) -> tuple[str, str] | None:
-    """The runtime and the precision of the text encoder that registers words: single precision
-    where there is one.
+def _text_runtime(manifest: Manifest, precision: str) -> dict[str, Any] | None:
+    """What opens the text encoder that registers words, as arguments of `open_pipeline`: single
+    precision where there is one.
     """
     for wanted in dict.fromkeys(("fp32", precision)):
         for runtime in CPU_RUNTIMES:
-            entry = manifest.get("clip_text_encoder", RUNTIMES[runtime].opens[0], wanted)
-            if entry is not None and entry.usable:
-                return runtime, wanted
+            for name in RUNTIMES[runtime].opens:
+                entry = manifest.get("clip_text_encoder", name, wanted)
+                if entry is not None and entry.usable:
+                    return {"runtime": runtime, "precision": wanted, "artefact_format": name}
     return None
 
 

@@ -129,7 +129,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="JSON",
-        help="write what each engine came to: fused attentions, kernels, memory traffic, scratch",
+        help="write a summary of each engine: fused attentions, kernels, memory traffic, scratch",
     )
 
 

@@ -161,14 +161,9 @@ class Format:
         ]
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """Returns PRECISIONS, the one first that is taken where none is named.
-
-        On a CPU that is single precision. GPUs multiply half-precision matrices several times as
-        fast, and our single precision there does without TF32.
-        """
-        first = "fp32" if self.target == CPU else "fp16"
-        return tuple(sorted(PRECISIONS, key=lambda precision: precision != first))
+    def precision(self) -> str:
+        """Returns the precision that it is exported in where none is named."""
+        return preferred_precisions(self.target)[0]
 
     def parity_device(self, precision: str) -> str:
         """Returns the device on which artefacts of a precision are compared with the model."""
@@ -181,6 +176,16 @@ class Format:
                 f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}"
             )
         return {"fp32": self.fp32_tolerance, "fp16": HALF, "bf16": HALF, "int8": INT8}[precision]
+
+
+def preferred_precisions(target: str) -> tuple[str, ...]:
+    """Returns PRECISIONS, the one first that is taken where none is named.
+
+    On a CPU that is single precision. On a GPU it is half precision, whose products are several
+    times as fast there; we disable TF32 for fp32.
+    """
+    first = "fp32" if target == CPU else "fp16"
+    return tuple(sorted(PRECISIONS, key=lambda precision: precision != first))
 
 
 def register(*rows: Runtime | Format) -> None:
@@ -280,7 +285,7 @@ register(
     ),
     Format(
         ONNX_GPU,
-        suffix=".onnx",
+        suffix=".gpu.onnx",  # a server's folder may hold both
         runtime="onnxruntime",
         maker="regionspot.export.onnx_graph:make",
         option="onnx-gpu",

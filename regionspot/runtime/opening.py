@@ -12,11 +12,14 @@ from pathlib import Path
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.artifacts import GraphEntry, Manifest
 from regionspot.runtime.formats import (
+    CPU,
     FORMATS,
+    GPU,
     NATIVE,
     RUNTIMES,
     export_option,
     open_graph,
+    preferred_precisions,
     runtime_named,
 )
 from regionspot.runtime.graphs import required_graphs
@@ -67,7 +70,7 @@ def open_runner(
         warnings.warn(
             f"{entry.title} of {manifest.directory} was never compared with the model "
             f"({entry.reason}); do that here with `regionspot parity torch "
-            f"{manifest.directory}:{own}`",
+            f"{manifest.directory}:{own}:{entry.precision}`",
             stacklevel=2,
         )
     return open_graph(path, entry.spec, runtime, entry.precision, device, threads)
@@ -177,10 +180,11 @@ def choose_artifacts(
     made_kinds = {
         (entry.format, entry.precision) for entry in manifest.graphs if entry.file is not None
     }
+    target = CPU if device == "cpu" else GPU
     kinds = [
         (name, one)
         for name in opens
-        for one in ([precision] if precision else FORMATS[name].precisions)
+        for one in ([precision] if precision else preferred_precisions(target))
         if (name, one) in made_kinds
     ]
     if kinds:
@@ -198,5 +202,6 @@ def choose_artifacts(
     raise ArtifactError(
         f"{manifest.directory} holds nothing for "
         f"{runtime}{f' in {precision}' if precision else ''}; it holds "
-        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export {export_option(runtime)}."
+        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export {export_option(runtime)}"
+        f"{f' --precision {precision}' if precision else ''}."
     )

@@ -319,7 +319,7 @@ def _tensorrt_options(path: Path, spec: GraphSpec, device_id: int) -> dict[str, 
     with contextlib.suppress(OSError):
         engines.mkdir(parents=True, exist_ok=True)
         options |= {
-            "trt_engine_cache_enable": "True",  # of 1 the provider says that it is no Boolean
+            "trt_engine_cache_enable": "True",  # the provider rejects 1
             "trt_engine_cache_path": str(engines),
             "trt_timing_cache_enable": "True",
             # of kernels' speeds, which no weights change

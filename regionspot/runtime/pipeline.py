@@ -147,7 +147,7 @@ class RegionPipeline:
     Attributes:
         observer: gives a context manager around each stage, by the stage's name: a graph's, or
             what `RegionPredictor` does beside the graphs, "preprocess" and "encode_masks". For
-            timers and tracers; called in the thread that does the work. None is set at first.
+            timers and tracers; called in the thread that does the work. By default it does nothing.
     """
 
     def __init__(
@@ -499,7 +499,7 @@ class RegionPipeline:
         results: list[FloatArray] = [
             np.zeros(tensor.resolved(sizes), np.float32) for tensor in spec.outputs
         ]
-        fetch = getattr(self.runner(graph), "fetch", None)
+        fetches = hasattr(self.runner(graph), "fetch")
         kept: list[_Chunk] = []
         for images, part in encoded.located():
             prompts = spec.ranges["prompts"]
@@ -510,15 +510,23 @@ class RegionPipeline:
                     graph, labels[images, chunk], part.rows, PADDING
                 )
                 asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
-                outputs = self._run(
-                    graph, *asked, keep=fetch is not None, input_sizes=part.input_sizes
-                )
+                outputs = self._run(graph, *asked, keep=fetches, input_sizes=part.input_sizes)
                 kept.append((images, chunk, outputs))
-                if fetch is None or sum(map(_nbytes, kept)) > FETCH_BYTES:
-                    _place(_fetched(fetch, kept), results)
+                if not fetches or sum(map(_nbytes, kept)) > FETCH_BYTES:
+                    _place(self._fetched(graph, kept) if fetches else kept, results)
                     kept.clear()
-        _place(_fetched(fetch, kept), results)
+        if kept:
+            _place(self._fetched(graph, kept), results)
         return results
+
+    def _fetched(self, graph: str, kept: Sequence[_Chunk]) -> list[_Chunk]:
+        """The same with arrays on the host in place of kept tensors, in one wait; see `Runner`."""
+        with self.observer(graph):
+            fetch = self.runner(graph).fetch  # type: ignore[attr-defined]
+            arrays = iter(fetch([tensor for _, _, outputs in kept for tensor in outputs]))
+        return [
+            (images, prompts, [next(arrays) for _ in outputs]) for images, prompts, outputs in kept
+        ]
 
     def _filled_prompts(self, graph: str, prompts: Array, rows: int, value: int) -> Array:
         """(b, n, P, ...) to as many images and prompts as the graph must see, padded with prompts
@@ -611,16 +619,6 @@ class RegionPipeline:
 
 def _nbytes(chunk: _Chunk) -> int:
     return sum(int(output.nbytes) for output in chunk[2])
-
-
-def _fetched(
-    fetch: Callable[[list[Any]], list[FloatArray]] | None, kept: Sequence[_Chunk]
-) -> Sequence[_Chunk]:
-    """The same with arrays on the host in place of kept tensors, in one wait; see `Runner`."""
-    if fetch is None or not kept:
-        return kept
-    arrays = iter(fetch([tensor for _, _, outputs in kept for tensor in outputs]))
-    return [(images, prompts, [next(arrays) for _ in outputs]) for images, prompts, outputs in kept]
 
 
 def _place(chunks: Sequence[_Chunk], results: Sequence[FloatArray]) -> None:

@@ -35,23 +35,6 @@ MAX_SHAPES = 16
 
 
 @dataclass(eq=False)
-class _Prepared:
-    """What runs of one set of shapes use.
-
-    Args:
-        buffers: of inputs and outputs.
-        memory: scratch of the context, which a captured graph works in.
-        graph: captured, or None.
-        runs: how many there were.
-    """
-
-    buffers: dict[str, _Buffer]
-    memory: Any
-    graph: Any = None
-    runs: int = 0
-
-
-@dataclass(eq=False)
 class _Buffer:
     """Memory of one input or output of one shape, which all sets with that shape share.
 
@@ -70,19 +53,39 @@ class _Buffer:
         return source is value and source._version == version
 
     def remember(self, value: Any) -> None:
-        """That the memory is now a copy of a tensor. Those made in inference mode cannot tell
-        whether they have changed since.
+        """Records that the buffer is a copy of `value`. Tensors that were made in inference mode
+        have no version counter, so they are not remembered.
         """
         self.source = None if value.is_inference() else (weakref.ref(value), value._version)
+
+
+@dataclass(eq=False)
+class _Prepared:
+    """What runs of one set of shapes use. NVIDIA asks for an execution context for each captured
+    graph, so each set has its own.
+
+    Args:
+        context: it knows the shapes and the addresses of the buffers.
+        buffers: of inputs and outputs.
+        memory: scratch of the context.
+        graph: captured, or None.
+        runs: how many ended well.
+    """
+
+    context: Any
+    buffers: dict[str, _Buffer]
+    memory: Any
+    graph: Any = None
+    runs: int = 0
 
 
 class TrtRunner:
     """One engine on one CUDA device.
 
-    Buffers, scratch memory and CUDA graph of the last `MAX_SHAPES` sets of shapes are kept: the
-    second run of a set is captured, and later ones replay it. TensorRT-RTX captures by itself; its
-    compiled kernels are kept in the cache folder for the next process. Kept outputs are CUDA
-    tensors of PyTorch; a run whose outputs are all kept waits for nothing. Threads take turns.
+    Context, buffers and CUDA graph of the last `MAX_SHAPES` sets of shapes are kept: after the
+    second run of a set a graph is captured, which later runs replay. TensorRT-RTX captures by
+    itself; its compiled kernels are kept in the cache folder for the next process. Kept outputs are
+    CUDA tensors of PyTorch; a run whose outputs are all kept waits for nothing. Threads take turns.
 
     Args:
         path: the engine, its sidecar beside it (`regionspot.export.trt_engine.build_engine`).
@@ -116,6 +119,7 @@ class TrtRunner:
         self.log = listen(self.trt)
         self._captures_itself = runtime == "tensorrt-rtx"
         self._kernels: Any = None  # TensorRT-RTX's cache of compiled kernels
+        self._config: Any = None  # what contexts are made with
         with self.torch.cuda.device(self.device):
             self.runtime = self.trt.Runtime(logger_of(self.trt))
             self.engine = self.runtime.deserialize_cuda_engine(plan)
@@ -123,11 +127,11 @@ class TrtRunner:
                 raise ArtifactError(self._why_not_loaded())
             check_tensors(self.path, spec, *engine_tensors(self.trt, self.engine))
             self.stream = self.torch.cuda.Stream(self.device)
-            self.context = self._create_context(cuda_graphs)
+            self._cuda_graphs = cuda_graphs
+            self._configure()
         self._may_capture = cuda_graphs and not self._captures_itself
         self._memory: Any = None
         self._prepared: OrderedDict[tuple[Shape, ...], _Prepared] = OrderedDict()
-        self._in_context: _Prepared | None = None  # whose shapes and addresses the context has
         self._lock = threading.Lock()
 
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -174,8 +178,8 @@ class TrtRunner:
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[Any]:
-        """On our stream, after what the caller's has been given, and before what it will be given:
-        kept tensors go from runner to runner in order. Yields the caller's stream.
+        """Runs on our stream, ordered after the caller's earlier work and before its later work, so
+        that kept tensors go from runner to runner in order. Yields the caller's stream.
         """
         caller = self.torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)
@@ -211,18 +215,17 @@ class TrtRunner:
         return [host.numpy() for host in hosts]
 
     def _check_open(self) -> None:
-        if self.context is None:
+        if self.engine is None:
             raise InputError(f"the runner of {self.spec.name} is closed: open it again")
 
     def close(self) -> None:
-        with self._lock:
-            if self.context is None:
+        with self._lock, self.torch.cuda.device(self.device):
+            if self.engine is None:
                 return
             self.stream.synchronize()
             self._save_kernels()
-            self._memory = self._kernels = self._in_context = None
             self._prepared.clear()
-            self.context = self.engine = self.runtime = None
+            self._memory = self._kernels = self._config = self.engine = self.runtime = None
 
     def __enter__(self) -> TrtRunner:
         return self
@@ -258,30 +261,29 @@ class TrtRunner:
         return shapes
 
     def _prepare(self, shapes: Mapping[str, Shape]) -> _Prepared:
-        """The set of these shapes, with the context told about it unless a graph replays it."""
+        """The set of these shapes; a new one takes the place of the one that was used longest ago,
+        if there are many.
+        """
         key = tuple(shapes[name] for name in self.spec.input_names)
         prepared = self._prepared.get(key)
         if prepared is None:
-            self._tell_shapes(shapes)
-            prepared = _Prepared(self._buffers(), self._scratch())
+            context = self._create_context()
+            self._tell_shapes(context, shapes)
+            prepared = _Prepared(context, self._buffers(context), self._scratch(context))
             self._tell_addresses(prepared)
             self._prepared[key] = prepared
             if len(self._prepared) > MAX_SHAPES:
                 self.stream.synchronize()  # its graph may still be running
                 self._prepared.popitem(last=False)
-        elif prepared.graph is None and prepared is not self._in_context:
-            self._tell_shapes(shapes)
-            self._tell_addresses(prepared)
         self._prepared.move_to_end(key)
         return prepared
 
-    def _tell_shapes(self, shapes: Mapping[str, Shape]) -> None:
-        self._in_context = None
+    def _tell_shapes(self, context: Any, shapes: Mapping[str, Shape]) -> None:
         for name, shape in shapes.items():
-            if not self.context.set_input_shape(name, shape):
+            if not context.set_input_shape(name, shape):
                 raise ArtifactError(self._why_not_run(f"it takes no {name} of {shape}"))
         try:
-            unknown = self.context.infer_shapes()
+            unknown = context.infer_shapes()
         except RuntimeError as error:
             if is_interrupt(error):
                 raise
@@ -291,11 +293,11 @@ class TrtRunner:
                 self._why_not_run(f"the shape of {', '.join(unknown)} cannot be told")
             )
 
-    def _buffers(self) -> dict[str, _Buffer]:
+    def _buffers(self, context: Any) -> dict[str, _Buffer]:
         """Of the context's shapes: what another set has of the same shape, else new memory."""
         buffers = {}
         for tensor in (*self.spec.inputs, *self.spec.outputs):
-            shape = tuple(self.context.get_tensor_shape(tensor.name))
+            shape = tuple(context.get_tensor_shape(tensor.name))
             others = (one.buffers[tensor.name] for one in self._prepared.values())
             shared = next((one for one in others if tuple(one.tensor.shape) == shape), None)
             dtype = getattr(self.torch, tensor.dtype)
@@ -304,12 +306,12 @@ class TrtRunner:
             )
         return buffers
 
-    def _scratch(self) -> Any:
-        """Memory for the context's shapes. Sets share it; what a graph was captured with stays
-        alive with that set.
+    def _scratch(self, context: Any) -> Any:
+        """Memory for the context's shapes. Sets share it; one that was given smaller memory before
+        keeps that.
         """
-        size = self.context.update_device_memory_size_for_shapes()
-        if self.log.errors:  # 0 is also what a failure gives
+        size = context.update_device_memory_size_for_shapes()
+        if size == 0 and self.log.errors:  # 0 is also what a failure gives
             raise ArtifactError(self._why_not_run("the size of its scratch memory cannot be told"))
         if self._memory is None or self._memory.numel() < size:
             self._memory = self.torch.empty(
@@ -319,73 +321,85 @@ class TrtRunner:
 
     def _tell_addresses(self, prepared: _Prepared) -> None:
         for name, buffer in prepared.buffers.items():
-            if not self.context.set_tensor_address(name, buffer.tensor.data_ptr()):
+            if not prepared.context.set_tensor_address(name, buffer.tensor.data_ptr()):
                 raise ArtifactError(self._why_not_run(f"it takes no memory for {name}"))
-        self.context.set_device_memory(prepared.memory.data_ptr(), prepared.memory.numel())
-        self._in_context = prepared
+        prepared.context.set_device_memory(prepared.memory.data_ptr(), prepared.memory.numel())
 
     def _execute(self, prepared: _Prepared) -> None:
-        """On the stream: the first run of a set kernel by kernel, the second is captured, then
-        replayed.
+        """On the stream. The first two runs of a set go kernel by kernel: TensorRT wants one before
+        it is captured. After the second a graph is captured, which later runs replay.
         """
-        prepared.runs += 1
-        if self._may_capture and prepared.runs == 2:
-            prepared.graph = self._capture()
         if prepared.graph is not None:
             prepared.graph.replay()
-        elif not self.context.execute_async_v3(self.stream.cuda_stream):
+            return
+        if not prepared.context.execute_async_v3(self.stream.cuda_stream):
             raise ArtifactError(self._why_not_run("the run failed"))
+        prepared.runs += 1
+        if self._may_capture and prepared.runs == 2:
+            prepared.graph = self._capture(prepared.context)
 
-    def _capture(self) -> Any:
-        """A CUDA graph of one run, or None where this engine cannot be captured (no more tries
-        then).
+    def _capture(self, context: Any) -> Any:
+        """A CUDA graph of one run, which does not run now; None where this engine cannot be
+        captured (no more tries then).
 
         Not by `torch.cuda.graph`, which waits for the device and gives PyTorch's cached memory
         back: nothing is allocated while TensorRT is captured.
         """
-        graph = self.torch.cuda.CUDAGraph()
-        graph.capture_begin(capture_error_mode="thread_local")
+        cuda = self.torch.cuda
+        graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
+        captured = False
         try:
-            captured = self.context.execute_async_v3(self.stream.cuda_stream)
-        finally:
-            ended = self._end_of(graph)
-        if captured and ended:
-            return graph
-        self._may_capture = False
-        self._in_context = None  # what failed may have left it in any state
-        self.log.clear()
-        return None
-
-    def _end_of(self, graph: Any) -> bool:
-        """Whether the capture ended well."""
-        try:
-            graph.capture_end()
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            captured = context.execute_async_v3(self.stream.cuda_stream)
         except RuntimeError as error:
             if is_interrupt(error):
                 raise
-            return False
-        return True
+        finally:
+            captured = self._end_capture(graph, pool) and captured
+        if captured:
+            return graph
+        self._may_capture = False
+        self.log.clear()
+        return None
 
-    def _create_context(self, cuda_graphs: bool) -> Any:
-        """A context whose scratch memory is ours, as large as the shapes at hand need and not the
-        largest.
+    def _end_capture(self, graph: Any, pool: Any) -> bool:
+        """Whether the capture ended well. After one that did not, PyTorch would go on to allocate
+        for it.
+        """
+        try:
+            if self.torch.cuda.is_current_stream_capturing():
+                graph.capture_end()
+                return True
+        except RuntimeError as error:
+            if is_interrupt(error):
+                raise
+        for function in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with contextlib.suppress(AttributeError, RuntimeError):
+                getattr(self.torch._C, function)(self.device.index, pool)
+        return False
+
+    def _configure(self) -> None:
+        """How contexts are made. Their scratch memory is ours, as large as the shapes at hand need
+        and not the largest.
         """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._config = strategy
         if not self._captures_itself:
-            context = self.engine.create_execution_context(strategy)
-        else:
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            graphs = self.trt.CudaGraphStrategy
-            config.cuda_graph_strategy = (
-                graphs.WHOLE_GRAPH_CAPTURE if cuda_graphs else graphs.DISABLED
-            )
-            self._kernels = config.create_runtime_cache()
-            with contextlib.suppress(OSError):
-                # refuses another GPU's or version's
-                self._kernels.deserialize(self._kernels_path().read_bytes())
-            config.set_runtime_cache(self._kernels)
-            context = self.engine.create_execution_context(config)
+            return
+        self._config = self.engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(strategy)
+        graphs = self.trt.CudaGraphStrategy
+        self._config.cuda_graph_strategy = (
+            graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
+        )
+        self._kernels = self._config.create_runtime_cache()
+        with contextlib.suppress(OSError):
+            # refuses another GPU's or version's
+            self._kernels.deserialize(self._kernels_path().read_bytes())
+        self._config.set_runtime_cache(self._kernels)
+
+    def _create_context(self) -> Any:
+        context = self.engine.create_execution_context(self._config)
         if context is None:
             raise ArtifactError(self._why_not_run("no execution context could be made"))
         return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from onnx import numpy_helper
 
 from regionspot.cli.main import main
+from regionspot.errors import ArtifactError
+from regionspot.export.sides import ParityOperand
 from regionspot.runtime.artifacts import MANIFEST, Manifest, _checksum
 from regionspot.runtime.engine_file import file_sha256
 
@@ -123,3 +126,14 @@ def test_sides_that_are_none(
 def test_artefacts_of_another_model(mini_artifacts: Path, capsys: Captured) -> None:
     assert parity("torch", mini_artifacts, "--model", "regionspot_bb") == 2
     assert "holds artefacts of regionspot_mini, not of regionspot_bb" in capsys.readouterr().err
+
+
+def test_without_a_precision_it_takes_what_was_exported(copied: Path) -> None:
+    """After `regionspot-export --trt` that is fp16 alone."""
+    assert ParityOperand.parse(str(copied)).precision == "fp32"
+    manifest = Manifest.load(copied)
+    halves = tuple(replace(entry, precision="fp16") for entry in manifest.graphs)
+    replace(manifest, graphs=halves).save()
+    assert ParityOperand.parse(f"{copied}:onnxruntime").precision == "fp16"
+    with pytest.raises(ArtifactError, match="--onnx --precision int8"):
+        ParityOperand.parse(f"{copied}:onnxruntime:int8")

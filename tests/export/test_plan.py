@@ -89,7 +89,7 @@ def test_where_files_lie(specs: dict[str, GraphSpec]) -> None:
     assert [step.file for step in steps] == [
         "onnx/fp32/region_head.onnx",
         "openvino/fp32/region_head.xml",
-        "onnx-gpu/fp32/region_head.onnx",
+        "onnx-gpu/fp32/region_head.gpu.onnx",
         "tensorrt/fp32/region_head.plan",
         "tensorrt-rtx/fp32/region_head.engine",
     ]

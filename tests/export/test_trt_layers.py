@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_figures_of_a_log() -> None:
     assert report_of(["nothing of the kind"]) is None
 
 
-def layers_of(onnx_file: Path, spec: GraphSpec) -> dict[str, int]:
+def layers_of(onnx_file: Path, spec: GraphSpec) -> dict[str, Any]:
     """Of the engine of a graph in half precision, for compute capability 8.9."""
     half, engine = onnx_file.with_suffix(".fp16.onnx"), onnx_file.with_suffix(".engine")
     write_half(onnx_file, half, "fp16")

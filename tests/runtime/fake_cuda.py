@@ -1,8 +1,9 @@
-"""A CUDA device and a TensorRT that are none: what `TrtRunner` asks of them is counted, and engines
-are computed by PyTorch on the CPU.
+"""Stand-ins for CUDA and TensorRT: what `TrtRunner` asks of them is counted, and engines are
+computed by PyTorch on the CPU.
 
 Memory is real and addresses are real: a replayed graph reads and writes the addresses that it was
-captured with, so a buffer that moved shows as a wrong result.
+captured with, so a buffer that moved shows as a wrong result. As TensorRT asks, a context must be
+told how much scratch memory its shapes need, and run once, before it is captured.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class FakeCuda:
         self.tensors: dict[int, torch.Tensor] = {}  # by address
         self.capturing: list[Callable[[], None]] | None = None
         self.capturable = True
+        self.pools = self.released = 0  # of memory, that captures allocate in
 
     def write(self, folder: Path, spec: GraphSpec, compute: Compute) -> Path:
         """An engine file that computes so."""
@@ -95,7 +97,19 @@ class FakeCuda:
             cuda=self._cuda(),
             device=lambda *_: torch.device("cpu"),
             empty=self._empty,
+            _C=SimpleNamespace(
+                _cuda_endAllocateToPool=lambda device, pool: None,
+                _cuda_releasePool=self._release_pool,
+            ),
         )
+
+    def _new_pool(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    def _release_pool(self, device: int | None, pool: int) -> None:
+        assert pool == self.pools
+        self.released += 1
 
     def _empty(
         self, shape: Any, dtype: torch.dtype, device: Any = None, pin_memory: bool = False
@@ -122,14 +136,17 @@ class FakeCuda:
                 fake.counts["synchronize"] += 1
 
         class CUDAGraph:
-            def capture_begin(self, capture_error_mode: str) -> None:
+            def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+                assert pool == fake.pools == fake.released + 1, "memory of a failed capture is kept"
                 fake.counts["capture"] += 1
                 self.work: list[Callable[[], None]] = []
                 fake.capturing = self.work
 
             def capture_end(self) -> None:
                 fake.capturing = None
-                if not fake.capturable:
+                if fake.capturable:
+                    fake.released += 1
+                else:
                     raise RuntimeError("operation failed due to a previous error during capture")
 
             def replay(self) -> None:
@@ -140,6 +157,8 @@ class FakeCuda:
         return SimpleNamespace(
             Stream=Stream,
             CUDAGraph=CUDAGraph,
+            graph_pool_handle=self._new_pool,
+            is_current_stream_capturing=lambda: self.capturing is not None,
             current_stream=lambda device: Stream(),
             current_device=lambda: 0,
             device_count=lambda: 1,
@@ -191,9 +210,11 @@ class FakeCuda:
                 self.engine = engine
                 self.shapes: dict[str, tuple[int, ...]] = {}
                 self.addresses: dict[str, int] = {}
+                self.is_sized = self.has_run = False
 
             def set_input_shape(self, name: str, shape: Any) -> bool:
                 self.shapes[name] = tuple(shape)
+                self.is_sized = self.has_run = False
                 return True
 
             def infer_shapes(self) -> list[str]:
@@ -215,13 +236,16 @@ class FakeCuda:
                 return True
 
             def update_device_memory_size_for_shapes(self) -> int:
-                return 1024
+                self.is_sized = True
+                return 1024 * max(map(max, self.shapes.values()))
 
             def set_device_memory(self, address: int, size: int) -> None:
-                assert fake.tensors[address].numel() == size >= 1024
+                assert fake.tensors[address].numel() == size
+                self.memory = size
 
             def execute_async_v3(self, stream: int) -> bool:
                 addresses, spec = dict(self.addresses), self.engine.spec
+                assert self.is_sized and self.memory >= self.update_device_memory_size_for_shapes()
 
                 def work() -> None:
                     inputs = {name: fake.tensors[addresses[name]] for name in spec.input_names}
@@ -230,8 +254,10 @@ class FakeCuda:
 
                 if fake.capturing is None:
                     fake.counts["run"] += 1
+                    self.has_run = True
                     work()
                 else:
+                    assert self.has_run, "shapes are new to it: TensorRT cannot capture"
                     fake.capturing.append(work)
                     return fake.capturable
                 return True

@@ -363,7 +363,7 @@ def test_a_gpu_takes_the_graphs_for_gpus_in_half_precision(mini_artifacts: Path)
     }
     assert choose_artifacts(mixed, "onnxruntime", "fp32", "cuda") == ("onnx-gpu", "fp32")
     assert choose_artifacts(manifest, "onnxruntime", None, "cuda") == ("onnx", "fp32")
-    assert choose_artifacts(mixed, "onnxruntime", None, "cpu", "onnx-gpu") == ("onnx-gpu", "fp16")
+    assert choose_artifacts(mixed, "onnxruntime", None, "cpu", "onnx-gpu") == ("onnx-gpu", "fp32")
     with pytest.raises(ArtifactError, match="nothing for onnxruntime"):
         choose_artifacts(manifest, "onnxruntime", None, "cpu", "onnx-gpu")
 

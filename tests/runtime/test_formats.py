@@ -21,6 +21,7 @@ from regionspot.runtime.formats import (
     RUNTIMES,
     Runtime,
     open_graph,
+    preferred_precisions,
     register,
     runtime_named,
 )
@@ -113,8 +114,9 @@ def test_a_gpu_takes_the_form_and_the_precision_that_are_fast_there() -> None:
     ort = RUNTIMES["onnxruntime"]
     assert ort.opens_on("cpu") == ("onnx", "onnx-gpu")
     assert ort.opens_on("cuda") == ort.opens_on("tensorrt:1") == ("onnx-gpu", "onnx")
-    assert FORMATS["onnx"].precisions == ("fp32", "fp16", "bf16", "int8")
-    assert FORMATS["tensorrt"].precisions == ("fp16", "fp32", "bf16", "int8")
+    assert (FORMATS["onnx"].precision, FORMATS["tensorrt"].precision) == ("fp32", "fp16")
+    assert preferred_precisions("cpu") == ("fp32", "fp16", "bf16", "int8")
+    assert preferred_precisions("gpu") == ("fp16", "fp32", "bf16", "int8")
 
 
 class TestPlugIn:

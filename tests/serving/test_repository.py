@@ -20,6 +20,7 @@ from regionspot.serving.contract import MODEL, Limits
 from regionspot.serving.model_config import parameters_of, read_config
 from regionspot.serving.repository import (
     RepositoryOptions,
+    _text_runtime,
     make_repository,
     models_of,
     targets_of,
@@ -209,3 +210,30 @@ def test_vocabularies_on_disk(tmp_path: Path) -> None:
     (tmp_path / "v" / "x.npz").write_bytes(b"PK\3\4 cut short")
     with pytest.raises(ArtifactError, match="is no vocabulary"):
         read_vocabulary(tmp_path / "v" / "x.npz")
+
+
+def test_words_are_registered_by_a_text_encoder_for_gpus_where_there_is_no_other(
+    mini_artifacts: Path, tmp_path: Path
+) -> None:
+    """As `regionspot-export --trt` leaves it, which makes no ONNX file for CPUs."""
+    manifest = Manifest.load(mini_artifacts)
+    text = manifest.find("clip_text_encoder", "onnx", "fp32")
+    moved = replace(
+        manifest,
+        graphs=tuple(
+            replace(entry, format="onnx-gpu" if entry is text else "tensorrt")
+            for entry in manifest.graphs
+        ),
+    )
+    assert _text_runtime(moved, "fp16") == {
+        "runtime": "onnxruntime",
+        "precision": "fp32",
+        "artefact_format": "onnx-gpu",
+    }
+    assert _text_runtime(moved.without(("clip_text_encoder", "onnx-gpu", "fp32")), "fp16") is None
+    shutil.copytree(mini_artifacts, tmp_path / "moved")
+    replace(moved, directory=tmp_path / "moved").save()
+    with open_pipeline(
+        tmp_path / "moved", "onnxruntime", "fp32", device="cpu", artefact_format="onnx-gpu"
+    ) as pipeline:
+        assert len(VocabularyEncoder(pipeline.text_encoder).encode(["cat", "dog"])) == 2
