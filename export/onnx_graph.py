@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from onnxscript import ir
 from onnxscript import opset20 as op
 from torch import nn
@@ -154,14 +155,19 @@ def tracing_sizes(ranges: Mapping[str, Range]) -> dict[str, int]:
 @contextmanager
 def _exporting() -> Iterator[None]:
     """Without gradients, without `nn.MultiheadAttention`'s fused kernel, which has no ONNX form,
-    and in silence.
+    in silence, and without the cache of shapes that tracing keeps: with open axes its keys and
+    entries take more time than they save, more than half of it in all.
     """
     fast_path, logger = torch.backends.mha.get_fastpath_enabled(), logging.getLogger("onnxscript")
     level = logger.level
     torch.backends.mha.set_fastpath_enabled(False)
     logger.setLevel(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
