@@ -112,7 +112,7 @@ def test_weights_of_another_training(copied: Path, capsys: Captured) -> None:
         ("torch", "nowhere", "nowhere holds no artefacts"),
         ("torch", "{}:abacus", "names no runtime after its directory"),
         ("torch", "{}:onnxruntime:int8", "nothing for onnxruntime in int8; it holds onnx fp32"),
-        ("{}:tensorrt", "torch", "nothing for tensorrt in fp32"),
+        ("{}:tensorrt", "torch", "nothing for tensorrt; it holds onnx fp32"),
     ],
 )
 def test_sides_that_are_none(
