@@ -110,7 +110,9 @@ class BoxEmbedding(SamBackbone):
         super().__init__(sam.sam)
         self.token_decoder = BoxTokenDecoder(sam.token_decoder, sam.token_dim)  # type: ignore[assignment]
 
-    def encode_image(self, images: Tensor, input_sizes: Tensor, fuse: bool | None = None) -> Tensor:
+    def encode_image(
+        self, images: Tensor, input_sizes: Tensor, export_for_gpu: bool = False
+    ) -> Tensor:
         """Zeros (B, C, h, w): nothing of the picture is read."""
         return torch.zeros(len(images), self.token_dim, *self.embedding_size, device=images.device)
 

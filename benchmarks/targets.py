@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
 from regionspot.runtime.artifacts import GraphEntry, Manifest
-from regionspot.runtime.formats import FORMATS, RUNTIMES
+from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.opening import open_pipeline
 
 if TYPE_CHECKING:
@@ -65,13 +65,8 @@ def available_targets(manifest: Manifest | None, cuda: bool) -> list[Target]:
         installed = all(find_spec(module) is not None for module in runtime.modules)
         if not runtime.whole_models or not installed or (runtime.needs_cuda and not cuda):
             continue
-        of_runtime = [
-            name
-            for name in runtime.opens_on(runtime.best_device())
-            if FORMATS[name].runtime == runtime.name
-        ]
         made: dict[str, list[GraphEntry]] = {}  # precision -> graphs, of the format that is opened
-        for name in of_runtime:
+        for name in runtime.own_formats(runtime.best_device()):
             for precision in manifest.precisions(name):
                 kind = name, precision
                 graphs = [one for one in manifest.graphs if (one.format, one.precision) == kind]

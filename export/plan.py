@@ -20,7 +20,7 @@ from regionspot.modeling.graphs import module_class
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.formats import FORMATS, MODEL, ONNX, ONNX_GPU, Format
+from regionspot.runtime.formats import FORMATS, MODEL, Format
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
@@ -70,7 +70,9 @@ def make_plan(
     asked = set(formats)
     rows = [row for row in FORMATS.values() if row.name in asked]
     needed = {row.made_from for row in rows}
-    sources = [row for row in FORMATS.values() if row.name in needed | asked and _is_source(row)]
+    sources = [
+        row for row in FORMATS.values() if row.name in needed | asked and _is_source(row.name)
+    ]
     steps = []
     for spec in specs:
         of_graph = [row for row in rows if row.graphs is None or spec.name in row.graphs]
@@ -97,9 +99,9 @@ def make_plan(
     return tuple(steps)
 
 
-def _is_source(row: Format) -> bool:
-    """Whether others are made from it, or it is converted to other precisions itself."""
-    return row.made_from == MODEL and row.name in (ONNX, ONNX_GPU)
+def _is_source(name: str) -> bool:
+    """Whether other formats are made from it; it is converted to other precisions itself, too."""
+    return any(row.made_from == name for row in FORMATS.values())
 
 
 def _precisions(rows: Iterable[Format], asked: Collection[str] | None) -> list[str]:

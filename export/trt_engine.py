@@ -332,7 +332,7 @@ def _create_config(
     config = builder.create_builder_config()
     config.builder_optimization_level = optimization_level
     config.clear_flag(trt.BuilderFlag.TF32)
-    # so that the builder's log, and profilers, call each kernel by its layers
+    # so that the builder's log lists the kernels, and profilers name them by their layers
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     bound = workspace_mib or (RTX_WORKSPACE_MIB if capabilities else None)
     if bound is not None:

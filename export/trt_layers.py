@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -92,18 +93,17 @@ def report_of(details: Iterable[str]) -> LayerReport | None:
             scratch = round(int(found[1]) / 2**20, 1)
     if not layers:
         return None
-    moved = [layer.activation_bytes for layer in layers.values()]
-    known = [one for one in moved if one is not None]
-    types: dict[str, int] = {}
-    for layer in layers.values():
-        kind = f"{layer.kind} {'+'.join(layer.inputs)}->{'+'.join(layer.outputs)}"
-        types[kind] = types.get(kind, 0) + 1
+    moved = _total(layer.activation_bytes for layer in layers.values())
+    types = Counter(
+        f"{layer.kind} {'+'.join(layer.inputs)}->{'+'.join(layer.outputs)}"
+        for layer in layers.values()
+    )
     return LayerReport(
         sum(layer.is_attention for layer in layers.values()),
         len(layers),
-        round(sum(known) / 1e9, 3) if len(known) == len(moved) else None,
+        None if moved is None else round(moved / 1e9, 3),
         scratch,
-        dict(sorted(types.items(), key=lambda item: -item[1])),
+        dict(types.most_common()),
     )
 
 
@@ -113,18 +113,19 @@ def _layer(line: str) -> Layer | None:
         return None
     inputs, _, outputs = _CONSTANTS.sub("", found["tensors"]).partition("Outputs: ")
     sides = [_TENSOR.findall(side.split("Metadata: ")[0]) for side in (inputs, outputs)]
-    sizes = [_bytes(shape, dtype) for side in sides for shape, dtype in side]
-    moved = [size for size in sizes if size is not None]
-    inputs_types, outputs_types = (
-        tuple(dict.fromkeys(dtype for _, dtype in side)) for side in sides
-    )
-    return Layer(
-        found["name"],
-        found["kind"],
-        inputs_types,
-        outputs_types,
-        sum(moved) if len(moved) == len(sizes) else None,
-    )
+    read, written = (tuple(dict.fromkeys(dtype for _, dtype in side)) for side in sides)
+    moved = _total(_bytes(shape, dtype) for side in sides for shape, dtype in side)
+    return Layer(found["name"], found["kind"], read, written, moved)
+
+
+def _total(sizes: Iterable[int | None]) -> int | None:
+    """None if one is not known."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def _bytes(shape: str, dtype: str) -> int | None:

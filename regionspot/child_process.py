@@ -53,10 +53,10 @@ def run_module(
         child = subprocess.run(command, capture_output=True, env=variables, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         return ModuleRun(error.stdout or b"", f"did not end in {timeout_s:.0f} s")
-    return ModuleRun(child.stdout, exit_reason(child) if child.returncode else None)
+    return ModuleRun(child.stdout, _exit_reason(child) if child.returncode else None)
 
 
-def exit_reason(child: subprocess.CompletedProcess[bytes]) -> str:
+def _exit_reason(child: subprocess.CompletedProcess[bytes]) -> str:
     """ "crashed (SIGSEGV)", or "ended with status 3: " and the last line that it wrote to
     stderr.
     """

@@ -30,7 +30,7 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.locks import LOCK_FILE, locked
 from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest
-from regionspot.runtime.formats import FORMATS, RUNTIMES
+from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
 from regionspot.serving.contract import MODEL, TARGETS, Limits
@@ -405,8 +405,7 @@ def _text_runtime(manifest: Manifest, precision: str) -> dict[str, Any] | None:
     """
     for wanted in dict.fromkeys(("fp32", precision)):
         for runtime in CPU_RUNTIMES:
-            own = [name for name in RUNTIMES[runtime].opens if FORMATS[name].runtime == runtime]
-            for name in own:  # each file in the runtime that it was verified in
+            for name in RUNTIMES[runtime].own_formats("cpu"):
                 entry = manifest.get("clip_text_encoder", name, wanted)
                 if entry is not None and entry.usable:
                     return {"runtime": runtime, "precision": wanted, "artefact_format": name}

@@ -91,11 +91,6 @@ class GraphModule(nn.Module):
     def __init__(self, model: RegionSpot) -> None:
         super().__init__()
 
-    @property
-    def fuse(self) -> bool | None:
-        """What the target wants of `SamBackbone.encode_image`, if the module is being exported."""
-        return self.target == GPU if torch.compiler.is_exporting() else None
-
     @staticmethod
     def weights(model: RegionSpot) -> list[nn.Module]:
         """Returns the modules whose weights the exported graph holds."""
@@ -126,7 +121,7 @@ class SamImageEncoder(GraphModule):
         return _sam_attention(model, sizes)
 
     def forward(self, images: Tensor, input_sizes: Tensor) -> tuple[Tensor]:
-        return (self.sam.encode_image(channels_first(images), input_sizes, self.fuse),)
+        return (self.sam.encode_image(channels_first(images), input_sizes, self.target == GPU),)
 
 
 class ClipImageEncoder(GraphModule):
@@ -311,7 +306,7 @@ class RegionRecognizer(GraphModule):
         text_embeddings: Tensor,
     ) -> tuple[Tensor]:
         decoder = self.sam.token_decoder
-        embeddings = self.sam.encode_image(channels_first(images), input_sizes, self.fuse)
+        embeddings = self.sam.encode_image(channels_first(images), input_sizes, self.target == GPU)
         context = decoder.image_part(embeddings)
         corners = boxes.unflatten(2, (2, 2))  # (B, N, 2, 2)
         labels = torch.tensor(

@@ -106,15 +106,17 @@ class SamBackbone(PartlyHalf):
         """(4h, 4w) of the low-resolution masks, as output and as prompt."""
         return self.sam.prompt_encoder.mask_input_size
 
-    def encode_image(self, images: Tensor, input_sizes: Tensor, fuse: bool | None = None) -> Tensor:
+    def encode_image(
+        self, images: Tensor, input_sizes: Tensor, export_for_gpu: bool = False
+    ) -> Tensor:
         """Image embeddings of padded images, normalised first and padded with zeros after, as SAM
         does.
 
         Args:
             images: (B, 3, S, S) uint8 or float RGB in 0..255, S = `image_size`.
             input_sizes: (B, 2) int, height and width of the part of each image that is not padding.
-            fuse: write every attention of SAM's own ViT so that one kernel can do it, or none; None
-                lets those run in one kernel for which that pays here.
+            export_for_gpu: while it is exported, write every attention of SAM's own ViT so that one
+                kernel can do it.
 
         Returns:
             (B, C, h, w), in single precision also where the encoder works in half precision.
@@ -127,9 +129,10 @@ class SamBackbone(PartlyHalf):
             normalise(self.sam, images, input_sizes), next(encoder.parameters()).dtype
         )
         if isinstance(encoder, ImageEncoderViT):
-            fuse_from = LARGE if self.fused_attention else None
-            if fuse is not None or torch.compiler.is_exporting():
-                fuse_from = 0 if fuse else None
+            if torch.compiler.is_exporting():
+                fuse_from = 0 if export_for_gpu else None
+            else:
+                fuse_from = LARGE if self.fused_attention else None
             return encode_image(encoder, pixels, fuse_from)
         embeddings = in_single(encoder(pixels))
         found, wanted = tuple(embeddings.shape[1:]), (self.token_dim, *self.embedding_size)

@@ -97,6 +97,10 @@ class Runtime:
             return self.opens
         return tuple(dict.fromkeys((*self.prefers_on_gpu, *self.opens)))
 
+    def own_formats(self, device: str) -> tuple[str, ...]:
+        """Returns those of `opens_on` whose artefacts are verified in this runtime."""
+        return tuple(name for name in self.opens_on(device) if FORMATS[name].runtime == self.name)
+
     def parity_device(self, precision: str, target: str = CPU) -> str:
         """Returns the device on which artefacts are compared.
 
@@ -120,7 +124,7 @@ class Format:
             -> dict`; None if nothing.
         option: of `regionspot-export`, without dashes; None if it comes with other formats.
         help: of that option.
-        made_from: ONNX, ONNX_GPU or MODEL.
+        made_from: the name of another format, or MODEL.
         target: what its graphs are laid out for, CPU or GPU. The numbers are the same; the
             operators differ, see `regionspot.modeling.graphs.GraphModule.target`.
         companions: names of files beside the one to open: {name} is its name, {stem} the same

@@ -119,7 +119,6 @@ class TrtRunner:
         self.log = listen(self.trt)
         self._captures_itself = runtime == "tensorrt-rtx"
         self._kernels: Any = None  # TensorRT-RTX's cache of compiled kernels
-        self._config: Any = None  # what contexts are made with
         with self.torch.cuda.device(self.device):
             self.runtime = self.trt.Runtime(logger_of(self.trt))
             self.engine = self.runtime.deserialize_cuda_engine(plan)
@@ -127,8 +126,7 @@ class TrtRunner:
                 raise ArtifactError(self._why_not_loaded())
             check_tensors(self.path, spec, *engine_tensors(self.trt, self.engine))
             self.stream = self.torch.cuda.Stream(self.device)
-            self._cuda_graphs = cuda_graphs
-            self._configure()
+            self._config = self._context_config(cuda_graphs)
         self._may_capture = cuda_graphs and not self._captures_itself
         self._memory: Any = None
         self._prepared: OrderedDict[tuple[Shape, ...], _Prepared] = OrderedDict()
@@ -378,25 +376,23 @@ class TrtRunner:
                 getattr(self.torch._C, function)(self.device.index, pool)
         return False
 
-    def _configure(self) -> None:
-        """How contexts are made. Their scratch memory is ours, as large as the shapes at hand need
-        and not the largest.
+    def _context_config(self, cuda_graphs: bool) -> Any:
+        """What contexts are made with. Their scratch memory is ours, as large as the shapes at hand
+        need and not the largest.
         """
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._config = strategy
         if not self._captures_itself:
-            return
-        self._config = self.engine.create_runtime_config()
-        self._config.set_execution_context_allocation_strategy(strategy)
+            return strategy
+        config = self.engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
         graphs = self.trt.CudaGraphStrategy
-        self._config.cuda_graph_strategy = (
-            graphs.WHOLE_GRAPH_CAPTURE if self._cuda_graphs else graphs.DISABLED
-        )
-        self._kernels = self._config.create_runtime_cache()
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graphs else graphs.DISABLED
+        self._kernels = config.create_runtime_cache()
         with contextlib.suppress(OSError):
             # refuses another GPU's or version's
             self._kernels.deserialize(self._kernels_path().read_bytes())
-        self._config.set_runtime_cache(self._kernels)
+        config.set_runtime_cache(self._kernels)
+        return config
 
     def _create_context(self) -> Any:
         context = self.engine.create_execution_context(self._config)
