@@ -79,11 +79,11 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
     from regionspot.export.precision import write_half
     from regionspot.modeling.graphs import model_info
     from regionspot.modeling.presets import create_model
-    from regionspot.runtime.graphs import graph_specs
+    from regionspot.runtime.graphs import gpu_graph_specs
 
     chosen = choose_precisions(precisions)
     model = create_model(model_name, random_weights=SEED)
-    specs = choose_graphs(graph_specs(model_info(model)), graphs)
+    specs = choose_graphs(gpu_graph_specs(model_info(model)), graphs)
     results: dict[str, Any] = {
         "command": f"python -m regionspot.benchmarks.engine_builds --model {model_name} "
         f"--precision {precisions}" + (f" --graphs {graphs}" if graphs else ""),

@@ -87,8 +87,8 @@ def export(
     with locked(settings.out, busy):
         build = _Build(model, inputs, settings, len(steps))
         entries: list[GraphEntry] = []
-        for spec, of_graph in groupby(steps, key=lambda step: step.spec):
-            entries += build.graph(spec, list(of_graph))
+        for _, of_graph in groupby(steps, key=lambda step: step.spec.name):
+            entries += build.graph(list(of_graph))
         kinds = dict.fromkeys((step.format, step.precision) for step in steps)
         rows = [row for kind in kinds if (row := build.end_to_end(*kind)) is not None]
         return Report(tuple(entries), tuple(rows))
@@ -106,11 +106,11 @@ class _Build:
         self.total = total
         self.done = 0
 
-    def graph(self, spec: GraphSpec, steps: Sequence[Step]) -> list[GraphEntry]:
+    def graph(self, steps: Sequence[Step]) -> list[GraphEntry]:
         """Make and verify every artefact of one graph. The reference is computed once, where it is
         needed.
         """
-        weights = self.weights_of(spec.name)
+        weights = self.weights_of(steps[0].spec.name)
         entries = []
         for step in steps:
             self.done += 1
@@ -119,7 +119,7 @@ class _Build:
             self.manifest.save()
             logger.info(f"[{self.done}/{self.total}] {step.title}: {in_words(entry)}")
             entries.append(entry)
-        self.inputs.forget(spec)
+        self.inputs.forget(steps[0].spec.name)
         return entries
 
     def _step(self, step: Step, weights: str) -> GraphEntry:

@@ -13,6 +13,7 @@ import xxhash
 from regionspot.errors import InputError
 from regionspot.export.graph_inputs import Feeds, GraphInputs
 from regionspot.export.pictures import NUM_PICTURES, Pictures, load_pictures
+from regionspot.export.plan import affordable
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.regionspot import RegionSpot
@@ -91,14 +92,14 @@ class ParityInputs:
         return len(self._parity.pictures.pictures)
 
     def trials(self, spec: GraphSpec) -> list[Trial]:
-        """Seeded ones at the sizes that the graph is best at, at odd sizes and at the smallest,
-        then real ones.
+        """Seeded ones at the sizes that the graph is best at, at odd sizes, at the smallest and at
+        the largest, then real ones.
         """
         key = spec.name, repr(spec.ranges)
         if key not in self._trials:
             seeded = [
                 self._parity.seeded(spec, self.seed + i, sizes)
-                for i, sizes in enumerate(_sizes(spec))
+                for i, sizes in enumerate(_sizes(spec, self.model))
             ]
             real = self._parity.real(spec)
             with TorchRunner(graph_module(self.model, spec.name), spec) as runner:
@@ -109,9 +110,10 @@ class ParityInputs:
                 ]
         return self._trials[key]
 
-    def forget(self, spec: GraphSpec) -> None:
-        """Free the memory that a graph's trials take."""
-        self._trials.pop((spec.name, repr(spec.ranges)), None)
+    def forget(self, graph: str) -> None:
+        """Free the memory that a graph's trials take, at any sizes."""
+        for key in [key for key in self._trials if key[0] == graph]:
+            del self._trials[key]
 
     def calibration(self, spec: GraphSpec) -> list[Feeds]:
         """Real inputs to take int8's ranges from."""
@@ -153,7 +155,7 @@ class ParityInputs:
         return sample | {"text_embeddings": feeds["text_embeddings"]}
 
 
-def _sizes(spec: GraphSpec) -> list[dict[str, int]]:
+def _sizes(spec: GraphSpec, model: RegionSpot) -> list[dict[str, int]]:
     """Sizes of the dynamic axes for each seeded trial, none twice.
 
     The smallest keeps its words: a single logit may lie near zero, where its relative error says
@@ -167,8 +169,9 @@ def _sizes(spec: GraphSpec) -> list[dict[str, int]]:
     smallest = {
         axis: limits.opt if axis == "words" else limits.min for axis, limits in spec.ranges.items()
     }
-    return [
-        sizes
-        for index, sizes in enumerate((best, odd, smallest))
-        if sizes not in (best, odd, smallest)[:index]
-    ]
+    largest = {axis: limits.max for axis, limits in spec.ranges.items()}
+    found: list[dict[str, int]] = []
+    for sizes in (affordable(spec, model, best), odd, smallest, affordable(spec, model, largest)):
+        if sizes not in found:
+            found.append(sizes)
+    return found

@@ -20,7 +20,7 @@ from regionspot.modeling.graphs import module_class
 from regionspot.modeling.head import RegionHead
 from regionspot.modeling.presets import MINI, MINI_HEAD, create_backbones
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.runtime.formats import FORMATS, MODEL, Format
+from regionspot.runtime.formats import FORMATS, GPU, MODEL, Format
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
@@ -28,6 +28,9 @@ from regionspot.tables import text_table
 
 # of a weight; int8 has scales, and keeps biases
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}
+TRIAL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+"""Of activations in one run of a comparison, by the device that the model computes on."""
+
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
 
 
@@ -55,7 +58,10 @@ class Step:
 
 
 def make_plan(
-    specs: Sequence[GraphSpec], formats: Iterable[str], precisions: Collection[str] | None
+    specs: Sequence[GraphSpec],
+    formats: Iterable[str],
+    precisions: Collection[str] | None,
+    gpu_specs: Mapping[str, GraphSpec] | None = None,
 ) -> tuple[Step, ...]:
     """All that `formats` and `precisions` ask for of some graphs, and what those are made from,
     sources first.
@@ -65,8 +71,14 @@ def make_plan(
     Weights for our own kernels are in fp32 only.
 
     Args:
+        specs: the graphs to export.
         precisions: None stands for the first of each format's own.
+        gpu_specs: the same graphs in formats for GPUs, by name, where these have other sizes.
     """
+
+    def spec_for(spec: GraphSpec, row: Format) -> GraphSpec:
+        return spec if gpu_specs is None or row.target != GPU else gpu_specs[spec.name]
+
     asked = set(formats)
     rows = [row for row in FORMATS.values() if row.name in asked]
     needed = {row.made_from for row in rows}
@@ -79,20 +91,21 @@ def make_plan(
         for source in sources:
             made = [row for row in of_graph if row.made_from == source.name]
             wanted = _precisions([source, *made] if source.name in asked else made, precisions)
-            exported = Step(spec, source.name, "fp32")
+            sized = spec_for(spec, source)
+            exported = Step(sized, source.name, "fp32")
             steps.append(exported)
             for precision in wanted:
                 converted = exported
                 if precision != "fp32":
-                    converted = Step(spec, source.name, precision, exported)
+                    converted = Step(sized, source.name, precision, exported)
                     steps.append(converted)
                 steps += [
-                    Step(spec, row.name, precision, converted)
+                    Step(sized, row.name, precision, converted)
                     for row in made
                     if precision in _precisions([row], precisions)
                 ]
         steps += [
-            Step(spec, row.name, "fp32")
+            Step(spec_for(spec, row), row.name, "fp32")
             for row in of_graph
             if row.made_from == MODEL and row not in sources
         ]
@@ -184,11 +197,12 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     resident = _parameter_bytes([model.sam.sam, model.clip.clip, model.head])
     found = []
     for step in steps:
+        best = {axis: limits.opt for axis, limits in step.spec.ranges.items()}
         weights = _parameter_bytes(module_class(step.spec.name).weights(model))
         at_work = (
             _LIBRARIES_BYTES
             + FORMATS[step.format].weight_copies * weights
-            + activation_bytes(step.spec, model)
+            + activation_bytes(step.spec, model, affordable(step.spec, model, best))
         )
         found.append(
             Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work))
@@ -196,14 +210,28 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     return found
 
 
-def activation_bytes(spec: GraphSpec, model: RegionSpot) -> float:
-    """The largest activations of one run at the sizes that the ranges are best at, in single
-    precision: a rough figure.
+def affordable(spec: GraphSpec, model: RegionSpot, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes for a comparison: fewer images, then fewer prompts, where the activations of `sizes`
+    would take more than `TRIAL_BYTES`.
+    """
+    found = dict(sizes)
+    limit = TRIAL_BYTES["cpu" if model.device.type != "cuda" else "cuda"]
+    for axis in ("batch", "prompts"):
+        least = spec.ranges[axis].min if axis in spec.ranges else found.get(axis, 0)
+        while found.get(axis, 0) > least and activation_bytes(spec, model, found) > limit:
+            found[axis] = max(found[axis] // 2, least)
+    return found
+
+
+def activation_bytes(spec: GraphSpec, model: RegionSpot, sizes: Mapping[str, int]) -> float:
+    """The largest activations of one run in single precision: a rough figure.
 
     Inputs, outputs, and what outweighs the rest: attention over a whole image and the token
     decoder's probabilities, each twice, for the scores and their softmax.
+
+    Args:
+        sizes: of the dynamic axes.
     """
-    sizes = {axis: limits.opt for axis, limits in spec.ranges.items()}
     held = sum(math.prod(tensor.resolved(sizes)) for tensor in (*spec.inputs, *spec.outputs))
     return 4.0 * (held + 2 * module_class(spec.name).activation_elements(model, sizes))
 

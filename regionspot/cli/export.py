@@ -66,12 +66,19 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="only these, or all; region_recognizer, all in one, is made on request alone",
     )
-    what.add_argument("--batch", metavar="MIN:OPT:MAX", help="images at a time (default: 1:1:8)")
+    what.add_argument(
+        "--batch",
+        metavar="MIN:OPT:MAX",
+        help="images at a time (default: 1:1:8, for GPUs 1:4:8; there the graphs that take prompts "
+        "or regions take one image)",
+    )
     what.add_argument(
         "--regions", metavar="MIN:OPT:MAX", help="regions of an image (default: 1:32:300)"
     )
     what.add_argument(
-        "--prompts", metavar="MIN:OPT:MAX", help="prompts of an image at a time (default: 1:32:64)"
+        "--prompts",
+        metavar="MIN:OPT:MAX",
+        help="prompts of an image at a time (default: 1:32:64, for GPUs 1:32:32)",
     )
     what.add_argument(
         "--points",
@@ -167,12 +174,14 @@ def _plan(arguments: argparse.Namespace, model: RegionSpot) -> tuple[Step, ...]:
     from regionspot.export.plan import choose_graphs, choose_precisions, make_plan
     from regionspot.modeling.graphs import model_sizes
     from regionspot.runtime.graph_spec import Range
-    from regionspot.runtime.graphs import Ranges, graph_specs
+    from regionspot.runtime.graphs import Ranges, gpu_graph_specs, graph_specs
 
     given = {name: Range.parse(text) for name in SIZES if (text := getattr(arguments, name))}
-    specs = graph_specs(model_sizes(model), Ranges(**given))
+    info = model_sizes(model)
+    chosen = choose_graphs(graph_specs(info, Ranges(**given)), arguments.graphs)
     precisions = None if arguments.precision is None else choose_precisions(arguments.precision)
-    return make_plan(choose_graphs(specs, arguments.graphs), formats_of(arguments), precisions)
+    gpu_specs = gpu_graph_specs(info, Ranges.for_gpu(**given))
+    return make_plan(chosen, formats_of(arguments), precisions, gpu_specs)
 
 
 def _export(arguments: argparse.Namespace) -> int:

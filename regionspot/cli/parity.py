@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = {}
     for spec in specs.values():
         rows[spec.name] = compare_graph(a, b, spec, inputs, arguments.threads)
-        inputs.forget(spec)
+        inputs.forget(spec.name)
     whole = None
     if set(required_graphs()) <= set(specs):
         with_text = "clip_text_encoder" in specs

@@ -10,7 +10,7 @@ PyTorch, so that a server can import it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from regionspot.errors import InputError
@@ -166,8 +166,7 @@ class Ranges:
     words, texts.
 
     The head must see all regions of an image at once. Prompts do not see each other: callers send
-    them in chunks, and a small range bounds what TensorRT sets aside, which is quadratic in the
-    points.
+    them in chunks.
     """
 
     batch: Range = field(default_factory=lambda: Range(1, 1, 8))
@@ -177,6 +176,16 @@ class Ranges:
     tokens: Range = field(default_factory=lambda: Range(1, 1, NUM_MASK_TOKENS))
     words: Range = field(default_factory=lambda: Range(1, 80, 2048))
     texts: Range = field(default_factory=lambda: Range(1, 80, 256))
+
+    @classmethod
+    def for_gpu(cls, **given: Range) -> Ranges:
+        """Returns the ranges of engines and of Triton's models on a GPU, but for those that are
+        `given`.
+
+        Engines set scratch memory aside for the largest sizes, and are tuned for the best ones: a
+        server sends batches of images to the encoders, and prompts in chunks.
+        """
+        return cls(**{"batch": Range(1, 4, 8), "prompts": Range(1, 32, 32), **given})
 
     def by_axis(self, context_length: int) -> dict[str, Range]:
         """Returns the range of each axis. That of "text_length" follows from the most tokens of a
@@ -193,6 +202,25 @@ def graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, Grap
     tensors = ModelTensors(info)
     sizes = (ranges or Ranges()).by_axis(info.context_length)
     return {name: graph.spec(tensors, sizes) for name, graph in GRAPHS.items()}
+
+
+def gpu_graph_specs(info: ModelInfo, ranges: Ranges | None = None) -> dict[str, GraphSpec]:
+    """Returns all graphs as they are exported for GPUs: those that take prompts or regions of
+    encoded images take one image.
+
+    A server asks about one image at a time, and a batch would multiply the scratch memory that
+    TensorRT sets aside.
+
+    Args:
+        ranges: None stands for `Ranges.for_gpu()`.
+    """
+    specs = graph_specs(info, ranges or Ranges.for_gpu())
+    return {
+        name: replace(spec, ranges={**spec.ranges, "batch": Range(1, 1, 1)})
+        if {"prompts", "regions"} & set(spec.ranges) and "images" not in spec.input_names
+        else spec
+        for name, spec in specs.items()
+    }
 
 
 _MODULES = "regionspot.modeling.graphs"

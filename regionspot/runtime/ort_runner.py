@@ -17,6 +17,7 @@ import numpy as np
 
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root
+from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import OpenOptions, has_nvidia_gpu
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
@@ -93,6 +94,7 @@ class OrtRunner:
         if cuda_graph:
             _check_fixed(spec, provider)
         self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
+        self.cuts_kept = provider == "cpu"  # an OrtValue is whole
         providers = _providers(self.path, spec, provider, device_id, cuda_graph)
         options = _session_options(provider, threads, precision)
         self._session: ort.InferenceSession | None = _open(self.path, options, providers)
@@ -299,9 +301,7 @@ def _providers(
         ort.preload_dlls()
     cuda = {
         "device_id": str(device_id),
-        # single precision stays single precision: a faster graph is one exported in fp16 or bf16
-        "use_tf32": "0",
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default searches anew for each shape
+        **ONNX_RUNTIME_CUDA,
         "enable_cuda_graph": "1" if cuda_graph else "0",
     }
     tensorrt = _tensorrt_options(path, spec, device_id) if provider == "tensorrt" else {}

@@ -254,21 +254,43 @@ class RegionPipeline:
         """
         sizes = np.asarray(input_sizes, np.int32).reshape(-1, 2)
         _check_lengths("images", len(sam_images), input_sizes=len(sizes))
-        parts = []
-        for images, rows in self._batches("sam_image_encoder", len(sam_images)):
+        most = None if self._cuts_kept() else self._decoded_at_once()
+        parts: list[_Part] = []
+        for images, rows in self._batches("sam_image_encoder", len(sam_images), most):
             self._check_rows("sam_token_decoder_image", rows)
             padded_sizes = _pad_to(sizes[images], 0, rows)
             padded_images = _pad_to(sam_images[images], 0, rows)
             (embeddings,) = self._run("sam_image_encoder", padded_images, padded_sizes, keep=True)
-            parts.append(self._part(len(sam_images[images]), embeddings, padded_sizes))
+            parts += self._parts(len(sam_images[images]), embeddings, padded_sizes)
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
-    def _part(self, count: int, embeddings: Any, padded_sizes: IntArray) -> _Part:
-        """`count` images of known embeddings, padding behind them, with what their prompts
-        share.
+    def _parts(self, count: int, embeddings: Any, padded_sizes: IntArray) -> list[_Part]:
+        """`count` images of known embeddings, padding behind them, with what their prompts share:
+        as many in a part as the decoder takes.
         """
         context = self._run("sam_token_decoder_image", embeddings, keep=True)
-        return _Part(count, len(padded_sizes), padded_sizes, (embeddings, *context))
+        tensors, rows = (embeddings, *context), len(padded_sizes)
+        most = self._decoded_at_once() if rows > 1 else 1
+        if rows <= most or not self._cuts_kept():
+            return [_Part(count, rows, padded_sizes, tensors)]
+        return [
+            _Part(
+                min(count, part.stop) - part.start,
+                part.stop - part.start,
+                padded_sizes[part],
+                tuple(tensor[part] for tensor in tensors),
+            )
+            for part in _split_ranges(rows, most)
+            if part.start < count
+        ]
+
+    def _decoded_at_once(self) -> int:
+        """How many images the token decoder takes."""
+        return self._range("sam_token_decoder_prompts", "batch").max
+
+    def _cuts_kept(self) -> bool:
+        """Whether what SAM's encoder keeps can be cut into images; see `Runner`."""
+        return bool(getattr(self.runner("sam_image_encoder"), "cuts_kept", True))
 
     def encode_clip(self, clip_images: UInt8Array) -> FloatArray:
         """CLIP's feature maps (B, L, D) of (B, S', S', 3) RGB, see
@@ -471,10 +493,14 @@ class RegionPipeline:
             outputs = runner.infer(feeds, names if keep else ())
         return tuple(outputs[name] for name in names)
 
-    def _batches(self, graph: str, count: int) -> Iterator[tuple[slice, int]]:
-        """Which images go through a graph together, and how many rows it must see."""
+    def _batches(
+        self, graph: str, count: int, most: int | None = None
+    ) -> Iterator[tuple[slice, int]]:
+        """Which images go through a graph together, `most` at a time, and how many rows it must
+        see.
+        """
         batch = self._range(graph, "batch")
-        for images in _split_ranges(count, batch.max):
+        for images in _split_ranges(count, min(batch.max, most or batch.max)):
             yield images, max(images.stop - images.start, batch.min)
 
     def _decode(
@@ -609,11 +635,11 @@ class RegionPipeline:
         (changed,) = self._run(MASK_PROMPT_GRAPH, part.tensors[0], padded)  # (rows, n, C, h, w)
         changed = changed[: part.count, :count].reshape(-1, *changed.shape[2:])
         sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
-        parts = []
+        parts: list[_Part] = []
         for images, rows in self._batches("sam_token_decoder_image", len(changed)):
             embeddings = _pad_to(changed[images], 0, rows)
             padded_sizes = _pad_to(sizes[images], 0, rows)
-            parts.append(self._part(len(changed[images]), embeddings, padded_sizes))
+            parts += self._parts(len(changed[images]), embeddings, padded_sizes)
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
 
 

@@ -28,6 +28,9 @@ class Runner(Protocol):
     A runner that works apart from the host may also have `fetch(kept) -> arrays`, which copies
     outputs that it kept to the host in one wait. `RegionPipeline` then keeps the results of all
     chunks of prompts, and waits once for all of them.
+
+    What is kept can be cut along its first axis as an array can, `kept[1:2]`, unless the runner has
+    an attribute `cuts_kept` that is False.
     """
 
     spec: GraphSpec

@@ -37,6 +37,8 @@ class BlsRunner:
         on_gpu: what is kept stays in the memory of the server's first GPU.
     """
 
+    cuts_kept = False
+
     def __init__(self, spec: GraphSpec, on_gpu: bool) -> None:
         self.spec, self._on_gpu = spec, on_gpu
 

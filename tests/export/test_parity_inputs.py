@@ -25,9 +25,9 @@ def regions(trials: list[Trial]) -> list[tuple[int, ...]]:
 
 def test_seeded_sizes_and_real_pictures(inputs: ParityInputs) -> None:
     trials = inputs.trials(inputs.specs["region_head"])
-    assert [trial.real for trial in trials] == [False, False, False, True, True]
-    assert regions(trials)[:3] == [(1, 32), (2, 5), (1, 1)]
-    assert [len(trial.feeds["text_embeddings"]) for trial in trials[:3]] == [80, 7, 80]
+    assert [trial.real for trial in trials] == [False, False, False, False, True, True]
+    assert regions(trials)[:4] == [(1, 32), (2, 5), (1, 1), (8, 300)]
+    assert [len(trial.feeds["text_embeddings"]) for trial in trials[:4]] == [80, 7, 80, 2048]
     for trial in trials:
         assert trial.expected["logits"].shape == (
             *trial.feeds["valid"].shape,
@@ -43,7 +43,7 @@ def test_the_same_again(inputs: ParityInputs, graph: str) -> None:
     spec = inputs.specs[graph]
     first = inputs.trials(spec)
     assert inputs.trials(spec) is first
-    inputs.forget(spec)
+    inputs.forget(graph)
     again = inputs.trials(spec)
     for one, other in zip(first, again, strict=True):
         for name, array in one.feeds.items():

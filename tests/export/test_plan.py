@@ -9,7 +9,10 @@ import pytest
 from regionspot.errors import InputError
 from regionspot.export import plan
 from regionspot.export.plan import (
+    TRIAL_BYTES,
     Step,
+    activation_bytes,
+    affordable,
     check_libraries,
     choose_graphs,
     choose_precisions,
@@ -21,8 +24,8 @@ from regionspot.export.plan import (
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import Manifest
-from regionspot.runtime.graph_spec import GraphSpec
-from regionspot.runtime.graphs import graph_specs
+from regionspot.runtime.graph_spec import GraphSpec, Range
+from regionspot.runtime.graphs import Ranges, gpu_graph_specs, graph_specs
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,38 @@ def test_the_smallest_plan(specs: dict[str, GraphSpec]) -> None:
     assert make_plan([head], ["onnx"], ["fp32"]) == (Step(head, "onnx", "fp32"),)
     assert make_plan([head], ["onnx"], ["fp32"])[0].file == "onnx/fp32/region_head.onnx"
     assert make_plan([], ["onnx"], ["fp32"]) == ()
+
+
+def test_engines_have_sizes_of_their_own(mini: RegionSpot, specs: dict[str, GraphSpec]) -> None:
+    """Those that take prompts take one image, whatever batch the encoders take."""
+    info = model_sizes(mini)
+    ranges = Ranges.for_gpu(batch=Range(2, 2, 4))
+    chosen = [specs["sam_image_encoder"], specs["sam_mask_decoder"]]
+    steps = make_plan(chosen, ["onnx", "tensorrt"], None, gpu_graph_specs(info, ranges))
+    sizes = {(step.spec.name, step.format): step.spec.ranges["batch"] for step in steps}
+    assert sizes == {
+        ("sam_image_encoder", "onnx"): Range(1, 1, 8),
+        ("sam_image_encoder", "onnx-gpu"): Range(2, 2, 4),
+        ("sam_image_encoder", "tensorrt"): Range(2, 2, 4),
+        ("sam_mask_decoder", "onnx"): Range(1, 1, 8),
+        ("sam_mask_decoder", "onnx-gpu"): Range(1, 1, 1),
+        ("sam_mask_decoder", "tensorrt"): Range(1, 1, 1),
+    }
+
+
+def test_comparisons_that_fit_into_memory() -> None:
+    """Fewer images and prompts of a large model; of a small one, and of what weighs little, all."""
+    model = sizing_model("regionspot_bb")
+    for spec in graph_specs(model_sizes(model)).values():
+        largest = {axis: limits.max for axis, limits in spec.ranges.items()}
+        found = affordable(spec, model, largest)
+        least = {axis for axis in ("batch", "prompts") if axis in found}
+        assert all(found[axis] == largest[axis] for axis in found.keys() - least)
+        assert activation_bytes(spec, model, found) <= TRIAL_BYTES["cpu"] or {
+            found[axis] for axis in least
+        } == {1}
+        if spec.name in ("region_head", "clip_image_encoder"):
+            assert found == largest
 
 
 def test_where_files_lie(specs: dict[str, GraphSpec]) -> None:

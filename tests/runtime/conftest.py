@@ -14,7 +14,7 @@ from regionspot.modeling.pipelines import pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.artifacts import Manifest
-from regionspot.runtime.graphs import Ranges, graph_specs
+from regionspot.runtime.graphs import Ranges, gpu_graph_specs, graph_specs
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.pipeline import RegionPipeline
@@ -36,16 +36,21 @@ def artifacts(mini_artifacts_with_masks: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def open_pipeline(model: RegionSpot, artifacts: Path) -> OpenPipeline:
-    """A function of a runtime, of ranges to pretend the graphs were made for, and of how work is
-    cut.
+    """A function of a runtime, of ranges or the target to pretend the graphs were made for, and of
+    how work is cut.
     """
 
     def open_it(
-        runtime: str, ranges: Ranges | None = None, prompt_chunk: int = 32, **steps: Any
+        runtime: str,
+        ranges: Ranges | None = None,
+        prompt_chunk: int = 32,
+        for_gpu: bool = False,
+        **steps: Any,
     ) -> RegionPipeline:
         if runtime == "torch":
             return pipeline_from_model(model)
-        specs = graph_specs(model_info(model), ranges)
+        info = model_info(model)
+        specs = gpu_graph_specs(info, ranges) if for_gpu else graph_specs(info, ranges)
         files = artifacts / "onnx" / "fp32"
         runner_class: type[OrtRunner] | type[OpenVinoRunner]
         runner_class = OrtRunner if runtime == "onnxruntime" else OpenVinoRunner

@@ -81,15 +81,28 @@ def sample(model: RegionSpot) -> Sample:
     return Sample(images, sizes, clip_images, points, labels, valid, unit, embeddings, patch_tokens)
 
 
+CUTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "wide": {"region_step": 4, "prompt_step": 4},
+    "tight": {"ranges": TIGHT, "prompt_chunk": 6},
+    "gpu": {"for_gpu": True, "prompt_chunk": 3},
+}
+
+
 @pytest.fixture(
-    params=["torch", "onnxruntime wide", "onnxruntime tight", "openvino wide", "openvino tight"]
+    params=[
+        "torch",
+        "onnxruntime wide",
+        "onnxruntime tight",
+        "onnxruntime gpu",
+        "openvino wide",
+        "openvino tight",
+        "openvino gpu",
+    ]
 )
 def pipeline(request: pytest.FixtureRequest, open_pipeline: OpenPipeline) -> RegionPipeline:
-    runtime, _, ranges = request.param.partition(" ")
-    tight = {"ranges": TIGHT, "prompt_chunk": 6}
-    opened = open_pipeline(
-        runtime, **tight if ranges == "tight" else {"region_step": 4, "prompt_step": 4}
-    )
+    runtime, _, cut = request.param.partition(" ")
+    opened = open_pipeline(runtime, **CUTS[cut])
     request.addfinalizer(opened.close)
     return opened
 
@@ -342,6 +355,7 @@ class Noted:
 
     def __init__(self, runner: Runner, log: list[dict[str, tuple[int, ...]]]) -> None:
         self.runner, self.spec, self.log, self.closed = runner, runner.spec, log, False
+        self.cuts_kept = True
 
     def infer(self, feeds: Any, keep: Any = ()) -> dict[str, Any]:
         self.log.append({name: value.shape for name, value in feeds.items()})
@@ -380,7 +394,12 @@ class TestRunners:
         ) as pipeline:
             assert not opened
             encoded = pipeline.encode_image(sample.images, sample.input_sizes)
-            assert list(opened) == ["sam_image_encoder", "sam_token_decoder_image"]
+            # the last one for how many images it takes
+            assert list(opened) == [
+                "sam_image_encoder",
+                "sam_token_decoder_image",
+                "sam_token_decoder_prompts",
+            ]
             log.clear()
             pipeline.mask_tokens(encoded, sample.points, sample.labels)
             # six prompts at a time
@@ -456,6 +475,31 @@ class TestRunners:
         assert {sizes["mask_tokens"] for sizes in log} == {(2, 3, 128)}
         # two batches, two pieces of six words
         assert [sizes["text_embeddings"] for sizes in log] == [(4, 128)] * 4
+
+    @pytest.mark.parametrize("cuts_kept", [True, False])
+    def test_a_decoder_that_takes_one_image(
+        self,
+        open_pipeline: OpenPipeline,
+        sample: Sample,
+        monkeypatch: pytest.MonkeyPatch,
+        cuts_kept: bool,
+    ) -> None:
+        """Images go through the encoder together where what it keeps can be cut into images."""
+        pipeline = open_pipeline("onnxruntime", for_gpu=True)
+        open_runner = pipeline._open
+        log: list[dict[str, tuple[int, ...]]] = []
+
+        def noted(graph: str) -> Noted:
+            runner = Noted(open_runner(graph), log)
+            runner.cuts_kept = cuts_kept
+            return runner
+
+        monkeypatch.setattr(pipeline, "_open", noted)
+        encoded = pipeline.encode_image(sample.images, sample.input_sizes)
+        batches = [sizes["images"][0] for sizes in log if "images" in sizes]
+        assert batches == ([3] if cuts_kept else [1, 1, 1])
+        pipeline.mask_tokens(encoded, sample.points, sample.labels)
+        assert [sizes["points"] for sizes in log if "points" in sizes] == [(1, 5, 2, 2)] * 3
 
 
 class TestTorch:
