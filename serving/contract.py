@@ -30,6 +30,8 @@ MAX_BATCH = 8
 """Pictures of one request, and requests that a GPU's repository answers together."""
 
 DEFAULT_TOP_K = 5
+ANY_TOP_K = int(np.iinfo(np.int32).min)
+"""What a client sends as `top_k` to leave it to the server."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from regionspot.errors import InputError, shown
 from regionspot.runtime.runner import Array
 from regionspot.serving.contract import (
+    ANY_TOP_K,
     INPUTS,
     OUTPUTS,
     Limits,
@@ -36,6 +37,13 @@ from regionspot.structures import (
     Rle,
     as_prompts,
 )
+
+NO_REGIONS: Mapping[str, Array] = {
+    "boxes": np.zeros((1, 0, 4), np.float32),
+    "points": np.zeros((1, 0, 1, 2), np.float32),
+    "point_labels": np.zeros((1, 0, 1), np.int32),
+}
+"""What a request says of regions where there are none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Question:
 
     Raises:
         RequestError: VOCABULARY_UNKNOWN or VOCABULARY_INVALID, text that UTF-8 cannot hold or a
-            word that is no text.
+            word that is no text; REQUEST_INVALID, a `top_k` of ANY_TOP_K.
     """
 
     image: bytes | RemoteImage
@@ -80,6 +88,8 @@ class Question:
     return_masks: bool = False
 
     def __post_init__(self) -> None:
+        if self.top_k == ANY_TOP_K:
+            raise RequestError("REQUEST_INVALID", f"top_k must be 1 or more, not {ANY_TOP_K}")
         if isinstance(self.vocabulary, str):
             with coded("VOCABULARY_UNKNOWN"):
                 to_utf8(self.vocabulary, "the vocabulary's name")
@@ -122,27 +132,32 @@ class Question:
                 part.check_finite()
 
     def to_tensors(self) -> dict[str, Array]:
-        """The inputs of the contract, (1, ...) each.
+        """The inputs of the contract, (1, ...) each. All of them, empty where there is nothing to
+        say: Triton puts only requests together that have the same inputs.
 
         Raises:
             RequestError: the image's handle is no Unicode text, or regions are neither boxes nor
                 points.
         """
-        tensors: dict[str, Array] = {"return_masks": np.array([[self.return_masks]])}
-        if self.top_k is not None:
-            tensors["top_k"] = np.array([[self.top_k]], np.int32)
-        if isinstance(self.image, bytes):
-            tensors["image"] = _row([self.image])
-        else:
-            with coded():
-                tensors["image_handle"] = _row([to_utf8(self.image.handle, "the image's handle")])
-        if isinstance(self.vocabulary, str):
-            tensors["vocabulary"] = _row([self.vocabulary.encode()])
-        else:
-            tensors["words"] = _row(_encoded_words(self.vocabulary))
         with coded():
-            tensors |= _tensors_of_regions(self.prompts)
-        return tensors
+            regions = _tensors_of_regions(self.prompts)
+            handle = None
+            if isinstance(self.image, RemoteImage):
+                handle = _row([to_utf8(self.image.handle, "the image's handle")])
+        image = _row([self.image]) if isinstance(self.image, bytes) else None
+        named = words = None
+        if isinstance(self.vocabulary, str):
+            named = _row([self.vocabulary.encode()])
+        else:
+            words = _row(_encoded_words(self.vocabulary))
+        return {
+            **_either("image", image, "image_handle", handle),
+            **NO_REGIONS,
+            **regions,
+            **_either("vocabulary", named, "words", words),
+            "top_k": np.array([[ANY_TOP_K if self.top_k is None else self.top_k]], np.int32),
+            "return_masks": np.array([[self.return_masks]]),
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array]) -> list[Question]:
@@ -177,13 +192,14 @@ class Question:
 
     @classmethod
     def _from_row(cls, given: Mapping[str, Array]) -> Question:
+        given = _without_empty(given)
         with coded():
             prompts = as_prompts(given.get("boxes"), given.get("points"), given.get("point_labels"))
         return cls(
             _image_of(given),
             _vocabulary_of(given),
             prompts,
-            top_k=int(given["top_k"][0]) if "top_k" in given else None,
+            top_k=_top_k_of(given),
             return_masks=bool(given["return_masks"][0]) if "return_masks" in given else False,
         )
 
@@ -284,6 +300,46 @@ class Answer:
         return cls(predictions, image, bool(found["cached"][0]))
 
 
+def _either(
+    name: str, value: Array | None, other: str, other_value: Array | None
+) -> dict[str, Array]:
+    """The one of two tensors that is there, and the other one empty. One that is empty itself goes
+    alone: it is what was meant.
+    """
+    if value is None:
+        assert other_value is not None
+        return _either(other, other_value, name, None)
+    if _is_empty(name, value[0]):
+        return {name: value}
+    return {name: value, other: _row([] if other == "words" else [b""])}
+
+
+def _without_empty(given: Mapping[str, Array]) -> dict[str, Array]:
+    """The tensors of one image that say something. Of two of which one is wanted, and that are both
+    empty, the first is left.
+    """
+    kept = dict(given)
+    for first, second in (("image", "image_handle"), ("words", "vocabulary")):
+        for name, other in ((second, first), (first, second)):
+            if name in kept and other in kept and _is_empty(name, kept[name]):
+                del kept[name]
+    if "points" in kept and not len(kept["points"]):
+        del kept["points"]
+        if "point_labels" in kept and not len(kept["point_labels"]):
+            del kept["point_labels"]
+    return kept
+
+
+def _is_empty(name: str, array: Array) -> bool:
+    """Whether it has no word, or is a text of no bytes."""
+    return array.size == 0 if name == "words" else not array[0]
+
+
+def _top_k_of(given: Mapping[str, Array]) -> int | None:
+    asked = int(given["top_k"][0]) if "top_k" in given else ANY_TOP_K
+    return None if asked == ANY_TOP_K else asked
+
+
 def _image_of(given: Mapping[str, Array]) -> bytes | RemoteImage:
     if ("image" in given) == ("image_handle" in given):
         raise RequestError("REQUEST_INVALID", "send either image or image_handle")
@@ -324,7 +380,7 @@ def _encoded_words(words: Sequence[str]) -> list[bytes]:
 
 def _tensors_of_regions(prompts: Sequence[Prompts]) -> dict[str, Array]:
     """The inverse of `as_prompts`: `boxes`, and `points` with their labels, as far as there are
-    any.
+    any; see NO_REGIONS.
     """
     tensors: dict[str, Array] = {}
     for part in prompts:
@@ -336,7 +392,7 @@ def _tensors_of_regions(prompts: Sequence[Prompts]) -> dict[str, Array]:
                 "a server takes boxes first, then points: give at most one Prompts of each kind"
             )
         tensors |= more
-    return tensors or {"boxes": np.zeros((1, 0, 4), np.float32)}
+    return tensors
 
 
 def _tensors_of_part(prompts: Prompts) -> dict[str, Array]:

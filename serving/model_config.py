@@ -14,7 +14,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from regionspot.errors import ArtifactError
 from regionspot.runtime.artifacts import spec_to_json
+from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.pipeline import SIZES_ON_GPU
 from regionspot.serving.contract import INPUTS, MAX_BATCH, MODEL, OUTPUTS, Field
 
 DTYPES = {
@@ -25,6 +27,7 @@ DTYPES = {
     "bytes": pb.TYPE_STRING,
 }
 BATCH_AXIS = "batch"
+POINTS_OF_A_BOX = 2
 MAX_QUEUE_DELAY_US = 500
 """How long Triton waits for requests to batch with: far below what an image encoder takes on any
 GPU.
@@ -34,7 +37,7 @@ BACKENDS = {"cpu": "python", "tensorrt": "tensorrt", "onnxruntime": "onnxruntime
 """Target -> what runs a graph."""
 
 
-def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig:
+def graph_config(spec: GraphSpec, target: str, file_name: str, batches: bool) -> pb.ModelConfig:
     """Of one graph's model.
 
     Triton batches requests only where each tensor has the images in front; the others take whole
@@ -43,6 +46,7 @@ def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig
     Args:
         target: one of `regionspot.serving.contract.TARGETS`.
         file_name: of the graph, in the model's version folder.
+        batches: whether Triton puts requests together.
     """
     batched = can_batch(spec)
     config = pb.ModelConfig(
@@ -65,17 +69,26 @@ def graph_config(spec: GraphSpec, target: str, file_name: str) -> pb.ModelConfig
             dims=_dims(spec, tensor.shape[skipped:]),
         )
     config.instance_group.add(count=1, kind=_kind(target))
-    if batched and target != "cpu":
+    if batched and batches:
         config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
+    if target == "onnxruntime":
+        cuda = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+        cuda.parameters.update(ONNX_RUNTIME_CUDA)
+    if target == "tensorrt":
+        _add_cuda_graphs(config, spec)
+    if target != "cpu":
+        _add_warm_up(config, spec)
     config.parameters["spec"].string_value = _json(spec_to_json(spec))
     config.parameters["file"].string_value = file_name
     return config
 
 
-def pipeline_config(target: str, parameters: Mapping[str, Any]) -> pb.ModelConfig:
+def pipeline_config(batches: bool, parameters: Mapping[str, Any]) -> pb.ModelConfig:
     """Of the public model.
 
     Args:
+        batches: whether it takes several requests at once. Where it runs the graphs itself, on a
+            CPU, every picture has all cores for itself, and is answered sooner.
         parameters: name -> a plain value, stored as JSON: what clients and the model itself read.
     """
     config = pb.ModelConfig(
@@ -92,11 +105,59 @@ def pipeline_config(target: str, parameters: Mapping[str, Any]) -> pb.ModelConfi
     for field in OUTPUTS:
         config.output.add(name=field.name, data_type=DTYPES[field.dtype], dims=field.dims)
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    if target != "cpu":  # on a CPU every picture has all cores for itself, and is answered sooner
+    if batches:
         config.dynamic_batching.max_queue_delay_microseconds = 0
     for name, value in parameters.items():
         config.parameters[name].string_value = _json(value)
     return config
+
+
+def _add_cuda_graphs(config: pb.ModelConfig, spec: GraphSpec) -> None:
+    """Has Triton capture the sizes that the public model sends most: every batch of images, and
+    chunks of boxes. Other sizes run kernel by kernel.
+    """
+    for sizes in _captured_sizes(spec):
+        config.optimization.cuda.graphs = True
+        batched = config.max_batch_size > 0
+        captured = config.optimization.cuda.graph_spec.add(
+            batch_size=sizes[BATCH_AXIS] if batched else 0
+        )
+        for tensor in spec.inputs:
+            captured.input[tensor.name].dim.extend(tensor.resolved(sizes)[batched:])
+
+
+def _captured_sizes(spec: GraphSpec) -> list[dict[str, int]]:
+    axes = set(spec.ranges)
+    if axes == {BATCH_AXIS}:
+        batch = spec.ranges[BATCH_AXIS]
+        return [{BATCH_AXIS: size} for size in range(batch.min, batch.max + 1)]
+    if axes != {BATCH_AXIS, "prompts", "points", "tokens"}:
+        return []
+    step, most = SIZES_ON_GPU["prompt_step"], SIZES_ON_GPU["prompt_chunk"]
+    fixed = {BATCH_AXIS: 1, "points": POINTS_OF_A_BOX, "tokens": 1}
+    chunks = [{**fixed, "prompts": size} for size in range(step, most + 1, step)]
+    return [sizes for sizes in chunks if _within(spec, sizes)]
+
+
+def _add_warm_up(config: pb.ModelConfig, spec: GraphSpec) -> None:
+    """Has Triton run a model at its best and at its largest batch before it is ready: the first run
+    of a size loads kernels.
+    """
+    best = {axis: limits.opt for axis, limits in spec.ranges.items()}
+    batched = config.max_batch_size > 0
+    batches = {best[BATCH_AXIS], config.max_batch_size} if batched else {1}
+    for batch in sorted(batches):
+        warm_up = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
+        for tensor in spec.inputs:
+            one = warm_up.inputs[tensor.name]
+            one.data_type, one.zero_data = DTYPES[tensor.dtype], True
+            one.dims.extend(tensor.resolved(best)[batched:])
+
+
+def _within(spec: GraphSpec, sizes: Mapping[str, int]) -> bool:
+    return all(
+        spec.ranges[axis].min <= size <= spec.ranges[axis].max for axis, size in sizes.items()
+    )
 
 
 def can_batch(spec: GraphSpec) -> bool:

@@ -97,6 +97,11 @@ class RepositoryOptions:
         """GRAPHS_INSIDE or GRAPHS_IN_TRITON."""
         return self.graphs or (GRAPHS_INSIDE if self.target == "cpu" else GRAPHS_IN_TRITON)
 
+    @property
+    def calls_graphs(self) -> bool:
+        """Whether the graphs are models of their own, which the public model calls."""
+        return self.run_graphs == GRAPHS_IN_TRITON
+
 
 def make_repository(
     artifacts: str | Path, out: str | Path, options: RepositoryOptions
@@ -132,7 +137,7 @@ def make_repository(
             served = _with_kernels(manifest, kernels, served)
         served.save()
         for there in moved:
-            _write_graph(out, there, options.target)
+            _write_graph(out, there, options)
         # of an earlier export
         for name in set(served_graphs()) - {entry.name for entry in entries}:
             (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
@@ -305,16 +310,17 @@ def _link_or_copy(source: Path, target: Path) -> None:
     os.replace(aside, target)
 
 
-def _write_graph(out: Path, entry: GraphEntry, target: str) -> None:
+def _write_graph(out: Path, entry: GraphEntry, options: RepositoryOptions) -> None:
     assert entry.file is not None
     _write(
         out / entry.name / VERSION / "model.py", _model_py(entry.spec.description, "graph_model")
     )
-    config = graph_config(entry.spec, target, PurePosixPath(entry.file).name)
+    file_name = PurePosixPath(entry.file).name
+    config = graph_config(entry.spec, options.target, file_name, options.calls_graphs)
     config.parameters["format"].string_value = entry.format
     config.parameters["precision"].string_value = entry.precision
     config.parameters["fingerprint"].string_value = " ".join(sorted(entry.files.values()))
-    _write(out / entry.name / "configs" / f"{target}.pbtxt", write_config(config))
+    _write(out / entry.name / "configs" / f"{options.target}.pbtxt", write_config(config))
 
 
 def _write_pipeline(
@@ -349,7 +355,7 @@ def _write_pipeline(
     }
     _write(
         out / MODEL / "configs" / f"{options.target}.pbtxt",
-        write_config(pipeline_config(options.target, parameters)),
+        write_config(pipeline_config(options.calls_graphs, parameters)),
     )
 
 

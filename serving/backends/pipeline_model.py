@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Lock, Semaphore
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.predictor import RegionPredictor
@@ -15,11 +15,17 @@ from regionspot.runtime.artifacts import GraphEntry, Manifest
 from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.serving.backends.bls import BlsRunner
+from regionspot.serving.backends.exchange import Exchange
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState, read_vocabulary
-from regionspot.serving.backends.requests import answer_of, arrays_of, log, refusal_of
+from regionspot.serving.backends.requests import arrays_of, log
 from regionspot.serving.contract import INPUTS, MAX_BATCH, Limits
-from regionspot.serving.messages import Question
+from regionspot.serving.messages import Answer, Question
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
+
+WORKERS = 2 * MAX_BATCH
+"""Pictures that are worked on at once where the graphs are models of the server: while the encoders
+have one batch, the next one is decoded and the one before is named.
+"""
 
 COUNTERS = {
     "image_cache_hits": "questions about pictures that were encoded before",
@@ -41,8 +47,11 @@ GAUGES = {
 
 class TritonPythonModel:
     """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere
-    the graphs are models of the same server, and up to MAX_BATCH requests are worked on at once,
-    whose pictures Triton batches.
+    the graphs are models of the same server, and up to WORKERS pictures are worked on at once, of
+    one request or of several. Triton batches them in the encoders' models.
+
+    A request is answered as soon as its own pictures are, and none waits for the prompts of
+    others: see `execute`.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -54,13 +63,13 @@ class TritonPythonModel:
         self._values, self._outside = values, values["run_graphs"] == "triton"
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
-        workers = MAX_BATCH if self._outside else 1
-        self._recognizers = [
+        workers = WORKERS if self._outside else 1
+        self._spare = [
             Recognizer(RegionPredictor(self._pipeline()), self._shared) for _ in range(workers)
         ]
         self._pool = ThreadPoolExecutor(workers) if self._outside else None
-        self._spare = list(self._recognizers)
-        self._metrics = _Metrics(args["model_name"])
+        self._free = Semaphore(workers)
+        self._metrics = _Metrics(args["model_name"], self._shared)
         log(
             "ready",
             model=args["model_name"],
@@ -68,41 +77,54 @@ class TritonPythonModel:
             runtime=values["runtime"],
         )
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request. Each picture of a request is a question of its own."""
-        if self._pool is None or len(requests) == 1:
-            answers = [self._answer(request) for request in requests]
-        else:
-            answers = list(self._pool.map(self._answer, requests))
-        self._metrics.set_gauges(self._shared)
-        return answers
+    def execute(self, requests: list[Any]) -> None:
+        """Takes requests on, each picture as a question of its own, and returns when the last of
+        their pictures is encoded. So the encoders have one batch while Triton gathers the next,
+        and the prompts and masks of a batch hold up no other.
+        """
+        encoded: list[Event] = []
+        for request in requests:
+            exchange = Exchange(request)
+            try:
+                tensors = arrays_of(request, [field.name for field in INPUTS])
+                questions = Question.from_tensors(tensors)
+            except Exception as error:
+                exchange.refuse(error)
+                self._metrics.add(exchange.counts)
+                continue
+            exchange.expect(len(questions))
+            for index, question in enumerate(questions):
+                encoded.append(Event())
+                self._start(exchange, index, question, encoded[-1])
+        for event in encoded:
+            event.wait()
 
     def finalize(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _answer(self, request: Any) -> Any:
-        counts = Counts()
+    def _start(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
+        """Waits for a free worker, and on a CPU for the answer."""
+        self._free.acquire()
+        if self._pool is None:
+            self._work(exchange, index, question, encoded)
+        else:
+            self._pool.submit(self._work, exchange, index, question, encoded)
+
+    def _work(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
+        recognizer = self._spare.pop()
         try:
-            questions = Question.from_tensors(arrays_of(request, [field.name for field in INPUTS]))
-            recognizer = self._spare.pop()
-            try:
-                found = [
-                    recognizer.answer(question, counts, request.is_cancelled)
-                    for question in questions
-                ]
-            finally:
-                self._spare.append(recognizer)
-            answers = [answer.to_tensors() for answer in found]
-            return answer_of(
-                {name: np.concatenate([one[name] for one in answers]) for name in answers[0]},
-                request,
+            found: Answer | Exception = recognizer.answer(
+                question, exchange.counts, exchange.is_cancelled, encoded.set
             )
         except Exception as error:
-            counts.add("refusals")
-            return refusal_of(error, request)
+            found = error
         finally:
-            self._metrics.add(counts)
+            encoded.set()
+            self._spare.append(recognizer)
+            self._free.release()
+        if exchange.complete(index, found):
+            self._metrics.add(exchange.counts)
 
     def _make_shared(self, folder: Path) -> SharedState:
         values = self._values
@@ -139,7 +161,7 @@ class TritonPythonModel:
 class _Metrics:
     """Counters and gauges among Triton's own, under the prefix `regionspot_`."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, shared: SharedState) -> None:
         def family(name: str, text: str, kind: Any) -> Any:
             return pb_utils.MetricFamily(name=f"regionspot_{name}", description=text, kind=kind)
 
@@ -152,15 +174,18 @@ class _Metrics:
         self._metrics = {
             name: one.Metric(labels={"model": model}) for name, one in self._families.items()
         }
-        self._evictions = 0
+        self._shared, self._evictions = shared, 0
+        self._lock = Lock()
 
     def add(self, counts: Counts) -> None:
-        for name, amount in counts.values.items():
-            self._metrics[f"{name}_total"].increment(amount)
-
-    def set_gauges(self, shared: SharedState) -> None:
-        images = shared.images
-        self._metrics["image_cache_bytes"].set(images.size_bytes)
-        self._metrics["image_cache_pictures"].set(len(images))
-        self._metrics["image_cache_evictions_total"].increment(images.evictions - self._evictions)
-        self._evictions = images.evictions
+        """Adds what one request came to, and looks at the cache of pictures. Safe for several
+        threads at once.
+        """
+        images = self._shared.images
+        with self._lock:
+            for name, amount in counts.values.items():
+                self._metrics[f"{name}_total"].increment(amount)
+            evicted, self._evictions = images.evictions - self._evictions, images.evictions
+            self._metrics["image_cache_evictions_total"].increment(evicted)
+            self._metrics["image_cache_bytes"].set(images.size_bytes)
+            self._metrics["image_cache_pictures"].set(len(images))

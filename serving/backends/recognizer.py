@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +32,16 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 """What is opened for strangers: of Pillow's decoders the ones that everybody uses."""
 
 
-@dataclass
 class Counts:
-    """What happened so far, for the server's metrics."""
+    """What happened so far, for the server's metrics. Safe for several threads at once."""
 
-    values: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def add(self, name: str, amount: float = 1.0) -> None:
-        self.values[name] = self.values.get(name, 0.0) + amount
+        with self._lock:
+            self.values[name] = self.values.get(name, 0.0) + amount
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -120,12 +121,17 @@ class Recognizer:
         self._predictor, self._shared, self._limits = predictor, shared, shared.limits
 
     def answer(
-        self, question: Question, counts: Counts, cancelled: Callable[[], bool] = lambda: False
+        self,
+        question: Question,
+        counts: Counts,
+        cancelled: Callable[[], bool] = lambda: False,
+        encoded: Callable[[], None] = lambda: None,
     ) -> Answer:
         """The answer to a question.
 
         Args:
             cancelled: asked between the stages: nobody waits for the answer any more.
+            encoded: called when the picture is encoded, or was before.
 
         Raises:
             ServingError: with the code that says why not.
@@ -142,6 +148,7 @@ class Recognizer:
                 vocabulary = self._vocabulary(question, counts)
             go_on()
             picture, handle, cached = self._picture(question, counts)
+            encoded()
             go_on()
             with coded("REGION_INVALID"):
                 prompts = [

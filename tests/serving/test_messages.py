@@ -16,7 +16,14 @@ from hypothesis.extra import numpy as arrays
 from regionspot.errors import InputError
 from regionspot.masks import encode_rle
 from regionspot.runtime.runner import Array
-from regionspot.serving.contract import INPUTS, OUTPUTS, Limits, RequestError, ServingError
+from regionspot.serving.contract import (
+    ANY_TOP_K,
+    INPUTS,
+    OUTPUTS,
+    Limits,
+    RequestError,
+    ServingError,
+)
 from regionspot.serving.messages import Answer, OtherWordsError, Question, RemoteImage
 from regionspot.structures import Prompts, RegionPredictions, as_prompts
 
@@ -67,7 +74,7 @@ QUESTIONS = st.builds(
     image=st.binary(max_size=20) | st.builds(RemoteImage, TEXTS),
     vocabulary=TEXTS | st.lists(TEXTS, max_size=4).map(tuple),
     prompts=regions(),
-    top_k=st.none() | st.integers(-(2**31), 2**31 - 1),
+    top_k=st.none() | st.integers(ANY_TOP_K + 1, 2**31 - 1),
     return_masks=st.booleans(),
 )
 
@@ -102,6 +109,17 @@ class TestQuestion:
         assert second.prompts[0].boxes.tolist() == [[5, 6, 7, 8]]
         assert first.top_k is None and first.return_masks is False
 
+    def test_every_input_is_there_whatever_is_asked(self) -> None:
+        """Triton puts only requests together that have the same inputs."""
+        asked = (
+            Question(b"x", "pets", as_prompts(boxes=BOX)),
+            Question(RemoteImage("00ff"), WORDS, as_prompts(points=[[1, 2]]), 3, True),
+            Question(b"x", WORDS, ()),
+        )
+        assert all(
+            set(question.to_tensors()) == {field.name for field in INPUTS} for question in asked
+        )
+
     def test_the_tensors_of_earlier_clients_are_understood(self) -> None:
         """They send every kind of regions that the caller gave, also without any region."""
         tensors = {
@@ -127,13 +145,21 @@ class TestQuestion:
                 "REQUEST_INVALID",
                 "there is no tensor 'box': send image, image_handle",
             ),
-            ({"image": None}, "REQUEST_INVALID", "send either image or image_handle"),
+            (
+                {"image": None, "image_handle": None},
+                "REQUEST_INVALID",
+                "send either image or image_handle",
+            ),
             (
                 {"image_handle": objects([b"0"])},
                 "REQUEST_INVALID",
                 "send either image or image_handle",
             ),
-            ({"words": None}, "REQUEST_INVALID", "send either words, or vocabulary"),
+            (
+                {"words": None, "vocabulary": None},
+                "REQUEST_INVALID",
+                "send either words, or vocabulary",
+            ),
             (
                 {"vocabulary": objects([b"pets"])},
                 "REQUEST_INVALID",

@@ -14,8 +14,9 @@ from regionspot.errors import ArtifactError
 from regionspot.modeling.graphs import model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.runtime.artifacts import spec_from_json
+from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.graph_spec import GraphSpec, Range
-from regionspot.runtime.graphs import Ranges, graph_specs
+from regionspot.runtime.graphs import Ranges, gpu_graph_specs, graph_specs
 from regionspot.serving.contract import CODES, INPUTS, MODEL, OUTPUTS, RETRYABLE, TARGETS
 from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.model_config import (
@@ -58,7 +59,7 @@ def test_every_graph_survives_text_and_lint(
         version.mkdir(parents=True)
         (version / "model.py").touch()
         (version / "graph.file").touch()
-        config = graph_config(spec, target, "graph.file")
+        config = graph_config(spec, target, "graph.file", target != "cpu")
         path = tmp_path / spec.name / "config.pbtxt"
         path.write_text(write_config(config))
         read = read_config(path)
@@ -79,28 +80,71 @@ def test_only_graphs_with_images_in_front_are_batched(specs: dict[str, GraphSpec
         "sam_token_decoder_image",
         "sam_mask_prompt",
     }
-    assert graph_config(specs["region_head"], "tensorrt", "x").max_batch_size == 0
-    assert graph_config(specs["sam_image_encoder"], "tensorrt", "x").HasField("dynamic_batching")
-    assert not graph_config(specs["sam_image_encoder"], "cpu", "x").HasField("dynamic_batching")
+    assert graph_config(specs["region_head"], "tensorrt", "x", True).max_batch_size == 0
+    assert graph_config(specs["sam_image_encoder"], "tensorrt", "x", True).HasField(
+        "dynamic_batching"
+    )
+    assert not graph_config(specs["sam_image_encoder"], "cpu", "x", False).HasField(
+        "dynamic_batching"
+    )
 
 
 def test_an_axis_of_one_size_is_not_open() -> None:
     sizes = Ranges(batch=Range(1, 1, 1), words=Range(80, 80, 80))
     specs = graph_specs(model_sizes(create_model("regionspot_mini")), sizes)
-    encoder = graph_config(specs["sam_image_encoder"], "tensorrt", "x")
+    encoder = graph_config(specs["sam_image_encoder"], "tensorrt", "x", True)
     assert encoder.max_batch_size == 0 and list(encoder.input[0].dims) == [1, 256, 256, 3]
-    head = graph_config(specs["region_head"], "tensorrt", "x")
+    head = graph_config(specs["region_head"], "tensorrt", "x", True)
     assert list(head.input[3].dims) == [80, 128] and list(head.output[0].dims) == [1, -1, 80]
 
 
 def test_the_public_model() -> None:
-    config = pipeline_config("tensorrt", {"runtime": "tensorrt"})
+    config = pipeline_config(True, {"runtime": "tensorrt"})
     assert [tensor.name for tensor in config.input] == [field.name for field in INPUTS]
     assert [tensor.name for tensor in config.output] == [field.name for field in OUTPUTS]
     assert all(tensor.optional for tensor in config.input) and config.name == MODEL
     ragged = {tensor.name for tensor in config.input if tensor.allow_ragged_batch}
     # requests of different sizes may go together
     assert ragged == {"boxes", "points", "point_labels", "words"}
+
+
+def test_triton_runs_onnx_as_it_was_verified(specs: dict[str, GraphSpec]) -> None:
+    """With our own runner's options: Triton's defaults are TF32 and a search for each shape."""
+    config = graph_config(specs["region_head"], "onnxruntime", "x", True)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "cuda" and dict(accelerator.parameters) == dict(ONNX_RUNTIME_CUDA)
+
+
+def test_cuda_graphs_of_what_is_asked_most() -> None:
+    """Every batch of images, chunks of boxes; nothing of a graph whose sizes vary freely."""
+    specs = gpu_graph_specs(model_sizes(create_model("regionspot_mini")))
+
+    def captured(graph: str, tensor: str) -> list[tuple[int, ...]]:
+        config = graph_config(specs[graph], "tensorrt", "x", True)
+        return [
+            (one.batch_size, *one.input[tensor].dim) for one in config.optimization.cuda.graph_spec
+        ]
+
+    images = [(batch, 256, 256, 3) for batch in range(1, 9)]
+    assert captured("sam_image_encoder", "images") == images
+    boxes = [(0, 1, prompts, 2, 2) for prompts in (8, 16, 24, 32)]
+    assert captured("sam_token_decoder_prompts", "points") == boxes
+    assert captured("sam_mask_decoder", "points") == boxes
+    assert captured("region_head", "valid") == []
+    for spec in specs.values():
+        config = graph_config(spec, "tensorrt", "x", True)
+        for one in config.optimization.cuda.graph_spec:  # Triton wants all inputs, of open axes too
+            assert set(one.input) == set(spec.input_names)
+
+
+def test_warm_up_at_the_best_and_the_largest_batch() -> None:
+    specs = gpu_graph_specs(model_sizes(create_model("regionspot_mini")))
+    encoder = graph_config(specs["sam_image_encoder"], "onnxruntime", "x", True)
+    assert [one.batch_size for one in encoder.model_warmup] == [4, 8]
+    head = graph_config(specs["region_head"], "tensorrt", "x", True)
+    assert [one.batch_size for one in head.model_warmup] == [1]
+    assert list(head.model_warmup[0].inputs["valid"].dims) == [1, 32]
+    assert not graph_config(specs["region_head"], "cpu", "x", False).model_warmup
 
 
 def _two_of_a_name(config: pb.ModelConfig) -> None:
@@ -142,7 +186,7 @@ BROKEN: dict[str, tuple[Callable[[pb.ModelConfig], object], str]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_lint_finds(case: str, specs: dict[str, GraphSpec], folder: Path) -> None:
-    config = graph_config(specs["region_head"], "cpu", "region_head.onnx")
+    config = graph_config(specs["region_head"], "cpu", "region_head.onnx", False)
     assert lint(config, folder) == []
     spoil, expected = BROKEN[case]
     spoil(config)
@@ -151,9 +195,9 @@ def test_lint_finds(case: str, specs: dict[str, GraphSpec], folder: Path) -> Non
 
 def test_a_model_without_a_version(specs: dict[str, GraphSpec], tmp_path: Path) -> None:
     (tmp_path / "region_head").mkdir()
-    assert lint(graph_config(specs["region_head"], "cpu", "x"), tmp_path / "region_head") == [
-        "has no version folder, such as 1/"
-    ]
+    assert lint(
+        graph_config(specs["region_head"], "cpu", "x", False), tmp_path / "region_head"
+    ) == ["has no version folder, such as 1/"]
 
 
 def test_a_file_that_is_no_configuration(tmp_path: Path) -> None:
