@@ -64,6 +64,12 @@ try:
 except InputError as error:
     print("InputError:", error)
 """
+PROBE = """
+import onnxruntime
+from regionspot.cli.probes import _try_providers
+print(_try_providers(onnxruntime, has_gpu=True).detail)
+print(_try_providers(onnxruntime, has_gpu=False))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -108,22 +114,27 @@ def stubs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(wheel: Path, stubs: Path, path: Path, provider: str) -> str:
-    """What comes of opening a graph; the wheel takes the place of the installed onnxruntime."""
+def printed(wheel: Path, stubs: Path, cache: Path, script: str, *arguments: str) -> str:
+    """What a script prints; the wheel takes the place of the installed onnxruntime."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(wheel),
         "LD_LIBRARY_PATH": str(stubs),
-        "REGIONSPOT_CACHE": str(path.parent / "cache"),
+        "REGIONSPOT_CACHE": str(cache),
     }
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(path), provider],
+        [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def opened(wheel: Path, stubs: Path, path: Path, provider: str) -> str:
+    """What comes of opening a graph."""
+    return printed(wheel, stubs, path.parent / "cache", OPEN, str(path), provider)
 
 
 def test_the_tensorrt_provider_takes_its_options(wheel: Path, stubs: Path, tmp_path: Path) -> None:
@@ -137,3 +148,11 @@ def test_the_cuda_provider_says_what_is_missing(wheel: Path, stubs: Path, tmp_pa
     said = opened(wheel, stubs, tmp_path / "small.onnx", "cuda")
     assert "could not start CUDAExecutionProvider here and fell back" in said
     assert "Falling back to" not in said  # ONNX Runtime's own second try, with its reason lost
+
+
+def test_doctor_names_the_library_that_is_missing(wheel: Path, stubs: Path, tmp_path: Path) -> None:
+    """`get_available_providers` lists CUDA and TensorRT all the same."""
+    said = printed(wheel, stubs, tmp_path, PROBE)
+    assert "runs on cpu; cuda does not run: failed to load libonnxruntime_providers_cuda.so" in said
+    assert "libcublasLt.so." in said and "tensorrt does not run: " in said
+    assert "runs on cpu; cuda and tensorrt not tried: there is no NVIDIA GPU" in said
