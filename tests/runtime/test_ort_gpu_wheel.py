@@ -17,30 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.stub_libraries import NVINFER, NVONNXPARSER, compile_library
+
 pytestmark = pytest.mark.gpu_wheel
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "onnxruntime-gpu"
 PROVIDER = "libonnxruntime_providers_tensorrt.so"
-TENSORRT = {
-    "libnvinfer.so.10": """
-        static void *none() { return 0; }
-        static void *table[64];
-        static void *object[64];
-        void *getPluginRegistry() {
-          for (int i = 0; i < 64; ++i) table[i] = (void *)none;
-          object[0] = table;
-          return object;
-        }
-        int getInferLibVersion() { return 101600; }
-        void *createInferBuilder_INTERNAL() { return 0; }
-        void *createInferRefitter_INTERNAL() { return 0; }
-        void *createInferRuntime_INTERNAL() { return 0; }
-    """,
-    "libnvonnxparser.so.10": """
-        void *createNvOnnxParser_INTERNAL() { return 0; }
-        void *createNvOnnxParserRefitter_INTERNAL() { return 0; }
-    """,
-}
+TENSORRT = {"libnvinfer.so.10": NVINFER, "libnvonnxparser.so.10": NVONNXPARSER}
 ONE_DEVICE = {
     "cudaGetDeviceCount": "int cudaGetDeviceCount(int *n) { *n = 1; return 0; }",
     "cudaGetDevice": "int cudaGetDevice(int *n) { *n = 0; return 0; }",
@@ -91,12 +74,6 @@ def stubs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the libraries that the TensorRT provider links to, empty."""
     folder = tmp_path_factory.mktemp("stubs")
 
-    def compile_library(name: str, source: str, *options: str) -> None:
-        path = folder / f"{name}.c"
-        path.write_text(source)
-        command = ["gcc", "-shared", "-fPIC", "-w", "-o", str(folder / name), str(path)]
-        subprocess.run([*command, f"-Wl,-soname,{name}", *options], check=True)
-
     provider = wheel / "onnxruntime" / "capi" / PROVIDER
     listed = subprocess.run(
         ["nm", "-D", "--undefined-only", str(provider)], capture_output=True, text=True, check=True
@@ -108,9 +85,9 @@ def stubs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         versions = folder / f"{library}.map"
         versions.write_text(f"{library} {{ global: {'; '.join(names)}; }};")
         source = "\n".join(ONE_DEVICE.get(name, f"int {name}() {{ return 0; }}") for name in names)
-        compile_library(library, source, f"-Wl,--version-script={versions}")
+        compile_library(folder, library, source, f"-Wl,--version-script={versions}")
     for library, source in TENSORRT.items():
-        compile_library(library, source)
+        compile_library(folder, library, source)
     return folder
 
 
