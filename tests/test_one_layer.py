@@ -110,6 +110,16 @@ def test_a_failure_is_told_in_the_words_of_the_library(monkeypatch: pytest.Monke
         one_layer.build_in_tensorrt(trt, probes.RTX_CAPABILITY)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for PyTorch without CUDA")
+def test_an_engine_that_pytorch_cannot_run() -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    found = probes._build_and_run("tensorrt_rtx", trt)
+    assert isinstance(found, Finding) and found.status == "WARN" and "CUDA" in found.mend
+    assert found.detail.endswith(
+        "built an engine of one layer, not run: PyTorch has no CUDA device here"
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx_bindings"])
