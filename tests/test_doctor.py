@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.cli import doctor, probes
+from regionspot.cli import doctor, nvidia, probes
+from regionspot.cli.findings import Finding, Status
 from regionspot.cli.main import main
-from regionspot.cli.probes import Finding, Probe
+from regionspot.cli.probes import Probe
 
 OPTIONAL = {
     "hotcoco",
@@ -68,7 +69,7 @@ def test_only_what_is_required_makes_it_fail(
 
 
 def test_probe_of_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: tuple[tuple[bool, probes.Status], ...] = ((True, "FAIL"), (False, "WARN"))
+    cases: tuple[tuple[bool, Status], ...] = ((True, "FAIL"), (False, "WARN"))
     for required, status in cases:
         probe = Probe(lambda: probes._version("no_such_library"), "regionspot[thing]", required)
         monkeypatch.setitem(probes.PROBES, "thing", probe)
@@ -237,3 +238,190 @@ def test_disk_of_a_user_without_home_or_folder(
     monkeypatch.setenv("REGIONSPOT_CACHE", "~nobody-of-that-name/cache")
     finding = doctor.check_disk()
     assert finding.status == "WARN" and "no such home directory" in finding.detail
+
+
+SMI_HEADER = "| NVIDIA-SMI {0}    Driver Version: {0}    CUDA Version: {1}     |"
+SMI_HEADER_610 = "| NVIDIA-SMI {0}    KMD Version: {0}    CUDA UMD Version: {1}     |"
+
+
+def put_nvidia_smi(folder: Path, rows: str, header: str = "", status: int = 0) -> None:
+    """Puts a program on a path that answers as `nvidia-smi` does."""
+    folder.mkdir(exist_ok=True)
+    (folder / "rows").write_text(rows)
+    (folder / "header").write_text(header)
+    program = folder / "nvidia-smi"
+    program.write_text(
+        f'#!/bin/sh\ncase "$1" in --query-gpu=*) cat "{folder}/rows";; *) cat "{folder}/header";; '
+        f"esac\nexit {status}\n"
+    )
+    program.chmod(0o755)
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is searched first for programs."""
+    folder = tmp_path / "bin"
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+needs_a_shell = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
+
+
+@needs_a_shell
+@pytest.mark.parametrize(
+    ("rows", "header", "status", "said", "mend"),
+    [
+        (
+            "0, 23034, 8.9, 580.95.05, NVIDIA L4\n",
+            SMI_HEADER.format("580.95.05", "13.0"),
+            "OK",
+            "driver 580.95.05 (CUDA 13.0); 0: NVIDIA L4, 23034 MiB, compute capability 8.9; runs "
+            "Triton's container 26.10",
+            "",
+        ),
+        (
+            "0, 81559, 9.0, 610.43.02, NVIDIA H100 80GB HBM3\n"
+            "1, 81559, 9.0, 610.43.02, NVIDIA H100 80GB HBM3\n",
+            SMI_HEADER_610.format("610.43.02", "13.3"),
+            "OK",
+            "(CUDA 13.3); 0: NVIDIA H100 80GB HBM3, 81559 MiB, compute capability 9.0; 1: NVIDIA H",
+            "",
+        ),
+        (
+            "0, [N/A], 12.1, 580.126.09, NVIDIA GB10\n",
+            "",
+            "OK",
+            "driver 580.126.09; 0: NVIDIA GB10, compute capability 12.1; runs",
+            "",
+        ),
+        (
+            "0, 24564, 8.9, 570.124.06, NVIDIA GeForce RTX 4090\n",
+            SMI_HEADER.format("570.124.06", "12.8"),
+            "WARN",
+            "too old for Triton's container 26.10: its CUDA 13.4 needs driver 580 or later",
+            "tritonserver:25.07-py3",
+        ),
+        (
+            "0, 15109, 7.5, 470.256.02, Tesla T4\n",
+            SMI_HEADER.format("470.256.02", "11.4"),
+            "WARN",
+            "too old for Triton's container 26.10",
+            "install driver 580 or later",
+        ),
+        (
+            "0, 16160, 7.0, 580.95.05, Tesla V100-SXM2-16GB\n",
+            SMI_HEADER.format("580.95.05", "13.0"),
+            "WARN",
+            "do not support GPU 0",
+            "compute capability 7.5",
+        ),
+    ],
+    ids=["one", "two, driver 610", "memory unknown", "driver of CUDA 12", "of CUDA 11", "Volta"],
+)
+def test_gpus_and_the_container_that_their_driver_runs(
+    rows: str, header: str, status: str, said: str, mend: str, smi: Path, tmp_path: Path
+) -> None:
+    put_nvidia_smi(smi, rows, header)
+    finding = nvidia.examine_driver(nvidia.read_driver(tmp_path / "none"))
+    assert finding.status == status and said in finding.detail
+    assert mend in finding.mend and bool(mend) == bool(finding.mend)
+
+
+@needs_a_shell
+@pytest.mark.parametrize(
+    ("output", "exit_status", "said", "mend"),
+    [
+        (
+            "Failed to initialize NVML: Driver/library version mismatch\n"
+            "NVML library version: 580.173\n",
+            18,
+            "nvidia-smi ended with status 18: Failed to initialize NVML: Driver/library version "
+            "mismatch NVML library version: 580.173",
+            "restart the machine",
+        ),
+        ("No devices were found\n", 6, "status 6: No devices were found", "--gpus all"),
+        ("No devices were found\n", 0, "06: No devices were found", "--gpus all"),
+        (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make "
+            "sure that the latest NVIDIA driver is installed and running.\n",
+            9,
+            "status 9: NVIDIA-SMI has failed",
+            "modprobe nvidia",
+        ),
+        ('Field "compute_cap" is not a valid field to query.\n', 2, "status 2: Field", "dmesg"),
+    ],
+    ids=["mismatch", "no devices", "no devices, status 0", "no driver", "an old nvidia-smi"],
+)
+def test_nvidia_smi_that_fails(
+    output: str, exit_status: int, said: str, mend: str, smi: Path, tmp_path: Path
+) -> None:
+    put_nvidia_smi(smi, output, status=exit_status)
+    kernel = tmp_path / "version"
+    kernel.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  595.71.06  Fri Jan 10 20:00:00 UTC 2026\n"
+        "GCC version:  gcc version 13.3.0 (GCC)\n"
+    )
+    finding = nvidia.examine_driver(nvidia.read_driver(kernel))
+    assert finding.status == "WARN" and finding.detail.startswith("driver 595.71.06: ")
+    assert said in finding.detail and mend in finding.mend
+
+
+@needs_a_shell
+def test_nvidia_smi_that_hangs(smi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_nvidia_smi(smi, "")
+    (smi / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(nvidia, "QUERY_SECONDS", 0.2)
+    finding = nvidia.examine_driver(nvidia.read_driver(tmp_path / "none"))
+    assert finding.status == "WARN" and "did not end in 0.2 s" in finding.detail
+
+
+def test_driver_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nvidia, "has_nvidia_gpu", lambda: False)
+    kernel = tmp_path / "version"
+    assert nvidia.read_driver(kernel) is None
+    assert nvidia.examine_driver(None).status == "OK"
+    kernel.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
+        "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n"
+    )
+    finding = nvidia.examine_driver(nvidia.read_driver(kernel))
+    assert finding.detail == "driver 580.95.05: nvidia-smi is not on the PATH"
+    assert "NVIDIA_DRIVER_CAPABILITIES" in finding.mend
+
+
+def test_the_container_is_the_one_of_the_dockerfile() -> None:
+    dockerfile = Path(__file__).resolve().parents[1] / "serving" / "deploy" / "Dockerfile"
+    pinned = f"nvcr.io/nvidia/tritonserver:{nvidia.TRITON_CONTAINERS[0].release}-py3"
+    assert f"ARG TRITON_IMAGE={pinned}\n" in dockerfile.read_text()
+
+
+@needs_a_shell
+@pytest.mark.parametrize(
+    ("cuda", "driver", "said"),
+    [
+        (None, "580.95.05", "though there is an NVIDIA GPU: PyTorch is a CPU build"),
+        ("13.0", "570.124.06", "CUDA 13.0, which needs driver 580 or later, not 570.124.06"),
+        ("12.6", "570.124.06", "cpu alone, though PyTorch is built for CUDA 12.6"),
+    ],
+)
+def test_pytorch_that_sees_no_gpu(cuda: str | None, driver: str, said: str, smi: Path) -> None:
+    put_nvidia_smi(smi, f"0, 23034, 8.9, {driver}, NVIDIA L4\n")
+    finding = probes._devices_without_gpu(cuda)
+    assert isinstance(finding, Finding) and finding.status == "WARN" and finding.mend
+    assert finding.detail.endswith(said)
+
+
+@needs_a_shell
+def test_a_cpu_build_of_pytorch_where_nvidia_smi_finds_no_gpu(smi: Path) -> None:
+    put_nvidia_smi(smi, "No devices were found\n")
+    assert probes._devices_without_gpu(None) == "cpu"
+
+
+@needs_a_shell
+def test_the_child_process_reports_the_gpu(smi: Path) -> None:
+    put_nvidia_smi(smi, "0, 23034, 8.9, 570.124.06, NVIDIA L4\n", SMI_HEADER.format("570", "12.8"))
+    gpu, devices = doctor.run_probes(["nvidia gpu", "devices"])
+    assert gpu.status == "WARN" and "NVIDIA L4" in gpu.detail
+    assert devices.name == "devices" and devices.status in ("OK", "WARN")

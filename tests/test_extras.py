@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from regionspot.extras import EXTRAS, WITH_TORCH, install_hint
 
@@ -67,3 +68,38 @@ def test_without_pytorch_its_users_are_told_what_to_install() -> None:
 def test_the_base_installs_none_of_them() -> None:
     base = {re.split(r"[<>=\[; ]", line)[0].replace("-", "_") for line in PROJECT["dependencies"]}
     assert not base & {DISTRIBUTIONS.get(module, module) for module in EXTRAS}
+
+
+def closure(extra: str) -> set[str]:
+    """Names of what an extra installs, also through others of our extras."""
+    found = distributions(extra) - {"regionspot"}
+    for line in PROJECT["optional-dependencies"][extra]:
+        if nested := re.match(r"regionspot\[([\w,-]+)\]", line):
+            found = found.union(*(closure(name) for name in nested[1].split(",")))
+    return found
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_no_extra_installs_both_wheels_of_onnxruntime(extra: str) -> None:
+    assert len(closure(extra) & {"onnxruntime", "onnxruntime_gpu"}) < 2
+
+
+def test_extras_for_gpus_mirror_those_for_cpus() -> None:
+    assert closure("export-gpu") - {"onnxruntime_gpu"} == closure("export") - {"onnxruntime"}
+    assert {"onnxruntime_gpu", "tensorrt"} == closure("onnx-tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("extra", "version", "allowed"),
+    [
+        ("onnx-tensorrt", "10.16.1.11", True),
+        ("onnx-tensorrt", "11.0.0.114", False),  # libnvinfer.so.11, which the provider cannot use
+        ("tensorrt", "10.9.0.34", True),
+        ("tensorrt", "11.4.0.106", True),
+        ("tensorrt", "12.0.0", False),  # which nobody has tried
+    ],
+)
+def test_versions_of_tensorrt(extra: str, version: str, allowed: bool) -> None:
+    requirements = map(Requirement, PROJECT["optional-dependencies"][extra])
+    (wanted,) = (one for one in requirements if one.name == "tensorrt")
+    assert (version in wanted.specifier) is allowed

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import regionspot
 from regionspot.child_process import run_module
-from regionspot.cli.probes import PROBES, Finding
+from regionspot.cli.findings import Finding
+from regionspot.cli.probes import PROBES
 from regionspot.errors import InputError
 from regionspot.files import cache_root
 from regionspot.provenance import read_processor

@@ -15,25 +15,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from regionspot.cli.findings import Finding
 from regionspot.errors import ArtifactError
 
-Status = Literal["OK", "WARN", "FAIL"]
 TESTED_TORCH = ("2.10", "2.13")
 KERNEL_LEVELS = {1: "SSE2", 3: "AVX2", 4: "AVX-512"}
 NVIDIA_INDEX = "https://pypi.nvidia.com"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. Only a required thing that fails makes doctor fail."""
-
-    name: str
-    status: Status
-    detail: str
-    mend: str = ""
-    required: bool = False
+RTX_CAPABILITY = 89
+"""The compute capability that TensorRT-RTX builds for where there is no GPU: 8.9, Ada."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +150,47 @@ def _devices() -> Finding | str:
             )
     if torch.backends.mps.is_available():
         found.append("mps")
-    if found:
-        return "; ".join([*found, "cpu"])
-    if torch.version.cuda:
-        mend = "look at `nvidia-smi`: is there a driver, and does it know this CUDA?"
-        return Finding(
-            "devices",
-            "WARN",
-            f"cpu alone, though torch is built for CUDA {torch.version.cuda}",
-            mend,
-        )
-    return "cpu"
+    return "; ".join([*found, "cpu"]) if found else _devices_without_gpu(torch.version.cuda)
+
+
+def _devices_without_gpu(cuda: str | None) -> Finding | str:
+    """Says why PyTorch sees no GPU.
+
+    Args:
+        cuda: the version that PyTorch is built for; None for a CPU build.
+    """
+    from regionspot.cli import nvidia
+
+    driver = nvidia.read_driver()
+    if cuda is None and (driver is None or not driver.gpus):
+        return "cpu"
+    detail = "cpu alone, though " + (
+        f"PyTorch is built for CUDA {cuda}" if cuda else "there is an NVIDIA GPU"
+    )
+    if cuda is None:
+        detail += ": PyTorch is a CPU build"
+        mend = "pip uninstall torch torchvision, then install them for CUDA (docs/export.md)"
+    elif driver is None:
+        detail += ": no NVIDIA driver is loaded"
+        mend = "install NVIDIA's driver, or ignore this on a machine without an NVIDIA GPU"
+    elif not driver.runs(cuda):
+        oldest = nvidia.oldest_driver(cuda)
+        detail += f", which needs driver {oldest} or later, not {driver.version}"
+        mend = f"install driver {oldest} or later, or PyTorch for an older CUDA (docs/export.md)"
+    else:
+        mend = f"see the line {nvidia.NAME} above, and whether CUDA_VISIBLE_DEVICES hides GPUs"
+    return Finding("devices", "WARN", detail, mend)
+
+
+def _nvidia_gpu() -> Finding:
+    from regionspot.cli import nvidia
+
+    return nvidia.examine_driver(nvidia.read_driver())
+
+
+def _has_nvidia_gpu() -> bool:
+    found: bool = import_module("regionspot.runtime.formats").has_nvidia_gpu()
+    return found
 
 
 def _torchvision() -> str:
@@ -209,12 +230,56 @@ def _version(module: str) -> str:
     return str(import_module(module).__version__)
 
 
-def _onnxruntime() -> str:
+def _onnxruntime() -> Finding | str:
     runtime = import_module("onnxruntime")
-    providers = (
-        name.removesuffix("ExecutionProvider") for name in runtime.get_available_providers()
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(both) > 1:
+        return Finding(
+            "onnxruntime",
+            "WARN",
+            f"{runtime.__version__}, but both {' and '.join(both)} are installed, which overwrite "
+            "each other's files",
+            "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'regionspot[onnx]' for "
+            "CPUs or 'regionspot[onnx-gpu]' for NVIDIA GPUs",
+        )
+    return _try_providers(runtime, _has_nvidia_gpu())
+
+
+def _try_providers(runtime: Any, has_gpu: bool) -> Finding | str:
+    """Says which providers run a graph. One that is compiled in may still miss its libraries."""
+    from regionspot.cli import one_layer
+    from regionspot.runtime.ort_runner import PROVIDERS
+
+    compiled_in = runtime.get_available_providers()
+    for_gpus = [name for name in ("cuda", "tensorrt") if PROVIDERS[name] in compiled_in]
+    running, failures = [], []
+    for name in ["cpu", *(for_gpus if has_gpu else [])]:
+        try:
+            one_layer.run_in_onnxruntime(runtime, PROVIDERS[name])
+            running.append(name)
+        except RuntimeError as error:
+            failures.append(f"{name} does not run: {error}")
+    detail = "; ".join(
+        [f"{runtime.__version__}: runs on {', '.join(running) or 'nothing'}", *failures]
     )
-    return f"{runtime.__version__}, providers: {', '.join(providers)}"
+    if failures:
+        mend = "install the versions that go together (docs/export.md), or work on the CPU"
+        return Finding("onnxruntime", "WARN" if "cpu" in running else "FAIL", detail, mend)
+    if has_gpu and not for_gpus:
+        detail += "; it is a CPU build, though there is an NVIDIA GPU"
+        mend = "pip uninstall onnxruntime, then pip install 'regionspot[onnx-gpu]'"
+        return Finding("onnxruntime", "WARN", detail, mend)
+    if for_gpus and not has_gpu:
+        detail += f"; {' and '.join(for_gpus)} not tried: there is no NVIDIA GPU"
+    return detail
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _openvino() -> str:
@@ -226,31 +291,43 @@ def _openvino() -> str:
 
 
 def _tensorrt() -> Finding | str:
-    tensorrt = import_module("tensorrt")
-    if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
+    trt = import_module("tensorrt")
+    if not _has_nvidia_gpu():
         detail = (
-            f"{tensorrt.__version__}, but there is no NVIDIA GPU: it can neither build nor run "
-            "engines here"
+            f"{trt.__version__}, but there is no NVIDIA GPU: it can neither build nor run engines "
+            "here"
         )
         return Finding(
             "tensorrt", "WARN", detail, "use a machine with an NVIDIA GPU, or tensorrt_rtx to build"
         )
-    tensorrt.Builder(tensorrt.Logger(tensorrt.Logger.ERROR))
-    return str(tensorrt.__version__)
+    return _build_and_run("tensorrt", trt)
 
 
 def _tensorrt_rtx() -> Finding | str:
+    from regionspot.cli import one_layer
+
     trt: Any = import_module("tensorrt_rtx_bindings")
-    trt.Builder(trt.Logger(trt.Logger.ERROR))
-    if not import_module("regionspot.runtime.formats").has_nvidia_gpu():
-        detail = (
-            f"{trt.__version__}: builds engines ahead of time, but there is no NVIDIA GPU to run "
-            "them"
-        )
-        return Finding(
-            "tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU"
-        )
-    return str(trt.__version__)
+    if _has_nvidia_gpu():
+        return _build_and_run("tensorrt_rtx", trt)
+    plan = one_layer.build_in_tensorrt(trt, RTX_CAPABILITY)
+    detail = (
+        f"{trt.__version__}: built an engine of one layer ahead of time ({len(plan)} bytes, for "
+        f"compute capability {RTX_CAPABILITY / 10}), but there is no NVIDIA GPU to run engines"
+    )
+    return Finding("tensorrt_rtx", "WARN", detail, "run the engines on a machine with an RTX GPU")
+
+
+def _build_and_run(name: str, trt: Any) -> Finding | str:
+    """Builds an engine for the GPU of this machine and runs it, in memory of PyTorch."""
+    from regionspot.cli import one_layer
+
+    plan = one_layer.build_in_tensorrt(trt)
+    detail = f"{trt.__version__}: built an engine of one layer"
+    if not _is_installed("torch") or not import_module("torch").cuda.is_available():
+        mend = "install PyTorch for CUDA: engines run in its memory"
+        return Finding(name, "WARN", f"{detail}, not run: PyTorch has no CUDA device here", mend)
+    one_layer.run_in_tensorrt(trt, import_module("torch"), plan)
+    return f"{detail} and ran it"
 
 
 def _tritonclient() -> str:
@@ -262,6 +339,7 @@ def _tritonclient() -> str:
 PROBES: dict[str, Probe] = {
     "packages": Probe(_packages, "regionspot", required=True),
     "native extension": Probe(_native, "regionspot", required=True),
+    "nvidia gpu": Probe(_nvidia_gpu, "regionspot"),
     "torch": Probe(_torch, "regionspot[torch]"),
     "devices": Probe(_devices, "regionspot[torch]"),
     "torchvision": Probe(_torchvision, "torchvision"),

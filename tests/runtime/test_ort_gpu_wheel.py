@@ -17,30 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.stub_libraries import NVINFER, NVONNXPARSER, compile_library
+
 pytestmark = pytest.mark.gpu_wheel
 
 HOME = Path(__file__).resolve().parents[2] / "build" / "onnxruntime-gpu"
 PROVIDER = "libonnxruntime_providers_tensorrt.so"
-TENSORRT = {
-    "libnvinfer.so.10": """
-        static void *none() { return 0; }
-        static void *table[64];
-        static void *object[64];
-        void *getPluginRegistry() {
-          for (int i = 0; i < 64; ++i) table[i] = (void *)none;
-          object[0] = table;
-          return object;
-        }
-        int getInferLibVersion() { return 101600; }
-        void *createInferBuilder_INTERNAL() { return 0; }
-        void *createInferRefitter_INTERNAL() { return 0; }
-        void *createInferRuntime_INTERNAL() { return 0; }
-    """,
-    "libnvonnxparser.so.10": """
-        void *createNvOnnxParser_INTERNAL() { return 0; }
-        void *createNvOnnxParserRefitter_INTERNAL() { return 0; }
-    """,
-}
+TENSORRT = {"libnvinfer.so.10": NVINFER, "libnvonnxparser.so.10": NVONNXPARSER}
 ONE_DEVICE = {
     "cudaGetDeviceCount": "int cudaGetDeviceCount(int *n) { *n = 1; return 0; }",
     "cudaGetDevice": "int cudaGetDevice(int *n) { *n = 0; return 0; }",
@@ -64,6 +47,12 @@ try:
 except InputError as error:
     print("InputError:", error)
 """
+PROBE = """
+import onnxruntime
+from regionspot.cli.probes import _try_providers
+print(_try_providers(onnxruntime, has_gpu=True).detail)
+print(_try_providers(onnxruntime, has_gpu=False))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +74,6 @@ def stubs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the libraries that the TensorRT provider links to, empty."""
     folder = tmp_path_factory.mktemp("stubs")
 
-    def compile_library(name: str, source: str, *options: str) -> None:
-        path = folder / f"{name}.c"
-        path.write_text(source)
-        command = ["gcc", "-shared", "-fPIC", "-w", "-o", str(folder / name), str(path)]
-        subprocess.run([*command, f"-Wl,-soname,{name}", *options], check=True)
-
     provider = wheel / "onnxruntime" / "capi" / PROVIDER
     listed = subprocess.run(
         ["nm", "-D", "--undefined-only", str(provider)], capture_output=True, text=True, check=True
@@ -102,28 +85,33 @@ def stubs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         versions = folder / f"{library}.map"
         versions.write_text(f"{library} {{ global: {'; '.join(names)}; }};")
         source = "\n".join(ONE_DEVICE.get(name, f"int {name}() {{ return 0; }}") for name in names)
-        compile_library(library, source, f"-Wl,--version-script={versions}")
+        compile_library(folder, library, source, f"-Wl,--version-script={versions}")
     for library, source in TENSORRT.items():
-        compile_library(library, source)
+        compile_library(folder, library, source)
     return folder
 
 
-def opened(wheel: Path, stubs: Path, path: Path, provider: str) -> str:
-    """What comes of opening a graph; the wheel takes the place of the installed onnxruntime."""
+def printed(wheel: Path, stubs: Path, cache: Path, script: str, *arguments: str) -> str:
+    """What a script prints; the wheel takes the place of the installed onnxruntime."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(wheel),
         "LD_LIBRARY_PATH": str(stubs),
-        "REGIONSPOT_CACHE": str(path.parent / "cache"),
+        "REGIONSPOT_CACHE": str(cache),
     }
     done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(path), provider],
+        [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def opened(wheel: Path, stubs: Path, path: Path, provider: str) -> str:
+    """What comes of opening a graph."""
+    return printed(wheel, stubs, path.parent / "cache", OPEN, str(path), provider)
 
 
 def test_the_tensorrt_provider_takes_its_options(wheel: Path, stubs: Path, tmp_path: Path) -> None:
@@ -137,3 +125,11 @@ def test_the_cuda_provider_says_what_is_missing(wheel: Path, stubs: Path, tmp_pa
     said = opened(wheel, stubs, tmp_path / "small.onnx", "cuda")
     assert "could not start CUDAExecutionProvider here and fell back" in said
     assert "Falling back to" not in said  # ONNX Runtime's own second try, with its reason lost
+
+
+def test_doctor_names_the_library_that_is_missing(wheel: Path, stubs: Path, tmp_path: Path) -> None:
+    """`get_available_providers` lists CUDA and TensorRT all the same."""
+    said = printed(wheel, stubs, tmp_path, PROBE)
+    assert "runs on cpu; cuda does not run: failed to load libonnxruntime_providers_cuda.so" in said
+    assert "libcublasLt.so." in said and "tensorrt does not run: " in said
+    assert "runs on cpu; cuda and tensorrt not tried: there is no NVIDIA GPU" in said
