@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import regionspot
-from regionspot.cli import export, serve
+from regionspot.cli import export, mini, serve
 from regionspot.serving import canary
 from regionspot.serving.contract import MAX_BATCH, MODEL, TARGETS, Limits
 from regionspot.serving.ports import METRICS_PORT, Ports
@@ -471,7 +471,7 @@ def test_documented_builds_name_stages(stages: dict[str, dict[str, list[str]]]) 
 
 
 def test_documented_runs_name_options_that_exist(stages: dict[str, dict[str, list[str]]]) -> None:
-    parsers = {"regionspot-export": export, "regionspot-serve": serve}
+    parsers = {"regionspot-export": export, "regionspot-serve": serve, "regionspot mini": mini}
     seen = set()
     for where, words in documented("run"):
         (index,) = [
@@ -482,10 +482,21 @@ def test_documented_runs_name_options_that_exist(stages: dict[str, dict[str, lis
         program = [*setting(stages[stage], "ENTRYPOINT"), *words[index + 1 :]]
         if "--entrypoint" in words[:index]:
             program = [words[words.index("--entrypoint") + 1], *words[index + 1 :]]
-        if program[0] in parsers:
+        if program[0] == "regionspot":
+            program[:2] = [" ".join(program[:2])]
+        if program[0] != "nvidia-smi":
             parsers[program[0]].build_parser().parse_args(program[1:])  # exits with an unknown one
         seen.add((stage, program[0]))
-    assert ("builder", "regionspot-export") in seen
+    assert {("builder", name) for name in parsers} <= seen
+
+
+def test_documented_compositions_name_services(compose: Document) -> None:
+    found = documented("compose -f serving/deploy/compose.yaml")
+    assert len(found) >= 3
+    for where, words in found:
+        assert words[-1] in compose["services"], where
+        profiles = [words[i + 1] for i, word in enumerate(words) if word == "--profile"]
+        assert compose["services"][words[-1]].get("profiles", []) == profiles, where
 
 
 def test_probes_are_commands_and_routes_that_we_have(
