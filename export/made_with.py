@@ -8,7 +8,8 @@ import torch
 
 import regionspot
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.provenance import version_of
+from regionspot.provenance import driver_version, version_of
+from regionspot.runtime.engine_file import BuildHost
 from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.preprocessing import Preprocessing
 
@@ -42,6 +43,14 @@ def gpu_here() -> tuple[str, str] | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_name(), f"{major}.{minor}"
+
+
+def build_host() -> BuildHost | None:
+    """Returns what a TensorRT engine that is built here depends on; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return BuildHost(10 * major + minor, driver_version(), torch.version.cuda)
 
 
 def _numbers(buffer: torch.Tensor) -> tuple[float, ...]:

@@ -21,6 +21,8 @@ class EngineOptions:
     optimization_level: int = 3
     workspace_mib: int | None = None
     timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ import onnx
 
 from regionspot import __version__
 from regionspot.errors import ArtifactError, InputError
-from regionspot.export.made_with import gpu_here
+from regionspot.export.made_with import build_host, gpu_here
 from regionspot.export.making import Making
 from regionspot.export.trt_layers import is_detail, report_of
 from regionspot.export.trt_progress import PERCENT, monitor_of
 from regionspot.files import write_atomically
 from regionspot.progress import Progress
+from regionspot.runtime.engine_compatibility import in_words
 from regionspot.runtime.engine_file import (
     DYNAMIC,
+    HARDWARE_LEVELS,
     EngineSidecar,
     EngineTensor,
     Flavour,
@@ -39,8 +41,8 @@ from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.trt_library import (
     NUMPY_NAMES,
     Messages,
+    create_runtime,
     engine_tensors,
-    in_words,
     listen,
     load_library,
     logger_of,
@@ -60,6 +62,10 @@ GiB, and refuses graphs whose largest shapes need more. `TrtRunner` allocates wh
 hand need.
 """
 
+RTX_OPTIONS = ("compute_capabilities",)
+TENSORRT_OPTIONS = ("version_compatible", "hardware_compatibility")
+"""Of `EngineOptions`, those that one flavour alone has."""
+
 OPTIMIZATION_LEVELS = range(6)
 DEFAULT_OPTIMIZATION_LEVEL = 3
 MAX_ERRORS = 5
@@ -69,8 +75,9 @@ def make(making: Making) -> None:
     """Builds an engine from the ONNX file of the same precision, with a line of progress."""
     assert making.source is not None
     step, options = making.step, asdict(making.engine)
-    if step.format == "tensorrt":  # for the GPU of this machine, whatever RTX engines are for
-        options["compute_capabilities"] = None
+    others = RTX_OPTIONS if step.format == "tensorrt" else TENSORRT_OPTIONS
+    for name in others:  # what engines of the other flavour are for
+        options.pop(name)
     with Progress(f"building {step.title}", PERCENT, "percent") as progress:
         build_engine(
             making.source, step.spec, making.path, step.format, **options, progress=progress
@@ -83,7 +90,10 @@ def settings(making: Making) -> dict[str, Any]:
     found: dict[str, Any] = {
         "engine": [engine.compute_capabilities, engine.optimization_level, engine.workspace_mib]
     }
-    return found | {"gpu": gpu_here()} if making.step.format == "tensorrt" else found
+    if making.step.format == "tensorrt":
+        found["gpu"] = gpu_here()
+        found["compatible"] = [engine.version_compatible, engine.hardware_compatibility]
+    return found
 
 
 def build_engine(
@@ -95,6 +105,8 @@ def build_engine(
     optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL,
     workspace_mib: int | None = None,
     timing_cache: str | Path | None = None,
+    version_compatible: bool = False,
+    hardware_compatibility: str | None = None,
     progress: Progress | None = None,
 ) -> EngineSidecar:
     """Build the engine of a graph; its profile spans the spec's ranges in every dynamic axis of
@@ -119,6 +131,10 @@ def build_engine(
         timing_cache: a file that makes later builds faster, read where it is and written again.
             TensorRT-RTX leaves it alone: it times nothing while it builds, and with a cache it
             would look for a GPU.
+        version_compatible: build an engine for later releases of TensorRT too. It holds code of
+            its own, and uses only what a lean runtime has: NVIDIA says that it may be slower.
+        hardware_compatibility: one of `HARDWARE_LEVELS`, for other GPUs than this machine's; fewer
+            kernels and fusions remain. None is this GPU alone.
         progress: of `regionspot.export.trt_progress.PERCENT`; None shows nothing.
 
     Raises:
@@ -134,6 +150,7 @@ def build_engine(
     if workspace_mib is not None and workspace_mib < 1:
         raise InputError(f"the workspace is 1 MiB or more, not {workspace_mib}")
     wanted, is_rtx = flavour_named(flavour), flavour == "tensorrt-rtx"
+    _check_compatibility(is_rtx, version_compatible, hardware_compatibility)
     sources = _hash_sources(onnx_path)
     trt = load_library(flavour)
     capabilities = _checked_capabilities(trt, flavour, compute_capabilities)
@@ -146,6 +163,7 @@ def build_engine(
     check_tensors(onnx_path, spec, inputs, outputs)
     _refuse_misread_shapes(onnx_path, network, wanted)
     config = _create_config(trt, builder, capabilities, optimization_level, workspace_mib)
+    _ask_for_compatibility(trt, config, version_compatible, hardware_compatibility)
     _add_profile(builder, config, spec, inputs)
     cache_file = None if is_rtx or timing_cache is None else Path(timing_cache)
     cache = _load_timing_cache(log, config, cache_file) if cache_file else None
@@ -156,10 +174,12 @@ def build_engine(
     content = bytes(memoryview(plan))
     del plan, parser, network  # as large as the weights, each
     if not is_rtx:
-        _check_loaded(trt, log, content, out, spec)
+        runtime = create_runtime(trt, version_compatible)
+        _check_loaded(trt, log, runtime.deserialize_cuda_engine(content), out, spec)
     if cache_file and cache:
         write_atomically(cache_file, bytes(memoryview(cache.serialize())))
 
+    gpu = None if is_rtx else gpu_here()
     sidecar = EngineSidecar(
         graph=spec.name,
         flavour=flavour,
@@ -168,7 +188,7 @@ def build_engine(
         sha256=hashlib.sha256(content).hexdigest(),
         versions={trt.__name__: str(trt.__version__), "regionspot": __version__},
         compute_capabilities=capabilities,
-        device=None if is_rtx else _device_name(),
+        device=gpu[0] if gpu else None,
         optimization_level=optimization_level,
         workspace_mib=workspace_mib,
         build_s=round(time.monotonic() - began, 3),
@@ -177,9 +197,26 @@ def build_engine(
         onnx=sources,
         warnings=tuple(dict.fromkeys(log.warnings)),
         layers=report.to_json() if (report := report_of(log.details)) else {},
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware_compatibility,
+        built_on=None if is_rtx else build_host(),
     )
     write_engine(out, content, sidecar)
     return sidecar
+
+
+def _check_compatibility(is_rtx: bool, version: bool, hardware: str | None) -> None:
+    """Raises InputError for what TensorRT does not offer."""
+    if is_rtx and (version or hardware is not None):
+        raise InputError(
+            "TensorRT-RTX builds for its own release and for the compute capabilities that are "
+            "named: leave version and hardware compatibility out, or build with tensorrt"
+        )
+    if hardware not in (None, *HARDWARE_LEVELS):
+        raise InputError(
+            f"there is no hardware compatibility {hardware!r}: choose one of "
+            f"{', '.join(HARDWARE_LEVELS)}"
+        )
 
 
 def _checked_capabilities(trt: Any, flavour: str, wanted: Sequence[int] | None) -> tuple[int, ...]:
@@ -346,6 +383,15 @@ def _create_config(
     return config
 
 
+def _ask_for_compatibility(trt: Any, config: Any, version: bool, hardware: str | None) -> None:
+    """With other releases of TensorRT, and with other GPUs."""
+    if version:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if hardware is not None:
+        level = trt.HardwareCompatibilityLevel.__members__[hardware.upper()]
+        config.hardware_compatibility_level = level
+
+
 def _add_profile(
     builder: Any, config: Any, spec: GraphSpec, inputs: Sequence[EngineTensor]
 ) -> None:
@@ -422,15 +468,7 @@ def _refuse_inconsistent_profiles(onnx_path: Path, warnings: Sequence[str]) -> N
         )
 
 
-def _check_loaded(trt: Any, log: Messages, plan: bytes, out: Path, spec: GraphSpec) -> None:
-    engine = trt.Runtime(logger_of(trt)).deserialize_cuda_engine(plan)
+def _check_loaded(trt: Any, log: Messages, engine: Any, out: Path, spec: GraphSpec) -> None:
     if engine is None:
         raise ArtifactError(f"the new engine {out} does not load. {log.told()}")
     check_tensors(out, spec, *engine_tensors(trt, engine))
-
-
-def _device_name() -> str | None:
-    """The GPU's name, for the sidecar."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -11,7 +11,7 @@ from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threa
 from regionspot.cli.outputs import check_outputs, json_bytes, model_files, write_output
 from regionspot.cli.paths import local_path
 from regionspot.errors import InputError
-from regionspot.runtime.engine_file import FLAVOURS
+from regionspot.runtime.engine_file import FLAVOURS, HARDWARE_LEVELS
 from regionspot.runtime.formats import FORMATS, NATIVE, ONNX
 
 if TYPE_CHECKING:
@@ -133,6 +133,22 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--timing-cache", type=Path, metavar="FILE", help="makes later builds faster"
     )
     engines.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="--trt: engines that later releases of TensorRT load too; they use only what NVIDIA's "
+        "lean runtime has, may be slower, and carry code: load none that you do not trust",
+    )
+    engines.add_argument(
+        "--hardware-compatible",
+        nargs="?",
+        const=HARDWARE_LEVELS[0],
+        choices=HARDWARE_LEVELS,
+        metavar="LEVEL",
+        help="--trt: engines for all GPUs from Ampere on (ampere_plus, where no level is named) or "
+        "all of this GPU's compute capability (same_compute_capability); fewer kernels and fusions "
+        "remain, so they may be slower",
+    )
+    engines.add_argument(
         "--report",
         type=Path,
         metavar="JSON",
@@ -148,6 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_outputs(outputs, inputs)
     if arguments.report is not None and not set(formats_of(arguments)) & set(FLAVOURS):
         raise InputError("--report says what engines came to: add --trt or --trt-rtx")
+    compatible = arguments.version_compatible or arguments.hardware_compatible
+    if compatible and "tensorrt" not in formats_of(arguments):
+        raise InputError(
+            "--version-compatible and --hardware-compatible are for TensorRT's engines: add --trt"
+        )
     from regionspot.export.plan import estimate, format_plan, sizing_model
 
     if arguments.dry_run:
@@ -237,5 +258,10 @@ def _engine_options(arguments: argparse.Namespace) -> EngineOptions:
                 "as 89,120"
             ) from error
     return EngineOptions(
-        capabilities, arguments.opt_level, arguments.workspace, arguments.timing_cache
+        capabilities,
+        arguments.opt_level,
+        arguments.workspace,
+        arguments.timing_cache,
+        arguments.version_compatible,
+        arguments.hardware_compatible,
     )

@@ -67,6 +67,12 @@ FLAVOURS = {
 }
 
 
+HARDWARE_LEVELS = ("ampere_plus", "same_compute_capability")
+"""Names of TensorRT's `HardwareCompatibilityLevel`, in lower case: an engine for every GPU from
+Ampere on, or for all models of GPU with the compute capability of the one that it was built on.
+"""
+
+
 def flavour_named(name: str) -> Flavour:
     """Raises InputError for a name that is neither "tensorrt" nor "tensorrt-rtx"."""
     if name not in FLAVOURS:
@@ -98,6 +104,21 @@ class EngineTensor:
 
 
 @dataclass(frozen=True)
+class BuildHost:
+    """The machine that a TensorRT engine was built on.
+
+    Args:
+        compute_capability: of its GPU, 89 for 8.9.
+        driver: version of NVIDIA's driver; None where it could not be read.
+        cuda: version of the CUDA runtime of PyTorch there.
+    """
+
+    compute_capability: int
+    driver: str | None
+    cuda: str | None
+
+
+@dataclass(frozen=True)
 class EngineSidecar:
     """What an engine is.
 
@@ -119,6 +140,9 @@ class EngineSidecar:
         warnings: what TensorRT warned of.
         layers: the kernels in figures, as of `regionspot.export.trt_layers.LayerReport`; empty
             where the builder does not list them.
+        version_compatible: whether later releases of TensorRT load it, by code that it carries.
+        hardware_compatibility: one of `HARDWARE_LEVELS`, or None.
+        built_on: of a TensorRT engine; None for TensorRT-RTX, and in older sidecars.
     """
 
     graph: str
@@ -137,6 +161,9 @@ class EngineSidecar:
     onnx: dict[str, str]
     warnings: tuple[str, ...] = ()
     layers: dict[str, Any] = field(default_factory=dict)
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    built_on: BuildHost | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -149,6 +176,10 @@ class EngineSidecar:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         if fields["flavour"] not in FLAVOURS:
             raise ValueError(f"unknown flavour {fields['flavour']}")
+        if fields.get("hardware_compatibility") not in (None, *HARDWARE_LEVELS):
+            raise ValueError(f"unknown hardware compatibility {fields['hardware_compatibility']}")
+        if fields.get("built_on") is not None:
+            fields["built_on"] = BuildHost(**fields["built_on"])
         for key in ("inputs", "outputs"):
             fields[key] = tuple(_tensor_from_json(tensor) for tensor in fields[key])
         fields["compute_capabilities"] = tuple(fields["compute_capabilities"])

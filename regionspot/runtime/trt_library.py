@@ -4,7 +4,7 @@ devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
@@ -123,6 +123,19 @@ def listen(trt: Any, wanted: Callable[[str], bool] | None = None) -> Messages:
     return messages
 
 
+def create_runtime(trt: Any, version_compatible: bool = False) -> Any:
+    """Returns what loads engines.
+
+    Args:
+        version_compatible: whether they may bring the code that runs them, as version-compatible
+            engines do: who made them is trusted like a program.
+    """
+    runtime = trt.Runtime(logger_of(trt))
+    if version_compatible:
+        runtime.engine_host_code_allowed = True
+    return runtime
+
+
 def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[EngineTensor]]:
     """Inputs and outputs of a deserialised engine, the inputs with its first profile."""
     inputs, outputs = [], []
@@ -138,8 +151,3 @@ def engine_tensors(trt: Any, engine: Any) -> tuple[list[EngineTensor], list[Engi
         else:
             outputs.append(EngineTensor(name, dtype, shape))
     return inputs, outputs
-
-
-def in_words(capabilities: Collection[int]) -> str:
-    """ "8.0, 8.9, 12.0" of (80, 89, 120)."""
-    return ", ".join(f"{capability // 10}.{capability % 10}" for capability in capabilities)

@@ -16,6 +16,7 @@ import numpy as np
 
 from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root, write_atomically
+from regionspot.runtime.engine_compatibility import why_not_loadable
 from regionspot.runtime.engine_file import (
     EngineSidecar,
     Shape,
@@ -26,7 +27,7 @@ from regionspot.runtime.engine_file import (
 from regionspot.runtime.formats import OpenOptions
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
-from regionspot.runtime.trt_library import engine_tensors, in_words, listen, load_library, logger_of
+from regionspot.runtime.trt_library import create_runtime, engine_tensors, listen, load_library
 
 MAX_SHAPES = 16
 """Sets of shapes whose buffers and graphs a runner keeps. Callers pad to few sizes, see
@@ -120,7 +121,7 @@ class TrtRunner:
         self._captures_itself = runtime == "tensorrt-rtx"
         self._kernels: Any = None  # TensorRT-RTX's cache of compiled kernels
         with self.torch.cuda.device(self.device):
-            self.runtime = self.trt.Runtime(logger_of(self.trt))
+            self.runtime = create_runtime(self.trt, self.sidecar.version_compatible)
             self.engine = self.runtime.deserialize_cuda_engine(plan)
             if self.engine is None:
                 raise ArtifactError(self._why_not_loaded())
@@ -419,23 +420,13 @@ class TrtRunner:
                 write_atomically(path, content)
 
     def _why_not_loaded(self) -> str:
-        name = self.trt.__name__
-        reasons = [
-            f"it was built by {name} {self.sidecar.versions.get(name)}, this is "
-            f"{self.trt.__version__}"
-        ]
-        if self.sidecar.compute_capabilities:
-            reasons.append(
-                f"for GPUs of compute capability {in_words(self.sidecar.compute_capabilities)}"
-            )
-        if self.sidecar.device:
-            reasons.append(f"on {self.sidecar.device}")
         major, minor = self.torch.cuda.get_device_capability(self.device)
         gpu = self.torch.cuda.get_device_name(self.device)
+        why = why_not_loadable(self.sidecar, self.trt.__version__, 10 * major + minor)
+        found = f"{self.path} cannot be loaded on {gpu}" + (f": it {why}" if why else "")
         return (
-            f"{self.path} cannot be loaded on {gpu} (compute capability {major}.{minor}): "
-            f"{', '.join(reasons)}. {self.log.told()} Export it again with the TensorRT and for "
-            "the GPU that will run it."
+            f"{found}. {self.log.told()} Export it again with the TensorRT and for the GPU that "
+            "will run it."
         )
 
     def _why_not_run(self, what: str) -> str:

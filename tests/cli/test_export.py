@@ -174,6 +174,8 @@ def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
         (["--batch", "1:2"], "'1:2' is not min:opt:max"),
         (["--regions", "4:2:8"], "a range is min:opt:max"),
         (["--compute-capability", "ada"], "is no list of numbers such as 89,120"),
+        (["--version-compatible", "--trt-rtx"], "are for TensorRT's engines: add --trt"),
+        (["--hardware-compatible"], "are for TensorRT's engines: add --trt"),
         (["--parity-images", "0"], "parity needs one picture or more"),
         (["--calibration", "nowhere.json"], "nowhere.json"),
         (["--model", "regionspot_bb"], "regionspot_bb needs weights"),
@@ -187,6 +189,22 @@ def test_errors_are_one_line_and_come_first(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "version", "hardware"),
+    [
+        ([], False, None),
+        (["--version-compatible", "--hardware-compatible"], True, "ampere_plus"),
+        (["--hardware-compatible", "same_compute_capability"], False, "same_compute_capability"),
+    ],
+)
+def test_options_of_engines(arguments: list[str], version: bool, hardware: str | None) -> None:
+    from regionspot.cli import export as command
+
+    parsed = command.build_parser().parse_args(["--out", "here", "--trt", *arguments])
+    options = command._engine_options(parsed)
+    assert (options.version_compatible, options.hardware_compatibility) == (version, hardware)
 
 
 def test_artefacts_of_another_model(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from regionspot.errors import InputError
 from regionspot.export import build
 from regionspot.export.build import Settings
 from regionspot.export.made_with import preprocessing_of
+from regionspot.export.making import EngineOptions
 from regionspot.export.parity_inputs import ParityInputs
 from regionspot.export.plan import Step
 from regionspot.locks import locked
@@ -66,6 +68,21 @@ def test_an_engine_is_of_its_gpu(
     before = recipes()
     monkeypatch.setattr("regionspot.export.trt_engine.gpu_here", lambda: ("NVIDIA L4", "8.9"))
     assert [a == b for a, b in zip(recipes(), before, strict=True)] == [False, True]
+
+
+def test_an_engine_is_of_what_it_is_compatible_with(
+    a_build: build._Build, specs: dict[str, GraphSpec]
+) -> None:
+    def recipes(**options: Any) -> list[str]:
+        a_build.settings = replace(a_build.settings, engine=EngineOptions(**options))
+        steps = [Step(specs["region_head"], kind, "fp32") for kind in ("tensorrt", "tensorrt-rtx")]
+        return [a_build._recipe(step, "weights", {}) for step in steps]
+
+    plain = recipes()
+    later = recipes(version_compatible=True)
+    ampere = recipes(hardware_compatibility="ampere_plus")
+    assert len({plain[0], later[0], ampere[0]}) == 3
+    assert plain[1] == later[1] == ampere[1], "TensorRT-RTX knows neither"
 
 
 def test_a_recipe_has_all_files_of_its_source(

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from regionspot.errors import ArtifactError
-from regionspot.export.made_with import preprocessing_of, versions
+from regionspot.export.made_with import build_host, preprocessing_of, versions
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.provenance import version_of
+from regionspot.provenance import driver_version, version_of
+from regionspot.runtime.engine_file import BuildHost
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.transforms import RESIZE, resize_image
 
@@ -115,3 +116,11 @@ def test_versions() -> None:
     assert {"regionspot", "python", "torch", "onnx", "onnxruntime"} <= set(onnx)
     assert onnx["torch"] == version_of("torch") and "openvino" not in onnx
     assert set(versions("openvino")) == {*onnx, "openvino"}
+
+
+def test_where_an_engine_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert build_host() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    assert build_host() == BuildHost(120, driver_version(), torch.version.cuda)

@@ -10,7 +10,8 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -18,11 +19,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export import trt_engine
+from regionspot.export.making import EngineOptions, Making
+from regionspot.export.plan import Step
 from regionspot.export.trt_engine import RTX_CAPABILITIES, build_engine
 from regionspot.export.trt_progress import PERCENT, Phases
+from regionspot.modeling.regionspot import RegionSpot
 from regionspot.progress import Progress
-from regionspot.runtime.engine_file import read_engine, read_sidecar, sidecar_path
+from regionspot.runtime.engine_file import (
+    FLAVOURS,
+    HARDWARE_LEVELS,
+    read_engine,
+    read_sidecar,
+    sidecar_path,
+)
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
+from regionspot.runtime.trt_library import load_library, logger_of
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -359,6 +371,15 @@ def test_a_missing_onnx_file(tmp_path: Path) -> None:
         ),
         ({"flavour": "tensorrt-rtx", "optimization_level": 6}, "0 to 5, not 6"),
         ({"flavour": "tensorrt-rtx", "workspace_mib": 0}, "1 MiB or more"),
+        ({"flavour": "tensorrt-rtx", "version_compatible": True}, "or build with tensorrt"),
+        (
+            {"flavour": "tensorrt-rtx", "hardware_compatibility": "ampere_plus"},
+            "or build with tensorrt",
+        ),
+        (
+            {"flavour": "tensorrt", "hardware_compatibility": "turing_plus"},
+            "'turing_plus': choose one of ampere_plus, same_compute_capability",
+        ),
     ],
 )
 def test_options_out_of_range(
@@ -383,6 +404,47 @@ def test_options_are_recorded(small: Path, tmp_path: Path) -> None:
     assert (sidecar.optimization_level, sidecar.workspace_mib) == (1, 256)
     assert sidecar.compute_capabilities == (89, 120)
     assert not cache.exists(), "TensorRT-RTX would look for a GPU with a timing cache"
+
+
+def test_other_releases_are_asked_of_the_builder() -> None:
+    """Of TensorRT-RTX's, which runs here and has this flag of TensorRT as well."""
+    trt = load_library("tensorrt-rtx")
+    builder, flag = trt.Builder(logger_of(trt)), trt.BuilderFlag.VERSION_COMPATIBLE
+    for asked in (False, True):
+        config = builder.create_builder_config()
+        trt_engine._ask_for_compatibility(trt, config, asked, None)
+        assert config.get_flag(flag) is asked
+
+
+@pytest.mark.parametrize("level", HARDWARE_LEVELS)
+def test_other_gpus_are_asked_of_the_builder(level: str) -> None:
+    """By TensorRT's names; TensorRT-RTX has them, but its builder keeps to NONE."""
+    trt = load_library("tensorrt-rtx")
+    assert hasattr(trt.IBuilderConfig, "hardware_compatibility_level")
+    config = SimpleNamespace()
+    trt_engine._ask_for_compatibility(trt, config, False, level)
+    wanted = trt.HardwareCompatibilityLevel.__members__[level.upper()]
+    assert config.hardware_compatibility_level == wanted
+
+
+def test_each_flavour_gets_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def build(onnx_path: Path, spec: GraphSpec, out: Path, flavour: str, **options: Any) -> None:
+        given[flavour] = options
+
+    monkeypatch.setattr(trt_engine, "build_engine", build)
+    options = EngineOptions((89,), 2, 64, None, True, "ampere_plus")
+    for flavour in FLAVOURS:
+        step = Step(SPEC, flavour, "fp16")
+        path, no_model = Path("small"), cast(RegionSpot, None)
+        trt_engine.make(Making(step, path, path, no_model, "", lambda: (), options))
+        given[flavour].pop("progress")
+    shared = {"optimization_level": 2, "workspace_mib": 64, "timing_cache": None}
+    assert given == {
+        "tensorrt": shared | {"version_compatible": True, "hardware_compatibility": "ampere_plus"},
+        "tensorrt-rtx": shared | {"compute_capabilities": (89,)},
+    }
 
 
 def test_a_missing_library_is_named(

@@ -46,15 +46,20 @@ class FakeCuda:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.engines: dict[bytes, tuple[GraphSpec, Compute]] = {}
+        self.with_code: set[bytes] = set()  # version-compatible engines
         self.tensors: dict[int, torch.Tensor] = {}  # by address
         self.capturing: list[Callable[[], None]] | None = None
         self.capturable = True
         self.pools = self.released = 0  # of memory, that captures allocate in
 
-    def write(self, folder: Path, spec: GraphSpec, compute: Compute) -> Path:
+    def write(
+        self, folder: Path, spec: GraphSpec, compute: Compute, version_compatible: bool = False
+    ) -> Path:
         """An engine file that computes so."""
         plan = f"engine {spec.name} {len(self.engines)}".encode()
         self.engines[plan] = spec, compute
+        if version_compatible:
+            self.with_code.add(plan)
         profiles = profile_of(spec)
 
         def tensor(one: Any, profile: Any = None) -> EngineTensor:
@@ -76,6 +81,7 @@ class FakeCuda:
             inputs=tuple(tensor(one, profiles[one.name]) for one in spec.inputs),
             outputs=tuple(tensor(one) for one in spec.outputs),
             onnx={},
+            version_compatible=version_compatible,
         )
         path = folder / f"{spec.name}.plan"
         write_engine(path, plan, sidecar)
@@ -262,12 +268,22 @@ class FakeCuda:
                     return fake.capturable
                 return True
 
+        class Runtime:
+            engine_host_code_allowed = False
+
+            def __init__(self, logger: Any) -> None:
+                pass
+
+            def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+                refused = plan in fake.with_code and not self.engine_host_code_allowed
+                return None if refused or plan not in fake.engines else Engine(plan)
+
         module = ModuleType("tensorrt")
         module.__dict__.update(
             __version__=VERSION,
             ILogger=ILogger,
             TensorIOMode=modes,
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
-            Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=Engine),
+            Runtime=Runtime,
         )
         return module

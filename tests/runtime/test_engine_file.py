@@ -13,6 +13,7 @@ import pytest
 from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.engine_file import (
     FLAVOURS,
+    BuildHost,
     EngineSidecar,
     EngineTensor,
     profile_of,
@@ -72,6 +73,27 @@ def test_what_is_written_is_read(engine: Path) -> None:
     ]
 
 
+def test_where_it_was_built_and_where_it_runs(tmp_path: Path) -> None:
+    path = tmp_path / "region_head.plan"
+    sidecar = replace(
+        SIDECAR,
+        flavour="tensorrt",
+        version_compatible=True,
+        hardware_compatibility="ampere_plus",
+        built_on=BuildHost(89, "580.95.05", None),
+    )
+    write_engine(path, PLAN, sidecar)
+    assert read_sidecar(path) == sidecar
+
+
+def test_a_sidecar_from_before_these_were_written(engine: Path) -> None:
+    content = json.loads(sidecar_path(engine).read_text())
+    for name in ("version_compatible", "hardware_compatibility", "built_on"):
+        del content[name]
+    sidecar_path(engine).write_text(json.dumps(content))
+    assert read_sidecar(engine) == SIDECAR
+
+
 def test_profile() -> None:
     assert profile_of(SPEC) == {"valid": ((1, 1), (2, 32), (8, 300)), "words": ((5, 8),) * 3}
 
@@ -110,6 +132,8 @@ def test_half_of_the_pair(engine: Path) -> None:
         lambda content: content.update(inputs=[{"name": "valid"}]),
         lambda content: content.update(inputs=None),
         lambda content: content.update(surprise=1),
+        lambda content: content.update(hardware_compatibility="turing_plus"),
+        lambda content: content.update(built_on={"gpu": "L4"}),
     ],
 )
 def test_a_foreign_sidecar(engine: Path, change: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from regionspot.runtime.engine_file import (
     EngineTensor,
     profile_of,
     read_engine,
+    sidecar_path,
     write_engine,
 )
 from regionspot.runtime.graph_spec import GraphSpec, Range, TensorSpec
@@ -37,7 +39,7 @@ from regionspot.runtime.graphs import graph_specs, required_graphs
 from regionspot.runtime.pipeline import SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
-from regionspot.runtime.trt_library import in_words, listen, load_library, logger_of
+from regionspot.runtime.trt_library import listen, load_library, logger_of
 from regionspot.runtime.trt_runner import TrtRunner, check_profile
 from tests.runtime.fake_cuda import FakeCuda
 
@@ -174,10 +176,6 @@ def test_everyone_who_listens_is_told() -> None:
     assert (first.told(), first.warnings, second.told()) == ("", [], "TensorRT says: it failed.")
 
 
-def test_capabilities_in_words() -> None:
-    assert in_words((75, 89, 120)) == "7.5, 8.9, 12.0"
-
-
 # What it asks of CUDA and TensorRT, counted on ones that are none (tests/runtime/fake_cuda.py).
 
 
@@ -239,6 +237,29 @@ def test_a_kept_tensor_is_copied_once_and_again_when_it_changes(
         doubling.infer({"x": made})
         made *= 10
         np.testing.assert_allclose(doubling.infer({"x": made})["y"], 40 * x, rtol=1e-6)
+
+
+def test_an_engine_brings_code_only_where_its_sidecar_says_so(
+    cuda: FakeCuda, tmp_path: Path
+) -> None:
+    path = cuda.write(tmp_path, SPEC, lambda inputs: {"y": 2 * inputs["x"]}, True)
+    x = numbers(3, 0)
+    np.testing.assert_array_equal(TrtRunner(path, SPEC).infer({"x": x})["y"], 2 * x)
+    content = json.loads(sidecar_path(path).read_text())
+    sidecar_path(path).write_text(json.dumps(content | {"version_compatible": False}))
+    with pytest.raises(ArtifactError, match=r"doubled\.plan cannot be loaded on a fake\. .*Export"):
+        TrtRunner(path, SPEC)
+
+
+def test_why_an_engine_does_not_load_is_said(cuda: FakeCuda, tmp_path: Path) -> None:
+    path = tmp_path / "doubled.plan"
+    old = replace(sidecar_of(SPEC, "tensorrt"), versions={"tensorrt": "10.9.0.34"})
+    write_engine(path, PLAN, replace(old, compute_capabilities=()))
+    told = (
+        r"on a fake: it was built by TensorRT 10\.9\.0\.34, and this is 11\.4\.0\.106\. .*Export it"
+    )
+    with pytest.raises(ArtifactError, match=told):
+        TrtRunner(path, SPEC)
 
 
 def test_a_device_that_is_not_there(cuda: FakeCuda, tmp_path: Path) -> None:
@@ -493,3 +514,21 @@ def test_an_engine_that_does_not_load(on_gpu: Engines, tmp_path: Path) -> None:
     write_engine(path, PLAN, sidecar_of(SPEC, on_gpu.flavour))
     with pytest.raises(ArtifactError, match=r"cannot be loaded on .*Export it again"):
         TrtRunner(path, SPEC, on_gpu.flavour)
+
+
+@pytest.mark.gpu
+def test_an_engine_for_later_releases_and_other_gpus(on_gpu: Engines, tmp_path: Path) -> None:
+    if on_gpu.flavour != "tensorrt":
+        pytest.skip("TensorRT-RTX has other means")
+    spec, path = on_gpu.specs["region_head"], tmp_path / "region_head.plan"
+    sidecar = build_engine(
+        on_gpu.onnx / "region_head.onnx",
+        spec,
+        path,
+        version_compatible=True,
+        hardware_compatibility="ampere_plus",
+    )
+    assert sidecar.built_on is not None and sidecar.built_on.driver
+    feeds = on_gpu.feeds("region_head")
+    with TrtRunner(path, spec) as runner:
+        assert_close(runner.infer(feeds), on_gpu.reference("region_head", feeds))

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,13 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import regionspot
-from regionspot.cli import serve
+from regionspot.cli import export, mini, serve
 from regionspot.serving import canary
-from regionspot.serving.contract import MODEL, TARGETS, Limits
+from regionspot.serving.contract import MAX_BATCH, MODEL, TARGETS, Limits
 from regionspot.serving.ports import METRICS_PORT, Ports
 from regionspot.serving.server import EXIT_TIMEOUT_S, READY_TIMEOUT_S
 from regionspot.serving.supervisor import CANARY_TIMEOUT_S, HANG_S
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "serving" / "deploy"
 CHART = DEPLOY / "helm" / "regionspot"
 CANARY = ["python3", "-m", "regionspot.serving.canary"]
+BUILDER_EXTRAS = "export,serving"
 MODELS, HOME, USER = "/models", "/var/lib/regionspot", 1000
 
 # Triton's own, docs/user_guide/metrics.md of its 26.10 release; a real server of 24.10 shows the
@@ -237,7 +241,10 @@ def test_base_images_are_public_and_pinned_once(stages: dict[str, dict[str, list
             image
         )
     used = [stage["FROM"][0].split()[0] for name, stage in stages.items() if name]
-    assert used == [f"${{{name}}}" for name in ("BUILD_IMAGE", "TRITON_IMAGE", "GATEWAY_IMAGE")]
+    assert used == [
+        f"${{{name}}}" for name in ("BUILD_IMAGE", "TRITON_IMAGE", "TRITON_IMAGE", "GATEWAY_IMAGE")
+    ]
+    assert stages["builder"]["FROM"][0].split()[0] == stages["triton"]["FROM"][0].split()[0]
     named = [
         path for path in DEPLOY.rglob("*") if path.is_file() and "tritonserver:" in path.read_text()
     ]
@@ -264,7 +271,11 @@ def test_what_is_copied_exists_and_is_sent(stages: dict[str, dict[str, list[str]
         for run in stage.get("RUN", ())
         for m in re.findall(r"source=(\w\S*?),", run)
     ]
-    assert "serving/deploy" in mounted
+    assert {"serving/deploy", "constraints.txt"} <= set(mounted)
+    run_from_mounts = re.findall(r"/deploy/([\w.-]+)", (DEPLOY / "Dockerfile").read_text())
+    assert len(run_from_mounts) >= 4
+    for name in run_from_mounts:
+        assert (DEPLOY / name).is_file(), name
     sent = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     for path in [*copied, *mounted]:
         assert (ROOT / path).exists(), path
@@ -279,7 +290,7 @@ def test_what_is_copied_exists_and_is_sent(stages: dict[str, dict[str, list[str]
             assert path[1:] in copied, path
 
 
-@pytest.mark.parametrize("stage", ["triton", "gateway"])
+@pytest.mark.parametrize("stage", ["triton", "builder", "gateway"])
 def test_images_run_as_a_user_that_may_write_little(
     stages: dict[str, dict[str, list[str]]], stage: str
 ) -> None:
@@ -304,6 +315,34 @@ def test_requirements_are_pinned_and_are_what_the_tests_run_with() -> None:
         assert version == importlib.metadata.version(name), name
 
 
+def test_everything_that_the_builder_installs_is_pinned(
+    stages: dict[str, dict[str, list[str]]],
+) -> None:
+    """What PyTorch's CUDA build needs besides is pinned by that wheel itself."""
+    script = stages["builder"]["RUN"][0]
+    assert f'--constraint /constraints.txt "${{1}}[{BUILDER_EXTRAS}]"' in script
+    pinned = {canonicalize_name(name) for name in _pins(ROOT / "constraints.txt")}
+    installed = with_dependencies(f"regionspot[{BUILDER_EXTRAS}]") - {"regionspot"}
+    assert {"torch", "onnx", "onnxscript", "onnxruntime", "open-clip-torch"} <= installed
+    assert installed <= pinned
+
+
+def with_dependencies(requirement: str) -> set[str]:
+    """The normalized names of a package and of all that it needs here."""
+    waiting = [Requirement(requirement)]
+    seen: set[tuple[str, str]] = set()  # package and extra
+    while waiting:
+        wanted = waiting.pop()
+        for extra in ("", *wanted.extras):
+            if (wanted.name, extra) not in seen:
+                seen.add((wanted.name, extra))
+                needed = map(Requirement, importlib.metadata.requires(wanted.name) or ())
+                waiting += [
+                    one for one in needed if not one.marker or one.marker.evaluate({"extra": extra})
+                ]
+    return {canonicalize_name(name) for name, _ in seen}
+
+
 def _pins(path: Path) -> dict[str, str]:
     lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
     return dict(line.split("==") for line in lines if line)
@@ -316,6 +355,7 @@ _IMPORTS = {
         "import regionspot.serving.backends.pipeline_model, regionspot.serving.backends.graph_model"
     ),
     "gateway": "import uvicorn, python_multipart, regionspot.cli.main, regionspot.serving.gateway",
+    "builder": "import onnx, onnxscript, regionspot.cli.main, regionspot.serving.repository",
 }
 # The images hold nothing but these packages, so nothing else may be imported.
 _ONLY = """
@@ -340,9 +380,10 @@ assert "torch" not in sys.modules
 
 @pytest.mark.parametrize("image", _IMPORTS)
 def test_the_requirements_are_enough(image: str) -> None:
-    names = [
-        re.sub(r"[-_.]+", "-", name).lower() for name in _pins(DEPLOY / f"requirements-{image}.txt")
-    ]
+    if image == "builder":
+        names = with_dependencies(f"regionspot[{BUILDER_EXTRAS}]")
+    else:
+        names = set(map(canonicalize_name, _pins(DEPLOY / f"requirements-{image}.txt")))
     command = [sys.executable, "-c", _ONLY, ",".join(names), _IMPORTS[image]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -356,6 +397,7 @@ def commands(
 ) -> Iterator[tuple[str, list[str]]]:
     """Where a command is given -> all of its words, those of the image in front."""
     entry = {name: setting(stages[name], "ENTRYPOINT") for name in ("triton", "gateway")}
+    assert setting(stages["builder"], "ENTRYPOINT") == ["regionspot-export"]
     for name, words in entry.items():
         yield f"Dockerfile {name}", words
     for name, service in compose["services"].items():
@@ -398,6 +440,63 @@ def test_commands_are_ones_that_we_have(
             ), where
             assert where.startswith("Dockerfile") or arguments.token_file is not None, where
     assert seen >= {("up", None), ("up", "cpu"), ("up", "tensorrt"), ("web", None)}
+
+
+def documented(command: str) -> list[tuple[str, list[str]]]:
+    """Where a `docker` command is told, and its words; comments of a file are read as its text."""
+    paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), CHART / "README.md"]
+    found = []
+    for path in (*paths, DEPLOY / "Dockerfile", DEPLOY / "compose.yaml"):
+        text = re.sub(r"(?m)^# ?", "", path.read_text()).replace("\\\n", " ")
+        lines = (line.strip() for line in text.splitlines())
+        found += [
+            (f"{path.name}: {line}", shlex.split(line, comments=True))
+            for line in lines
+            if line.startswith(f"docker {command} ")
+        ]
+    return found
+
+
+def test_documented_builds_name_stages(stages: dict[str, dict[str, list[str]]]) -> None:
+    targets = set()
+    for where, words in documented("build"):
+        target = words[words.index("--target") + 1]
+        assert target in stages, where
+        assert words[words.index("-f") + 1] == "serving/deploy/Dockerfile", where
+        image = words[words.index("-t") + 1].rpartition("/")[2]
+        cpu = "-cpu" if "DEVICE=cpu" in words else ""
+        assert image == f"regionspot-{target}{cpu}:{regionspot.__version__}", where
+        targets.add(target)
+    assert targets == stages.keys() - {"", "wheel"}
+
+
+def test_documented_runs_name_options_that_exist(stages: dict[str, dict[str, list[str]]]) -> None:
+    parsers = {"regionspot-export": export, "regionspot-serve": serve, "regionspot mini": mini}
+    seen = set()
+    for where, words in documented("run"):
+        (index,) = [
+            i for i, word in enumerate(words) if word.startswith("regionspot-") and ":" in word
+        ]
+        stage, _, tag = words[index].removeprefix("regionspot-").partition(":")
+        assert tag == regionspot.__version__, where
+        program = [*setting(stages[stage], "ENTRYPOINT"), *words[index + 1 :]]
+        if "--entrypoint" in words[:index]:
+            program = [words[words.index("--entrypoint") + 1], *words[index + 1 :]]
+        if program[0] == "regionspot":
+            program[:2] = [" ".join(program[:2])]
+        if program[0] != "nvidia-smi":
+            parsers[program[0]].build_parser().parse_args(program[1:])  # exits with an unknown one
+        seen.add((stage, program[0]))
+    assert {("builder", name) for name in parsers} <= seen
+
+
+def test_documented_compositions_name_services(compose: Document) -> None:
+    found = documented("compose -f serving/deploy/compose.yaml")
+    assert len(found) >= 3
+    for where, words in found:
+        assert words[-1] in compose["services"], where
+        profiles = [words[i + 1] for i, word in enumerate(words) if word == "--profile"]
+        assert compose["services"][words[-1]].get("profiles", []) == profiles, where
 
 
 def test_probes_are_commands_and_routes_that_we_have(
@@ -507,6 +606,8 @@ def test_compose_servers_have_what_they_need(compose: Document) -> None:
     ] == ["gpu", "cpu"]
     gateway = compose["services"]["gateway"]
     arguments = serve.build_parser().parse_args(["web", *gateway["command"]])
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert arguments.concurrency == values["gateway"]["concurrency"] == MAX_BATCH
     # a gateway lets requests finish
     assert seconds(gateway["stop_grace_period"]) >= arguments.timeout + 5
 
@@ -866,7 +967,8 @@ def test_metrics_are_ones_that_exist(rendered: dict[str, list[Document]]) -> Non
         f"regionspot_{name}" for name in tables["GAUGES"]
     }
     gateway = "".join(path.read_text() for path in (ROOT / "serving" / "gateway").glob("*.py"))
-    text = (CHART / "README.md").read_text() + yaml.safe_dump(_rule(rendered))
+    prose = re.sub(r" *```sh\n.*?```", "", (CHART / "README.md").read_text(), flags=re.DOTALL)
+    text = prose + yaml.safe_dump(_rule(rendered))
     named = set(re.findall(r"\b(?:nv|regionspot)_[a-z0-9_]+\b", text)) - {
         _rule(rendered)["name"]["as"]
     }
