@@ -8,9 +8,10 @@ import torch
 
 import regionspot
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.provenance import driver_version, version_of
+from regionspot.provenance import version_of
 from regionspot.runtime.engine_file import BuildHost
 from regionspot.runtime.formats import FORMATS
+from regionspot.runtime.nvidia import read_driver
 from regionspot.runtime.preprocessing import Preprocessing
 
 
@@ -50,7 +51,8 @@ def build_host() -> BuildHost | None:
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
-    return BuildHost(10 * major + minor, driver_version(), torch.version.cuda)
+    driver = read_driver()
+    return BuildHost(10 * major + minor, driver.version if driver else None, torch.version.cuda)
 
 
 def _numbers(buffer: torch.Tensor) -> tuple[float, ...]:

@@ -173,9 +173,12 @@ def build_engine(
     _refuse_inconsistent_profiles(onnx_path, log.warnings)
     content = bytes(memoryview(plan))
     del plan, parser, network  # as large as the weights, each
+    report = report_of(log.details)
+    scratch_mib = report.scratch_mib if report else None
     if not is_rtx:
-        runtime = create_runtime(trt, version_compatible)
-        _check_loaded(trt, log, runtime.deserialize_cuda_engine(content), out, spec)
+        engine = create_runtime(trt, version_compatible).deserialize_cuda_engine(content)
+        _check_loaded(trt, log, engine, out, spec)
+        scratch_mib = round(engine.device_memory_size_v2 / 2**20, 1)
     if cache_file and cache:
         write_atomically(cache_file, bytes(memoryview(cache.serialize())))
 
@@ -196,7 +199,8 @@ def build_engine(
         outputs=outputs,
         onnx=sources,
         warnings=tuple(dict.fromkeys(log.warnings)),
-        layers=report.to_json() if (report := report_of(log.details)) else {},
+        layers=report.to_json() if report else {},
+        scratch_mib=scratch_mib,
         version_compatible=version_compatible,
         hardware_compatibility=hardware_compatibility,
         built_on=None if is_rtx else build_host(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +17,6 @@ CPU_FEATURES = {
     "asimd": "NEON",
 }
 GIT_SECONDS = 30
-NVIDIA_SMI_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -49,26 +47,6 @@ def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         frozenset((fields.get("flags") or fields.get("Features", "")).split()),
     )
-
-
-def driver_version(kernel_file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Returns the version of NVIDIA's driver, such as "580.95.05"; None where none is loaded.
-
-    Args:
-        kernel_file: what the kernel module says of itself. Where it is not there, as in the Linux
-            of Windows, `nvidia-smi` is asked.
-    """
-    said = kernel_file.read_text() if kernel_file.is_file() else ""
-    if found := re.search(r"Kernel Module(?: for \S+)? +(\d+(?:\.\d+)+)", said):
-        return found[1]
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=NVIDIA_SMI_SECONDS
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.partition("\n")[0].strip() or None
 
 
 def version_of(distribution: str) -> str | None:

@@ -29,6 +29,14 @@ name on a GPU.
 MAX_BATCH = 8
 """Pictures of one request, and requests that a GPU's repository answers together."""
 
+WORKERS = 2 * MAX_BATCH
+"""Pictures that are worked on at once where the graphs are models of the server: while the encoders
+have one batch, the next one is decoded and the one before is named.
+"""
+
+GPU_INDEX = 0
+"""The GPU that engines and kept tensors are on, of those that the server sees."""
+
 DEFAULT_TOP_K = 5
 ANY_TOP_K = int(np.iinfo(np.int32).min)
 """What a client sends as `top_k` to leave it to the server."""

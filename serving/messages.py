@@ -323,7 +323,7 @@ def _without_empty(given: Mapping[str, Array]) -> dict[str, Array]:
         for name, other in ((second, first), (first, second)):
             if name in kept and other in kept and _is_empty(name, kept[name]):
                 del kept[name]
-    if "points" in kept and not len(kept["points"]):
+    if "boxes" in kept and "points" in kept and not len(kept["points"]):
         del kept["points"]
         if "point_labels" in kept and not len(kept["point_labels"]):
             del kept["point_labels"]

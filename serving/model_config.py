@@ -17,7 +17,7 @@ from regionspot.runtime.artifacts import spec_to_json
 from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.pipeline import SIZES_ON_GPU
-from regionspot.serving.contract import INPUTS, MAX_BATCH, MODEL, OUTPUTS, Field
+from regionspot.serving.contract import GPU_INDEX, INPUTS, MAX_BATCH, MODEL, OUTPUTS, Field
 
 DTYPES = {
     "bool": pb.TYPE_BOOL,
@@ -68,7 +68,9 @@ def graph_config(spec: GraphSpec, target: str, file_name: str, batches: bool) ->
             data_type=DTYPES[tensor.dtype],
             dims=_dims(spec, tensor.shape[skipped:]),
         )
-    config.instance_group.add(count=1, kind=_kind(target))
+    group = config.instance_group.add(count=1, kind=_kind(target))
+    if target != "cpu":  # by default each GPU has an instance, and tensors are kept on the first
+        group.gpus.append(GPU_INDEX)
     if batched and batches:
         config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
     if target == "onnxruntime":

@@ -16,6 +16,7 @@ Start the server with `--model-config-name=TARGET`, as `regionspot-serve up` doe
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -30,13 +31,15 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.locks import LOCK_FILE, locked
 from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manifest
-from regionspot.runtime.formats import RUNTIMES
+from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
 from regionspot.serving.contract import MODEL, TARGETS, Limits
+from regionspot.serving.gpu import check_memory, first_gpu, gpu_memory
 from regionspot.serving.model_config import (
     graph_config,
     lint,
+    parameters_of,
     pipeline_config,
     read_config,
     write_config,
@@ -81,6 +84,9 @@ class RepositoryOptions:
         vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed
             now. None registers the words that a model comes with.
         limits: of a request.
+        allow_unverified: also serve artefacts that were never compared with the model, such as
+            engines of a machine whose PyTorch saw no GPU.
+        gpu_memory_mib: of the GPU that will serve; None is this machine's, if it has one.
         graphs: where the public model's graphs run: inside of it, or as models of their own in the
             same server, which is what a GPU's repository always does.
     """
@@ -91,6 +97,8 @@ class RepositoryOptions:
     vocabularies: Mapping[str, str | Sequence[str]] | None = None
     limits: Limits = field(default_factory=Limits)
     graphs: str | None = None
+    allow_unverified: bool = False
+    gpu_memory_mib: int | None = None
 
     @property
     def run_graphs(self) -> str:
@@ -122,6 +130,10 @@ def make_repository(
     device = "cpu" if options.target == "cpu" else "cuda"
     artefact_format, precision = choose_artifacts(manifest, runtime, options.precision, device)
     entries = _entries(manifest, artefact_format, precision)
+    if not options.allow_unverified:
+        _refuse_unverified(manifest, entries)
+    if options.target != "cpu":
+        _check_gpu_memory(manifest, entries, options)
     words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
     moved = [_moved(entry, served) for entry in entries]
@@ -230,6 +242,47 @@ def _entries(manifest: Manifest, artefact_format: str, precision: str) -> list[G
             )
         found.append(entry)
     return found
+
+
+def _refuse_unverified(manifest: Manifest, entries: Sequence[GraphEntry]) -> None:
+    """Raises ArtifactError where a graph was never compared with the model."""
+    unverified = [entry for entry in entries if entry.passed is None]
+    if unverified:
+        first = unverified[0]
+        runtime = FORMATS[first.format].runtime
+        raise ArtifactError(
+            f"{', '.join(entry.title for entry in unverified)} of {manifest.directory}: never "
+            f"compared with the model ({first.reason}). Export on the machine with the GPU, with "
+            "--resume, where PyTorch sees it; or compare there by `regionspot parity torch "
+            f"{manifest.directory}:{runtime}:{first.precision}`, and allow it here by "
+            "--allow-unverified"
+        )
+
+
+def _check_gpu_memory(
+    manifest: Manifest, entries: Sequence[GraphEntry], options: RepositoryOptions
+) -> None:
+    """Raises ArtifactError where the server would not fit on the GPU that is meant."""
+    mib, name = options.gpu_memory_mib, "that GPU"
+    if mib is None and (gpu := first_gpu()) is not None:
+        mib, name = gpu.memory_mib, gpu.name
+    if mib is not None:
+        check_memory(gpu_memory(entries, manifest.directory, options.limits), mib << 20, name)
+
+
+def served_entries(repository: str | Path, target: str) -> tuple[list[GraphEntry], Limits]:
+    """Returns the graphs of a repository's target, and the limits of its requests.
+
+    Raises:
+        ArtifactError: there is no such repository, or it was not made for the target.
+    """
+    manifest = Manifest.load(repository)
+    config = read_config(Path(repository) / MODEL / "configs" / f"{target}.pbtxt")
+    values = {name: json.loads(value) for name, value in parameters_of(config).items()}
+    entries = [
+        manifest.find(name, values["format"], values["precision"]) for name in values["graphs"]
+    ]
+    return entries, Limits.from_json(values["limits"])
 
 
 def _served_manifest(manifest: Manifest, out: Path) -> Manifest:

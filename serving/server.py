@@ -19,8 +19,15 @@ from regionspot.errors import ArtifactError
 from regionspot.files import why_not_written
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
-from regionspot.serving.contract import ServingError
+from regionspot.serving.contract import GPU_INDEX, ServingError
 from regionspot.serving.environment import Installation
+from regionspot.serving.gpu import (
+    check_engines,
+    check_memory,
+    first_gpu,
+    gpu_memory,
+    need_host_code,
+)
 from regionspot.serving.model_config import read_config
 from regionspot.serving.plain_paths import PlainPaths
 from regionspot.serving.ports import Ports
@@ -32,7 +39,7 @@ from regionspot.serving.processes import (
     shared_memory_prefix,
     terminate_with_parent,
 )
-from regionspot.serving.repository import models_of, targets_of
+from regionspot.serving.repository import models_of, served_entries, targets_of
 from regionspot.serving.triton import STUB_DIED, Connection
 
 EXIT_TIMEOUT_S = 10
@@ -125,14 +132,45 @@ class TritonServer:
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
             f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",
+            *self._gpu_options(),
         ]
+
+    def _gpu_options(self) -> list[str]:
+        """Of a target that runs on a GPU: room for the tensors that stay there, and leave to load
+        engines of an earlier TensorRT where some were built for that.
+        """
+        if self.target == "cpu":
+            return []
+        entries, limits = served_entries(self.repository, self.target)
+        size = gpu_memory(entries, self.repository, limits).pool
+        options = [f"--cuda-memory-pool-byte-size={GPU_INDEX}:{size}"]
+        if need_host_code(entries, self.repository):
+            options.append("--backend-config=tensorrt,version-compatible=true")
+        return options
+
+    def _check_gpu(self) -> None:
+        """Raises ArtifactError where the engines do not load on this machine, or do not fit."""
+        gpu = None if self.target == "cpu" else first_gpu()
+        if gpu is None:
+            return
+        entries, limits = served_entries(self.repository, self.target)
+        if problems := check_engines(entries, self.repository, gpu):
+            raise ArtifactError(
+                f"{self.repository} holds engines for another machine: {'; '.join(problems)}. "
+                "Export them here, in the builder image of this server"
+            )
+        if gpu.memory_mib is not None:
+            needed = gpu_memory(entries, self.repository, limits)
+            check_memory(needed, gpu.memory_mib << 20, gpu.name)
 
     def start(self) -> None:
         """Starts the process and returns at once; `wait_ready` waits for its first answer.
 
         Raises:
-            ArtifactError: The log cannot be written.
+            ArtifactError: The log cannot be written, or the engines are for another GPU or
+                TensorRT, or do not fit.
         """
+        self._check_gpu()
         remove_orphaned_shared_memory()
         if self.log is not None:
             self._log_file = open_log(self.log, "ab")

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.cli import doctor, nvidia, probes
+from regionspot.cli import doctor, probes
 from regionspot.cli.findings import Finding, Status
 from regionspot.cli.main import main
+from regionspot.cli.nvidia import examine_driver
 from regionspot.cli.probes import Probe
+from regionspot.runtime import nvidia
+from regionspot.runtime.nvidia import read_driver
 
 OPTIONAL = {
     "hotcoco",
@@ -323,7 +326,7 @@ def test_gpus_and_the_container_that_their_driver_runs(
     rows: str, header: str, status: str, said: str, mend: str, smi: Path, tmp_path: Path
 ) -> None:
     put_nvidia_smi(smi, rows, header)
-    finding = nvidia.examine_driver(nvidia.read_driver(tmp_path / "none"))
+    finding = examine_driver(read_driver(tmp_path / "none"))
     assert finding.status == status and said in finding.detail
     assert mend in finding.mend and bool(mend) == bool(finding.mend)
 
@@ -362,7 +365,7 @@ def test_nvidia_smi_that_fails(
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  595.71.06  Fri Jan 10 20:00:00 UTC 2026\n"
         "GCC version:  gcc version 13.3.0 (GCC)\n"
     )
-    finding = nvidia.examine_driver(nvidia.read_driver(kernel))
+    finding = examine_driver(read_driver(kernel))
     assert finding.status == "WARN" and finding.detail.startswith("driver 595.71.06: ")
     assert said in finding.detail and mend in finding.mend
 
@@ -372,7 +375,7 @@ def test_nvidia_smi_that_hangs(smi: Path, tmp_path: Path, monkeypatch: pytest.Mo
     put_nvidia_smi(smi, "")
     (smi / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(nvidia, "QUERY_SECONDS", 0.2)
-    finding = nvidia.examine_driver(nvidia.read_driver(tmp_path / "none"))
+    finding = examine_driver(read_driver(tmp_path / "none"))
     assert finding.status == "WARN" and "did not end in 0.2 s" in finding.detail
 
 
@@ -380,13 +383,13 @@ def test_driver_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(nvidia, "has_nvidia_gpu", lambda: False)
     kernel = tmp_path / "version"
-    assert nvidia.read_driver(kernel) is None
-    assert nvidia.examine_driver(None).status == "OK"
+    assert read_driver(kernel) is None
+    assert examine_driver(None).status == "OK"
     kernel.write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  "
         "(dvs-builder@U22-I3-B17-02-5)  Tue Sep 23 09:55:41 UTC 2025\n"
     )
-    finding = nvidia.examine_driver(nvidia.read_driver(kernel))
+    finding = examine_driver(read_driver(kernel))
     assert finding.detail == "driver 580.95.05: nvidia-smi is not on the PATH"
     assert "NVIDIA_DRIVER_CAPABILITIES" in finding.mend
 

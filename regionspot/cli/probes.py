@@ -159,9 +159,10 @@ def _devices_without_gpu(cuda: str | None) -> Finding | str:
     Args:
         cuda: the version that PyTorch is built for; None for a CPU build.
     """
-    from regionspot.cli import nvidia
+    from regionspot.cli.nvidia import NAME
+    from regionspot.runtime.nvidia import oldest_driver, read_driver
 
-    driver = nvidia.read_driver()
+    driver = read_driver()
     if cuda is None and (driver is None or not driver.gpus):
         return "cpu"
     detail = "cpu alone, though " + (
@@ -174,18 +175,19 @@ def _devices_without_gpu(cuda: str | None) -> Finding | str:
         detail += ": no NVIDIA driver is loaded"
         mend = "install NVIDIA's driver, or ignore this on a machine without an NVIDIA GPU"
     elif not driver.runs(cuda):
-        oldest = nvidia.oldest_driver(cuda)
+        oldest = oldest_driver(cuda)
         detail += f", which needs driver {oldest} or later, not {driver.version}"
         mend = f"install driver {oldest} or later, or PyTorch for an older CUDA (docs/export.md)"
     else:
-        mend = f"see the line {nvidia.NAME} above, and whether CUDA_VISIBLE_DEVICES hides GPUs"
+        mend = f"see the line {NAME} above, and whether CUDA_VISIBLE_DEVICES hides GPUs"
     return Finding("devices", "WARN", detail, mend)
 
 
 def _nvidia_gpu() -> Finding:
-    from regionspot.cli import nvidia
+    from regionspot.cli.nvidia import examine_driver
+    from regionspot.runtime.nvidia import read_driver
 
-    return nvidia.examine_driver(nvidia.read_driver())
+    return examine_driver(read_driver())
 
 
 def _has_nvidia_gpu() -> bool:

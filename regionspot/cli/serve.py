@@ -8,6 +8,7 @@ import argparse
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,6 +85,18 @@ def _add_init(commands: Any) -> None:
         dest="limits",
         default=[],
         help="change a limit of requests, such as max_regions=100 or image_cache_mb=4096",
+    )
+    init.add_argument(
+        "--allow-unverified",
+        action="store_true",
+        help="also serve engines that were never compared with the model",
+    )
+    init.add_argument(
+        "--gpu-memory",
+        type=float,
+        metavar="GIB",
+        help="of the GPU that will serve, which everything must fit into (default: of this "
+        "machine's, if it has one)",
     )
     init.add_argument(
         "--graphs",
@@ -203,6 +216,7 @@ def _init(arguments: argparse.Namespace) -> int:
             _pair(text, "--vocabulary", 'NAME=WORDS, such as pets="cat,dog"')
             for text in arguments.vocabularies
         )
+    gpu_memory_mib = _mebibytes(arguments.gpu_memory)
     for target in arguments.target.split(","):
         options = RepositoryOptions(
             target=target.strip(),
@@ -211,13 +225,37 @@ def _init(arguments: argparse.Namespace) -> int:
             vocabularies=vocabularies,
             limits=limits,
             graphs=arguments.graphs if target.strip() == "cpu" else None,
+            allow_unverified=arguments.allow_unverified,
+            gpu_memory_mib=gpu_memory_mib,
         )
         names = make_repository(arguments.artifacts, arguments.out, options)
         print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
+        if options.target != "cpu":
+            _tell_about_gpu(arguments.out, options.target)
     print(
         f"start it with\n  {shlex.join(['regionspot-serve', 'up', '--repository', arguments.out])}"
     )
     return 0
+
+
+def _mebibytes(gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not 0 < gib < 1e6:  # false for NaN, too
+        raise InputError(f"--gpu-memory is the GPU's memory in GiB, such as 24, not {gib}")
+    return int(gib * 1024)
+
+
+def _tell_about_gpu(repository: str, target: str) -> None:
+    """Prints the memory that a target takes, and warns of engines that will not load here."""
+    from regionspot.serving.gpu import check_engines, first_gpu, gpu_memory
+    from regionspot.serving.repository import served_entries
+
+    entries, limits = served_entries(repository, target)
+    print(f"it takes about {gpu_memory(entries, Path(repository), limits)}")
+    gpu = first_gpu()
+    for problem in check_engines(entries, Path(repository), gpu) if gpu else ():
+        print(f"warning: on this machine the engine {problem}", file=sys.stderr)
 
 
 def _limits(pairs: Sequence[str]) -> dict[str, int]:

@@ -140,6 +140,8 @@ class EngineSidecar:
         warnings: what TensorRT warned of.
         layers: the kernels in figures, as of `regionspot.export.trt_layers.LayerReport`; empty
             where the builder does not list them.
+        scratch_mib: memory for activations that a context of the largest shapes needs, in MiB; None
+            in older sidecars, and where the builder does not tell.
         version_compatible: whether later releases of TensorRT load it, by code that it carries.
         hardware_compatibility: one of `HARDWARE_LEVELS`, or None.
         built_on: of a TensorRT engine; None for TensorRT-RTX, and in older sidecars.
@@ -161,6 +163,7 @@ class EngineSidecar:
     onnx: dict[str, str]
     warnings: tuple[str, ...] = ()
     layers: dict[str, Any] = field(default_factory=dict)
+    scratch_mib: float | None = None
     version_compatible: bool = False
     hardware_compatibility: str | None = None
     built_on: BuildHost | None = None

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from regionspot.errors import ArtifactError
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.runner import Tensors, check_feeds, failed_run
+from regionspot.serving.contract import GPU_INDEX
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class BlsRunner:
             model_name=self.spec.name,
             requested_output_names=list(self.spec.output_names),
             inputs=inputs,
-            preferred_memory=pb_utils.PreferredMemory(memory, 0),
+            preferred_memory=pb_utils.PreferredMemory(memory, GPU_INDEX),
         )
         response = request.exec()
         if response.has_error():

@@ -52,3 +52,12 @@ class ImageCache:
                 _, forgotten = self._kept.popitem(last=False)
                 self.size_bytes -= forgotten.nbytes
                 self.evictions += 1
+
+    def clear(self) -> bool:
+        """Forgets all pictures, where memory is short. Returns whether there was any."""
+        with self._lock:
+            forgotten = len(self._kept)
+            self._kept.clear()
+            self.size_bytes = 0
+            self.evictions += forgotten
+        return forgotten > 0

@@ -18,14 +18,9 @@ from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.exchange import Exchange
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState, read_vocabulary
 from regionspot.serving.backends.requests import arrays_of, log
-from regionspot.serving.contract import INPUTS, MAX_BATCH, Limits
+from regionspot.serving.contract import INPUTS, WORKERS, Limits
 from regionspot.serving.messages import Answer, Question
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
-
-WORKERS = 2 * MAX_BATCH
-"""Pictures that are worked on at once where the graphs are models of the server: while the encoders
-have one batch, the next one is decoded and the one before is named.
-"""
 
 COUNTERS = {
     "image_cache_hits": "questions about pictures that were encoded before",

@@ -205,9 +205,20 @@ class Recognizer:
         with counts.timed("decode"):
             pixels = _pixels(image, self._limits.max_image_pixels)
         with counts.timed("encoders"):
-            picture = self._predictor.encode(pixels)
+            picture = self._encoded(pixels)
         images.put(handle, picture)
         return picture, handle, False
+
+    def _encoded(self, pixels: UInt8Array) -> EncodedPicture:
+        """A picture through both encoders; once more without the kept ones, if that fails for want
+        of memory.
+        """
+        try:
+            return self._predictor.encode(pixels)
+        except ArtifactError:
+            if not self._shared.images.clear():
+                raise
+        return self._predictor.encode(pixels)
 
 
 def _pixels(image: bytes, max_pixels: int) -> UInt8Array:

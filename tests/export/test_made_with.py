@@ -14,8 +14,9 @@ from regionspot.export.made_with import build_host, preprocessing_of, versions
 from regionspot.modeling.pipelines import graph_fingerprints
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
-from regionspot.provenance import driver_version, version_of
+from regionspot.provenance import version_of
 from regionspot.runtime.engine_file import BuildHost
+from regionspot.runtime.nvidia import read_driver
 from regionspot.runtime.preprocessing import Preprocessing
 from regionspot.transforms import RESIZE, resize_image
 
@@ -123,4 +124,6 @@ def test_where_an_engine_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_host() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
-    assert build_host() == BuildHost(120, driver_version(), torch.version.cuda)
+    driver = read_driver()
+    found = driver.version if driver else None
+    assert build_host() == BuildHost(120, found, torch.version.cuda)

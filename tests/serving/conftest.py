@@ -4,6 +4,7 @@ type.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,16 @@ import pytest
 from regionspot.data.coco_json import CocoDataset
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
-from regionspot.runtime.artifacts import TOKENIZER, Manifest
-from regionspot.runtime.engine_file import file_sha256
+from regionspot.runtime.artifacts import TOKENIZER, GraphEntry, Manifest
+from regionspot.runtime.engine_file import (
+    DYNAMIC,
+    BuildHost,
+    EngineSidecar,
+    EngineTensor,
+    file_sha256,
+    profile_of,
+    write_engine,
+)
 from regionspot.runtime.opening import open_pipeline
 from regionspot.serving.client import RegionClient
 from regionspot.serving.records import ServerRecord, running_server
@@ -86,6 +95,41 @@ def encoder(predictor: RegionPredictor) -> VocabularyEncoder:
     return VocabularyEncoder(predictor.pipeline.text_encoder)
 
 
+SCRATCH_MIB = 100.0
+
+
+def sidecar_of(entry: GraphEntry, plan: bytes) -> EngineSidecar:
+    """As TensorRT 11.4 on an L4 would leave it."""
+    profile = profile_of(entry.spec)
+    shapes = {
+        tensor.name: tuple(DYNAMIC if isinstance(axis, str) else axis for axis in tensor.shape)
+        for tensor in (*entry.spec.inputs, *entry.spec.outputs)
+    }
+    return EngineSidecar(
+        graph=entry.name,
+        flavour="tensorrt",
+        file=f"{entry.name}.plan",
+        size_bytes=len(plan),
+        sha256=hashlib.sha256(plan).hexdigest(),
+        versions={"tensorrt": "11.4.0.106"},
+        compute_capabilities=(),
+        device="NVIDIA L4",
+        optimization_level=3,
+        workspace_mib=None,
+        build_s=1.0,
+        inputs=tuple(
+            EngineTensor(one.name, one.dtype, shapes[one.name], profile[one.name])
+            for one in entry.spec.inputs
+        ),
+        outputs=tuple(
+            EngineTensor(one.name, one.dtype, shapes[one.name]) for one in entry.spec.outputs
+        ),
+        onnx={},
+        scratch_mib=SCRATCH_MIB,
+        built_on=BuildHost(89, "580.95.05", "13.0"),
+    )
+
+
 @pytest.fixture(scope="session")
 def engines(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artefacts as if they had been built by TensorRT, which no machine without its GPU can do:
@@ -96,8 +140,10 @@ def engines(mini_artifacts_with_masks: Path, tmp_path_factory: pytest.TempPathFa
     write_atomically(directory / TOKENIZER, (mini_artifacts_with_masks / TOKENIZER).read_bytes())
     for entry in manifest.graphs:
         name = f"tensorrt/fp32/{entry.name}.plan"
-        write_atomically(directory / name, b"not an engine: " + entry.name.encode())
-        files = {name: file_sha256(directory / name)}
+        plan = b"not an engine: " + entry.name.encode()
+        write_engine(directory / name, plan, sidecar_of(entry, plan))
+        paths = (name, name.replace(".plan", ".json"))
+        files = {path: file_sha256(directory / path) for path in paths}
         manifest = manifest.with_entry(replace(entry, format="tensorrt", file=name, files=files))
         text = entry.file if entry.name == "clip_text_encoder" else None
         if text is None:

@@ -5,6 +5,7 @@ are not here.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -13,23 +14,26 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.locks import locked
 from regionspot.runtime.graphs import served_graphs
 from regionspot.serving import canary
-from regionspot.serving.client import RegionClient
+from regionspot.serving.client import RegionClient, make_question
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.environment import find_installation
+from regionspot.serving.model_config import graph_config, read_config, write_config
 from regionspot.serving.ports import METRICS_PORT, Ports
 from regionspot.serving.processes import SHARED_MEMORY, remove_orphaned_shared_memory, running_stubs
 from regionspot.serving.records import ServerRecord, running_server, start_detached
-from regionspot.serving.repository import RepositoryOptions, make_repository
+from regionspot.serving.repository import RepositoryOptions, make_repository, served_entries
 from regionspot.serving.server import TritonServer
 from regionspot.serving.supervisor import (
     HANG_S,
@@ -39,6 +43,7 @@ from regionspot.serving.supervisor import (
     Supervisor,
 )
 from regionspot.serving.triton import Connection, pipeline_from_triton
+from regionspot.structures import RegionPredictions
 
 BOX = [[5, 5, 90, 90]]
 
@@ -288,6 +293,64 @@ def test_graphs_as_models_of_their_own(
         assert np.array_equal(one.class_ids, expected.class_ids) and one.masks == expected.masks
         np.testing.assert_allclose(one.top_scores, expected.top_scores, atol=1e-5)
     np.testing.assert_allclose(words.top_scores, expected_words.top_scores, atol=1e-5)
+
+
+def test_graphs_of_a_gpus_repository_batch_whatever_is_asked(
+    mini_artifacts_with_masks: Path, home: Path, tmp_path: Path
+) -> None:
+    """On a CPU, with the batching and the warm-up of a GPU: requests that differ in all that they
+    may, several pictures of one request, and a picture that is known.
+    """
+    repository = tmp_path / "repository"
+    make_repository(mini_artifacts_with_masks, repository, RepositoryOptions(graphs="triton"))
+    for entry in served_entries(repository, "cpu")[0]:
+        path = repository / entry.name / "configs" / "cpu.pbtxt"
+        config = read_config(path)
+        on_gpu = graph_config(entry.spec, "onnxruntime", "x", True)
+        assert config.dynamic_batching == on_gpu.dynamic_batching
+        config.model_warmup.extend(on_gpu.model_warmup)
+        path.write_text(write_config(config))
+    pictures = [noise(index) for index in range(56)]
+    with (
+        running_server(repository, home) as running,
+        RegionClient(running.ports.grpc_url, 120) as client,
+        Connection(running.ports.grpc_url) as connection,
+    ):
+
+        def ask(index: int) -> RegionPredictions:
+            words = "mini" if index % 2 else ["plain green toy", "plain red toy"]
+            boxes = [[10, 10, 100, 100]] * (1 + index % 5)
+            return client.recognize(pictures[index], boxes, words, return_masks=index % 3 == 0)
+
+        def executions(model: str) -> int:
+            return int(connection.statistics(model).get("execution_count", 0))
+
+        alone = [ask(index) for index in range(48, 56)]
+        before = executions(MODEL)
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(ask, range(48)))
+        assert len(found) == 48 and executions(MODEL) - before <= 16
+
+        one = make_question(pictures[48], [[10, 10, 100, 100]], "mini").to_tensors()
+        images = np.array([[picture] for picture in pictures[48:]], np.object_)
+        many = {name: np.repeat(array, len(images), axis=0) for name, array in one.items()}
+        for known in (True, False):
+            if not known:
+                images = np.array([[noise(index)] for index in range(100, 108)], np.object_)
+            before = executions("sam_image_encoder")
+            answer = connection.infer(MODEL, many | {"image": images})
+            assert answer["cached"].all() == known
+            ran = executions("sam_image_encoder") - before
+            assert ran == 0 if known else 0 < ran < len(images)
+        assert [len(one) for one in alone] == [1 + index % 5 for index in range(48, 56)]
+
+
+def noise(seed: int) -> bytes:
+    """An image that no other is like, as PNG."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_the_servers_code_loads_no_pytorch(home: Path) -> None:

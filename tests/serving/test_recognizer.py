@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionspot.errors import InputError
-from regionspot.predictor import RegionPredictor
+from regionspot.errors import ArtifactError, InputError
+from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.runtime.runner import Array
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState
@@ -338,6 +338,44 @@ def test_the_image_cache_is_bounded(predictor: RegionPredictor) -> None:
     small = ImageCache(size - 1)
     small.put("a", pictures[0])
     assert len(small) == 0 and small.size_bytes == 0
+
+
+class ShortOfMemory:
+    """A predictor that fails to encode while the cache holds more than it may."""
+
+    def __init__(self, predictor: RegionPredictor, cache: ImageCache, most: int) -> None:
+        self.predictor, self.cache, self.most = predictor, cache, most
+
+    def encode(self, image: Array) -> EncodedPicture:
+        if len(self.cache) > self.most:
+            raise ArtifactError("CUDA out of memory")
+        return self.predictor.encode(image)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.predictor, name)
+
+
+def test_kept_pictures_make_room_where_memory_is_short(
+    predictor: RegionPredictor, encoder: VocabularyEncoder
+) -> None:
+    shared = state_of(predictor, encoder, Limits())
+
+    def ask_about(most: int, color: int) -> None:
+        short: Any = ShortOfMemory(predictor, shared.images, most)
+        ask(
+            Recognizer(short, shared),
+            image=png(40, 30, color),
+            boxes=[[1, 1, 20, 20]],
+            vocabulary="toys",
+        )
+
+    for color in range(3):
+        ask_about(most=9, color=color)
+    assert len(shared.images) == 3
+    ask_about(most=2, color=9)
+    assert len(shared.images) == 1 and shared.images.evictions == 3
+    with pytest.raises(ServingError):  # memory is short without any
+        ask_about(most=-1, color=10)
 
 
 def test_base64_text(recognizer: Recognizer) -> None:
