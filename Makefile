@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test docs fuzz lint export serve-demo bench clean
+.PHONY: help setup demo test native-test docs fuzz lint export serve-demo bench gpu-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -100,6 +100,11 @@ bench: setup  ## what each artefact costs and gains here, mini and full size bes
 	  $(BIN)/regionspot-benchmark load --url 127.0.0.1:18011 --data $(BENCH)/data/val.json --json $(BENCH)/load.json
 	$(BIN)/regionspot-benchmark report $(addprefix $(BENCH)/,$(addsuffix .json,latency accuracy load peers train masks)) \
 	  --json $(BENCH)/report.json --html $(BENCH)/report.html --markdown $(BENCH)/report.md
+
+MINUTES ?= 8
+
+gpu-check: setup  ## what works on this machine's GPU and how fast, in MINUTES (8): benchmarks/results/gpu_NAME.json
+	$(BIN)/python -m regionspot.benchmarks.gpu_check --resume --minutes $(MINUTES)
 
 clean:  ## remove what was built and run; keeps .venv
 	rm -rf build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

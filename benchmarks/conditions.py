@@ -18,6 +18,8 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "tensorrt",
+    "tensorrt_rtx-cu13-bindings",
 )
 
 

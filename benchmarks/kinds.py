@@ -153,6 +153,31 @@ KINDS = {
         ),
         ("images_per_s",),
     ),
+    "gpu_check": Kind(
+        "GPU check",
+        "What works on a GPU, and how fast each graph and the whole path are there. Roofline is "
+        "the share of the time that this GPU's measured rates of a matrix product and of a copy "
+        "would leave of it.",
+        (
+            Column("stage", "stage"),
+            *_TARGET,
+            Column("graph", "graph"),
+            Column("batch", "batch", "d"),
+            Column("regions", "regions", "d"),
+        ),
+        (
+            Column("result", "result"),
+            Column("n", "n", "d"),
+            *_TIMES[:2],
+            Column("per_second", "images/s", ".1f"),
+            Column("device_mb", "GPU MiB", ".0f"),
+            Column("gflop", "GFLOP", ".1f"),
+            Column("gflops", "GFLOP/s", ".0f"),
+            Column("roofline", "roofline", ".0%"),
+            _NOTE,
+        ),
+        ("p50_ms", "device_mb"),
+    ),
     "mask_encoding": Kind(
         "Masks",
         "SAM's mask logits to run-length masks at the picture's size: Sam.postprocess_masks, "

@@ -17,7 +17,9 @@ from typing import Any
 from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.latency_worker import (
     DECODERS,
+    GPU_WARM_UP,
     TEXT_LENGTH,
+    WARM_UP,
     WHOLE,
     WHOLE_WITH_MASKS,
     Request,
@@ -102,7 +104,7 @@ def measure(setup: Setup) -> dict[str, Any]:
             picture=described,
             words=request.words,
             threads=request.threads,
-            warm_up=1,
+            warm_up=WARM_UP if setup.device == "cpu" else GPU_WARM_UP,
             repetitions=f"{request.at_least} to {request.at_most}, until {request.seconds} s",
             memory="resident, MiB: peak_mb above the opened model, total_mb the whole process",
             includes=INCLUDES,

@@ -34,6 +34,8 @@ DECODERS = {WHOLE: "sam_token_decoder_prompts", WHOLE_WITH_MASKS: "sam_mask_deco
 
 CONTEXT = ("image_embeddings", "image_projections", "image_statistics")
 TEXT_LENGTH = 16
+WARM_UP, GPU_WARM_UP = 1, 3
+"""Runs that are not timed."""
 
 Run = Callable[[], object]
 
@@ -96,8 +98,8 @@ def measure(pipeline: RegionPipeline, request: Request) -> Iterator[dict[str, An
             }
             try:
                 yield row | _timed(pipeline, request, graph, sizes)
-            except RegionSpotError as error:
-                yield row | {"note": str(error).splitlines()[0]}
+            except (RegionSpotError, RuntimeError) as error:  # the latter is PyTorch's
+                yield row | {"note": (str(error).splitlines() or [repr(error)])[0]}
 
 
 def sizes_of(graph: str, request: Request) -> list[dict[str, int | None]]:
@@ -118,7 +120,10 @@ def _timed(
 ) -> dict[str, Any]:
     memory, device = PeakMemory(), _DeviceMemory(request.device)
     run = _prepare(pipeline, request, graph, sizes)
-    run()  # the first of a size makes the runtimes' buffers, and kernels where they are compiled
+    # the first of a size makes buffers, and kernels where they are compiled; TensorRT's second
+    # captures a CUDA graph
+    for _ in range(WARM_UP if device.cuda is None else GPU_WARM_UP):
+        run()
     memory.start()
     clock = cuda_clock if device.cuda is not None else wall_clock
     seconds = repeat(run, request.at_least, request.seconds, request.at_most, clock)

@@ -7,6 +7,7 @@ there can be: weights, inputs and outputs once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from regionspot.export.plan import sizing_model
 from regionspot.modeling.graphs import graph_module, model_sizes
 from regionspot.runtime.graphs import graph_specs
 
-GEMM_SIDE = 2048
-COPY_BYTES = 1 << 28
+GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
+COPY_BYTES, GPU_COPY_BYTES = 1 << 28, 1 << 30
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -113,7 +114,8 @@ class Rates:
     """What a machine was measured to do.
 
     Args:
-        gemm: precision -> operations a second of a square matrix product of GEMM_SIDE.
+        gemm: precision -> operations a second of a square matrix product of GEMM_SIDE, or
+            GPU_GEMM_SIDE.
         copy: bytes a second, read and written bytes both counted.
     """
 
@@ -135,26 +137,29 @@ def measure_rates(device: str = "cpu", threads: int | None = None) -> Rates:
     """
     if threads:
         torch.set_num_threads(threads)
-    flops = 2 * GEMM_SIDE**3
-    gemm = {"fp32": flops / _best(_product(torch.float32, device), device)}
-    gemm["int8"] = flops / _best(_int8_product(device), device)
-    if device != "cpu":
-        halves = {"fp16": torch.float16, "bf16": torch.bfloat16}
-        gemm |= {
-            name: flops / _best(_product(dtype, device), device) for name, dtype in halves.items()
-        }
-    source = torch.ones(COPY_BYTES // 4, device=device)
+    on_cpu = device == "cpu"
+    side, moved = (GEMM_SIDE, COPY_BYTES) if on_cpu else (GPU_GEMM_SIDE, GPU_COPY_BYTES)
+    flops = 2 * side**3
+    dtypes = {"fp32": torch.float32}
+    if not on_cpu:
+        dtypes |= {"fp16": torch.float16, "bf16": torch.bfloat16}
+    gemm = {
+        name: flops / _best(_product(dtype, device, side), device) for name, dtype in dtypes.items()
+    }
+    with contextlib.suppress(RuntimeError):  # GPUs and builds without products in int8
+        gemm["int8"] = flops / _best(_int8_product(device, side), device)
+    source = torch.ones(moved // 4, device=device)
     target = torch.empty_like(source)
-    return Rates(gemm, 2 * COPY_BYTES / _best(lambda: target.copy_(source), device))
+    return Rates(gemm, 2 * moved / _best(lambda: target.copy_(source), device))
 
 
-def _product(dtype: torch.dtype, device: str) -> Callable[[], object]:
-    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(dtype) for _ in range(2))
+def _product(dtype: torch.dtype, device: str, side: int) -> Callable[[], object]:
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: left @ right
 
 
-def _int8_product(device: str) -> Callable[[], object]:
-    shape = (GEMM_SIDE, GEMM_SIDE)
+def _int8_product(device: str, side: int) -> Callable[[], object]:
+    shape = (side, side)
     if device != "cpu":
         left, right = (torch.randint(-9, 9, shape, device=device).to(torch.int8) for _ in range(2))
         return lambda: torch._int_mm(left, right)

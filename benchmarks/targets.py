@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "torch_fp32"
 TORCH_BF16, TORCH_ON_CUDA = "torch_bf16", "torch-compile_bf16"
-"""In bf16, where the device has instructions for it; and with both encoders compiled besides."""
+"""In bf16, where the device has instructions for it; and compiled besides."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,13 @@ def open_target(
         return
     import torch
 
+    from regionspot.modeling.pipelines import pipeline_from_model
     from regionspot.modeling.presets import create_model
 
     if threads:
         torch.set_num_threads(threads)
     opened = create_model(**model, device=device, dtype=target.precision)
     if target.runtime == "torch-compile":
-        setattr(opened.sam, "encode_image", torch.compile(opened.sam.encode_image))  # noqa: B010
-        opened.clip.clip.visual.transformer = torch.compile(opened.clip.clip.visual.transformer)
-    yield opened
+        yield pipeline_from_model(opened, compiled=True)
+    else:
+        yield opened

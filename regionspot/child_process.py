@@ -4,6 +4,7 @@ memory that must be measured apart. Imports nothing heavy: `regionspot doctor` u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -31,8 +32,8 @@ class ModuleRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of its output that are JSON objects."""
-        lines = self.output.decode(errors="replace").splitlines()
+        """The whole lines of its output that are JSON objects."""
+        lines = self.output.decode(errors="replace").split("\n")[:-1]  # the last may be cut off
         return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -42,25 +43,44 @@ def run_module(
     environment: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> ModuleRun:
-    """Runs `python -m MODULE ARGUMENTS`, and waits for its end.
+    """Runs `python -m MODULE ARGUMENTS`, and waits for its end. When the time is over, or what runs
+    this is interrupted, the process and all that it has started are killed.
 
     Args:
         environment: variables in addition to those of this process.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     variables = {**os.environ, **(environment or {})}
-    try:
-        child = subprocess.run(command, capture_output=True, env=variables, timeout=timeout_s)
-    except subprocess.TimeoutExpired as error:
-        return ModuleRun(error.stdout or b"", f"did not end in {timeout_s:.0f} s")
-    return ModuleRun(child.stdout, _exit_reason(child) if child.returncode else None)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=variables,
+        start_new_session=True,
+    ) as child:
+        try:
+            output, errors = child.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            _kill(child)
+            return ModuleRun(error.stdout or b"", f"did not end in {timeout_s:.0f} s")
+        except BaseException:
+            _kill(child)
+            raise
+    failure = _exit_reason(child.returncode, errors) if child.returncode else None
+    return ModuleRun(output, failure)
 
 
-def _exit_reason(child: subprocess.CompletedProcess[bytes]) -> str:
+def _kill(leader: subprocess.Popen[bytes]) -> None:
+    """A process that leads a session, with the others of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
+def _exit_reason(status: int, errors: bytes) -> str:
     """ "crashed (SIGSEGV)", or "ended with status 3: " and the last line that it wrote to
     stderr.
     """
-    if child.returncode < 0:
-        return f"crashed ({signal.Signals(-child.returncode).name})"
-    last = (child.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
-    return f"ended with status {child.returncode}: {last[:MAX_MESSAGE]}"
+    if status < 0:
+        return f"crashed ({signal.Signals(-status).name})"
+    last = (errors.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    return f"ended with status {status}: {last[:MAX_MESSAGE]}"

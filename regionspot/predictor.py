@@ -148,11 +148,14 @@ class RegionPredictor:
             sam_image, input_size, clip_image = model_inputs(
                 pixels, self._sam_transform, self._clip_transform
             )
+        encoded, patch_tokens = self.pipeline.encode(
+            sam_image[None], [input_size], clip_image[None]
+        )
         return EncodedPicture(
             height=pixels.shape[0],
             width=pixels.shape[1],
-            encoded=self.pipeline.encode_image(sam_image[None], [input_size]),
-            patch_tokens=self.pipeline.encode_clip(clip_image[None]),
+            encoded=encoded,
+            patch_tokens=patch_tokens,
             clip_fingerprint=self.pipeline.clip_fingerprint(),
         )
 

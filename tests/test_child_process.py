@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,28 @@ def test_how_it_ended(path: dict[str, str], how: str, failure: str) -> None:
     run = run_module("worker", how, environment=path, timeout_s=2.0)
     assert run.failure == failure
     assert run.rows[0] == {"arguments": 1}  # what it said before is kept
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    """Else a stage that hangs would leave its own children on the GPU."""
+    (tmp_path / "parent.py").write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print('{\"pid\": ' + str(child.pid) + '}\\n{\"cut', end='', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    run = run_module("parent", environment={"PYTHONPATH": str(tmp_path)}, timeout_s=3.0)
+    assert run.failure == "did not end in 3 s"
+    (row,) = run.rows  # without the line that was cut off
+    deadline = time.monotonic() + 10
+    while _is_running(row["pid"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(row["pid"])
+
+
+def _is_running(pid: int) -> bool:
+    """Also False for one that nobody has waited for yet."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

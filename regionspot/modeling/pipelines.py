@@ -19,28 +19,38 @@ from regionspot.modeling.precision import DTYPES, precision_of, working_dtypes
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.modeling.sam import SamBackbone
 from regionspot.runtime.graph_spec import Range
-from regionspot.runtime.graphs import Ranges, graph_named, graph_specs
-from regionspot.runtime.pipeline import RegionPipeline
+from regionspot.runtime.graphs import Ranges, graph_named, graph_specs, required_graphs
+from regionspot.runtime.pipeline import SIZES_ON_GPU, RegionPipeline
 from regionspot.runtime.text_encoder import TextInput
-from regionspot.runtime.torch_runner import TorchRunner, evaluating
+from regionspot.runtime.torch_runner import TorchRunner, evaluating, weights_state
 from regionspot.structures import IntArray
 
 ANY_SIZE = Range(1, 1, 1 << 30)
 """Of an axis that PyTorch sets no bounds to."""
 
+COMPILED_STEPS = {step: SIZES_ON_GPU[step] for step in ("prompt_step", "region_step")}
+"""What numbers of prompts and regions are padded to where code is compiled for a few of them."""
 
-def pipeline_from_model(model: RegionSpot) -> RegionPipeline:
+
+def pipeline_from_model(model: RegionSpot, compiled: bool = False) -> RegionPipeline:
     """Over the model's own modules: it follows the model to another device, and sees when its
     weights change.
 
     Its work is chunked as `SamBackbone.prompt_chunk` says. It computes in the precision of the
-    model's weights, and `torch.autocast` around it changes nothing.
+    model's weights, and `torch.autocast` around it changes nothing. On a GPU CLIP's image encoder
+    has a CUDA stream of its own, on which it works beside SAM's.
+
+    Args:
+        compiled: run what every prediction needs through `torch.compile`. The first image takes a
+            minute or more, and so does the first with another number of regions or words; later
+            ones are faster on a GPU, most of all in half precision. Numbers change by rounding.
 
     Raises:
         InputError: weights in different precisions, or in another than float32, bfloat16 and
             float16.
     """
-    return _pipeline(model, partial(graph_module, model), partial(pipeline_from_model, model))
+    reopen = partial(pipeline_from_model, model, compiled)
+    return _pipeline(model, partial(graph_module, model), reopen, compiled)
 
 
 def pipeline_from_backbones(
@@ -67,7 +77,10 @@ def pipeline_from_backbones(
 
 
 def _pipeline(
-    model: RegionSpot, module: Callable[[str], nn.Module], reopen: Callable[[], RegionPipeline]
+    model: RegionSpot,
+    module: Callable[[str], nn.Module],
+    reopen: Callable[[], RegionPipeline],
+    compiled: bool = False,
 ) -> RegionPipeline:
     precision = precision_of(model)
     info = model_info(model)
@@ -83,7 +96,13 @@ def _pipeline(
     def open_runner(graph: str) -> TorchRunner:
         # making the module switches what it shares with the model to evaluation
         with evaluating(model):
-            return TorchRunner(module(graph), specs[graph], check=check_precision)
+            return TorchRunner(
+                module(graph),
+                specs[graph],
+                check=check_precision,
+                compiled=compiled and graph in required_graphs(),
+                own_stream=graph == "clip_image_encoder",
+            )
 
     return RegionPipeline(
         info,
@@ -92,6 +111,7 @@ def _pipeline(
         precision=precision,
         fingerprint=graph_fingerprints(model),
         prompt_chunk=model.sam.prompt_chunk,
+        **(COMPILED_STEPS if compiled else {}),
         reopen=reopen,
         text_input=lambda: TextInput(partial(_tokens, model.clip.tokenizer), model.clip.templates),
     )
@@ -113,7 +133,7 @@ def graph_fingerprints(model: RegionSpot) -> Callable[[str], str]:
 
     def of_parts(parts: tuple[str, ...]) -> str:
         tensors = tensors_of(parts)
-        state = _state(*tensors.values())
+        state = weights_state(*tensors.values())
         kept = hashed.get(parts)
         if kept is None or kept[0] != state:
             fingerprint = (
@@ -148,35 +168,6 @@ def weights_fingerprint(**parts: nn.Module | torch.Tensor) -> str:
                 tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             )
     return digest.hexdigest()
-
-
-def _state(*parts: nn.Module | torch.Tensor) -> tuple[tuple[int, int], ...]:
-    """Changes when a tensor is replaced or written to, without reading its numbers.
-
-    PyTorch counts no writes through `tensor.data`, and none to tensors made in inference mode: they
-    go unnoticed.
-    """
-    tensors = [
-        tensor
-        for part in parts
-        for tensor in ([part] if isinstance(part, torch.Tensor) else _held(part))
-    ]
-    return tuple(
-        (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors
-    )
-
-
-def _held(module: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers. It runs with every request: `modules()` and names would take most of
-    its time.
-    """
-    found: list[torch.Tensor | None] = []
-    parts = [module]
-    for part in parts:  # which grows meanwhile
-        found += part._parameters.values()
-        found += part._buffers.values()
-        parts += (child for child in part._modules.values() if child is not None)
-    return [tensor for tensor in found if tensor is not None]
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -81,12 +81,12 @@ def by_head(vectors: Tensor, image: Tensor, onto: Tensor | None = None) -> Tenso
 
     To broadcast the shared factor, eager PyTorch would copy it N times, which costs more than all
     the rest. On a CPU each prompt has its own product, in place; on a GPU, where each would be a
-    launch, all have one, which is copied.
+    launch, and in compiled code, where each would be traced, all have one, which is copied.
     """
     if torch.compiler.is_exporting():
         product = flatten_heads(vectors @ image.unsqueeze(1))
         return product if onto is None else onto + product
-    if vectors.is_cuda:
+    if vectors.is_cuda or torch.compiler.is_compiling():
         product = by_head_at_once(vectors, image)
         return product if onto is None else onto.add_(product)
     heads, length = vectors.shape[2:4]
@@ -123,7 +123,7 @@ def sum_by_head(weights: Tensor, values: Tensor) -> Tensor:
     weights = weights.unflatten(2, (values.shape[1], -1))
     if torch.compiler.is_exporting():
         return weights @ values.mT.unsqueeze(1)
-    if weights.is_cuda:
+    if weights.is_cuda or torch.compiler.is_compiling():
         return sum_by_head_at_once(weights, values)
     sums = weights.new_empty(*weights.shape[:4], values.shape[2])
     for of_image, shared, out in zip(weights, values.mT, sums, strict=True):

@@ -103,6 +103,11 @@ class OrtRunner:
         )
         self._fixed = FixedBuffers(self._session, spec, self._device) if cuda_graph else None
 
+    @property
+    def waits_for_gpu(self) -> bool:
+        """See `Runner`."""
+        return self._device[0] != "cpu"
+
     def infer(self, feeds: Tensors, keep: Collection[str] = ()) -> dict[str, Any]:
         """See `Runner.infer`. What is kept on a GPU is an `OrtValue`."""
         session, fixed = self._session, self._fixed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -240,6 +241,22 @@ class RegionPipeline:
     def check_mask_prompts(self) -> None:
         """Raises ArtifactError where prompts cannot be masks: their graph was not exported."""
         self.runner(MASK_PROMPT_GRAPH)
+
+    def encode(
+        self, sam_images: UInt8Array, input_sizes: npt.ArrayLike, clip_images: UInt8Array
+    ) -> tuple[EncodedImages, FloatArray]:
+        """`encode_image` and `encode_clip` of the same images, whose arguments and errors these
+        are. On a GPU both encoders work at the same time.
+
+        SAM's side is kept on the device, so that runners with a stream of their own wait for CLIP
+        alone; of runners that always wait (`Runner`), CLIP's gets a thread, which ends here. If
+        both fail, the error is SAM's.
+        """
+        if not getattr(self.runner("clip_image_encoder"), "waits_for_gpu", False):
+            return self.encode_image(sam_images, input_sizes), self.encode_clip(clip_images)
+        with ThreadPoolExecutor(1, thread_name_prefix="regionspot-clip") as pool:
+            maps = pool.submit(self.encode_clip, clip_images)
+            return self.encode_image(sam_images, input_sizes), maps.result()
 
     def encode_image(self, sam_images: UInt8Array, input_sizes: npt.ArrayLike) -> EncodedImages:
         """SAM's image encoder, and the part of its decoder that all prompts share.
@@ -538,8 +555,8 @@ class RegionPipeline:
                 asked = (*part.tensors[context], asked_points, asked_labels, token_ids)
                 outputs = self._run(graph, *asked, keep=fetches, input_sizes=part.input_sizes)
                 kept.append((images, chunk, outputs))
-                if not fetches or sum(map(_nbytes, kept)) > FETCH_BYTES:
-                    _place(self._fetched(graph, kept) if fetches else kept, results)
+                if _on_host(kept[-1]) or sum(map(_nbytes, kept)) > FETCH_BYTES:
+                    _place(self._fetched(graph, kept), results)
                     kept.clear()
         if kept:
             _place(self._fetched(graph, kept), results)
@@ -547,6 +564,8 @@ class RegionPipeline:
 
     def _fetched(self, graph: str, kept: Sequence[_Chunk]) -> list[_Chunk]:
         """The same with arrays on the host in place of kept tensors, in one wait; see `Runner`."""
+        if all(map(_on_host, kept)):
+            return list(kept)
         with self.observer(graph):
             fetch = self.runner(graph).fetch  # type: ignore[attr-defined]
             arrays = iter(fetch([tensor for _, _, outputs in kept for tensor in outputs]))
@@ -641,6 +660,10 @@ class RegionPipeline:
             padded_sizes = _pad_to(sizes[images], 0, rows)
             parts += self._parts(len(changed[images]), embeddings, padded_sizes)
         return EncodedImages(tuple(parts), self._encoder_fingerprint())
+
+
+def _on_host(chunk: _Chunk) -> bool:
+    return all(isinstance(output, np.ndarray) for output in chunk[2])
 
 
 def _nbytes(chunk: _Chunk) -> int:

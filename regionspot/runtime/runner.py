@@ -27,7 +27,10 @@ class Runner(Protocol):
 
     A runner that works apart from the host may also have `fetch(kept) -> arrays`, which copies
     outputs that it kept to the host in one wait. `RegionPipeline` then keeps the results of all
-    chunks of prompts, and waits once for all of them.
+    chunks of prompts, and waits once for all of them. On a GPU such a runner's `infer` waits for
+    nothing if all outputs are kept, and a run of arrays does not wait for other runners: the GPU
+    then does what several of them were asked at the same time. One that always waits for its GPU
+    says so by `waits_for_gpu = True`, and gets a thread where that gives the same.
 
     What is kept can be cut along its first axis as an array can, `kept[1:2]`, unless the runner has
     an attribute `cuts_kept` that is False.

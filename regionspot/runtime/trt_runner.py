@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -150,14 +150,14 @@ class TrtRunner:
         """Copies kept tensors to the host, all in one wait. See `Runner`."""
         with self._lock, self.torch.cuda.device(self.device):
             self._check_open()
-            with self._on_stream():
+            with self._on_stream(kept, keeps=False):
                 return self._to_host(kept)
 
     def _infer(
         self, feeds: Tensors, shapes: dict[str, Shape], keep: Collection[str]
     ) -> dict[str, Any]:
         self.log.clear()
-        with self._on_stream() as caller:
+        with self._on_stream(feeds.values(), keeps=bool(keep)) as caller:
             prepared = self._prepare(shapes)
             for name in self.spec.input_names:
                 self._load(prepared.buffers[name], feeds[name])
@@ -176,17 +176,21 @@ class TrtRunner:
         return {name: outputs[name] for name in self.spec.output_names}
 
     @contextlib.contextmanager
-    def _on_stream(self) -> Iterator[Any]:
-        """Runs on our stream, ordered after the caller's earlier work and before its later work, so
-        that kept tensors go from runner to runner in order. Yields the caller's stream.
+    def _on_stream(self, given: Iterable[Any], keeps: bool) -> Iterator[Any]:
+        """Runs on our stream: after the caller's earlier work if any of what is given is a kept
+        tensor, and before its later work if outputs are kept, so that kept tensors go from runner
+        to runner in order. A run of arrays overlaps with what other runners still do. Yields the
+        caller's stream.
         """
         caller = self.torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(caller)
+        if not all(isinstance(value, np.ndarray) for value in given):
+            self.stream.wait_stream(caller)
         try:
             with self.torch.cuda.stream(self.stream):
                 yield caller
         finally:
-            caller.wait_stream(self.stream)
+            if keeps:
+                caller.wait_stream(self.stream)
 
     def _load(self, buffer: _Buffer, value: Any) -> None:
         """An input into its buffer. Arrays go through pinned memory, which PyTorch gives to no one

@@ -40,6 +40,11 @@ class BlsRunner:
 
     cuts_kept = False
 
+    @property
+    def waits_for_gpu(self) -> bool:
+        """See `Runner`: with a thread for each, SAM's and CLIP's encoders run at the same time."""
+        return self._on_gpu
+
     def __init__(self, spec: GraphSpec, on_gpu: bool) -> None:
         self.spec, self._on_gpu = spec, on_gpu
 

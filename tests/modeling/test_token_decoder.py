@@ -253,7 +253,7 @@ def test_only_the_image_part_looks_at_the_image(mini: Sam, generator: torch.Gene
 def test_products_of_all_prompts_at_once_are_those_of_each(
     batch: int, generator: torch.Generator
 ) -> None:
-    """GPUs take the former, CPUs the latter."""
+    """GPUs and compiled code take the former, CPUs the latter."""
     vectors = torch.randn(batch, 3, 4, 7, 8, generator=generator)
     image = torch.randn(batch, 4, 8, 10, generator=generator)
     shared = torch.randn(1, 4, 8, 10, generator=generator)

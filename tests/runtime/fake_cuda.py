@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from regionspot.runtime import trt_library, trt_runner
+from regionspot.runtime import torch_runner, trt_library, trt_runner
 from regionspot.runtime.engine_file import (
     DYNAMIC,
     EngineSidecar,
@@ -35,12 +35,20 @@ Compute = Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 """What an engine computes: inputs by name to outputs by name."""
 
 
+class _OnGpu(torch.Tensor):
+    """In the CPU's memory, as is all that is computed of it; says that it is on a GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+
 class FakeCuda:
     """Stands in for PyTorch's CUDA and for the module tensorrt while `installed`.
 
     Attributes:
         counts: "allocation" on the device, "shapes" told to a context, "capture", "replay", "run"
-            kernel by kernel, "synchronize", and "copy" of a kept tensor into a buffer.
+            kernel by kernel, "synchronize" of the host with a stream, "wait" of a stream for
+            another, and "copy" of a kept tensor into a buffer.
     """
 
     def __init__(self) -> None:
@@ -96,6 +104,32 @@ class FakeCuda:
             patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
             yield self
 
+    @contextlib.contextmanager
+    def installed_for_torch(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+        """For `TorchRunner`: what is brought to the device stays on the CPU and says otherwise."""
+        fake = self
+
+        class Torch:
+            cuda = self._cuda()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(torch, name)
+
+            def empty(self, *shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+                assert pin_memory
+                fake.counts["pinned"] += 1
+                return torch.empty(*shape, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_runner, "torch", Torch())
+            patch.setattr(
+                torch_runner,
+                "on_device",
+                lambda value, device: torch_runner.as_tensor(value).as_subclass(_OnGpu),
+            )
+            patch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+            yield self
+
     def _torch(self) -> Any:
         names = ("Tensor", "uint8", "int32", "float32", "bool")
         return SimpleNamespace(
@@ -136,7 +170,7 @@ class FakeCuda:
                 pass
 
             def wait_stream(self, other: Any) -> None:
-                pass
+                fake.counts["wait"] += 1
 
             def synchronize(self) -> None:
                 fake.counts["synchronize"] += 1

@@ -4,9 +4,12 @@ hand.
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +26,7 @@ from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor, as_pipeline
 from regionspot.runtime.graph_spec import Range
 from regionspot.runtime.graphs import Ranges
+from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.runner import Runner
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
@@ -502,7 +506,124 @@ class TestRunners:
         assert [sizes["points"] for sizes in log if "points" in sizes] == [(1, 5, 2, 2)] * 3
 
 
+class TestBothEncoders:
+    """Together where the runner of CLIP waits for its GPU: here it says so, and works on the
+    CPU.
+    """
+
+    @pytest.fixture
+    def threads(
+        self, open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[tuple[RegionPipeline, dict[str, str]]]:
+        """A pipeline, and the thread in which each stage ran."""
+        pipeline, seen = open_pipeline("onnxruntime"), {}
+
+        @contextmanager
+        def observer(stage: str) -> Iterator[None]:
+            seen[stage] = threading.current_thread().name
+            yield
+
+        monkeypatch.setattr(OrtRunner, "waits_for_gpu", True)
+        pipeline.observer = observer
+        before = threading.active_count()
+        with pipeline:
+            yield pipeline, seen
+        assert threading.active_count() == before
+
+    def test_values_and_threads(
+        self, threads: tuple[RegionPipeline, dict[str, str]], sample: Sample
+    ) -> None:
+        pipeline, seen = threads
+        images = (sample.images, sample.input_sizes, sample.clip_images)
+        encoded, maps = pipeline.encode(*images)
+        near(maps, sample.patch_tokens)
+        near(encoded.parts[0].tensors[0], sample.embeddings)
+        own = threading.current_thread().name
+        assert seen["sam_image_encoder"] == seen["sam_token_decoder_image"] == own
+        assert seen["clip_image_encoder"].startswith("regionspot-clip")
+
+    def test_one_after_the_other_on_a_cpu(
+        self, open_pipeline: OpenPipeline, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("regionspot.runtime.pipeline.ThreadPoolExecutor", None)
+        for runtime in ("torch", "onnxruntime"):
+            pipeline = open_pipeline(runtime)
+            _, maps = pipeline.encode(sample.images, sample.input_sizes, sample.clip_images)
+            near(maps, sample.patch_tokens)
+
+    @pytest.mark.parametrize("stage", ["sam_image_encoder", "clip_image_encoder"])
+    @pytest.mark.parametrize("error", [InputError("no"), KeyboardInterrupt()])
+    def test_what_either_raises_comes_out_when_the_other_has_ended(
+        self,
+        threads: tuple[RegionPipeline, dict[str, str]],
+        sample: Sample,
+        stage: str,
+        error: BaseException,
+    ) -> None:
+        pipeline, seen = threads
+        observed = pipeline.observer
+
+        @contextmanager
+        def observer(name: str) -> Iterator[None]:
+            with observed(name):
+                if name == stage:
+                    raise error
+                yield
+
+        pipeline.observer = observer
+        images = (sample.images, sample.input_sizes, sample.clip_images)
+        with pytest.raises(type(error)):
+            pipeline.encode(*images)
+        assert {"sam_image_encoder", "clip_image_encoder"} <= set(seen)
+        pipeline.observer = observed
+        near(pipeline.encode(*images)[1], sample.patch_tokens)
+
+
 class TestTorch:
+    def test_compiled_in_half_precision(
+        self, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each graph in one piece, and few times for any number of regions. Traced only: to compile
+        them takes minutes on a CPU, which `make gpu-check` does on a GPU.
+        """
+        made: list[Any] = []
+
+        def compile_without_inductor(module: torch.nn.Module) -> Any:
+            def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+                made.append(type(module).__name__)
+                return graph.forward
+
+            return compiler(module, backend=backend, fullgraph=True)
+
+        torch.compiler.reset()
+        compiler = torch.compile
+        monkeypatch.setattr(torch, "compile", compile_without_inductor)
+        model = create_model("regionspot_mini", dtype="bf16")
+        plain, compiled = pipeline_from_model(model), pipeline_from_model(model, compiled=True)
+        text = sample.text_embeddings
+
+        def logits(pipeline: RegionPipeline, count: int) -> np.ndarray:
+            encoded, maps = pipeline.encode(
+                sample.images[:1], sample.input_sizes[:1], sample.clip_images[:1]
+            )
+            points = np.repeat(sample.points[:1, :1], count, axis=1)
+            labels = np.repeat(sample.labels[:1, :1], count, axis=1)
+            tokens, _ = pipeline.mask_tokens(encoded, points, labels)
+            return pipeline.classify(tokens[:, :, 0], maps, None, text)
+
+        for count in (3, 12):
+            expected, found = logits(plain, count), logits(compiled, count)
+            assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+        assert set(made) == {
+            "SamImageEncoder",
+            "ClipImageEncoder",
+            "SamTokenDecoderImage",
+            "SamTokenDecoderPrompts",
+            "RegionHeadLogits",
+        }
+        assert max(map(made.count, made)) == 2
+        assert pickle.loads(pickle.dumps(compiled)).region_step == compiled.region_step == 8
+
     def test_weights_that_change_are_seen(self, sample: Sample) -> None:
         model = create_model("regionspot_mini", random_weights=0)
         pipeline = pipeline_from_model(model)

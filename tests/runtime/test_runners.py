@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx.parser
@@ -28,6 +30,7 @@ from regionspot.runtime.ort_runner import (
 )
 from regionspot.runtime.runner import Runner
 from regionspot.runtime.torch_runner import TorchRunner, evaluating
+from tests.runtime.fake_cuda import FakeCuda
 
 SPEC = GraphSpec(
     "small",
@@ -98,6 +101,14 @@ def open_runner(request: pytest.FixtureRequest, onnx_file: Path) -> OpenRunner:
 def file_runner(request: pytest.FixtureRequest) -> type[OrtRunner] | type[OpenVinoRunner]:
     runner_class: type[OrtRunner] | type[OpenVinoRunner] = request.param
     return runner_class
+
+
+def fixed_size_file(folder: Path) -> tuple[Path, GraphSpec]:
+    """The same graph for two images of four alone, and its spec."""
+    graph = GRAPH.replace("batch, n, 3", "2, 4, 3").replace("batch, n] flags", "2, 4] flags")
+    path = folder / "small.onnx"
+    onnx.save(onnx.parser.parse_model(graph), path)
+    return path, replace(SPEC, ranges={"batch": Range(2, 2, 2), "n": Range(4, 4, 4)})
 
 
 def feeds_of(batch: int = 2, n: int = 4, seed: int = 0) -> dict[str, np.ndarray]:
@@ -235,10 +246,8 @@ class TestFiles:
         self, file_runner: type[OrtRunner], onnx_file: Path
     ) -> None:
         """A file whose axes are fixed refuses others by itself, in words of its own."""
-        graph = GRAPH.replace("batch, n, 3", "2, 4, 3").replace("batch, n] flags", "2, 4] flags")
-        onnx.save(onnx.parser.parse_model(graph), onnx_file)
-        fixed = replace(SPEC, ranges={"batch": Range(2, 2, 2), "n": Range(4, 4, 4)})
-        with file_runner(onnx_file, fixed) as runner:
+        path, fixed = fixed_size_file(onnx_file.parent)
+        with file_runner(path, fixed) as runner:
             runner.infer(feeds_of(2, 4))
             with pytest.raises(
                 InputError,
@@ -329,6 +338,55 @@ class TestTorch:
         assert runner.device.type == "cpu"
         module.to("meta")
         assert runner.device.type == "meta"
+
+    def test_what_was_kept_on_a_cpu_is_fetched_as_it_is(self) -> None:
+        runner = TorchRunner(Small(), SPEC)
+        kept = runner.infer(feeds_of(), keep=SPEC.output_names)
+        (fetched,) = runner.fetch([kept["y"]])
+        assert np.shares_memory(fetched, kept["y"])
+
+    def test_compiled(self) -> None:
+        """By inductor, which needs a C++ compiler; of two sizes, and in another thread too."""
+        torch.compiler.reset()
+        runner = TorchRunner(Small().train(), SPEC, compiled=True)
+        for n in (3, 5, 7):
+            feeds = feeds_of(2, n)
+            found = runner.infer(feeds)
+            np.testing.assert_allclose(found["y"], expected_of(feeds), atol=1e-5)
+            np.testing.assert_array_equal(found["more"], feeds["counts"] + 1)
+        with ThreadPoolExecutor(1) as pool:
+            again = pool.submit(runner.infer, feeds).result()
+        np.testing.assert_array_equal(again["y"], found["y"])
+        assert runner.module.training
+
+    def test_waits_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Counted on a CUDA that is none: one wait for a run, none if all is kept, one to fetch;
+        for the caller's stream only where the weights changed, or kept tensors come or go.
+        """
+        fake, module = FakeCuda(), Small()
+        runner = TorchRunner(module, SPEC, torch.device("cuda", 0), own_stream=True)
+        feeds, counts = feeds_of(), []
+        with fake.installed_for_torch(monkeypatch):
+
+            def counted(feeds: Any, keep: tuple[str, ...] = ()) -> Any:
+                fake.counts.clear()
+                found = runner.infer(feeds, keep)
+                counts.append((fake.counts["wait"], fake.counts["synchronize"]))
+                return found
+
+            runs = [counted(feeds), counted(feeds)]
+            kept = counted(feeds, SPEC.output_names)
+            more = counted({**feeds, "counts": kept["more"]})
+            with torch.no_grad():
+                module.w.mul_(1)
+            counted(feeds)
+            fake.counts.clear()
+            arrays = runner.fetch([kept["y"], kept["more"]])
+            counts.append((fake.counts["wait"], fake.counts["synchronize"]))
+        assert counts == [(1, 1), (0, 1), (1, 0), (1, 1), (1, 1), (1, 1)]
+        for found in (*(one["y"] for one in runs), arrays[0], more["y"]):
+            np.testing.assert_allclose(found, expected_of(feeds), atol=1e-5)
+        np.testing.assert_array_equal(more["more"], feeds["counts"] + 2)
 
     @pytest.mark.gpu
     def test_what_is_kept_stays_on_the_gpu(self) -> None:

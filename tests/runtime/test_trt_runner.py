@@ -21,7 +21,7 @@ from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.precision import write_half
 from regionspot.export.quantization import quantize
 from regionspot.export.trt_engine import build_engine
-from regionspot.modeling.graphs import graph_module, model_sizes
+from regionspot.modeling.graphs import graph_module, model_info, model_sizes
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime import trt_runner
@@ -41,6 +41,7 @@ from regionspot.runtime.tolerance import measure
 from regionspot.runtime.torch_runner import TorchRunner
 from regionspot.runtime.trt_library import listen, load_library, logger_of
 from regionspot.runtime.trt_runner import TrtRunner, check_profile
+from tests.runtime import gpu_checks
 from tests.runtime.fake_cuda import FakeCuda
 
 PLAN = b"the bytes of an engine" * 40
@@ -262,6 +263,19 @@ def test_why_an_engine_does_not_load_is_said(cuda: FakeCuda, tmp_path: Path) -> 
         TrtRunner(path, SPEC)
 
 
+def test_a_run_waits_for_other_streams_only_where_kept_tensors_go_between(
+    cuda: FakeCuda, doubling: TrtRunner
+) -> None:
+    """So that SAM's and CLIP's encoders, whose inputs are arrays, work at the same time."""
+    x = numbers(3, 0)
+    waits = []
+    for feeds, keep in (({"x": x}, ()), ({"x": x}, ("y",)), ({"x": torch.from_numpy(x)}, ())):
+        cuda.counts.clear()
+        doubling.infer(feeds, keep=keep)
+        waits.append((cuda.counts["wait"], cuda.counts["synchronize"]))
+    assert waits == [(0, 1), (1, 0), (1, 1)]
+
+
 def test_a_device_that_is_not_there(cuda: FakeCuda, tmp_path: Path) -> None:
     path = cuda.write(tmp_path, SPEC, lambda inputs: {"y": inputs["x"]})
     torch_here = trt_runner._torch_with_a_gpu("")
@@ -479,6 +493,30 @@ def test_kept_tensors_go_from_runner_to_runner(on_gpu: Engines) -> None:
             prompt_part.infer(prompts | kept),
             on_gpu.reference("sam_token_decoder_prompts", prompts),
         )
+
+
+@pytest.fixture(scope="module")
+def whole(on_gpu: Engines) -> Iterator[RegionPipeline]:
+    """A pipeline of engines."""
+    with RegionPipeline(
+        model_info(on_gpu.model),
+        on_gpu.open,
+        runtime=on_gpu.flavour,
+        precision="fp32",
+        fingerprint=lambda graph: graph,
+        **SIZES_ON_GPU,
+    ) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.gpu
+def test_a_whole_pipeline(whole: RegionPipeline, on_gpu: Engines) -> None:
+    gpu_checks.check_predictions(whole, on_gpu.model)
+
+
+@pytest.mark.gpu
+def test_a_whole_pipeline_at_the_largest_sizes(whole: RegionPipeline, on_gpu: Engines) -> None:
+    gpu_checks.check_largest_sizes(whole, on_gpu.model)
 
 
 @pytest.mark.gpu
