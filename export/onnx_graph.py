@@ -46,9 +46,10 @@ def make(making: Making) -> None:
             FORMATS[making.step.format].target,
         )
     elif making.step.precision == "int8":
-        from regionspot.export.quantization import quantize
+        from regionspot.export.quantization import REST, quantize
 
-        quantize(making.source, making.calibration(), making.path)
+        rest = REST[FORMATS[making.step.format].target]
+        quantize(making.source, making.calibration(), making.path, rest)
     else:
         from regionspot.export.precision import write_half
 

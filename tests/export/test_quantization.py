@@ -25,7 +25,7 @@ from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import EXACT_INT8, OrtRunner
-from regionspot.runtime.tolerance import INT8, measure
+from regionspot.runtime.tolerance import INT8, measure, worst
 from regionspot.runtime.torch_runner import TorchRunner
 
 K, N = 32, 24
@@ -129,6 +129,41 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
     }
     # each channel fills its range
     assert np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
+
+
+def test_for_a_gpu_all_but_int8_is_in_half_precision(tmp_path: Path) -> None:
+    """The scales too: no Cast stands inside of the graph, and a tiny scale does not become 0."""
+    rng = np.random.default_rng(2)
+    weight = rng.normal(size=(K, N))
+    weight[:, 0] *= 1e-6  # its scale in half precision would be 0
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["f"], "first/MatMul"),
+        helper.make_node("MatMul", ["f", "w"], ["m"], "layer/MatMul"),
+        helper.make_node("Add", ["m", "b"], ["y"], "layer/Add"),
+    ]
+    weights = {"first": rng.normal(size=(K, K)), "w": weight, "b": rng.normal(size=N)}
+    source = write(tmp_path / "a.onnx", nodes, weights, ("y",))
+    reports = quantize(source, feeds(), tmp_path / "out.onnx", rest="fp16")
+    assert [report.quantized for report in reports] == [True, True]
+    assert sqnr_db(source, tmp_path / "out.onnx") > 30
+    model = onnx.load(tmp_path / "out.onnx")
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert [list(node.output) for node in casts] == [["y"]]
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    types = {
+        (node.op_type, arrays[node.input[1]].dtype.name)
+        for node in model.graph.node
+        if node.op_type.endswith("eLinear")
+    }
+    # what the graph is given is in single precision
+    assert types == {
+        ("QuantizeLinear", "float32"),
+        ("QuantizeLinear", "float16"),
+        ("DequantizeLinear", "float16"),
+    }
+    scales = [array for name, array in arrays.items() if ".scale" in name]
+    assert all((array.astype(np.float16) == array).all() for array in scales)
+    assert all((array > 0).all() for array in scales)
 
 
 def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +291,37 @@ def test_graphs(
                     assert not INT8.breaches(measure(wanted[name], array)), name
     assert int8_kernels_of_onnxruntime(path, tmp_path / "optimised.onnx") == len(reports)
     assert int8_kernels_of_openvino(path) == len(reports)
+
+
+@pytest.mark.parametrize("graph", ["clip_image_encoder", "sam_token_decoder_prompts"])
+def test_half_precision_around_int8_costs_nothing(
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    graph: str,
+) -> None:
+    """On real graphs int8's own rounding is the larger one by far."""
+    spec = specs[graph]
+    real = graph_inputs.real(spec)
+    with TorchRunner(graph_module(mini, graph), spec) as reference:
+        expected = [reference.infer(feed) for feed in real[:2]]
+    found = {}
+    for rest in ("fp32", "fp16"):
+        path = tmp_path / f"{rest}.onnx"
+        quantize(exported(graph), real[2:], path, rest)
+        with OrtRunner(path, spec, threads=1, precision="int8") as runner:
+            outputs = [runner.infer(feed) for feed in real[:2]]
+        found[rest] = worst(
+            [
+                measure(wanted[name], array)
+                for wanted, given in zip(expected, outputs, strict=True)
+                for name, array in given.items()
+            ]
+        )
+        assert not INT8.breaches(found[rest])
+    assert found["fp16"].sqnr_db > found["fp32"].sqnr_db - 1
 
 
 def test_the_roofline_knows_what_has_no_int8() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.precision import write_half
+from regionspot.export.quantization import REST, quantize
 from regionspot.export.trt_engine import build_engine
 from regionspot.export.trt_layers import is_detail, report_of
 from regionspot.modeling.graphs import graph_module
@@ -48,12 +49,24 @@ def test_figures_of_a_log() -> None:
     assert report_of(["nothing of the kind"]) is None
 
 
-def layers_of(onnx_file: Path, spec: GraphSpec) -> dict[str, Any]:
-    """Of the engine of a graph in half precision, for compute capability 8.9."""
-    half, engine = onnx_file.with_suffix(".fp16.onnx"), onnx_file.with_suffix(".engine")
-    write_half(onnx_file, half, "fp16")
-    build_engine(half, spec, engine, "tensorrt-rtx", [89])
+def layers_of(
+    onnx_file: Path, spec: GraphSpec, calibration: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """Of the engine of a graph for compute capability 8.9, in half precision, or with calibration
+    inputs in int8.
+    """
+    converted, engine = onnx_file.with_suffix(".low.onnx"), onnx_file.with_suffix(".engine")
+    if calibration:
+        quantize(onnx_file, calibration, converted, REST[GPU])
+    else:
+        write_half(onnx_file, converted, "fp16")
+    build_engine(converted, spec, engine, "tensorrt-rtx", [89])
     return read_sidecar(engine).layers
+
+
+def products(layers: dict[str, Any]) -> dict[str, int]:
+    """How many matrix products there are of which types; attentions are none of them."""
+    return {kind: count for kind, count in layers["types"].items() if kind.startswith("gemm ")}
 
 
 def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
@@ -86,12 +99,34 @@ def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
 
 
 def test_every_attention_of_clip_is_one_kernel(
-    mini: RegionSpot, specs: dict[str, GraphSpec], exported: Callable[[str], Path], tmp_path: Path
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
+    """In int8 too, where every other product is in int8 and what it gives in half precision."""
     pytest.importorskip("tensorrt_rtx_bindings")
-    copied = tmp_path / "clip.onnx"
+    copied, spec = tmp_path / "clip.onnx", specs["clip_image_encoder"]
     copied.write_bytes(exported("clip_image_encoder").read_bytes())
-    layers = layers_of(copied, specs["clip_image_encoder"])
+    half = layers_of(copied, spec)
+    int8 = layers_of(copied, spec, graph_inputs.real(spec, 4))
     # of the last layer only the values are used
     depth = len(mini.clip.clip.visual.transformer.resblocks)
+    assert half["fused_attentions"] == int8["fused_attentions"] == depth
+    # queries, keys and values in one; the projection; two of the perceptron
+    assert products(int8) == {"gemm Int8->Half": 4 * depth}
+    assert int8["activation_gb"] is None or int8["activation_gb"] < half["activation_gb"]
+
+
+def test_int8_of_sam_for_gpus_has_no_product_in_single_precision(
+    mini: RegionSpot, specs: dict[str, GraphSpec], graph_inputs: GraphInputs, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    spec, path = specs["sam_image_encoder"], tmp_path / "sam.onnx"
+    export_onnx(mini, spec, path, target=GPU)
+    layers = layers_of(path, spec, graph_inputs.real(spec, 4))
+    depth = len(mini.sam.sam.image_encoder.blocks)
     assert layers["fused_attentions"] == depth
+    assert products(layers)["gemm Int8->Half"] == 4 * depth
+    assert not any("Float" in kind for kind in products(layers)), layers["types"]
