@@ -24,7 +24,7 @@ from regionspot.runtime.graphs import graph_specs
 
 GEMM_SIDE = 2048
 COPY_BYTES = 1 << 28
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 @dataclass(frozen=True)

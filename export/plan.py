@@ -26,8 +26,8 @@ from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
 from regionspot.tables import text_table
 
-# of a weight; int8 has scales, and keeps biases
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}
+# of a weight; int8 and fp8 have scales, and keep biases
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "fp8": 1.1}
 _LIBRARIES_BYTES = 0.4 * 2**30  # of PyTorch and ONNX, loaded
 
 
@@ -66,9 +66,13 @@ def make_plan(
 
     Args:
         precisions: None stands for the first of each format's own.
+
+    Raises:
+        InputError: a format is not made in one of the precisions.
     """
     asked = set(formats)
     rows = [row for row in FORMATS.values() if row.name in asked]
+    _check_precisions(rows, precisions or ())
     needed = {row.made_from for row in rows}
     sources = [
         row for row in FORMATS.values() if row.name in needed | asked and _is_source(row.name)
@@ -97,6 +101,18 @@ def make_plan(
             if row.made_from == MODEL and row not in sources
         ]
     return tuple(steps)
+
+
+def _check_precisions(rows: Iterable[Format], precisions: Iterable[str]) -> None:
+    """Raises InputError where a format with an option of its own is not made in a precision."""
+    for precision in precisions:
+        unable = [row.name for row in rows if row.option and precision not in row.precisions]
+        if unable:
+            able = [f"--{row.option}" for row in FORMATS.values() if precision in row.precisions]
+            raise InputError(
+                f"{', '.join(unable)} graphs are for CPUs, which do not compute in {precision}: "
+                f"leave it out of --precision, or ask for {', '.join(able)} alone"
+            )
 
 
 def _is_source(name: str) -> bool:

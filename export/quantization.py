@@ -1,4 +1,5 @@
-"""int8 for linear layers, decided in the graph by QuantizeLinear / DequantizeLinear pairs (QDQ).
+"""int8 or fp8 (E4M3) for linear layers, decided in the graph by pairs of QuantizeLinear and
+DequantizeLinear (QDQ).
 
 Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output
 channel of its weight. Everything else is not quantised: biases, results, attention, normalisation,
@@ -15,7 +16,7 @@ little survives stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,11 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from regionspot.errors import InputError
-from regionspot.export.int8_search import (
+from regionspot.export.onnx_files import save
+from regionspot.export.onnx_passes import add_weight, constant, take_place
+from regionspot.export.precision import to_half
+from regionspot.export.quantization_search import (
+    GRIDS,
     ROWS,
     CalibrationStats,
     FloatArray,
@@ -33,9 +38,6 @@ from regionspot.export.int8_search import (
     Recipe,
     find_recipe,
 )
-from regionspot.export.onnx_files import save
-from regionspot.export.onnx_passes import add_weight, constant, take_place
-from regionspot.export.precision import to_half
 from regionspot.runtime.formats import CPU, GPU
 from regionspot.threads import default_threads
 
@@ -91,28 +93,32 @@ def quantize(
     feeds: Sequence[Mapping[str, Any]],
     out: str | Path,
     rest: str = "fp32",
+    precision: str = "int8",
 ) -> tuple[LayerReport, ...]:
-    """Write the int8 version of a graph.
+    """Write the int8 or fp8 version of a graph.
 
     Args:
         onnx_path: from `export_onnx`, in single precision.
         feeds: real inputs of the graph, see `regionspot.export.graph_inputs`.
         out: the file to write.
-        rest: "fp32" or "fp16", the precision of all that is not int8. Scales are numbers of that
-            type too, so that no Cast stands between a layer and what is before and after it.
+        rest: "fp32" or "fp16", the precision of all that is not quantised. Scales are numbers of
+            that type too, so that no Cast stands between a layer and what is before and after it.
+
+        precision: "int8" or "fp8".
 
     Returns:
         What became of each linear layer. Of a graph without any, such as the token decoder's image
-        part or the head, the int8 version is the graph in the precision `rest`.
+        part or the head, that is the graph in the precision `rest`.
 
     Raises:
         InputError: there is nothing to calibrate with.
     """
     if not feeds:
         raise InputError(
-            "int8 needs inputs to calibrate with: name pictures of your own with --calibration"
+            f"{precision} needs inputs to calibrate with: name images of your own with "
+            "--calibration"
         )
-    grid = Grid(scale_type=_SCALE_TYPES[rest])
+    grid = replace(GRIDS[precision], scale_type=_SCALE_TYPES[rest])
     model = ir.load(onnx_path)
     groups = find_linears(model.graph)
     observed = (
@@ -132,7 +138,7 @@ def quantize(
         to_half(model, rest)
     done = sum(report.quantized for report in reports)
     model.metadata_props.update(
-        {"precision": "int8", "quantized_layers": f"{done} of {len(reports)}"}
+        {"precision": precision, "quantized_layers": f"{done} of {len(reports)}"}
     )
     save(model, out)
     return tuple(reports)
@@ -278,8 +284,9 @@ def _apply(
         _rename_smoothed(group.source, before)
     name = str(group.source.name)
     scale = add_weight(graph, f"{name}.scale", np.array(recipe.scale, np.float32))
-    zero = add_weight(graph, f"{name}.zero_point", np.array(0, np.int8))
-    rounded = _node("QuantizeLinear", [group.source, scale, zero], name, ir.DataType.INT8)
+    zero = add_weight(graph, f"{name}.zero_point", np.zeros((), grid.dtype))
+    assert zero.dtype is not None
+    rounded = _node("QuantizeLinear", [group.source, scale, zero], name, zero.dtype)
     restored = _node("DequantizeLinear", [rounded.outputs[0], scale, zero], name, ir.DataType.FLOAT)
     weight = _quantized_weight(graph, group, recipe.smoothing, grid)
     graph.insert_before(
@@ -304,14 +311,14 @@ def _rename_smoothed(value: ir.Value, before: ir.Node) -> None:
 def _quantized_weight(
     graph: ir.Graph, group: _Linears, smoothing: FloatArray, grid: Grid
 ) -> ir.Node:
-    """A DequantizeLinear of the group's weights as int8, with a scale for each output channel."""
+    """A DequantizeLinear of the group's weights, rounded, with a scale for each output channel."""
     weights = group.weights * smoothing[:, None]  # (K, N)
     scales = grid.channel_scales(weights)  # (1, N)
     name = f"{group.nodes[0].name}.weight"
     inputs = [
-        add_weight(graph, f"{name}.int8", grid.rounded(weights, scales).astype(grid.dtype)),
+        add_weight(graph, f"{name}.quantized", grid.rounded(weights, scales).astype(grid.dtype)),
         add_weight(graph, f"{name}.scale", scales[0]),
-        add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], np.int8)),
+        add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], grid.dtype)),
     ]
     return _node("DequantizeLinear", inputs, name, ir.DataType.FLOAT, axis=1)
 

@@ -13,6 +13,7 @@ from regionspot.cli.paths import local_path
 from regionspot.errors import InputError
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.formats import FORMATS, NATIVE, ONNX
+from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
     from regionspot.export.making import EngineOptions
@@ -59,7 +60,8 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--precision",
         metavar="LIST",
-        help="of fp32, fp16, bf16 and int8 (default: fp32 for CPUs, fp16 for GPUs)",
+        help=f"of {', '.join(PRECISIONS)} (default: fp32 for CPUs, fp16 for GPUs); fp8 for GPUs "
+        "of compute capability 8.9 and later alone",
     )
     what.add_argument(
         "--graphs",

@@ -60,7 +60,7 @@ class OrtRunner:
         spec: its tensors; the file must have them.
         provider: "cpu", "cuda" or "tensorrt".
         threads: on the CPU; None stands for `default_threads()`.
-        precision: of the graph. In half precision the CPU provider can crash in its last
+        precision: of the graph. In half precision, and in fp8, the CPU provider can crash in its last
             optimisations, so they are left out there.
         device_id: which GPU.
         cuda_graph: capture the graph's kernels once and replay them, which saves their launches.
@@ -93,9 +93,9 @@ class OrtRunner:
         if cuda_graph:
             _check_fixed(spec, provider)
         self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
-        providers = _providers(self.path, spec, provider, device_id, cuda_graph)
-        options = _session_options(provider, threads, precision)
-        self._session: ort.InferenceSession | None = _open(self.path, options, providers)
+        self._session: ort.InferenceSession | None = open_session(
+            self.path, spec, provider, threads, precision, device_id, cuda_graph
+        )
         check_signature(
             spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path
         )
@@ -218,6 +218,22 @@ def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OrtRunner:
     )
 
 
+def open_session(
+    path: Path,
+    spec: GraphSpec,
+    provider: str = "cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+    device_id: int = 0,
+    cuda_graph: bool = False,
+) -> ort.InferenceSession:
+    """Opens an ONNX file as `OrtRunner` does, whose arguments and errors these are; its outputs
+    need not be the spec's.
+    """
+    providers = _providers(path, spec, provider, device_id, cuda_graph)
+    return _open(path, _session_options(provider, threads, precision), providers)
+
+
 def best_device() -> str:
     """ "cuda" where this ONNX Runtime can use an NVIDIA GPU and there is one, else "cpu"."""
     return (
@@ -278,7 +294,7 @@ def _session_options(provider: str, threads: int | None, precision: str) -> ort.
     # several graphs share the cores, in turn
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(*EXACT_INT8)
-    if provider == "cpu" and precision in ("fp16", "bf16"):
+    if provider == "cpu" and precision in ("fp16", "bf16", "fp8"):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options
 

@@ -170,7 +170,8 @@ def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--graphs", "heads"], "there is no graph heads"),
-        (["--precision", "fp8"], "'fp8' is not one or more of fp32"),
+        (["--precision", "fp4"], "'fp4' is not one or more of fp32"),
+        (["--precision", "fp8"], "ask for --onnx-gpu, --trt, --trt-rtx alone"),
         (["--batch", "1:2"], "'1:2' is not min:opt:max"),
         (["--regions", "4:2:8"], "a range is min:opt:max"),
         (["--compute-capability", "ada"], "is no list of numbers such as 89,120"),

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from regionspot.errors import InputError
-from regionspot.export import int8_search, quantization
+from regionspot.export import quantization, quantization_search
 from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.quantization import LayerReport, quantize
 from regionspot.modeling.graphs import graph_module
@@ -123,12 +123,34 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
             assert arrays[node.input[2]].dtype == np.int8 and not arrays[node.input[2]].any()
     assert {name: array.dtype.name for name, array in arrays.items() if array.size >= N} == {
         "b": "float32",
-        "layer/MatMul.weight.int8": "int8",
+        "layer/MatMul.weight.quantized": "int8",
         "layer/MatMul.weight.scale": "float32",
         "layer/MatMul.weight.zero_point": "int8",
     }
     # each channel fills its range
-    assert np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
+    assert np.abs(arrays["layer/MatMul.weight.quantized"]).max(0).tolist() == [127] * N
+
+
+def test_fp8_is_floating_point_with_one_scale_for_each_channel(tmp_path: Path) -> None:
+    """Small inputs keep their digits beside large ones, where int8 keeps few."""
+    rng = np.random.default_rng(2)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/MatMul")]
+    weight = rng.normal(size=(K, N)) * np.exp(2 * rng.normal(size=(K, 1)))
+    source = write(tmp_path / "a.onnx", nodes, {"w": weight}, ("y",))
+    (report,) = quantize(source, feeds(), tmp_path / "out.onnx", "fp16", "fp8")
+    assert report.quantized and report.sqnr_db > 25
+    assert sqnr_db(source, tmp_path / "out.onnx") > 25
+    model = onnx.load(tmp_path / "out.onnx")
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weight_name = "layer/MatMul.weight.quantized"
+    assert types[weight_name] == types["x.zero_point"] == TensorProto.FLOAT8E4M3FN
+    (tensor,) = (one for one in model.graph.initializer if one.name == weight_name)
+    stored = numpy_helper.to_array(tensor).astype(np.float32)
+    assert np.abs(stored).max(0).tolist() == [448.0] * N
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "precision": "fp8",
+        "quantized_layers": "1 of 1",
+    }
 
 
 def test_for_a_gpu_all_but_int8_is_in_half_precision(tmp_path: Path) -> None:
@@ -178,7 +200,7 @@ def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.Monk
         "MatMul": 1,
         "Add": 1,
     }
-    monkeypatch.setattr(int8_search, "SMOOTHING", (0.0,))
+    monkeypatch.setattr(quantization_search, "SMOOTHING", (0.0,))
     monkeypatch.setattr(quantization, "MIN_SQNR_DB", 0.0)
     quantize(source, feeds(), tmp_path / "plain.onnx")
     assert sqnr_db(source, tmp_path / "plain.onnx") < 20

@@ -1,5 +1,5 @@
-"""How to quantise a linear layer: where to clip what it reads, and how much to move into its
-weights.
+"""How to quantise a linear layer to int8 or fp8: where to clip what it reads, and how much to move
+into its weights.
 
 Found by trial, by how much of the layer's output survives on calibration inputs.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +20,9 @@ ROWS = 256
 
 CLIPPING = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 SMOOTHING = (0.0, 0.5, 0.7, 0.85)
-"""What is tried: the share of the largest input that int8 reaches, and SmoothQuant's exponent."""
+"""What is tried: the share of the largest input that the grid reaches, and SmoothQuant's
+exponent.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Grid:
         scale_type: what scales are stored in.
     """
 
-    dtype: Any = np.int8
-    largest: float = 127.0
+    dtype: Any
+    largest: float
     scale_type: type[np.floating[Any]] = np.float32
 
     def scales(self, largest: npt.ArrayLike) -> FloatArray:
@@ -48,8 +51,15 @@ class Grid:
 
     def rounded(self, x: FloatArray, scale: FloatArray | float) -> FloatArray:
         """What `x` is in units of `scale`: numbers of the grid."""
-        within = np.clip(np.rint(x / np.float32(scale)), -self.largest, self.largest)
-        return within.astype(np.float32)
+        units = x / np.float32(scale)
+        if np.issubdtype(self.dtype, np.integer):
+            units = np.rint(units)
+        within = np.clip(units, -self.largest, self.largest)
+        return within.astype(self.dtype).astype(np.float32)
+
+
+GRIDS = {"int8": Grid(np.int8, 127.0), "fp8": Grid(ml_dtypes.float8_e4m3fn, 448.0)}
+"""By precision."""
 
 
 @dataclass(frozen=True, eq=False)
