@@ -60,8 +60,8 @@ class OrtRunner:
         spec: its tensors; the file must have them.
         provider: "cpu", "cuda" or "tensorrt".
         threads: on the CPU; None stands for `default_threads()`.
-        precision: of the graph. In half precision, and in fp8, the CPU provider can crash in its last
-            optimisations, so they are left out there.
+        precision: of the graph. In half precision, which fp8 graphs have too, the CPU provider can
+            crash in its last optimisations, so they are left out there.
         device_id: which GPU.
         cuda_graph: capture the graph's kernels once and replay them, which saves their launches.
             Every axis of the spec must have one size, and every node must run on CUDA. Copies

@@ -190,6 +190,32 @@ def test_errors_are_one_line_and_come_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_ranges_of_photographs_are_not_taken_from_drawings_unasked(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    """Real weights of a full-size model: the error comes before they are looked for."""
+    arguments = ["--out", str(tmp_path / "out"), "--model", "regionspot_bb", "--onnx"]
+    weights = ["--sam-weights", "sam.pth", "--clip-weights", "clip.pt", "--weights", "head.pth"]
+    for precision in ("fp32,int8", "int8"):
+        assert main(["export", *arguments, *weights, "--precision", precision]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: int8 of regionspot_bb needs images")
+        assert "--calibration DIR" in error and "--calibration mini" in error
+    for allowed in (["--precision", "int8", "--calibration", "mini"], ["--precision", "fp16"]):
+        assert main(["export", *arguments, *weights, *allowed]) == 2
+        assert "needs images" not in capsys.readouterr().err  # but that there are no such weights
+
+
+def test_the_report_says_what_it_was_calibrated_and_compared_on(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = ("--graphs", SMALL, "--precision", "int8", "--calibration", "mini")
+    assert export(tmp_path, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "comparing on 1 of 33 scenes of the mini world" in printed
+    assert "calibrating int8 on 32 of 33 scenes of the mini world" in printed
+
+
 def test_artefacts_of_another_model(
     pair: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
