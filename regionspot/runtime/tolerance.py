@@ -143,9 +143,10 @@ RUNTIME_FP32 = Tolerance("runtime fp32", max_relative=1e-4, max_score_difference
 TENSORRT_FP32 = Tolerance("tensorrt fp32", max_relative=1e-3, max_score_difference=1e-2)
 HALF = Tolerance("half precision", min_cosine=0.999, min_sqnr_db=25.0, min_top1_agreement=0.99)
 INT8 = Tolerance("int8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.9, real_only=True)
-FP8 = Tolerance("fp8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.9, real_only=True)
-"""As int8's: three bits of mantissa lose 5 to 8 dB more than int8 in the graphs of regionspot_mini,
-and stay 16 dB above the limit.
+FP8 = Tolerance("fp8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.85, real_only=True)
+"""For each graph as int8's. Three bits of mantissa lose 5 to 8 dB more than int8 in the graphs of
+regionspot_mini, to 28 dB at the worst, and 6 of 100 regions got another of its many similar
+classes.
 """
 
 TOLERANCES = {
