@@ -28,8 +28,10 @@ from regionspot.benchmarks.roofline import Cost, GraphCosts, Rates, measure_rate
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.targets import Target
 from regionspot.child_process import run_module
+from regionspot.runtime.formats import RUNTIMES
 from regionspot.runtime.graphs import GRAPHS, required_graphs, served_graphs
 from regionspot.runtime.pipeline import MASK_PROMPT_GRAPH
+from regionspot.runtime.tolerance import QUANTIZED
 
 logger = logging.getLogger(__name__)
 
@@ -144,13 +146,15 @@ def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
             decoder if graph == "sam_token_decoder_prompts" else graph
             for graph in required_graphs()
         ]
-    single = [
-        name for name, graph in GRAPHS.items() if row["precision"] == "int8" and not graph.quantized
-    ]
-    single += DECODERS.values() if row["native"] else ()
+    single = list(DECODERS.values()) if row["native"] else []
     if row["runtime"].startswith("torch"):  # see `regionspot.modeling.precision`
         single += ["sam_token_decoder_image", *DECODERS.values()]
-    return [(graph, "fp32" if graph in single else row["precision"]) for graph in graphs]
+    rest = row["precision"]
+    if rest in QUANTIZED:  # of graphs without linear layers that are quantised
+        needs_gpu = row["runtime"] in RUNTIMES and RUNTIMES[row["runtime"]].needs_cuda
+        rest = "fp16" if needs_gpu else "fp32"
+    precisions = {name: row["precision"] if GRAPHS[name].quantized else rest for name in graphs}
+    return [(name, "fp32" if name in single else precisions[name]) for name in graphs]
 
 
 def cost_of(

@@ -25,7 +25,7 @@ from regionspot.runtime.graphs import graph_specs
 
 GEMM_SIDE, GPU_GEMM_SIDE = 2048, 8192
 COPY_BYTES, GPU_COPY_BYTES = 1 << 28, 1 << 30
-WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 @dataclass(frozen=True)

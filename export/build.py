@@ -40,7 +40,7 @@ from regionspot.runtime.graphs import required_graphs
 from regionspot.runtime.opening import native_entries
 from regionspot.runtime.run_graph import TIMEOUT_S
 from regionspot.runtime.tokenizer import tokenizer_json
-from regionspot.runtime.tolerance import TOLERANCES
+from regionspot.runtime.tolerance import QUANTIZED, TOLERANCES
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class _Build:
             content["source"] = sorted(source.files.items()) if source else None
         if (settings := FORMATS[step.format].settings) is not None:
             content |= load_object(settings)(self._making(step))
-        if step.precision == "int8":
+        if step.precision in QUANTIZED:
             content["calibration"] = self.inputs.calibration_fingerprint()
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -25,6 +25,7 @@ from regionspot.modeling.precision import precision_of
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.formats import CPU, FORMATS
 from regionspot.runtime.graph_spec import GraphSpec, Range
+from regionspot.runtime.tolerance import QUANTIZED
 
 OPSET = 20
 MASKED_SCORE = -30_000.0
@@ -45,10 +46,11 @@ def make(making: Making) -> None:
             {"preprocessing": making.preprocessing},
             FORMATS[making.step.format].target,
         )
-    elif making.step.precision == "int8":
-        from regionspot.export.quantization import quantize
+    elif making.step.precision in QUANTIZED:
+        from regionspot.export.quantization import REST, quantize
 
-        quantize(making.source, making.calibration(), making.path)
+        rest = REST[FORMATS[making.step.format].target]
+        quantize(making.source, making.calibration(), making.path, rest, making.step.precision)
     else:
         from regionspot.export.precision import write_half
 

@@ -107,9 +107,10 @@ def split_gemms(graph: ir.Graph) -> None:
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Let all that read `old` read `new`; as an output of the graph it takes the name too."""
-    if old.is_graph_output():
-        old.name, new.name = f"{old.name}.replaced", old.name
+    """Let all that read `old` read `new`, which takes the name too."""
+    name = old.name
+    old.name = f"{name}.replaced"
+    new.name = name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 

@@ -91,6 +91,12 @@ class ParityInputs:
         assert self._parity.pictures is not None
         return len(self._parity.pictures.pictures)
 
+    @property
+    def num_calibration_images(self) -> int:
+        """How many pictures int8 and fp8 are calibrated on."""
+        assert self._calibration.pictures is not None
+        return len(self._calibration.pictures.pictures)
+
     def trials(self, spec: GraphSpec) -> list[Trial]:
         """Seeded ones at the sizes that the graph is best at, at odd sizes, at the smallest and at
         the largest, then real ones.

@@ -26,8 +26,8 @@ from regionspot.runtime.graphs import Role, graph_named
 from regionspot.runtime.tolerance import PRECISIONS
 from regionspot.tables import text_table
 
-# of a weight; int8 has scales, and keeps biases
-_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1}
+# of a weight; int8 and fp8 have scales, and keep biases
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "fp8": 1.1}
 TRIAL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 """Of activations in one run of a comparison, by the device that the model computes on."""
 
@@ -74,6 +74,9 @@ def make_plan(
         specs: the graphs to export.
         precisions: None stands for the first of each format's own.
         gpu_specs: the same graphs in formats for GPUs, by name, where these have other sizes.
+
+    Raises:
+        InputError: a format is not made in one of the precisions.
     """
 
     def spec_for(spec: GraphSpec, row: Format) -> GraphSpec:
@@ -81,6 +84,7 @@ def make_plan(
 
     asked = set(formats)
     rows = [row for row in FORMATS.values() if row.name in asked]
+    _check_precisions(rows, precisions or ())
     needed = {row.made_from for row in rows}
     sources = [
         row for row in FORMATS.values() if row.name in needed | asked and _is_source(row.name)
@@ -110,6 +114,18 @@ def make_plan(
             if row.made_from == MODEL and row not in sources
         ]
     return tuple(steps)
+
+
+def _check_precisions(rows: Iterable[Format], precisions: Iterable[str]) -> None:
+    """Raises InputError where a format with an option of its own is not made in a precision."""
+    for precision in precisions:
+        unable = [row.name for row in rows if row.option and precision not in row.precisions]
+        if unable:
+            able = [f"--{row.option}" for row in FORMATS.values() if precision in row.precisions]
+            raise InputError(
+                f"{', '.join(unable)} graphs are for CPUs, which do not compute in {precision}: "
+                f"leave it out of --precision, or ask for {', '.join(able)} alone"
+            )
 
 
 def _is_source(name: str) -> bool:

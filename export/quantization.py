@@ -1,9 +1,11 @@
-"""int8 for linear layers, decided in the graph by QuantizeLinear / DequantizeLinear pairs (QDQ).
+"""int8 or fp8 (E4M3) for linear layers, decided in the graph by pairs of QuantizeLinear and
+DequantizeLinear (QDQ).
 
 Symmetric throughout, as TensorRT wants it: one scale for what a layer reads, one for each output
-channel of its weight; biases and results stay in single precision. Everything between linear layers
-does too: attention, normalisation, convolutions, and the token decoder's low-rank algebra. So does
-the head, which takes a small share of the time, and whose rounding is the last before the scores.
+channel of its weight. Everything else is not quantised: biases, results, attention, normalisation,
+convolutions, and the token decoder's low-rank algebra. Nor is the head, which takes a small share
+of the time, and whose rounding is the last before the scores. All that is in single precision for
+a CPU, and in fp16 for a GPU, where TensorRT fuses no attention in single precision.
 
 How a layer is quantised is searched for, by how much of its output survives on calibration inputs:
 where to clip, and how much of the differences between channels to move into the weights
@@ -14,7 +16,7 @@ little survives stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,24 +26,31 @@ import onnxruntime as ort
 from onnxscript import ir
 
 from regionspot.errors import InputError
-from regionspot.export.int8_search import (
+from regionspot.export.onnx_files import save
+from regionspot.export.onnx_passes import add_weight, constant, take_place
+from regionspot.export.precision import to_half
+from regionspot.export.quantization_search import (
+    GRIDS,
     ROWS,
     CalibrationStats,
     FloatArray,
+    Grid,
     Recipe,
-    channel_scales,
     find_recipe,
-    rounded,
 )
-from regionspot.export.onnx_files import save
-from regionspot.export.onnx_passes import add_weight, constant, take_place
+from regionspot.runtime.formats import CPU, GPU
 from regionspot.threads import default_threads
 
 MIN_SQNR_DB = 20.0
-"""A layer whose output would keep less stays in single precision."""
+"""A layer whose output would keep less is not quantised."""
 
-SINGLE_MODULES = ("head",)
-"""What is in these modules stays in single precision."""
+UNQUANTIZED_MODULES = ("head",)
+"""What is in these modules is not quantised."""
+
+REST = {CPU: "fp32", GPU: "fp16"}
+"""The precision of what is not quantised, by what the graph is laid out for."""
+
+_SCALE_TYPES: dict[str, type[np.floating[Any]]] = {"fp32": np.float32, "fp16": np.float16}
 
 _ROW_STEP = 3  # of a layer's input vectors every so many are looked at; a prompt has 7 tokens
 _LOOKS = ("max", "min", "rows")
@@ -64,8 +73,14 @@ class LayerReport:
 class _Linears:
     """MatMul nodes that read the same value."""
 
-    source: ir.Value
     nodes: tuple[ir.Node, ...]
+
+    @property
+    def source(self) -> ir.Value:
+        """What they read: another value once the layer before them is quantised."""
+        value = self.nodes[0].inputs[0]
+        assert value is not None
+        return value
 
     @property
     def weights(self) -> FloatArray:
@@ -74,26 +89,36 @@ class _Linears:
 
 
 def quantize(
-    onnx_path: str | Path, feeds: Sequence[Mapping[str, Any]], out: str | Path
+    onnx_path: str | Path,
+    feeds: Sequence[Mapping[str, Any]],
+    out: str | Path,
+    rest: str = "fp32",
+    precision: str = "int8",
 ) -> tuple[LayerReport, ...]:
-    """Write the int8 version of a graph.
+    """Write the int8 or fp8 version of a graph.
 
     Args:
         onnx_path: from `export_onnx`, in single precision.
         feeds: real inputs of the graph, see `regionspot.export.graph_inputs`.
         out: the file to write.
+        rest: "fp32" or "fp16", the precision of all that is not quantised. Scales are numbers of
+            that type too, so that no Cast stands between a layer and what is before and after it.
+
+        precision: "int8" or "fp8".
 
     Returns:
         What became of each linear layer. Of a graph without any, such as the token decoder's image
-        part or the head, the int8 version is the graph as it was.
+        part or the head, that is the graph in the precision `rest`.
 
     Raises:
         InputError: there is nothing to calibrate with.
     """
     if not feeds:
         raise InputError(
-            "int8 needs inputs to calibrate with: name pictures of your own with --calibration"
+            f"{precision} needs inputs to calibrate with: name images of your own with "
+            "--calibration"
         )
+    grid = replace(GRIDS[precision], scale_type=_SCALE_TYPES[rest])
     model = ir.load(onnx_path)
     groups = find_linears(model.graph)
     observed = (
@@ -102,15 +127,18 @@ def quantize(
     reports = []
     for group in groups:
         before = _smoothable(group)
-        recipe = find_recipe(observed[str(group.source.name)], group.weights, before is not None)
+        seen = observed[str(group.source.name)]
+        recipe = find_recipe(seen, group.weights, before is not None, grid)
         report = LayerReport(tuple(str(node.name) for node in group.nodes), recipe.sqnr_db)
         if report.quantized:
-            _apply(model.graph, group, recipe, before)
+            _apply(model.graph, group, recipe, before, grid)
         reports.append(report)
     ir.passes.common.RemoveUnusedNodesPass()(model)
+    if rest != "fp32":
+        to_half(model, rest)
     done = sum(report.quantized for report in reports)
     model.metadata_props.update(
-        {"precision": "int8", "quantized_layers": f"{done} of {len(reports)}"}
+        {"precision": precision, "quantized_layers": f"{done} of {len(reports)}"}
     )
     save(model, out)
     return tuple(reports)
@@ -120,18 +148,18 @@ def find_linears(graph: ir.Graph) -> list[_Linears]:
     """Linear layers by what they read.
 
     Matrix products outside of any module of PyTorch's are the graph's own algebra, and not for
-    int8; those in SINGLE_MODULES are left out too.
+    int8; those in UNQUANTIZED_MODULES are left out too.
     """
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in graph:
         scope = (node.name or "").rpartition("/")[0]
-        if node.op_type != "MatMul" or not scope or scope.partition(".")[0] in SINGLE_MODULES:
+        if node.op_type != "MatMul" or not scope or scope.partition(".")[0] in UNQUANTIZED_MODULES:
             continue
         source, weight = node.inputs
         assert source is not None and weight is not None
         if constant(source) is None and (array := constant(weight)) is not None and array.ndim == 2:
             groups.setdefault(source, []).append(node)
-    return [_Linears(source, tuple(nodes)) for source, nodes in groups.items()]
+    return [_Linears(tuple(nodes)) for nodes in groups.values()]
 
 
 def observe(
@@ -240,7 +268,9 @@ def _keeps_channels(node: ir.Node) -> bool:
     return order[-1] == len(order) - 1
 
 
-def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | None) -> None:
+def _apply(
+    graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | None, grid: Grid
+) -> None:
     """Put the pairs in, and the smoothing into the LayerNorm `before`."""
     if before is not None and not (recipe.smoothing == 1).all():
         for index in (1, 2)[: len(before.inputs) - 1]:
@@ -251,12 +281,14 @@ def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | N
                 graph, f"{before.name}.{index}.smoothed", array / recipe.smoothing
             )
             before.replace_input_with(index, smoothed)
+        _rename_smoothed(group.source, before)
     name = str(group.source.name)
     scale = add_weight(graph, f"{name}.scale", np.array(recipe.scale, np.float32))
-    zero = add_weight(graph, f"{name}.zero_point", np.array(0, np.int8))
-    rounded = _node("QuantizeLinear", [group.source, scale, zero], name, ir.DataType.INT8)
+    zero = add_weight(graph, f"{name}.zero_point", np.zeros((), grid.dtype))
+    assert zero.dtype is not None
+    rounded = _node("QuantizeLinear", [group.source, scale, zero], name, zero.dtype)
     restored = _node("DequantizeLinear", [rounded.outputs[0], scale, zero], name, ir.DataType.FLOAT)
-    weight = _quantized_weight(graph, group, recipe.smoothing)
+    weight = _quantized_weight(graph, group, recipe.smoothing, grid)
     graph.insert_before(
         group.nodes[0], [rounded, restored, weight, *_products(graph, group, restored, weight)]
     )
@@ -264,15 +296,29 @@ def _apply(graph: ir.Graph, group: _Linears, recipe: Recipe, before: ir.Node | N
         graph.remove(node, safe=True)
 
 
-def _quantized_weight(graph: ir.Graph, group: _Linears, smoothing: FloatArray) -> ir.Node:
-    """A DequantizeLinear of the group's weights as int8, with a scale for each output channel."""
+def _rename_smoothed(value: ir.Value, before: ir.Node) -> None:
+    """Names of values are the same in all precisions of a graph where their values are; these were
+    divided by the smoothing.
+    """
+    while value.producer() is not before:
+        value.name = f"{value.name}.smoothed"
+        producer = value.producer()
+        assert producer is not None and producer.inputs[0] is not None
+        value = producer.inputs[0]
+    value.name = f"{value.name}.smoothed"
+
+
+def _quantized_weight(
+    graph: ir.Graph, group: _Linears, smoothing: FloatArray, grid: Grid
+) -> ir.Node:
+    """A DequantizeLinear of the group's weights, rounded, with a scale for each output channel."""
     weights = group.weights * smoothing[:, None]  # (K, N)
-    scales = channel_scales(weights)  # (1, N)
+    scales = grid.channel_scales(weights)  # (1, N)
     name = f"{group.nodes[0].name}.weight"
     inputs = [
-        add_weight(graph, f"{name}.int8", rounded(weights, scales).astype(np.int8)),
+        add_weight(graph, f"{name}.quantized", grid.rounded(weights, scales).astype(grid.dtype)),
         add_weight(graph, f"{name}.scale", scales[0]),
-        add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], np.int8)),
+        add_weight(graph, f"{name}.zero_point", np.zeros(scales.shape[1], grid.dtype)),
     ]
     return _node("DequantizeLinear", inputs, name, ir.DataType.FLOAT, axis=1)
 
@@ -286,7 +332,7 @@ def _products(
     first = group.nodes[0]
     product = ir.node("MatMul", [restored.outputs[0], weight.outputs[0]], name=first.name)
     (result,) = product.outputs
-    result.name, result.type = f"{first.name}.int8:0", ir.TensorType(ir.DataType.FLOAT)
+    result.name, result.type = f"{first.name}.all:0", ir.TensorType(ir.DataType.FLOAT)
     result.shape = ir.Shape([*_shape(group.source)[:-1], group.weights.shape[1]])
     if len(group.nodes) == 1:
         take_place(first.outputs[0], result)
@@ -304,7 +350,6 @@ def _products(
         name=f"{first.name}/Split",
     )
     for node, part in zip(group.nodes, split.outputs, strict=True):
-        part.name = f"{node.name}.part:0"
         part.shape = node.outputs[0].shape
         part.type = node.outputs[0].type
         take_place(node.outputs[0], part)

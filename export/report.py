@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regionspot.export.divergence import Divergence, TensorRow
 from regionspot.export.parity import EndToEndResult, ParityResult
 from regionspot.files import in_units
 from regionspot.runtime.artifacts import GraphEntry
@@ -128,6 +129,43 @@ def format_comparison(graphs: Mapping[str, ParityResult], whole: EndToEndResult 
         reasons |= {"end to end": whole.reason} if whole.reason else {}
     lines += ["", *(f"{name}: {reason}" for name, reason in reasons.items())] if reasons else []
     return "\n".join(lines)
+
+
+def format_divergences(graphs: Mapping[str, Divergence | str]) -> str:
+    """For each graph a table of the first tensors that breach, and the largest drop of the SQNR;
+    or why it could not be told.
+    """
+    header = ("tensor", "operator", "max|Δ|", "SQNR dB", "breach")
+    lines = []
+    for name, found in graphs.items():
+        if isinstance(found, str):
+            lines += [f"{name}: not run: {found}", ""]
+            continue
+        lines.append(
+            f"{name}: {found.compared} tensors compared in their order, {found.left_out} left out, "
+            f"tolerance {found.tolerance.name}"
+        )
+        if found.first:
+            rows = [(*_tensor_cells(row), "; ".join(row.breaches)) for row in found.first]
+            lines.append(text_table(header, rows))
+        else:
+            lines.append("no tensor breaches the tolerance")
+        if found.largest_drop is not None:
+            tensor, op, _, sqnr = _tensor_cells(found.largest_drop)
+            drop = found.largest_drop.drop_db
+            lines.append(
+                f"largest drop of the SQNR: {drop:.1f} dB, to {sqnr} dB, at {tensor} ({op})"
+            )
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _tensor_cells(row: TensorRow) -> tuple[str, str, str, str]:
+    """Name, operator, largest difference and SQNR."""
+    if row.difference is None:
+        return row.name, row.op, "–", "–"
+    difference = row.difference
+    return row.name, row.op, f"{difference.max_abs_diff:.2e}", f"{difference.sqnr_db:.1f}"
 
 
 def _row(entry: GraphEntry) -> Sequence[str]:

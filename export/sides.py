@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from regionspot.errors import ArtifactError, InputError
+from regionspot.export.divergence import Divergence, OnnxSide, find_divergence
 from regionspot.export.parity import (
     EndToEndResult,
     ParityResult,
@@ -24,7 +27,13 @@ from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.opening import choose_artifacts
 from regionspot.runtime.run_graph import graph_request, pipeline_request, run_in_child
 from regionspot.runtime.runner import Array
-from regionspot.runtime.tolerance import PRECISIONS, RUNTIME_FP32, TOLERANCES, Tolerance
+from regionspot.runtime.tolerance import (
+    PRECISIONS,
+    RUNTIME_FP32,
+    TOLERANCES,
+    Tolerance,
+    measure,
+)
 
 Outputs = Sequence[Mapping[str, Array]]
 
@@ -114,6 +123,12 @@ class ParityOperand:
         request = graph_request(path, spec, self.runtime, self.precision, self._device, threads)
         return run_in_child(request, [trial.feeds for trial in trials])
 
+    def onnx_side(self, graph: str, threads: int | None) -> OnnxSide:
+        """A graph's file, for `find_divergence`. Raises ArtifactError where it is damaged."""
+        assert self.manifest is not None
+        path = self.manifest.verify(self.manifest.find(graph, self.format, self.precision))
+        return OnnxSide(path, self.precision, self._device, threads)
+
     def run_pipeline(self, trials: Sequence[Trial], threads: int | None) -> Outputs:
         """Logits of the whole pipeline; as `run`."""
         if self.manifest is None:
@@ -127,6 +142,93 @@ class ParityOperand:
             artefact_format=self.format,
         )
         return run_in_child(request, [trial.feeds for trial in trials])
+
+
+def onnx_operands(a: ParityOperand, b: ParityOperand) -> tuple[ParityOperand, ParityOperand]:
+    """The sides as ONNX files, whose intermediate values can be seen: PyTorch's own have no names
+    in common with them, so that the other side's file in fp32 stands for it.
+
+    Raises:
+        InputError: a side shows no intermediate values, or is its own stand-in.
+    """
+    if a.manifest is None and b.manifest is None:
+        raise InputError("both sides are torch: compare it with a directory of artefacts")
+    for side in (a, b):
+        _check_shows_values(side)
+    sides = (_as_onnx(a, b), _as_onnx(b, a))
+    if None in (a.manifest, b.manifest) and sides[0] == sides[1]:
+        raise InputError(
+            "--bisect takes the ONNX file in fp32 for torch, which is the other side here: leave "
+            "out --bisect, or name another precision, such as DIR:onnxruntime:fp16"
+        )
+    return sides
+
+
+def _as_onnx(side: ParityOperand, other: ParityOperand) -> ParityOperand:
+    """The side, or for PyTorch the other's files in fp32. Raises InputError where there are
+    none.
+    """
+    if side.manifest is not None:
+        return side
+    stand_in = replace(other, precision="fp32")
+    if not stand_in.specs():
+        raise InputError(
+            f"--bisect takes the ONNX file in fp32 for torch, and there is none beside "
+            f"{other.title}: make it with regionspot-export --{FORMATS[other.format].option} "
+            "--precision fp32"
+        )
+    return stand_in
+
+
+def _check_shows_values(side: ParityOperand) -> None:
+    """Raises InputError for a runtime other than ONNX Runtime."""
+    if side.manifest is not None and side.runtime != "onnxruntime":
+        directory = side.manifest.directory
+        raise InputError(
+            f"{side.runtime} fuses operators and shows no values between them, so that --bisect "
+            "has nothing to compare: compare the ONNX files that its artefacts are made from, "
+            f"such as {directory}:onnxruntime:fp32 with {directory}:onnxruntime:fp16"
+        )
+
+
+def bisect_graph(
+    a: ParityOperand,
+    b: ParityOperand,
+    spec: GraphSpec,
+    inputs: ParityInputs,
+    threads: int | None = None,
+) -> Divergence | str:
+    """Where B parts from A within one graph, on the inputs for which its outputs are furthest
+    apart; or why that cannot be told here.
+
+    Args:
+        a, b: of `onnx_operands`.
+    """
+    tolerance = looser(a, b)
+    try:
+        if (
+            reason := a.unavailable_reason(spec.name) or b.unavailable_reason(spec.name)
+        ) is not None:
+            return reason
+        trials = inputs.trials(spec)
+        outputs = a.run(spec, trials, threads), b.run(spec, trials, threads)
+        judged = [
+            (_output_sqnr(*pair), trial)
+            for trial, *pair in zip(trials, *outputs, strict=True)
+            if trial.real or not tolerance.real_only
+        ]
+        _, worst_trial = min(judged, key=lambda item: item[0])
+        files = (a.onnx_side(spec.name, threads), b.onnx_side(spec.name, threads))
+        return find_divergence(*files, spec, worst_trial.feeds, tolerance)
+    except ArtifactError as error:
+        return str(error)
+
+
+def _output_sqnr(a: Mapping[str, Array], b: Mapping[str, Array]) -> float:
+    """The lowest of all outputs; that of what is not finite is below all others."""
+    if not all(np.isfinite(side[name]).all() for side in (a, b) for name in a):
+        return float("-inf")
+    return min(measure(a[name], b[name]).sqnr_db for name in a)
 
 
 def shared_specs(a: ParityOperand, b: ParityOperand) -> dict[str, GraphSpec]:

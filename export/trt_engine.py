@@ -56,6 +56,9 @@ build for it; and engines for several GPUs become slower where it is one of them
 matrix).
 """
 
+FP8_CAPABILITIES = tuple(one for one in RTX_CAPABILITIES if one >= 89)
+"""The same of an engine in fp8, which Ada multiplies and later GPUs do."""
+
 RTX_WORKSPACE_MIB = 1 << 20
 """What TensorRT-RTX may plan with, where nothing is asked for: without a GPU to ask it supposes 64
 GiB, and refuses graphs whose largest shapes need more. `TrtRunner` allocates what the shapes at
@@ -78,6 +81,8 @@ def make(making: Making) -> None:
     others = RTX_OPTIONS if step.format == "tensorrt" else TENSORRT_OPTIONS
     for name in others:  # what engines of the other flavour are for
         options.pop(name)
+    if step.format != "tensorrt" and step.precision == "fp8":
+        options["compute_capabilities"] = options["compute_capabilities"] or FP8_CAPABILITIES
     with Progress(f"building {step.title}", PERCENT, "percent") as progress:
         build_engine(
             making.source, step.spec, making.path, step.format, **options, progress=progress
@@ -449,6 +454,7 @@ def _serialise(trt: Any, builder: Any, network: Any, config: Any, progress: Prog
 HINTS = {
     "SM75": "TensorRT-RTX multiplies only fp16 matrices on Turing (7.5): leave that compute "
     "capability out.",
+    "fp8_e4m3": "fp8 is for compute capability 8.9 (Ada) and later: leave older ones out.",
     "OutOfMemory": "The largest shapes take more memory than the workspace: narrow the ranges, or "
     "give more workspace.",
 }

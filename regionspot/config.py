@@ -27,8 +27,8 @@ from regionspot.errors import InputError, shown
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 """What runs the model: PyTorch its weights, the others its exported graphs."""
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-"""What a model computes in; int8 exists as exported graphs only."""
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+"""What a model computes in; int8 and fp8 exist as exported graphs only."""
 
 CONFIGS = Path(__file__).parent / "configs"
 """The packaged configuration files; `load_config` finds them by their bare names."""
@@ -152,10 +152,10 @@ class FeatureConfig:
                 "features.artifacts holds exported graphs, and torch runs the weights themselves: "
                 "set features.runtime too, or leave it out"
             )
-        if self.runtime == "torch" and self.precision == "int8":
+        if self.runtime == "torch" and self.precision in ("int8", "fp8"):
             raise InputError(
-                "features.precision int8 exists as exported graphs only: set features.runtime too, "
-                "or take fp32, bf16 or fp16"
+                f"features.precision {self.precision} exists as exported graphs only: set "
+                "features.runtime too, or take fp32, bf16 or fp16"
             )
 
 

@@ -197,6 +197,8 @@ def test_exported_graphs_extract_features_where_all_is_said() -> None:
         InputError, match=r"int8 exists as exported graphs only: set features\.runtime too"
     ):
         load_config(CONFIGS / "mini.yaml", ["features.precision=int8"])
+    with pytest.raises(InputError, match="fp8 exists as exported graphs only"):
+        load_config(CONFIGS / "mini.yaml", ["features.precision=fp8"])
     # PyTorch
     assert (
         load_config(CONFIGS / "mini.yaml", ["features.precision=bf16"]).features.precision == "bf16"

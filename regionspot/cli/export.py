@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regionspot.cli.models import WEIGHT_OPTIONS, add_model_options, check_threads, load_model
+from regionspot.cli.models import (
+    DEFAULT_MODEL,
+    WEIGHT_OPTIONS,
+    add_model_options,
+    check_threads,
+    load_model,
+)
 from regionspot.cli.outputs import check_outputs, json_bytes, model_files, write_output
 from regionspot.cli.paths import local_path
 from regionspot.errors import InputError
 from regionspot.runtime.engine_file import FLAVOURS, HARDWARE_LEVELS
 from regionspot.runtime.formats import FORMATS, NATIVE, ONNX
+from regionspot.runtime.tolerance import PRECISIONS, QUANTIZED
 
 if TYPE_CHECKING:
     from regionspot.export.making import EngineOptions
@@ -20,6 +27,9 @@ if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
 
 EXIT_BREACH = 1
+TOYS = "mini"
+"""What --calibration takes for scenes of the mini world."""
+
 SIZES = ("batch", "regions", "prompts", "points")  # dynamic axes whose ranges can be set
 
 
@@ -59,7 +69,8 @@ def _add_selection_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--precision",
         metavar="LIST",
-        help="of fp32, fp16, bf16 and int8 (default: fp32 for CPUs, fp16 for GPUs)",
+        help=f"of {', '.join(PRECISIONS)} (default: fp32 for CPUs, fp16 for GPUs); fp8 for GPUs "
+        "of compute capability 8.9 and later alone",
     )
     what.add_argument(
         "--graphs",
@@ -99,10 +110,11 @@ def _add_verification_options(parser: argparse.ArgumentParser) -> None:
     compared = parser.add_argument_group("verification and calibration")
     compared.add_argument(
         "--calibration",
-        metavar="JSON|DIR",
-        type=local_path,
-        help="pictures for int8's ranges and for the comparison: annotations in COCO format, or a "
-        "folder (default: scenes of the mini world)",
+        metavar=f"JSON|DIR|{TOYS}",
+        type=lambda text: text if text == TOYS else local_path(text),
+        help="images for the ranges of int8 and fp8 and for the comparison: annotations in COCO "
+        f"format, or a folder; {TOYS} for scenes of the mini world (the default, but for int8 and "
+        "fp8 of other models than regionspot_mini with weights of files)",
     )
     compared.add_argument(
         "--parity-images",
@@ -159,7 +171,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     check_threads(arguments)
-    inputs = {"--calibration": arguments.calibration, **model_files(arguments)}
+    images = None if arguments.calibration == TOYS else arguments.calibration
+    inputs = {"--calibration": images, **model_files(arguments)}
     outputs = {"--timing-cache": arguments.timing_cache, "--report": arguments.report}
     check_outputs(outputs, inputs)
     if arguments.report is not None and not set(formats_of(arguments)) & set(FLAVOURS):
@@ -211,14 +224,18 @@ def _export(arguments: argparse.Namespace) -> int:
     check_libraries(formats_of(arguments))
     engine = _engine_options(arguments)
     # what is wrong with it, before weights are loaded
-    _plan(arguments, sizing_model(arguments.model))
+    _check_calibration(arguments, _plan(arguments, sizing_model(arguments.model)))
     from regionspot.export.build import Settings, export
     from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.report import format_report, layer_figures
 
     model = load_model(arguments)
-    inputs = ParityInputs(model, arguments.calibration, arguments.parity_images)
+    source = None if arguments.calibration == TOYS else arguments.calibration
+    inputs = ParityInputs(model, source, arguments.parity_images)
     print(f"comparing on {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs")
+    if quantized := _quantized(_plan(arguments, model)):
+        images = f"{inputs.num_calibration_images} of {inputs.pictures.source}"
+        print(f"calibrating {' and '.join(quantized)} on {images}")
     settings = Settings(
         arguments.out, arguments.resume, _source(arguments), engine, arguments.threads
     )
@@ -227,6 +244,29 @@ def _export(arguments: argparse.Namespace) -> int:
         write_output(arguments.report, json_bytes(layer_figures(report, arguments.out)))
     print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")
     return 0 if report.passed else EXIT_BREACH
+
+
+def _check_calibration(arguments: argparse.Namespace, steps: Sequence[Step]) -> None:
+    """Raises InputError where real weights of a full-size model would be calibrated on toys that
+    nobody asked for.
+
+    Random weights have no use but trying sizes and speed, for which any images do.
+    """
+    quantized = _quantized(steps)
+    is_trial = arguments.model == DEFAULT_MODEL or arguments.random_weights is not None
+    if not quantized or is_trial or arguments.calibration is not None:
+        return
+    raise InputError(
+        f"{' and '.join(quantized)} of {arguments.model} needs images to take the ranges of its "
+        "tensors from, and scenes of the mini world are drawings, whose ranges are not those of "
+        "photographs: give --calibration DIR, a folder with some dozens of images like those that "
+        f"the model will see, or --calibration {TOYS} to take the drawings nevertheless"
+    )
+
+
+def _quantized(steps: Sequence[Step]) -> list[str]:
+    """The precisions among the steps' that are calibrated on images."""
+    return [one for one in QUANTIZED if any(step.precision == one for step in steps)]
 
 
 def _source(arguments: argparse.Namespace) -> dict[str, Any]:

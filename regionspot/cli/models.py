@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 from regionspot.config import Precision
 from regionspot.errors import InputError
 from regionspot.runtime.formats import export_option, model_runtimes
+from regionspot.runtime.tolerance import QUANTIZED
 
 if TYPE_CHECKING:
     from regionspot.modeling.regionspot import RegionSpot
@@ -175,7 +176,11 @@ def export_command(arguments: argparse.Namespace) -> str:
         if (value := getattr(arguments, option)) is not None:
             name = "weights" if option == "head_weights" else option.replace("_", "-")
             words += [f"--{name}", str(value)]
-    words += ["--out", arguments.artifacts or "artifacts", export_option(arguments.runtime)]
+    option = export_option(arguments.runtime, arguments.precision)
+    words += ["--out", arguments.artifacts or "artifacts", option]
+    is_trial = arguments.model == DEFAULT_MODEL or arguments.random_weights is not None
+    if arguments.precision in QUANTIZED and not is_trial:
+        words += ["--calibration", "IMAGES"]
     return shlex.join(
         [*words, "--precision", arguments.precision] if arguments.precision else words
     )

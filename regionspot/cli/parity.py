@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,9 @@ from regionspot.cli.paths import local_path
 
 if TYPE_CHECKING:
     from regionspot.export.parity import EndToEndResult, ParityResult
+    from regionspot.export.parity_inputs import ParityInputs
     from regionspot.export.sides import ParityOperand
+    from regionspot.runtime.graph_spec import GraphSpec
 
 EXIT_BREACH = 1
 
@@ -57,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="annotations in COCO format, or a folder (default: the mini world)",
     )
     parser.add_argument(
+        "--bisect",
+        action="store_true",
+        help="find where they part: per graph the first tensors that differ by more than the "
+        "tolerance, in the order in which they are computed, and the largest drop of the SQNR; "
+        "for ONNX files in ONNX Runtime (torch stands for the one in fp32)",
+    )
+    parser.add_argument(
         "--threads", type=int, metavar="N", help="of CPU runtimes (default: the physical cores)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -74,11 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         ParityOperand,
         compare_graph,
         compare_pipelines,
+        onnx_operands,
         shared_specs,
     )
     from regionspot.runtime.graphs import required_graphs
 
     a, b = ParityOperand.parse(arguments.a), ParityOperand.parse(arguments.b)
+    if arguments.bisect:
+        a, b = onnx_operands(a, b)
     specs = shared_specs(a, b)
     _complete(arguments, a, b)
     inputs = ParityInputs(load_model(arguments), arguments.pictures, arguments.images)
@@ -88,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seeded inputs\n",
         file=stream,
     )
+    if arguments.bisect:
+        return _bisect(arguments, a, b, specs, inputs)
     rows = {}
     for spec in specs.values():
         rows[spec.name] = compare_graph(a, b, spec, inputs, arguments.threads)
@@ -105,6 +119,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         content["end_to_end"] = whole.to_json() if whole else None
         write_output(arguments.json, json_bytes(content))
     print(format_comparison(rows, whole), file=stream)
+    return 0 if passed else EXIT_BREACH
+
+
+def _bisect(
+    arguments: argparse.Namespace,
+    a: ParityOperand,
+    b: ParityOperand,
+    specs: Mapping[str, GraphSpec],
+    inputs: ParityInputs,
+) -> int:
+    """Where B parts from A in each graph: 0, or 1 if a tensor breaches the tolerance."""
+    from regionspot.export.report import format_divergences
+    from regionspot.export.sides import bisect_graph
+
+    found = {}
+    for spec in specs.values():
+        found[spec.name] = bisect_graph(a, b, spec, inputs, arguments.threads)
+        inputs.forget(spec.name)
+    passed = not any(one if isinstance(one, str) else one.first for one in found.values())
+    if arguments.json:
+        graphs = [
+            {"name": name, **({"reason": one} if isinstance(one, str) else one.to_json())}
+            for name, one in found.items()
+        ]
+        content = {"a": a.title, "b": b.title, "passed": passed, "bisect": graphs}
+        write_output(arguments.json, json_bytes(content))
+    print(format_divergences(found), file=table_stream(arguments.json))
     return 0 if passed else EXIT_BREACH
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from regionspot.errors import InputError
 from regionspot.logs import JsonFormatter, log_to
+from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
     from regionspot.serving.records import ServerRecord
@@ -67,7 +68,7 @@ def _add_init(commands: Any) -> None:
     )
     init.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8"),
+        choices=PRECISIONS,
         help="default: fp32 on a CPU, fp16 on a GPU, or what was exported",
     )
     init.add_argument(

@@ -18,6 +18,8 @@ from regionspot.registers import Plugins, Register, load_object
 from regionspot.runtime.engine_file import FLAVOURS
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.tolerance import (
+    FP8,
+    GPU_ONLY,
     HALF,
     INT8,
     PRECISIONS,
@@ -165,6 +167,11 @@ class Format:
         ]
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """Returns the precisions that it can be exported in."""
+        return tuple(one for one in PRECISIONS if self.target == GPU or one not in GPU_ONLY)
+
+    @property
     def precision(self) -> str:
         """Returns the precision that it is exported in where none is named."""
         return preferred_precisions(self.target)[0]
@@ -179,7 +186,8 @@ class Format:
             raise InputError(
                 f"there is no precision {precision!r}: choose one of {', '.join(PRECISIONS)}"
             )
-        return {"fp32": self.fp32_tolerance, "fp16": HALF, "bf16": HALF, "int8": INT8}[precision]
+        named = {"fp32": self.fp32_tolerance, "fp16": HALF, "bf16": HALF, "int8": INT8, "fp8": FP8}
+        return named[precision]
 
 
 def preferred_precisions(target: str) -> tuple[str, ...]:
@@ -353,11 +361,24 @@ def runtime_named(name: str, whole_models: bool = False) -> Runtime:
     return RUNTIMES[name]
 
 
-def export_option(runtime: str) -> str:
+def export_option(runtime: str, precision: str | None = None) -> str:
     """Returns the option of `regionspot-export` that makes the preferred format of a runtime:
     "--openvino".
+
+    Args:
+        precision: one that the format must have; None stands for any.
+
+    Raises:
+        InputError: the runtime opens no format in that precision.
     """
-    return f"--{FORMATS[RUNTIMES[runtime].opens[0]].option}"
+    opens = [FORMATS[name] for name in RUNTIMES[runtime].opens]
+    able = [row for row in opens if precision is None or precision in row.precisions]
+    if not able:
+        raise InputError(
+            f"{runtime} runs on CPUs, and {precision} is for GPUs: leave out the precision, or "
+            "take another runtime"
+        )
+    return f"--{able[0].option}"
 
 
 def open_graph(

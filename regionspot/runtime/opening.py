@@ -202,6 +202,7 @@ def choose_artifacts(
     raise ArtifactError(
         f"{manifest.directory} holds nothing for "
         f"{runtime}{f' in {precision}' if precision else ''}; it holds "
-        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export {export_option(runtime)}"
+        f"{'; '.join(made) or 'no graph'}. Make it with regionspot-export "
+        f"{export_option(runtime, precision)}"
         f"{f' --precision {precision}' if precision else ''}."
     )

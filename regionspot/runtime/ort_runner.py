@@ -19,7 +19,7 @@ from regionspot.errors import ArtifactError, InputError, is_interrupt
 from regionspot.files import cache_root
 from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.engine_file import file_sha256
-from regionspot.runtime.formats import OpenOptions, has_nvidia_gpu
+from regionspot.runtime.formats import FORMATS, ONNX_GPU, OpenOptions, has_nvidia_gpu
 from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
@@ -61,8 +61,8 @@ class OrtRunner:
         spec: its tensors; the file must have them.
         provider: "cpu", "cuda" or "tensorrt".
         threads: on the CPU; None stands for `default_threads()`.
-        precision: of the graph. In half precision the CPU provider can crash in its last
-            optimisations, so they are left out there.
+        precision: of the graph. Where it holds half precision, the CPU provider can crash in its
+            last optimisations, so they are left out there.
         device_id: which GPU.
         cuda_graph: capture the graph's kernels once and replay them, which saves their launches.
             Every axis of the spec must have one size, and every node must run on CUDA. Copies
@@ -95,9 +95,9 @@ class OrtRunner:
             _check_fixed(spec, provider)
         self._device = ("cpu", 0) if provider == "cpu" else ("cuda", device_id)
         self.cuts_kept = provider == "cpu"  # an OrtValue is whole
-        providers = _providers(self.path, spec, provider, device_id, cuda_graph)
-        options = _session_options(provider, threads, precision)
-        self._session: ort.InferenceSession | None = _open(self.path, options, providers)
+        self._session: ort.InferenceSession | None = open_session(
+            self.path, spec, provider, threads, precision, device_id, cuda_graph
+        )
         check_signature(
             spec, _tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), path
         )
@@ -225,6 +225,26 @@ def open_graph(path: Path, spec: GraphSpec, options: OpenOptions) -> OrtRunner:
     )
 
 
+def open_session(
+    path: Path,
+    spec: GraphSpec,
+    provider: str = "cpu",
+    threads: int | None = None,
+    precision: str = "fp32",
+    device_id: int = 0,
+    cuda_graph: bool = False,
+) -> ort.InferenceSession:
+    """Opens an ONNX file as `OrtRunner` does, whose arguments and errors these are; its outputs
+    need not be the spec's.
+    """
+    providers = _providers(path, spec, provider, device_id, cuda_graph)
+    half = precision in ("fp16", "bf16", "fp8")
+    half |= precision == "int8" and path.name.endswith(
+        FORMATS[ONNX_GPU].suffix
+    )  # around its layers
+    return _open(path, _session_options(provider, threads, half), providers)
+
+
 def best_device() -> str:
     """ "cuda" where this ONNX Runtime can use an NVIDIA GPU and there is one, else "cpu"."""
     return (
@@ -277,7 +297,7 @@ def _check_fixed(spec: GraphSpec, provider: str) -> None:
         )
 
 
-def _session_options(provider: str, threads: int | None, precision: str) -> ort.SessionOptions:
+def _session_options(provider: str, threads: int | None, half: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
@@ -285,7 +305,7 @@ def _session_options(provider: str, threads: int | None, precision: str) -> ort.
     # several graphs share the cores, in turn
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(*EXACT_INT8)
-    if provider == "cpu" and precision in ("fp16", "bf16"):
+    if provider == "cpu" and half:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return options
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regionspot.runtime.runner import Array
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+QUANTIZED = ("int8", "fp8")
+"""Those in which linear layers are quantised, with ranges that are taken from images."""
+
+GPU_ONLY = ("fp8",)
+"""Those that no format for CPUs is made in: GPUs of compute capability 8.9 and later compute it."""
+
 SQNR_CAP_DB = 200.0
 """The signal-to-noise ratio of equal arrays, which has no bound."""
 
@@ -137,7 +143,13 @@ RUNTIME_FP32 = Tolerance("runtime fp32", max_relative=1e-4, max_score_difference
 TENSORRT_FP32 = Tolerance("tensorrt fp32", max_relative=1e-3, max_score_difference=1e-2)
 HALF = Tolerance("half precision", min_cosine=0.999, min_sqnr_db=25.0, min_top1_agreement=0.99)
 INT8 = Tolerance("int8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.9, real_only=True)
+FP8 = Tolerance("fp8", min_cosine=0.98, min_sqnr_db=14.0, min_top1_agreement=0.85, real_only=True)
+"""For each graph as int8's. Three bits of mantissa lose 5 to 8 dB more than int8 in the graphs of
+regionspot_mini, to 28 dB at the worst, and 6 of 100 regions got another of its many similar
+classes.
+"""
 
 TOLERANCES = {
-    tolerance.name: tolerance for tolerance in (REFACTORED, RUNTIME_FP32, TENSORRT_FP32, HALF, INT8)
+    tolerance.name: tolerance
+    for tolerance in (REFACTORED, RUNTIME_FP32, TENSORRT_FP32, HALF, INT8, FP8)
 }

@@ -88,6 +88,8 @@ class TestCosts:
         assert single == ["sam_token_decoder_image", "region_head"]
         native = dict(parts_of(row_of("whole path with masks", "int8", native=True)))
         assert native["sam_mask_decoder"] == "fp32" and native["sam_image_encoder"] == "int8"
+        engine = {**row_of("whole path", "fp8"), "runtime": "tensorrt"}
+        assert dict(parts_of(engine))["region_head"] == "fp16"
         assert parts_of(row_of("clip_image_encoder", "int8")) == [("clip_image_encoder", "int8")]
 
     def test_least_time(self) -> None:

@@ -170,7 +170,8 @@ def test_dry_run_loads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--graphs", "heads"], "there is no graph heads"),
-        (["--precision", "fp8"], "'fp8' is not one or more of fp32"),
+        (["--precision", "fp4"], "'fp4' is not one or more of fp32"),
+        (["--precision", "fp8"], "ask for --onnx-gpu, --trt, --trt-rtx alone"),
         (["--batch", "1:2"], "'1:2' is not min:opt:max"),
         (["--regions", "4:2:8"], "a range is min:opt:max"),
         (["--compute-capability", "ada"], "is no list of numbers such as 89,120"),
@@ -205,6 +206,32 @@ def test_options_of_engines(arguments: list[str], version: bool, hardware: str |
     parsed = command.build_parser().parse_args(["--out", "here", "--trt", *arguments])
     options = command._engine_options(parsed)
     assert (options.version_compatible, options.hardware_compatibility) == (version, hardware)
+
+
+def test_ranges_of_photographs_are_not_taken_from_drawings_unasked(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    """Real weights of a full-size model: the error comes before they are looked for."""
+    arguments = ["--out", str(tmp_path / "out"), "--model", "regionspot_bb", "--onnx"]
+    weights = ["--sam-weights", "sam.pth", "--clip-weights", "clip.pt", "--weights", "head.pth"]
+    for precision in ("fp32,int8", "int8"):
+        assert main(["export", *arguments, *weights, "--precision", precision]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: int8 of regionspot_bb needs images")
+        assert "--calibration DIR" in error and "--calibration mini" in error
+    for allowed in (["--precision", "int8", "--calibration", "mini"], ["--precision", "fp16"]):
+        assert main(["export", *arguments, *weights, *allowed]) == 2
+        assert "needs images" not in capsys.readouterr().err  # but that there are no such weights
+
+
+def test_the_report_says_what_it_was_calibrated_and_compared_on(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    arguments = ("--graphs", SMALL, "--precision", "int8", "--calibration", "mini")
+    assert export(tmp_path, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "comparing on 1 of 33 scenes of the mini world" in printed
+    assert "calibrating int8 on 32 of 33 scenes of the mini world" in printed
 
 
 def test_artefacts_of_another_model(

@@ -73,6 +73,20 @@ def test_options_that_do_not_go_together(arguments: list[str], message: str) -> 
             "regionspot-export --model regionspot_mini --out artifacts --onnx",
         ),
         (
+            [
+                "--runtime",
+                "onnxruntime",
+                "--precision",
+                "fp8",
+                "--model",
+                "regionspot_bl",
+                "--sam-weights",
+                "s.pth",
+            ],
+            "regionspot-export --model regionspot_bl --sam-weights s.pth --out artifacts "
+            "--onnx-gpu --calibration IMAGES --precision fp8",
+        ),
+        (
             ["--runtime", "tensorrt-rtx", "--precision", "fp16", "--random-weights", "0"],
             "regionspot-export --model regionspot_mini --random-weights 0 --out artifacts "
             "--trt-rtx --precision fp16",

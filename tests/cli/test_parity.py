@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from regionspot.cli.main import main
 from regionspot.errors import ArtifactError
+from regionspot.export.precision import write_half
 from regionspot.export.sides import ParityOperand
 from regionspot.runtime.artifacts import MANIFEST, Manifest, _checksum
 from regionspot.runtime.engine_file import file_sha256
@@ -103,6 +104,60 @@ def test_weights_of_another_training(copied: Path, capsys: Captured) -> None:
     keep_only(copied, "clip_image_encoder")
     assert parity("torch", copied, "--random-weights", "5") == 1
     assert "clip_image_encoder: patch_tokens: max|Δ|" in capsys.readouterr().out
+
+
+@pytest.fixture
+def damaged(copied: Path) -> tuple[Path, str]:
+    """CLIP's image encoder in fp32, and in fp16 with one weight changed; and the name of what that
+    weight's product is.
+    """
+    keep_only(copied, "clip_image_encoder")
+    manifest = Manifest.load(copied)
+    (entry,) = manifest.graphs
+    path = copied / "onnx/fp16/clip_image_encoder.onnx"
+    write_half(manifest.verify(entry), path, "fp16")
+    model = onnx.load(path)
+    weights = {one.name: one for one in model.graph.initializer}
+    # one of the second block, so that much is right before it
+    product = next(
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and "resblocks.1." in node.name and node.input[1] in weights
+    )
+    weight = weights[product.input[1]]
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, path)
+    name = path.relative_to(copied).as_posix()
+    half = replace(entry, precision="fp16", file=name, files={name: file_sha256(path)})
+    manifest.with_entry(half).save()
+    return copied, product.output[0]
+
+
+def test_bisect_names_the_product_whose_weight_was_changed(
+    damaged: tuple[Path, str], tmp_path: Path, capsys: Captured
+) -> None:
+    directory, tensor = damaged
+    figures, half = tmp_path / "bisect.json", f"{directory}:onnxruntime:fp16"
+    assert parity("torch", half, "--bisect", "--json", figures) == 1
+    (graph,) = json.loads(figures.read_text())["bisect"]
+    assert graph["name"] == "clip_image_encoder" and graph["tolerance"] == "half precision"
+    first, drop = graph["first"][0], graph["largest_drop"]
+    assert first["tensor"] == drop["tensor"] == tensor and first["op"] == "MatMul"
+    assert first["sqnr_db"] < 0 and drop["drop_db"] > 60
+    printed = capsys.readouterr().out
+    assert f"{directory} onnxruntime fp32" in printed and tensor in printed
+    assert "largest drop of the SQNR" in printed
+    # a file parts from itself nowhere
+    assert parity(half, half, "--bisect") == 0
+    assert "no tensor breaches the tolerance" in capsys.readouterr().out
+
+
+def test_bisect_says_what_to_compare_instead(mini_artifacts: Path, capsys: Captured) -> None:
+    assert parity(mini_artifacts, f"{mini_artifacts}:openvino", "--bisect") == 2
+    error = capsys.readouterr().err
+    assert f"{mini_artifacts}:onnxruntime:fp32" in error and "openvino fuses operators" in error
+    assert parity("torch", mini_artifacts, "--bisect") == 2
+    assert "takes the ONNX file in fp32 for torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

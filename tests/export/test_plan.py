@@ -144,9 +144,21 @@ def test_graphs_by_name(specs: dict[str, GraphSpec]) -> None:
 
 def test_precisions() -> None:
     assert choose_precisions("int8, fp32") == ("fp32", "int8")
-    for wrong in ("", "fp8", "fp32,fp8"):
+    for wrong in ("", "fp4", "fp32,fp4"):
         with pytest.raises(InputError, match="with commas between"):
             choose_precisions(wrong)
+
+
+def test_fp8_is_made_for_gpus_alone(specs: dict[str, GraphSpec]) -> None:
+    steps = make_plan([specs["clip_image_encoder"]], ["tensorrt-rtx"], ["fp8"])
+    assert [(step.format, step.precision) for step in steps] == [
+        ("onnx-gpu", "fp32"),
+        ("onnx-gpu", "fp8"),
+        ("tensorrt-rtx", "fp8"),
+    ]
+    for formats in (["onnx", "native"], ["openvino", "tensorrt"]):
+        with pytest.raises(InputError, match=f"{formats[0]} graphs are for CPUs.*--trt-rtx alone"):
+            make_plan(list(specs.values()), formats, ["fp16", "fp8"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from regionspot.errors import InputError
-from regionspot.export import int8_search, quantization
+from regionspot.export import quantization, quantization_search
 from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.quantization import LayerReport, quantize
 from regionspot.modeling.graphs import graph_module
@@ -25,7 +25,7 @@ from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.graphs import GRAPHS
 from regionspot.runtime.openvino_runner import OpenVinoRunner
 from regionspot.runtime.ort_runner import EXACT_INT8, OrtRunner
-from regionspot.runtime.tolerance import INT8, measure
+from regionspot.runtime.tolerance import INT8, measure, worst
 from regionspot.runtime.torch_runner import TorchRunner
 
 K, N = 32, 24
@@ -123,12 +123,69 @@ def test_symmetric_pairs_around_a_linear_layer(tmp_path: Path) -> None:
             assert arrays[node.input[2]].dtype == np.int8 and not arrays[node.input[2]].any()
     assert {name: array.dtype.name for name, array in arrays.items() if array.size >= N} == {
         "b": "float32",
-        "layer/MatMul.weight.int8": "int8",
+        "layer/MatMul.weight.quantized": "int8",
         "layer/MatMul.weight.scale": "float32",
         "layer/MatMul.weight.zero_point": "int8",
     }
     # each channel fills its range
-    assert np.abs(arrays["layer/MatMul.weight.int8"]).max(0).tolist() == [127] * N
+    assert np.abs(arrays["layer/MatMul.weight.quantized"]).max(0).tolist() == [127] * N
+
+
+def test_fp8_is_floating_point_with_one_scale_for_each_channel(tmp_path: Path) -> None:
+    """Small inputs keep their digits beside large ones, where int8 keeps few."""
+    rng = np.random.default_rng(2)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "layer/MatMul")]
+    weight = rng.normal(size=(K, N)) * np.exp(2 * rng.normal(size=(K, 1)))
+    source = write(tmp_path / "a.onnx", nodes, {"w": weight}, ("y",))
+    (report,) = quantize(source, feeds(), tmp_path / "out.onnx", "fp16", "fp8")
+    assert report.quantized and report.sqnr_db > 25
+    assert sqnr_db(source, tmp_path / "out.onnx") > 25
+    model = onnx.load(tmp_path / "out.onnx")
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    weight_name = "layer/MatMul.weight.quantized"
+    assert types[weight_name] == types["x.zero_point"] == TensorProto.FLOAT8E4M3FN
+    (tensor,) = (one for one in model.graph.initializer if one.name == weight_name)
+    stored = numpy_helper.to_array(tensor).astype(np.float32)
+    assert np.abs(stored).max(0).tolist() == [448.0] * N
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "precision": "fp8",
+        "quantized_layers": "1 of 1",
+    }
+
+
+def test_for_a_gpu_all_but_int8_is_in_half_precision(tmp_path: Path) -> None:
+    """The scales too: no Cast stands inside of the graph, and a tiny scale does not become 0."""
+    rng = np.random.default_rng(2)
+    weight = rng.normal(size=(K, N))
+    weight[:, 0] *= 1e-6  # its scale in half precision would be 0
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["f"], "first/MatMul"),
+        helper.make_node("MatMul", ["f", "w"], ["m"], "layer/MatMul"),
+        helper.make_node("Add", ["m", "b"], ["y"], "layer/Add"),
+    ]
+    weights = {"first": rng.normal(size=(K, K)), "w": weight, "b": rng.normal(size=N)}
+    source = write(tmp_path / "a.onnx", nodes, weights, ("y",))
+    reports = quantize(source, feeds(), tmp_path / "out.onnx", rest="fp16")
+    assert [report.quantized for report in reports] == [True, True]
+    assert sqnr_db(source, tmp_path / "out.onnx") > 30
+    model = onnx.load(tmp_path / "out.onnx")
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert [list(node.output) for node in casts] == [["y"]]
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    types = {
+        (node.op_type, arrays[node.input[1]].dtype.name)
+        for node in model.graph.node
+        if node.op_type.endswith("eLinear")
+    }
+    # what the graph is given is in single precision
+    assert types == {
+        ("QuantizeLinear", "float32"),
+        ("QuantizeLinear", "float16"),
+        ("DequantizeLinear", "float16"),
+    }
+    scales = [array for name, array in arrays.items() if ".scale" in name]
+    assert all((array.astype(np.float16) == array).all() for array in scales)
+    assert all((array > 0).all() for array in scales)
 
 
 def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +200,7 @@ def test_outliers_move_into_the_weights(tmp_path: Path, monkeypatch: pytest.Monk
         "MatMul": 1,
         "Add": 1,
     }
-    monkeypatch.setattr(int8_search, "SMOOTHING", (0.0,))
+    monkeypatch.setattr(quantization_search, "SMOOTHING", (0.0,))
     monkeypatch.setattr(quantization, "MIN_SQNR_DB", 0.0)
     quantize(source, feeds(), tmp_path / "plain.onnx")
     assert sqnr_db(source, tmp_path / "plain.onnx") < 20
@@ -256,6 +313,37 @@ def test_graphs(
                     assert not INT8.breaches(measure(wanted[name], array)), name
     assert int8_kernels_of_onnxruntime(path, tmp_path / "optimised.onnx") == len(reports)
     assert int8_kernels_of_openvino(path) == len(reports)
+
+
+@pytest.mark.parametrize("graph", ["clip_image_encoder", "sam_token_decoder_prompts"])
+def test_half_precision_around_int8_costs_nothing(
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+    graph: str,
+) -> None:
+    """On real graphs int8's own rounding is the larger one by far."""
+    spec = specs[graph]
+    real = graph_inputs.real(spec)
+    with TorchRunner(graph_module(mini, graph), spec) as reference:
+        expected = [reference.infer(feed) for feed in real[:2]]
+    found = {}
+    for rest in ("fp32", "fp16"):
+        path = tmp_path / f"{rest}.onnx"
+        quantize(exported(graph), real[2:], path, rest)
+        with OrtRunner(path, spec, threads=1, precision="int8") as runner:
+            outputs = [runner.infer(feed) for feed in real[:2]]
+        found[rest] = worst(
+            [
+                measure(wanted[name], array)
+                for wanted, given in zip(expected, outputs, strict=True)
+                for name, array in given.items()
+            ]
+        )
+        assert not INT8.breaches(found[rest])
+    assert found["fp16"].sqnr_db > found["fp32"].sqnr_db - 1
 
 
 def test_the_roofline_knows_what_has_no_int8() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from regionspot.errors import ArtifactError
 from regionspot.export.graph_inputs import GraphInputs
 from regionspot.export.onnx_graph import export_onnx
 from regionspot.export.precision import write_half
-from regionspot.export.trt_engine import build_engine
+from regionspot.export.quantization import REST, quantize
+from regionspot.export.trt_engine import FP8_CAPABILITIES, build_engine
 from regionspot.export.trt_layers import is_detail, report_of
 from regionspot.modeling.graphs import graph_module
 from regionspot.modeling.regionspot import RegionSpot
@@ -19,7 +21,7 @@ from regionspot.runtime.engine_file import read_sidecar
 from regionspot.runtime.formats import GPU
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.ort_runner import OrtRunner
-from regionspot.runtime.tolerance import RUNTIME_FP32, measure
+from regionspot.runtime.tolerance import QUANTIZED, RUNTIME_FP32, measure
 from regionspot.runtime.torch_runner import TorchRunner
 
 LAYER = (
@@ -48,12 +50,25 @@ def test_figures_of_a_log() -> None:
     assert report_of(["nothing of the kind"]) is None
 
 
-def layers_of(onnx_file: Path, spec: GraphSpec) -> dict[str, Any]:
-    """Of the engine of a graph in half precision, for compute capability 8.9."""
-    half, engine = onnx_file.with_suffix(".fp16.onnx"), onnx_file.with_suffix(".engine")
-    write_half(onnx_file, half, "fp16")
-    build_engine(half, spec, engine, "tensorrt-rtx", [89])
+def layers_of(
+    onnx_file: Path,
+    spec: GraphSpec,
+    precision: str = "fp16",
+    calibration: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Of the engine of a graph for compute capability 8.9."""
+    converted, engine = onnx_file.with_suffix(".low.onnx"), onnx_file.with_suffix(".engine")
+    if precision in QUANTIZED:
+        quantize(onnx_file, calibration, converted, REST[GPU], precision)
+    else:
+        write_half(onnx_file, converted, precision)
+    build_engine(converted, spec, engine, "tensorrt-rtx", [89])
     return read_sidecar(engine).layers
+
+
+def products(layers: dict[str, Any]) -> dict[str, int]:
+    """How many matrix products there are of which types; attentions are none of them."""
+    return {kind: count for kind, count in layers["types"].items() if kind.startswith("gemm ")}
 
 
 def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
@@ -86,12 +101,51 @@ def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
 
 
 def test_every_attention_of_clip_is_one_kernel(
-    mini: RegionSpot, specs: dict[str, GraphSpec], exported: Callable[[str], Path], tmp_path: Path
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
+    """In int8 and fp8 too, where every other product is, and gives half precision."""
     pytest.importorskip("tensorrt_rtx_bindings")
-    copied = tmp_path / "clip.onnx"
+    copied, spec = tmp_path / "clip.onnx", specs["clip_image_encoder"]
     copied.write_bytes(exported("clip_image_encoder").read_bytes())
-    layers = layers_of(copied, specs["clip_image_encoder"])
+    half = layers_of(copied, spec)
     # of the last layer only the values are used
     depth = len(mini.clip.clip.visual.transformer.resblocks)
+    assert half["fused_attentions"] == depth
+    for precision, kind in (("int8", "Int8"), ("fp8", "FP8")):
+        quantized = layers_of(copied, spec, precision, graph_inputs.real(spec, 4))
+        assert quantized["fused_attentions"] == depth
+        # queries, keys and values in one; the projection; two of the perceptron
+        assert products(quantized) == {f"gemm {kind}->Half": 4 * depth}
+
+
+def test_fp8_is_refused_for_gpus_that_lack_it(
+    specs: dict[str, GraphSpec],
+    graph_inputs: GraphInputs,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """And without a list the engine is for those that have it."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    spec, path = specs["clip_image_encoder"], tmp_path / "fp8.onnx"
+    source = exported("clip_image_encoder")
+    quantize(source, graph_inputs.real(spec, 2), path, REST[GPU], "fp8")
+    with pytest.raises(ArtifactError, match=r"fp8 is for compute capability 8\.9"):
+        build_engine(path, spec, tmp_path / "a.engine", "tensorrt-rtx", [86, 89])
+    assert FP8_CAPABILITIES == (89, 120, 121)
+
+
+def test_int8_of_sam_for_gpus_has_no_product_in_single_precision(
+    mini: RegionSpot, specs: dict[str, GraphSpec], graph_inputs: GraphInputs, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    spec, path = specs["sam_image_encoder"], tmp_path / "sam.onnx"
+    export_onnx(mini, spec, path, target=GPU)
+    layers = layers_of(path, spec, "int8", graph_inputs.real(spec, 4))
+    depth = len(mini.sam.sam.image_encoder.blocks)
     assert layers["fused_attentions"] == depth
+    assert products(layers)["gemm Int8->Half"] == 4 * depth
+    assert not any("Float" in kind for kind in products(layers)), layers["types"]

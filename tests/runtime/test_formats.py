@@ -20,6 +20,7 @@ from regionspot.runtime.formats import (
     MODEL,
     RUNTIMES,
     Runtime,
+    export_option,
     open_graph,
     preferred_precisions,
     register,
@@ -115,8 +116,17 @@ def test_a_gpu_takes_the_form_and_the_precision_that_are_fast_there() -> None:
     assert ort.opens_on("cpu") == ("onnx", "onnx-gpu")
     assert ort.opens_on("cuda") == ort.opens_on("tensorrt:1") == ("onnx-gpu", "onnx")
     assert (FORMATS["onnx"].precision, FORMATS["tensorrt"].precision) == ("fp32", "fp16")
-    assert preferred_precisions("cpu") == ("fp32", "fp16", "bf16", "int8")
-    assert preferred_precisions("gpu") == ("fp16", "fp32", "bf16", "int8")
+    assert preferred_precisions("cpu") == ("fp32", "fp16", "bf16", "int8", "fp8")
+    assert preferred_precisions("gpu") == ("fp16", "fp32", "bf16", "int8", "fp8")
+
+
+def test_fp8_is_for_gpus() -> None:
+    able = [name for name, row in FORMATS.items() if "fp8" in row.precisions]
+    assert able == ["onnx-gpu", "tensorrt", "tensorrt-rtx"]
+    assert export_option("onnxruntime") == "--onnx"
+    assert export_option("onnxruntime", "fp8") == "--onnx-gpu"
+    with pytest.raises(InputError, match="openvino runs on CPUs, and fp8 is for GPUs"):
+        export_option("openvino", "fp8")
 
 
 class TestPlugIn:

@@ -444,7 +444,8 @@ class TestOnnxRuntime:
         assert threads(OrtRunner(onnx_file, SPEC, threads=1)) == 1
 
     @pytest.mark.parametrize(
-        ("precision", "level"), [("fp32", "ALL"), ("int8", "ALL"), ("fp16", "BASIC")]
+        ("precision", "level"),
+        [("fp32", "ALL"), ("int8", "ALL"), ("fp16", "BASIC"), ("fp8", "BASIC")],
     )
     def test_half_precision_without_the_last_optimisations(
         self, onnx_file: Path, precision: str, level: str

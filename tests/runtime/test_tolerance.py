@@ -8,6 +8,7 @@ import pytest
 from regionspot.errors import InputError
 from regionspot.runtime.formats import FORMATS
 from regionspot.runtime.tolerance import (
+    FP8,
     HALF,
     INT8,
     RUNTIME_FP32,
@@ -66,6 +67,7 @@ def test_worst_takes_the_worst_of_each() -> None:
         ("onnx", "fp16", HALF),
         ("tensorrt", "bf16", HALF),
         ("openvino", "int8", INT8),
+        ("tensorrt-rtx", "fp8", FP8),
     ],
 )
 def test_classes(artefact_format: str, precision: str, tolerance: object) -> None:
@@ -73,8 +75,8 @@ def test_classes(artefact_format: str, precision: str, tolerance: object) -> Non
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(InputError, match="'fp8'"):
-        FORMATS["onnx"].tolerance("fp8")
+    with pytest.raises(InputError, match="'fp4'"):
+        FORMATS["onnx"].tolerance("fp4")
 
 
 def test_breaches_name_the_figure_and_the_limit() -> None:

@@ -134,6 +134,8 @@ def _export_command(model: dict[str, Any], directory: str | None) -> str:
     for option in WEIGHT_OPTIONS:
         if model[option] is not None:
             words += [f"--{option.replace('_', '-')}", str(model[option])]
+    if model["name"] != DEFAULT_MODEL and model["random_weights"] is None:
+        words += ["--calibration", "IMAGES"]  # int8 of real weights needs some
     return shlex.join(
         [
             *words,
