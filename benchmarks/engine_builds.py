@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, Any]:
     """Export, then build one engine after another, printing a line for each."""
     from regionspot.export.onnx_graph import export_onnx
-    from regionspot.export.plan import choose_graphs, choose_precisions
+    from regionspot.export.plan import HALF_ON_GPU, choose_graphs, choose_precisions
     from regionspot.export.precision import write_half
     from regionspot.modeling.graphs import model_info
     from regionspot.modeling.presets import create_model
@@ -97,11 +97,13 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
             exported = Path(name) / f"{spec.name}.onnx"
             export_onnx(model, spec, exported, target=GPU)
             for precision in chosen:
-                path = exported
+                path, typed = exported, spec
+                if precision in HALF_ON_GPU:
+                    typed = spec.with_half_tensors()
                 if precision != "fp32":
                     path = Path(name) / f"{spec.name}-{precision}.onnx"
-                    write_half(exported, path, precision)
-                row = {"graph": spec.name, "precision": precision, **_in_child(spec, path)}
+                    write_half(exported, path, precision, typed.half_tensors)
+                row = {"graph": spec.name, "precision": precision, **_in_child(typed, path)}
                 results["engines"].append(row)
                 print(format_row(row), flush=True)
             for left in Path(name).iterdir():
@@ -131,6 +133,9 @@ def build_one(spec: dict[str, Any], onnx_path: str) -> dict[str, Any]:
         "build_s": sidecar.build_s,
         "peak_mb": None if peak_mb is None else round(peak_mb),
         "compute_capabilities": sidecar.compute_capabilities,
+        "fused_attentions": sidecar.layers.get("fused_attentions"),
+        "kernels": sidecar.layers.get("kernels"),
+        "scratch_mib": sidecar.scratch_mib,
         "profile": {tensor.name: tensor.profile for tensor in sidecar.inputs},
     }
 

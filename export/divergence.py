@@ -228,7 +228,12 @@ def _values(
     ir.save(model, probed, external_data=f"{probed.name}.data")
     device, _, index = side.device.partition(":")
     session = open_session(probed, spec, device, side.threads, side.precision, int(index or 0))
-    found = session.run(exposed, {name: feeds[name] for name in spec.input_names})
+    half = {one.name for one in session.get_inputs() if one.type == "tensor(float16)"}
+    fed = {
+        name: feeds[name].astype(np.float16) if name in half else feeds[name]
+        for name in spec.input_names
+    }
+    found = session.run(exposed, fed)
     return dict(zip(names, found, strict=True))
 
 

@@ -46,15 +46,17 @@ def make(making: Making) -> None:
             {"preprocessing": making.preprocessing},
             FORMATS[making.step.format].target,
         )
-    elif making.step.precision in QUANTIZED:
+        return
+    precision, half = making.step.precision, making.step.spec.half_tensors
+    if precision in QUANTIZED:
         from regionspot.export.quantization import REST, quantize
 
         rest = REST[FORMATS[making.step.format].target]
-        quantize(making.source, making.calibration(), making.path, rest, making.step.precision)
+        quantize(making.source, making.calibration(), making.path, rest, precision, half)
     else:
         from regionspot.export.precision import write_half
 
-        write_half(making.source, making.path, making.step.precision)
+        write_half(making.source, making.path, precision, half)
 
 
 def export_onnx(

@@ -5,7 +5,7 @@ whole pipeline.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xxhash
@@ -99,9 +99,10 @@ class ParityInputs:
 
     def trials(self, spec: GraphSpec) -> list[Trial]:
         """Seeded ones at the sizes that the graph is best at, at odd sizes, at the smallest and at
-        the largest, then real ones.
+        the largest, then real ones. All numbers are in single precision.
         """
         key = spec.name, repr(spec.ranges)
+        spec = self._in_single(spec)
         if key not in self._trials:
             seeded = [
                 self._parity.seeded(spec, self.seed + i, sizes)
@@ -116,6 +117,10 @@ class ParityInputs:
                 ]
         return self._trials[key]
 
+    def _in_single(self, spec: GraphSpec) -> GraphSpec:
+        """The graph as the model has it, at the sizes of an artefact's."""
+        return replace(self._parity.specs[spec.name], ranges=spec.ranges)
+
     def forget(self, graph: str) -> None:
         """Free the memory that a graph's trials take, at any sizes."""
         for key in [key for key in self._trials if key[0] == graph]:
@@ -123,7 +128,7 @@ class ParityInputs:
 
     def calibration(self, spec: GraphSpec) -> list[Feeds]:
         """Real inputs to take int8's ranges from."""
-        return self._calibration.real(spec)
+        return self._calibration.real(self._in_single(spec))
 
     def calibration_fingerprint(self) -> str:
         """Changes with the pictures, boxes and words that int8 is calibrated on."""

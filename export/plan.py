@@ -28,6 +28,9 @@ from regionspot.tables import text_table
 
 # of a weight; int8 and fp8 have scales, and keep biases
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.1, "fp8": 1.1}
+HALF_ON_GPU = ("fp16", "int8", "fp8")
+"""Precisions whose graphs compute in fp16, all or the rest of them, where they are for GPUs."""
+
 TRIAL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 """Of activations in one run of a comparison, by the device that the model computes on."""
 
@@ -99,12 +102,14 @@ def make_plan(
             exported = Step(sized, source.name, "fp32")
             steps.append(exported)
             for precision in wanted:
-                converted = exported
+                converted, typed = exported, sized
+                if source.target == GPU and precision in HALF_ON_GPU:
+                    typed = sized.with_half_tensors()
                 if precision != "fp32":
-                    converted = Step(sized, source.name, precision, exported)
+                    converted = Step(typed, source.name, precision, exported)
                     steps.append(converted)
                 steps += [
-                    Step(sized, row.name, precision, converted)
+                    Step(typed, row.name, precision, converted)
                     for row in made
                     if precision in _precisions([row], precisions)
                 ]

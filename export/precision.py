@@ -5,12 +5,12 @@ Sums of many products (matrix products, convolutions) run in half precision, as 
 between them. What loses by it stays in single precision: normalisations, softmax, reductions,
 powers and quotients; the token decoder's variance, a sum with cancellation; and the phase of sines,
 where half precision would move a box by pixels. The graph's own inputs and outputs keep their
-types.
+types, unless they are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +61,23 @@ SINGLE_SCOPES = ("variance",)
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def write_half(onnx_path: str | Path, out: str | Path, precision: str) -> None:
+def write_half(
+    onnx_path: str | Path, out: str | Path, precision: str, half_tensors: Collection[str] = ()
+) -> None:
     """Convert a file of `export_onnx`; see `to_half`."""
     model = ir.load(onnx_path)
-    to_half(model, precision)
+    to_half(model, precision, half_tensors)
     model.metadata_props["precision"] = precision
     save(model, out)
 
 
-def to_half(model: ir.Model, precision: str) -> None:
+def to_half(model: ir.Model, precision: str, half_tensors: Collection[str] = ()) -> None:
     """Convert a graph in single precision in place.
 
     Args:
         model: with node names as `export_onnx` gives them.
         precision: "fp16" or "bf16".
+        half_tensors: inputs and outputs that are in half precision too.
 
     Raises:
         InputError: another precision.
@@ -86,10 +89,14 @@ def to_half(model: ir.Model, precision: str) -> None:
         )
     ir.passes.common.ShapeInferencePass()(model)
     conversion = _Conversion(model.graph, precision)
+    for value in model.graph.inputs:
+        if value.name in half_tensors:
+            value.dtype = conversion.half
     for node in list(model.graph):
         conversion.convert(node)
-    for index in range(len(model.graph.outputs)):
-        conversion.restore_output(index)
+    for index, value in enumerate(model.graph.outputs):
+        wanted = conversion.half if value.name in half_tensors else ir.DataType.FLOAT
+        conversion.settle_output(index, wanted)
     model.opset_imports[""] = max(model.opset_imports[""], MIN_OPSET[precision])
     ir.passes.common.RemoveUnusedNodesPass()(model)
 
@@ -127,12 +134,13 @@ class _Conversion:
             if floats and self._is_float(output):
                 output.dtype = wanted
 
-    def restore_output(self, index: int) -> None:
-        """Give a graph output that is now in half precision its type back, under its name."""
+    def settle_output(self, index: int, wanted: ir.DataType) -> None:
+        """Give a graph output of floating-point numbers the type that is wanted, under its name."""
         value = self.graph.outputs[index]
-        if value.dtype == self.half:
-            name, value.name = str(value.name), f"{value.name}.{self.precision}"
-            cast = _cast(value, ir.DataType.FLOAT, name)
+        if self._is_float(value) and value.dtype != wanted:
+            suffix = self.precision if value.dtype == self.half else "fp32"
+            name, value.name = str(value.name), f"{value.name}.{suffix}"
+            cast = _cast(value, wanted, name)
             self.graph.append(cast)
             self.graph.outputs[index] = cast.outputs[0]
 

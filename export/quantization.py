@@ -15,7 +15,7 @@ little survives stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +94,7 @@ def quantize(
     out: str | Path,
     rest: str = "fp32",
     precision: str = "int8",
+    half_tensors: Collection[str] = (),
 ) -> tuple[LayerReport, ...]:
     """Write the int8 or fp8 version of a graph.
 
@@ -103,8 +104,8 @@ def quantize(
         out: the file to write.
         rest: "fp32" or "fp16", the precision of all that is not quantised. Scales are numbers of
             that type too, so that no Cast stands between a layer and what is before and after it.
-
         precision: "int8" or "fp8".
+        half_tensors: inputs and outputs that are in fp16, see `to_half`.
 
     Returns:
         What became of each linear layer. Of a graph without any, such as the token decoder's image
@@ -135,7 +136,7 @@ def quantize(
         reports.append(report)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     if rest != "fp32":
-        to_half(model, rest)
+        to_half(model, rest, half_tensors)
     done = sum(report.quantized for report in reports)
     model.metadata_props.update(
         {"precision": precision, "quantized_layers": f"{done} of {len(reports)}"}

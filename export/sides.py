@@ -113,14 +113,20 @@ class ParityOperand:
             self.runtime, self.precision, self.manifest.verify(entry) if entry else None
         )
 
+    def spec_of(self, shared: GraphSpec) -> GraphSpec:
+        """The types of this side's graph, at the sizes that both sides take."""
+        own = (self.specs() or {}).get(shared.name, shared)
+        return replace(own, ranges=shared.ranges)
+
     def run(self, spec: GraphSpec, trials: Sequence[Trial], threads: int | None) -> Outputs:
         """A graph's outputs; trials expect what PyTorch gives. Raises ArtifactError where it does
         not run.
         """
         if self.manifest is None:
             return [trial.expected for trial in trials]
-        path = self.manifest.verify(self.manifest.find(spec.name, self.format, self.precision))
-        request = graph_request(path, spec, self.runtime, self.precision, self._device, threads)
+        entry = self.manifest.find(spec.name, self.format, self.precision)
+        path, own = self.manifest.verify(entry), self.spec_of(spec)
+        request = graph_request(path, own, self.runtime, self.precision, self._device, threads)
         return run_in_child(request, [trial.feeds for trial in trials])
 
     def onnx_side(self, graph: str, threads: int | None) -> OnnxSide:
@@ -276,7 +282,7 @@ def compare_graph(
             replace(trial, expected=of_a)
             for trial, of_a in zip(trials, a.run(spec, trials, threads), strict=True)
         ]
-        return compare(spec, expected, b.run(spec, trials, threads), tolerance)
+        return compare(b.spec_of(spec), expected, b.run(spec, trials, threads), tolerance)
     except ArtifactError as error:
         return ParityResult(tolerance, False, str(error))
 

@@ -23,6 +23,7 @@ DTYPES = {
     "bool": pb.TYPE_BOOL,
     "uint8": pb.TYPE_UINT8,
     "int32": pb.TYPE_INT32,
+    "float16": pb.TYPE_FP16,
     "float32": pb.TYPE_FP32,
     "bytes": pb.TYPE_STRING,
 }

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
 from regionspot.runtime.engine_file import file_sha256
-from regionspot.runtime.formats import FORMATS, ONNX
+from regionspot.runtime.formats import FORMATS, GPU, ONNX
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo, Range, TensorSpec
 from regionspot.runtime.graphs import graph_specs
 from regionspot.runtime.preprocessing import Preprocessing
@@ -132,16 +132,18 @@ class GraphEntry:
             outputs=content["outputs_measured"],
             **{name: content[name] for name in _PLAIN_FIELDS},
         )
-        own = specs.get(entry.name)
-        if own is None or (own.inputs, own.outputs) != (entry.spec.inputs, entry.spec.outputs):
-            raise ArtifactError(
-                f"{entry.title} has other tensors than this release's graph of that name"
-                if own
-                else f"this release has no graph {entry.name!r}"
-            )
+        if entry.name not in specs:
+            raise ArtifactError(f"this release has no graph {entry.name!r}")
         if entry.format not in FORMATS:
             raise ArtifactError(
                 f"{entry.title} is in a format that is not registered here: install what adds it"
+            )
+        own = specs[entry.name]
+        if FORMATS[entry.format].target == GPU and entry.spec.half_tensors:
+            own = own.with_half_tensors()
+        if (own.inputs, own.outputs) != (entry.spec.inputs, entry.spec.outputs):
+            raise ArtifactError(
+                f"{entry.title} has other tensors than this release's graph of that name"
             )
         if entry.precision not in PRECISIONS:
             raise ValueError(f"{entry.title} is in no known precision")

@@ -7,7 +7,7 @@ Free of PyTorch, so that a server can import it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from regionspot.errors import InputError
@@ -16,6 +16,11 @@ NUM_PROJECTIONS = 11
 NUM_STATISTICS = 3
 """Rows of what the token decoder computes once for an image, see
 `regionspot.modeling.token_decoder`.
+"""
+
+KEPT_IN_HALF = ("image_embeddings", "image_projections")
+"""Tensors that stay on a GPU between graphs: in fp16 where these compute in fp16, which halves what
+an encoded image takes there and what is copied.
 """
 
 NUM_MASK_TOKENS = 4
@@ -82,6 +87,23 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, Range]
     optional: tuple[TensorSpec, ...] = ()
+
+    def with_half_tensors(self) -> GraphSpec:
+        """The graph with the tensors of `KEPT_IN_HALF` in fp16."""
+
+        def halved(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            return tuple(
+                replace(tensor, dtype="float16") if tensor.name in KEPT_IN_HALF else tensor
+                for tensor in tensors
+            )
+
+        return replace(self, inputs=halved(self.inputs), outputs=halved(self.outputs))
+
+    @property
+    def half_tensors(self) -> tuple[str, ...]:
+        """The names of inputs and outputs in fp16."""
+        tensors = (*self.inputs, *self.outputs)
+        return tuple(tensor.name for tensor in tensors if tensor.dtype == "float16")
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -653,6 +653,8 @@ class RegionPipeline:
         padded = _pad_to(_pad_to(mask_inputs, 0, part.rows), 1, least)
         (changed,) = self._run(MASK_PROMPT_GRAPH, part.tensors[0], padded)  # (rows, n, C, h, w)
         changed = changed[: part.count, :count].reshape(-1, *changed.shape[2:])
+        (embeddings_spec,) = self.runner("sam_token_decoder_image").spec.inputs
+        changed = changed.astype(embeddings_spec.dtype, copy=False)
         sizes = np.repeat(part.input_sizes[: part.count], count, axis=0)
         parts: list[_Part] = []
         for images, rows in self._batches("sam_token_decoder_image", len(changed)):

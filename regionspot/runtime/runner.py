@@ -110,6 +110,19 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
                 )
 
 
+def in_spec_types(spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns arrays of floating-point numbers in the types that the graph takes, and the others as
+    they are.
+    """
+    types = {tensor.name: np.dtype(tensor.dtype) for tensor in (*spec.inputs, *spec.optional)}
+    return {
+        name: array.astype(types.get(name, array.dtype), copy=False)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for name, array in feeds.items()
+    }
+
+
 def check_outputs(
     spec: GraphSpec, feeds: Tensors, outputs: Tensors, source: str | Path, runtime: str
 ) -> None:

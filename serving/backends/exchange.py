@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.serving.backends.recognizer import Counts
-from regionspot.serving.backends.requests import answer_of, refusal_of
+from regionspot.serving.backends.requests import answer_of, log, refusal_of
 from regionspot.serving.messages import Answer
 
 
@@ -72,4 +72,7 @@ class Exchange:
         return bool(self._sender.is_cancelled())
 
     def _send(self, response: Any) -> None:
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception as error:  # Triton's errors share no base class of their own
+            log("unsent", request_id=self._request.request_id(), reason=str(error))

@@ -104,6 +104,28 @@ def test_engines_have_sizes_of_their_own(mini: RegionSpot, specs: dict[str, Grap
     }
 
 
+def test_tensors_between_graphs_are_in_fp16_where_the_graphs_are(
+    mini: RegionSpot, specs: dict[str, GraphSpec]
+) -> None:
+    graph = "sam_token_decoder_image"
+    steps = make_plan(
+        [specs[graph]],
+        ["onnx", "tensorrt"],
+        ["fp32", "fp16", "bf16", "int8"],
+        gpu_graph_specs(model_sizes(mini)),
+    )
+    types = {
+        (step.format, step.precision): tuple(
+            one.dtype for one in (*step.spec.inputs, *step.spec.outputs)
+        )
+        for step in steps
+    }
+    half, single = ("float16", "float16", "float32"), ("float32",) * 3
+    for precision, expected in (("fp32", single), ("fp16", half), ("bf16", single), ("int8", half)):
+        assert types["onnx", precision] == single
+        assert types["onnx-gpu", precision] == types["tensorrt", precision] == expected
+
+
 def test_comparisons_that_fit_into_memory() -> None:
     """Fewer images and prompts of a large model; of a small one, and of what weighs little, all."""
     model = sizing_model("regionspot_bb")

@@ -5,7 +5,7 @@ not fit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -50,9 +50,11 @@ def graph_of(
     return ir.from_proto(onnx.shape_inference.infer_shapes(model))
 
 
-def converted(model: ir.Model, precision: str = "fp16") -> onnx.ModelProto:
+def converted(
+    model: ir.Model, precision: str = "fp16", half_tensors: Sequence[str] = ()
+) -> onnx.ModelProto:
     """Checked by ONNX, which finds every operator whose inputs are of two types."""
-    to_half(model, precision)
+    to_half(model, precision, half_tensors)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -102,6 +104,25 @@ def test_products_and_what_follows_are_half_and_norms_single() -> None:
     assert of["b"] == SINGLE and of["b.fp16"] == FP16  # the norm's, and the sums'
     casts = [node for node in proto.graph.node if node.op_type == "Cast"]
     assert len({(cast.input[0], cast.attribute[0].i) for cast in casts}) == len(casts) == 7
+
+
+def test_inputs_and_outputs_in_half_precision_where_they_are_named() -> None:
+    """Without a Cast where half precision goes in, or comes out; with one where the last node stays
+    in single precision.
+    """
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "m/MatMul"),
+        helper.make_node("Add", ["a", "b"], ["y"], "m/Add"),
+    ]
+    proto = converted(graph_of(nodes, {"w": W, "b": B}), half_tensors=("x", "y"))
+    of = types(proto)
+    assert of["x"] == of["y"] == FP16
+    assert [node.op_type for node in proto.graph.node] == ["MatMul", "Add"]
+    nodes[1] = helper.make_node("LayerNormalization", ["a", "b", "b2"], ["y"], "n/Norm")
+    proto = converted(graph_of(nodes, {"w": W, "b": B, "b2": B}), half_tensors=("y",))
+    of = types(proto)
+    assert of["x"] == of["y.fp32"] == SINGLE and of["y"] == FP16
+    assert types_by_node(proto)["n/Norm"] == SINGLE
 
 
 def test_phases_of_sines_stay_single() -> None:

@@ -198,6 +198,21 @@ def test_tensors_of_another_release(copied: Path) -> None:
         Manifest.load(copied)
 
 
+def test_tensors_in_fp16_are_a_gpus(copied: Path) -> None:
+    """Between graphs for GPUs: for a CPU they would be another release's."""
+    graph = "sam_token_decoder_image"
+    manifest = Manifest.load(copied)
+    entry = manifest.find(graph, "onnx", "fp32")
+    halved = replace(entry, precision="fp16", spec=entry.spec.with_half_tensors())
+    of_gpu = replace(halved, format="onnx-gpu")
+    manifest.with_entry(of_gpu).save()
+    found = Manifest.load(copied).find(graph, "onnx-gpu", "fp16").spec
+    assert found.half_tensors == ("image_embeddings", "image_projections")
+    manifest.with_entry(halved).save()
+    with pytest.raises(ArtifactError, match="other tensors than this release's"):
+        Manifest.load(copied)
+
+
 def test_a_graph_of_another_release(copied: Path) -> None:
     edit(copied, lambda content: content["graphs"][0].update(name="oracle"))
     with pytest.raises(ArtifactError, match="this release has no graph 'oracle'"):

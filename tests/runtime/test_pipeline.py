@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,20 @@ import pytest
 import torch
 
 from regionspot.errors import InputError
+from regionspot.export.precision import write_half
 from regionspot.mini.architecture import CLIP_IMAGE_SIZE
 from regionspot.modeling.clip import tokenize
+from regionspot.modeling.graphs import model_info
 from regionspot.modeling.pipelines import pipeline_from_backbones, pipeline_from_model
 from regionspot.modeling.presets import create_model
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import RegionPredictor, as_pipeline
 from regionspot.runtime.graph_spec import Range
-from regionspot.runtime.graphs import Ranges
+from regionspot.runtime.graphs import Ranges, gpu_graph_specs
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.pipeline import RegionPipeline
 from regionspot.runtime.runner import Runner
+from regionspot.runtime.tolerance import measure
 from regionspot.structures import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
@@ -577,6 +581,48 @@ class TestBothEncoders:
         assert {"sam_image_encoder", "clip_image_encoder"} <= set(seen)
         pipeline.observer = observed
         near(pipeline.encode(*images)[1], sample.patch_tokens)
+
+
+class TestHalf:
+    def test_kept_tensors_in_fp16(
+        self, model: RegionSpot, artifacts: Path, sample: Sample, tmp_path: Path
+    ) -> None:
+        """As graphs for GPUs have them: half the memory, and the same answers up to rounding."""
+        specs = {
+            name: spec.with_half_tensors()
+            for name, spec in gpu_graph_specs(model_info(model)).items()
+        }
+
+        def open_runner(graph: str) -> Runner:
+            path = tmp_path / f"{graph}.onnx"
+            half = specs[graph].half_tensors
+            write_half(artifacts / "onnx" / "fp32" / path.name, path, "fp16", half)
+            return OrtRunner(path, specs[graph], threads=1, precision="fp16")
+
+        whole = pipeline_from_model(model)
+        asked = sample.points, sample.labels
+        masks = np.random.default_rng(0).normal(size=(3, 5, 1, 64, 64)).astype(np.float32)
+        with RegionPipeline(
+            model_info(model),
+            open_runner,
+            runtime="onnxruntime",
+            precision="fp16",
+            fingerprint=lambda graph: f"{graph} in fp16",
+        ) as halved:
+            encoded = halved.encode_image(sample.images, sample.input_sizes)
+            expected = whole.encode_image(sample.images, sample.input_sizes)
+            assert encoded.nbytes < 0.52 * expected.nbytes  # the statistics stay in fp32
+            pairs = (
+                (halved.mask_tokens(encoded, *asked), whole.mask_tokens(expected, *asked)),
+                (
+                    halved.low_res_masks(encoded, *asked, mask_inputs=masks),
+                    whole.low_res_masks(expected, *asked, mask_inputs=masks),
+                ),
+            )
+        for found, wanted in pairs:
+            for one, other in zip(found, wanted, strict=True):
+                assert one.dtype == np.float32
+                assert measure(other, one).sqnr_db > 35
 
 
 class TestTorch:

@@ -342,6 +342,11 @@ def test_graphs_of_a_gpus_repository_batch_whatever_is_asked(
             assert answer["cached"].all() == known
             ran = executions("sam_image_encoder") - before
             assert ran == 0 if known else 0 < ran < len(images)
+        for _ in range(20):  # more than there are workers
+            with pytest.raises(ServingError) as late:
+                connection.infer(MODEL, many | {"image": images}, timeout_s=0.02)
+            assert late.value.code == "TIMEOUT"
+        assert len(ask(0)) == 1
         assert [len(one) for one in alone] == [1 + index % 5 for index in range(48, 56)]
 
 
