@@ -15,11 +15,12 @@ from regionspot.export.precision import write_half
 from regionspot.export.quantization import REST, quantize
 from regionspot.export.trt_engine import FP8_CAPABILITIES, build_engine
 from regionspot.export.trt_layers import is_detail, report_of
-from regionspot.modeling.graphs import graph_module
+from regionspot.modeling.graphs import graph_module, model_info
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.runtime.engine_file import read_sidecar
 from regionspot.runtime.formats import GPU
 from regionspot.runtime.graph_spec import GraphSpec
+from regionspot.runtime.graphs import gpu_graph_specs
 from regionspot.runtime.ort_runner import OrtRunner
 from regionspot.runtime.tolerance import QUANTIZED, RUNTIME_FP32, measure
 from regionspot.runtime.torch_runner import TorchRunner
@@ -55,14 +56,15 @@ def layers_of(
     spec: GraphSpec,
     precision: str = "fp16",
     calibration: Sequence[Mapping[str, Any]] = (),
+    capability: int = 89,
 ) -> dict[str, Any]:
-    """Of the engine of a graph for compute capability 8.9."""
+    """Of the engine of a graph for one compute capability."""
     converted, engine = onnx_file.with_suffix(".low.onnx"), onnx_file.with_suffix(".engine")
     if precision in QUANTIZED:
         quantize(onnx_file, calibration, converted, REST[GPU], precision)
     else:
         write_half(onnx_file, converted, precision)
-    build_engine(converted, spec, engine, "tensorrt-rtx", [89])
+    build_engine(converted, spec, engine, "tensorrt-rtx", [capability])
     return read_sidecar(engine).layers
 
 
@@ -88,6 +90,9 @@ def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
     fused, apart = layers_of(for_gpu, spec), layers_of(for_cpu, spec)
     assert (fused["fused_attentions"], apart["fused_attentions"]) == (depth, 0)
     assert fused["kernels"] < apart["kernels"] and fused["scratch_mib"] > 0
+    for capability in (80, 86, 120):  # two Amperes and Blackwell; above is Ada
+        others = layers_of(for_gpu, spec, capability=capability)
+        assert others["fused_attentions"] == depth
     # no kernel without inputs: none copies a constant
     assert not any(kind.split()[-1] == "->Half" for kind in fused["types"]), fused["types"]
     feeds = graph_inputs.seeded(spec, 0, {"batch": 2})
@@ -98,6 +103,22 @@ def test_every_attention_of_sam_is_one_kernel_in_the_form_for_gpus(
         expected = reference.infer(feeds)["image_embeddings"]
         difference = measure(expected, ort.infer(feeds)["image_embeddings"])
     assert not RUNTIME_FP32.breaches(difference)
+
+
+@pytest.mark.parametrize("graph", ["sam_token_decoder_prompts", "sam_mask_decoder"])
+def test_the_token_decoders_scratch_memory_at_a_servers_sizes(
+    graph: str,
+    mini: RegionSpot,
+    specs: dict[str, GraphSpec],
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """One image and 32 prompts need a small part of what eight images with 64 prompts each do."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    copied = tmp_path / "decoder.onnx"
+    copied.write_bytes(exported(graph).read_bytes())
+    of_server = layers_of(copied, gpu_graph_specs(model_info(mini))[graph])
+    assert 0 < of_server["scratch_mib"] < layers_of(copied, specs[graph])["scratch_mib"] / 8
 
 
 def test_every_attention_of_clip_is_one_kernel(

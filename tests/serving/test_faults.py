@@ -331,6 +331,19 @@ def test_graphs_of_a_gpus_repository_batch_whatever_is_asked(
             found = list(pool.map(ask, range(48)))
         assert len(found) == 48 and executions(MODEL) - before <= 16
 
+        with ThreadPoolExecutor(1) as pool:  # of known images: neither waits for an encoder
+            slow = pool.submit(
+                client.recognize,
+                pictures[48],
+                [[10, 10, 100, 100]] * 300,
+                "mini",
+                return_masks=True,
+            )
+            time.sleep(0.1)
+            quick = client.recognize(pictures[49], [[10, 10, 100, 100]], "mini")
+            assert len(quick) == 1 and not slow.done()
+            assert len(slow.result()) == 300
+
         one = make_question(pictures[48], [[10, 10, 100, 100]], "mini").to_tensors()
         images = np.array([[picture] for picture in pictures[48:]], np.object_)
         many = {name: np.repeat(array, len(images), axis=0) for name, array in one.items()}
