@@ -60,7 +60,7 @@ class GpuMemory:
         }
         told = ", ".join(f"{in_units(size)} {name}" for name, size in parts.items())
         unknown = (
-            f"; without the scratch of {', '.join(self.unmeasured)}" if self.unmeasured else ""
+            f"; without the activations of {', '.join(self.unmeasured)}" if self.unmeasured else ""
         )
         return f"{in_units(self.total)} of GPU memory ({told}{unknown})"
 

@@ -199,7 +199,8 @@ class TritonServer:
             if not self.running:
                 raise ServingError(
                     "UNAVAILABLE",
-                    f"the Triton server ended before it was ready:\n{self.log_tail()}",
+                    f"the Triton server ended before it was ready{self._missing_backends()}:\n"
+                    f"{self.log_tail()}",
                 )
             if self._stub_stays_dead():
                 reason = (
@@ -287,6 +288,20 @@ class TritonServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _missing_backends(self) -> str:
+        """Says which backends of the target this server lacks; nothing if it has all."""
+        needed = {self._backend(name) for name in self.models}
+        missing = sorted(
+            name for name in needed if not (self.installation.backends / name).is_dir()
+        )
+        if not missing:
+            return ""
+        return (
+            f", for it has no backend {' or '.join(missing)} in {self.installation.backends}: the "
+            "server of PyPI has the Python backend alone, so run the target in NVIDIA's container "
+            "(docs/serve/gpu-machine.md)"
+        )
 
     def _backend(self, model: str) -> str:
         return str(

@@ -323,7 +323,7 @@ DEVICES = ("cpu", "cuda", "tensorrt:1")
     [
         ("torch", None, InputError, "torch runs the weights themselves"),
         ("abacus", None, InputError, "no runtime 'abacus'"),
-        ("onnxruntime", "fp8", InputError, "no precision 'fp8'"),
+        ("onnxruntime", "fp4", InputError, "no precision 'fp4'"),
         (
             "onnxruntime",
             "fp16",
