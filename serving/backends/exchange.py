@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.serving.backends.recognizer import Counts
-from regionspot.serving.backends.requests import answer_of, log, refusal_of
+from regionspot.serving.backends.requests import answer_of, id_of, log, refusal_of
 from regionspot.serving.messages import Answer
 
 
@@ -75,4 +75,4 @@ class Exchange:
         try:
             self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except Exception as error:  # Triton's errors share no base class of their own
-            log("unsent", request_id=self._request.request_id(), reason=str(error))
+            log("unsent", request_id=id_of(self._request), reason=str(error))

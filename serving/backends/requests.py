@@ -38,6 +38,14 @@ def answer_of(outputs: dict[str, Array], request: Any) -> Any:
     return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
+def id_of(request: Any) -> str:
+    """What a caller names its request; "?" for bytes that are not UTF-8, which Triton passes on."""
+    try:
+        return str(request.request_id())
+    except Exception:  # pybind11's, which share no base class of their own
+        return "?"
+
+
 def refusal_of(error: BaseException, request: Any) -> Any:
     """A response that says what went wrong: to the caller its code and a sentence, to the log all
     of it.
@@ -51,7 +59,7 @@ def refusal_of(error: BaseException, request: Any) -> Any:
     details = "".join(traceback.format_exception(error)) if coded.code == "INTERNAL" else None
     log(
         "refused",
-        request_id=request.request_id(),
+        request_id=id_of(request),
         code=coded.code,
         message=str(coded),
         details=details,

@@ -292,6 +292,26 @@ class TestForeignClients:
         # and nothing is lost
         assert len(self.infer(server, tritonclient.grpc, **arrays).as_numpy("scores")) == 1
 
+    def test_a_name_that_is_not_utf8(self, server: ServerRecord, picture: Path) -> None:
+        """Of a request by HTTP: Triton passes it on, and a refusal keeps its code."""
+        arrays = {
+            "image": np.array([[picture.read_bytes()]], np.object_),
+            "boxes": np.array([[[5, 5, 90, 90]]], np.float32),
+            "words": np.array([[b"cat", b"cat"]], np.object_),
+        }
+        body, size = tritonclient.http.InferenceServerClient.generate_request_body(
+            self.inputs(tritonclient.http, arrays), request_id="the-name"
+        )
+        request = urllib.request.Request(
+            f"{server.ports.http_url}/v2/models/{MODEL}/infer",
+            body.replace(b"the-name", b"\xff\xfe-name-", 1),
+            {"Inference-Header-Content-Length": str(size)},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert refused.value.code == 400
+        assert b"VOCABULARY_INVALID" in refused.value.read()
+
     def infer(self, server: ServerRecord, library: Any, **arrays: Any) -> Any:
         url = (
             server.ports.grpc_url
