@@ -129,6 +129,11 @@ CODES = {
 }
 """Stable codes, each at the beginning of its message: "REGION_INVALID: box 2 ..."."""
 
+MAX_MESSAGE_BYTES = 2000
+"""gRPC carries an error in a header, of which clients take 16 KiB in all, percent-encoded."""
+
+CUT_SIGN = " ..."
+
 _CODED = re.compile(rf"(?:^|\] |, )({'|'.join(CODES)}): (.*)", re.DOTALL)
 
 RETRYABLE = ("OVERLOADED", "UNAVAILABLE")
@@ -158,8 +163,13 @@ def error_of(code: str, message: str) -> ServingError:
 
 
 def as_text(error: ServingError) -> str:
-    """The form in which an error crosses the wire."""
-    return f"{error.code}: {error}"
+    """The form in which an error crosses the wire, at most MAX_MESSAGE_BYTES of UTF-8."""
+    text = f"{error.code}: {error}"
+    encoded = text.encode("utf-8", "backslashreplace")
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return text
+    cut = encoded[: MAX_MESSAGE_BYTES - len(CUT_SIGN.encode())].decode("utf-8", "ignore")
+    return cut + CUT_SIGN
 
 
 def from_text(text: str) -> ServingError | None:

@@ -61,7 +61,7 @@ def refusal_of(error: BaseException, request: Any) -> Any:
         "refused",
         request_id=id_of(request),
         code=coded.code,
-        message=str(coded),
+        message=as_text(coded).removeprefix(f"{coded.code}: "),
         details=details,
     )
     kinds = {

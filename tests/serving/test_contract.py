@@ -9,7 +9,9 @@ import pytest
 from regionspot.errors import InputError
 from regionspot.serving.contract import (
     CODES,
+    CUT_SIGN,
     INPUTS,
+    MAX_MESSAGE_BYTES,
     OUTPUTS,
     RETRYABLE,
     Limits,
@@ -54,6 +56,18 @@ def test_other_texts_are_no_errors_of_ours() -> None:
     assert read is not None and (read.code, str(read)) == (quoted.code, str(quoted))
     with pytest.raises(AssertionError):
         ServingError("NO_SUCH_CODE", "x")
+
+
+@pytest.mark.parametrize("letter", ["x", "猫", "\udc00"])
+def test_a_long_message_keeps_its_code(letter: str) -> None:
+    """gRPC gives up the whole answer for one that fits into no header."""
+    text = as_text(RequestError("REGION_INVALID", f"box 2 {letter * 5000}"))
+    assert len(text.encode("utf-8", "backslashreplace")) <= MAX_MESSAGE_BYTES
+    assert text.startswith("REGION_INVALID: box 2 ") and text.endswith(CUT_SIGN)
+    read = from_text(text)
+    assert read is not None and read.code == "REGION_INVALID"
+    short = as_text(RequestError("REGION_INVALID", f"box 2 {letter}"))
+    assert short == f"REGION_INVALID: box 2 {letter}"
 
 
 def test_tensors_have_names_of_their_own() -> None:
