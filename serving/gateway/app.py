@@ -139,7 +139,8 @@ class Gateway:
         with self._turns.place():
             limits = (await self._upstream.info()).limits
             form = await self._read(request, limits, record)
-            question = question_of(form, limits)
+            # numbers and words by the thousand: not on the event loop
+            question = await asyncio.to_thread(question_of, form, limits)
             record.regions = question.num_regions
             answer = await while_connected(
                 request.receive, self._answer(question, record.request_id)

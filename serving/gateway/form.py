@@ -154,6 +154,8 @@ async def _form_of(form: FormData) -> Form:
         raise _invalid("a part of the form was sent twice: send each once")
     request, image = parts.get("request"), parts.get("image")
     if isinstance(request, UploadFile):  # curl -F request=@file
+        if (request.size or 0) > FORM_SLACK_BYTES:  # the parser bounds only parts that are no files
+            raise _invalid(f'the part "request" has more than {FORM_SLACK_BYTES} bytes')
         request = (await request.read()).decode("utf-8", "replace")
     if request is None:
         raise _invalid(

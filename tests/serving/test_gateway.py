@@ -533,9 +533,11 @@ def test_a_length_that_is_too_little(gateway: httpx.Client) -> None:
     assert gateway.get("/healthz").status_code == 200
 
 
-def test_a_large_part_that_is_no_file(gateway: httpx.Client) -> None:
-    response = gateway.post("/v1/recognize", files={"request": (None, "x" * (5 << 20))})
+@pytest.mark.parametrize("file_name", [None, "question.json"])
+def test_a_large_question(gateway: httpx.Client, file_name: str | None) -> None:
+    response = gateway.post("/v1/recognize", files={"request": (file_name, "x" * (5 << 20))})
     error_in(response, 400, "REQUEST_INVALID")
+    assert "no JSON" not in response.text  # it is not read
 
 
 def test_endless_part_headers(gateway: httpx.Client) -> None:
