@@ -23,7 +23,7 @@ from regionspot.runtime.artifacts import spec_from_json, spec_to_json
 from regionspot.runtime.formats import open_graph
 from regionspot.runtime.graph_spec import GraphSpec
 from regionspot.runtime.opening import open_pipeline
-from regionspot.runtime.runner import Array, in_spec_types
+from regionspot.runtime.runner import Array, in_half_where_wanted
 
 if TYPE_CHECKING:
     from regionspot.runtime.pipeline import RegionPipeline
@@ -83,7 +83,8 @@ def pipeline_request(
 def run_in_child(
     request: Mapping[str, Any], samples: Samples, timeout_s: float = TIMEOUT_S
 ) -> list[dict[str, Array]]:
-    """The outputs for each of several samples of inputs, which are converted to the graph's types.
+    """The outputs for each of several samples of inputs; those in single precision are converted
+    where the graph takes half precision.
 
     Raises:
         ArtifactError: the child crashed, hung or refused; the message says how.
@@ -145,7 +146,7 @@ def _run(request: Mapping[str, Any], samples: Samples) -> list[dict[str, Array]]
     graph = request["graph"]
     path, spec = Path(graph["path"]), spec_from_json(graph["spec"])
     with open_graph(path, spec, graph["runtime"], graph["precision"], **where) as runner:
-        return [runner.infer(in_spec_types(spec, sample)) for sample in samples]
+        return [runner.infer(in_half_where_wanted(spec, sample)) for sample in samples]
 
 
 def _write_samples(path: Path, samples: Samples) -> None:

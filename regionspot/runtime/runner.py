@@ -110,14 +110,13 @@ def check_feeds(spec: GraphSpec, feeds: Tensors) -> None:
                 )
 
 
-def in_spec_types(spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Returns arrays of floating-point numbers in the types that the graph takes, and the others as
+def in_half_where_wanted(spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Returns arrays in single precision as float16 where the graph takes that, and the others as
     they are.
     """
-    types = {tensor.name: np.dtype(tensor.dtype) for tensor in (*spec.inputs, *spec.optional)}
     return {
-        name: array.astype(types.get(name, array.dtype), copy=False)
-        if np.issubdtype(array.dtype, np.floating)
+        name: array.astype(np.float16)
+        if name in spec.half_tensors and array.dtype == np.float32
         else array
         for name, array in feeds.items()
     }

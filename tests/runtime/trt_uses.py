@@ -45,7 +45,7 @@ FILES = {
     "export/trt_progress.py": {},
     "regionspot/cli/one_layer.py": OBJECTS,
     "regionspot/cli/probes.py": {},
-    "regionspot/runtime/trt_library.py": {"engine": "ICudaEngine"},
+    "regionspot/runtime/trt_library.py": {"engine": "ICudaEngine", "runtime": "Runtime"},
     "regionspot/runtime/trt_runner.py": OBJECTS,
 }
 """The files that use TensorRT, and their objects."""
