@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, Any]:
     """Export, then build one engine after another, printing a line for each."""
     from regionspot.export.onnx_graph import export_onnx
-    from regionspot.export.plan import HALF_ON_GPU, choose_graphs, choose_precisions
+    from regionspot.export.plan import choose_graphs, choose_precisions, on_gpu
     from regionspot.export.precision import write_half
     from regionspot.modeling.graphs import model_info
     from regionspot.modeling.presets import create_model
@@ -97,9 +97,7 @@ def measure(model_name: str, graphs: str | None, precisions: str) -> dict[str, A
             exported = Path(name) / f"{spec.name}.onnx"
             export_onnx(model, spec, exported, target=GPU)
             for precision in chosen:
-                path, typed = exported, spec
-                if precision in HALF_ON_GPU:
-                    typed = spec.with_half_tensors()
+                path, typed = exported, on_gpu(spec, precision)
                 if precision != "fp32":
                     path = Path(name) / f"{spec.name}-{precision}.onnx"
                     write_half(exported, path, precision, typed.half_tensors)

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from regionspot.benchmarks.conditions import conditions
-from regionspot.benchmarks.gpu_stages import THIS, Plan, Row, Stage, missing_module, stages
+from regionspot.benchmarks.gpu_stages import (
+    THIS,
+    WORDS,
+    Plan,
+    Row,
+    Stage,
+    missing_module,
+    stages,
+)
 from regionspot.benchmarks.synthetic import read_picture
 from regionspot.benchmarks.tables import markdown
 from regionspot.child_process import run_module
@@ -37,7 +45,6 @@ OK, FAILED, MISSING, LATE = "ok", "failed", "not installed", "out of time"
 ENDED = (OK, FAILED, MISSING)
 """States that `--resume` leaves as they are."""
 
-WORDS = 80
 ROOFLINE_S = 120.0
 
 

@@ -20,6 +20,7 @@ from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.graphs import required_graphs
 
 THIS = "regionspot.benchmarks.gpu_stages"
+WORDS = 80
 ENCODERS = ("sam_image_encoder", "clip_image_encoder")
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("PASSED", "FAILED", "SKIPPED", "ERROR")
@@ -117,8 +118,9 @@ def stages(plan: Plan) -> list[Stage]:
 def _runtimes(on_gpu: bool) -> list[tuple[str, str]]:
     """Runtimes that open artefacts, and the format that is made for each."""
     if not on_gpu:
-        return [("onnxruntime", "onnx")]
-    return [("onnxruntime", "onnx-gpu"), ("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")]
+        return [("onnxruntime", RUNTIMES["onnxruntime"].opens[0])]
+    able = [row for row in RUNTIMES.values() if row.whole_models and "cuda" in row.devices]
+    return [(row.name, row.opens_on("cuda")[0]) for row in able]
 
 
 def _weights(plan: Plan) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def _latency(plan: Plan, runtime: str, precision: str | None) -> Stage:
         graphs=list(ENCODERS),
         batches=list(plan.batches),
         regions=list(plan.regions),
-        words=80,
+        words=WORDS,
         picture=str(plan.work / "picture"),
         seconds=plan.seconds,
         at_least=3 if plan.device != "cpu" else 1,

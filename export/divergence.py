@@ -125,7 +125,7 @@ def find_divergence(
     targets = {model.metadata_props.get("target") for model in models}
     graph = models[0].graph
     shared = comparable(graph, models[1].graph, same_layout=len(targets) == 1)
-    sizes = _sizes(spec, feeds)
+    sizes = spec.sizes_of({name: feeds[name].shape for name in spec.input_names})
     lowest: dict[str, float] = {}
     rows: list[TensorRow] = []
     nodes = {str(value.name): node for node in graph for value in node.outputs}
@@ -133,7 +133,8 @@ def find_divergence(
         for chunk in chunks(shared, sizes):
             names = [str(value.name) for value in chunk]
             pair = [
-                _values(side, spec, names, feeds, Path(folder, f"{index}.onnx"))
+                # with the file's own suffix, which says what it is laid out for
+                _values(side, spec, names, feeds, Path(folder, f"{index}-{side.path.name}"))
                 for index, side in enumerate((a, b))
             ]
             for name in names:
@@ -194,16 +195,6 @@ def _elements(value: ir.Value, sizes: Mapping[str, int]) -> int:
     most = max(sizes.values(), default=1)
     axes = () if value.shape is None else tuple(value.shape)
     return prod(axis if isinstance(axis, int) else sizes.get(str(axis), most) for axis in axes)
-
-
-def _sizes(spec: GraphSpec, feeds: Mapping[str, Array]) -> dict[str, int]:
-    """Of the dynamic axes, in these inputs."""
-    return {
-        axis: size
-        for tensor in spec.inputs
-        for axis, size in zip(tensor.shape, feeds[tensor.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
 
 
 def _scope(node: ir.Node) -> str:

@@ -56,7 +56,7 @@ class GraphInputs:
             sizes: of the dynamic axes; those left out are as the spec is best at.
         """
         rng = np.random.default_rng([seed, *spec.name.encode()])
-        chosen = {axis: allowed.opt for axis, allowed in spec.ranges.items()} | dict(sizes or {})
+        chosen = spec.sizes("opt") | dict(sizes or {})
         feeds = {tensor.name: self._drawn(tensor, chosen, rng) for tensor in spec.inputs}
         # they and the statistics must be of one image: a variance is made of them
         if "image_projections" in feeds:

@@ -184,12 +184,7 @@ def check_outputs(
         raise ArtifactError(
             f"its outputs are {', '.join(sorted(outputs))}, not {', '.join(spec.output_names)}"
         )
-    sizes = {
-        axis: size
-        for tensor in spec.inputs
-        for axis, size in zip(tensor.shape, sample[tensor.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
+    sizes = spec.sizes_of({name: sample[name].shape for name in spec.input_names})
     for tensor in spec.outputs:
         output, shape = outputs[tensor.name], tensor.resolved(sizes)
         if output.dtype != np.dtype(tensor.dtype) or output.shape != shape:

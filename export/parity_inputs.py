@@ -172,17 +172,17 @@ def _sizes(spec: GraphSpec, model: RegionSpot) -> list[dict[str, int]]:
     The smallest keeps its words: a single logit may lie near zero, where its relative error says
     nothing.
     """
-    best = {axis: limits.opt for axis, limits in spec.ranges.items()}
+    best = spec.sizes("opt")
     odd = {
         axis: min(max(ODD_SIZES[axis], limits.min), limits.max)
         for axis, limits in spec.ranges.items()
     }
-    smallest = {
-        axis: limits.opt if axis == "words" else limits.min for axis, limits in spec.ranges.items()
-    }
-    largest = {axis: limits.max for axis, limits in spec.ranges.items()}
+    smallest = spec.sizes("min")
+    if "words" in best:
+        smallest["words"] = best["words"]
+    largest = affordable(spec, model, spec.sizes("max"))
     found: list[dict[str, int]] = []
-    for sizes in (affordable(spec, model, best), odd, smallest, affordable(spec, model, largest)):
+    for sizes in (affordable(spec, model, best), odd, smallest, largest):
         if sizes not in found:
             found.append(sizes)
     return found

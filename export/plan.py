@@ -102,9 +102,8 @@ def make_plan(
             exported = Step(sized, source.name, "fp32")
             steps.append(exported)
             for precision in wanted:
-                converted, typed = exported, sized
-                if source.target == GPU and precision in HALF_ON_GPU:
-                    typed = sized.with_half_tensors()
+                converted = exported
+                typed = on_gpu(sized, precision) if source.target == GPU else sized
                 if precision != "fp32":
                     converted = Step(typed, source.name, precision, exported)
                     steps.append(converted)
@@ -131,6 +130,11 @@ def _check_precisions(rows: Iterable[Format], precisions: Iterable[str]) -> None
                 f"{', '.join(unable)} graphs are for CPUs, which do not compute in {precision}: "
                 f"leave it out of --precision, or ask for {', '.join(able)} alone"
             )
+
+
+def on_gpu(spec: GraphSpec, precision: str) -> GraphSpec:
+    """The graph with the types that its tensors have in a format for GPUs."""
+    return spec.with_half_tensors() if precision in HALF_ON_GPU else spec
 
 
 def _is_source(name: str) -> bool:
@@ -218,12 +222,13 @@ def estimate(steps: Sequence[Step], model: RegionSpot) -> list[Estimate]:
     resident = _parameter_bytes([model.sam.sam, model.clip.clip, model.head])
     found = []
     for step in steps:
-        best = {axis: limits.opt for axis, limits in step.spec.ranges.items()}
         weights = _parameter_bytes(module_class(step.spec.name).weights(model))
         at_work = (
             _LIBRARIES_BYTES
             + FORMATS[step.format].weight_copies * weights
-            + activation_bytes(step.spec, model, affordable(step.spec, model, best))
+            + activation_bytes(
+                step.spec, model, affordable(step.spec, model, step.spec.sizes("opt"))
+            )
         )
         found.append(
             Estimate(step, round(weights / 4 * _BYTES[step.precision]), round(resident + at_work))

@@ -139,14 +139,16 @@ def _captured_sizes(spec: GraphSpec) -> list[dict[str, int]]:
     step, most = SIZES_ON_GPU["prompt_step"], SIZES_ON_GPU["prompt_chunk"]
     fixed = {BATCH_AXIS: 1, "points": POINTS_OF_A_BOX, "tokens": 1}
     chunks = [{**fixed, "prompts": size} for size in range(step, most + 1, step)]
-    return [sizes for sizes in chunks if _within(spec, sizes)]
+    return [
+        sizes for sizes in chunks if all(size in spec.ranges[axis] for axis, size in sizes.items())
+    ]
 
 
 def _add_warm_up(config: pb.ModelConfig, spec: GraphSpec) -> None:
     """Has Triton run a model at its best and at its largest batch before it is ready: the first run
     of a size loads kernels.
     """
-    best = {axis: limits.opt for axis, limits in spec.ranges.items()}
+    best = spec.sizes("opt")
     batched = config.max_batch_size > 0
     batches = {best[BATCH_AXIS], config.max_batch_size} if batched else {1}
     for batch in sorted(batches):
@@ -155,12 +157,6 @@ def _add_warm_up(config: pb.ModelConfig, spec: GraphSpec) -> None:
             one = warm_up.inputs[tensor.name]
             one.data_type, one.zero_data = DTYPES[tensor.dtype], True
             one.dims.extend(tensor.resolved(best)[batched:])
-
-
-def _within(spec: GraphSpec, sizes: Mapping[str, int]) -> bool:
-    return all(
-        spec.ranges[axis].min <= size <= spec.ranges[axis].max for axis, size in sizes.items()
-    )
 
 
 def can_batch(spec: GraphSpec) -> bool:

@@ -233,13 +233,14 @@ def _export(arguments: argparse.Namespace) -> int:
     source = None if arguments.calibration == TOYS else arguments.calibration
     inputs = ParityInputs(model, source, arguments.parity_images)
     print(f"comparing on {inputs.num_images} of {inputs.pictures.source}, and on seeded inputs")
-    if quantized := _quantized(_plan(arguments, model)):
+    steps = _plan(arguments, model)
+    if quantized := _quantized(steps):
         images = f"{inputs.num_calibration_images} of {inputs.pictures.source}"
         print(f"calibrating {' and '.join(quantized)} on {images}")
     settings = Settings(
         arguments.out, arguments.resume, _source(arguments), engine, arguments.threads
     )
-    report = export(model, _plan(arguments, model), inputs, settings)
+    report = export(model, steps, inputs, settings)
     if arguments.report is not None:
         write_output(arguments.report, json_bytes(layer_figures(report, arguments.out)))
     print(f"\n{format_report(report)}\n\n{arguments.out / 'manifest.json'}")

@@ -21,7 +21,7 @@ from typing import Any
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import READ_BYTES, write_atomically
-from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.graph_spec import BOUNDS, GraphSpec, TensorSpec
 from regionspot.runtime.signature import check_signature
 
 FORMAT = 1
@@ -200,16 +200,9 @@ def _tensor_from_json(content: Mapping[str, Any]) -> EngineTensor:
 
 def profile_of(spec: GraphSpec) -> dict[str, tuple[Shape, Shape, Shape]]:
     """The (min, opt, max) shape of each input: every dynamic axis at its range's ends."""
-    sizes = [
-        {axis: getattr(given, end) for axis, given in spec.ranges.items()}
-        for end in ("min", "opt", "max")
-    ]
+    smallest, best, largest = (spec.sizes(bound) for bound in BOUNDS)
     return {
-        tensor.name: (
-            tensor.resolved(sizes[0]),
-            tensor.resolved(sizes[1]),
-            tensor.resolved(sizes[2]),
-        )
+        tensor.name: (tensor.resolved(smallest), tensor.resolved(best), tensor.resolved(largest))
         for tensor in spec.inputs
     }
 

@@ -6,9 +6,9 @@ Free of PyTorch, so that a server can import it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from regionspot.errors import InputError
 
@@ -27,6 +27,11 @@ NUM_MASK_TOKENS = 4
 """SAM's mask tokens: 0 for the single mask, 1 to 3 for whole, part and subpart."""
 
 
+Bound = Literal["min", "opt", "max"]
+BOUNDS: tuple[Bound, ...] = ("min", "opt", "max")
+"""Of a range, in TensorRT's order."""
+
+
 @dataclass(frozen=True)
 class Range:
     """How large a dynamic axis may be, and where to be fastest."""
@@ -41,6 +46,9 @@ class Range:
 
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
+
+    def __contains__(self, size: int) -> bool:
+        return self.min <= size <= self.max
 
     @classmethod
     def parse(cls, text: str) -> Range:
@@ -87,6 +95,19 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     ranges: Mapping[str, Range]
     optional: tuple[TensorSpec, ...] = ()
+
+    def sizes(self, bound: Bound) -> dict[str, int]:
+        """The smallest, the best or the largest size of each dynamic axis."""
+        return {axis: getattr(limits, bound) for axis, limits in self.ranges.items()}
+
+    def sizes_of(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """The size of each dynamic axis in inputs of these shapes, by name."""
+        return {
+            axis: size
+            for tensor in self.inputs
+            for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)
+            if isinstance(axis, str)
+        }
 
     def with_half_tensors(self) -> GraphSpec:
         """The graph with the tensors of `KEPT_IN_HALF` in fp16."""

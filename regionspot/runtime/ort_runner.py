@@ -20,7 +20,7 @@ from regionspot.files import cache_root
 from regionspot.runtime.cuda_options import ONNX_RUNTIME_CUDA
 from regionspot.runtime.engine_file import file_sha256
 from regionspot.runtime.formats import FORMATS, ONNX_GPU, OpenOptions, has_nvidia_gpu
-from regionspot.runtime.graph_spec import GraphSpec, TensorSpec
+from regionspot.runtime.graph_spec import BOUNDS, GraphSpec, TensorSpec
 from regionspot.runtime.runner import Tensors, check_feeds, check_outputs, failed_run
 from regionspot.runtime.signature import check_signature
 from regionspot.threads import default_threads
@@ -197,7 +197,7 @@ class FixedBuffers:
         return results
 
     def _buffer(self, tensor: TensorSpec) -> ort.OrtValue:
-        shape = tensor.resolved({axis: sizes.max for axis, sizes in self._spec.ranges.items()})
+        shape = tensor.resolved(self._spec.sizes("max"))
         return ort.OrtValue.ortvalue_from_shape_and_type(
             shape, np.dtype(tensor.dtype), *self._device
         )
@@ -238,10 +238,9 @@ def open_session(
     need not be the spec's.
     """
     providers = _providers(path, spec, provider, device_id, cuda_graph)
-    half = precision in ("fp16", "bf16", "fp8")
-    half |= precision == "int8" and path.name.endswith(
-        FORMATS[ONNX_GPU].suffix
-    )  # around its layers
+    # in int8 for a GPU, all but the linear layers
+    for_gpu = path.name.endswith(FORMATS[ONNX_GPU].suffix)
+    half = precision in ("fp16", "bf16", "fp8") or (precision == "int8" and for_gpu)
     return _open(path, _session_options(provider, threads, half), providers)
 
 
@@ -258,8 +257,8 @@ def profile_options(spec: GraphSpec) -> dict[str, str]:
         tensor for tensor in spec.inputs if any(isinstance(axis, str) for axis in tensor.shape)
     ]
     options = {}
-    for bound in ("min", "opt", "max"):
-        sizes = {axis: getattr(allowed, bound) for axis, allowed in spec.ranges.items()}
+    for bound in BOUNDS:
+        sizes = spec.sizes(bound)
         shapes = (
             f"{tensor.name}:{'x'.join(map(str, tensor.resolved(sizes)))}" for tensor in dynamic
         )

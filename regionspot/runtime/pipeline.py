@@ -582,7 +582,7 @@ class RegionPipeline:
 
     def _check_prompts(self, graph: str, encoded: EncodedImages, labels: IntArray) -> None:
         points = self._range(graph, "points")
-        if labels.size and not points.min <= labels.shape[2] <= points.max:
+        if labels.size and labels.shape[2] not in points:
             raise InputError(
                 f"the graph {graph} takes prompts of {points.min} to {points.max} points, not "
                 f"{labels.shape[2]} (a click counts as one, a box as two, clicks without a box as "
@@ -594,7 +594,7 @@ class RegionPipeline:
     def _check_rows(self, graph: str, rows: int) -> None:
         """Raises InputError if a graph cannot take what sam_image_encoder gives at once."""
         batch = self._range(graph, "batch")
-        if not batch.min <= rows <= batch.max:
+        if rows not in batch:
             raise InputError(
                 f"the graph {graph} takes {batch} images and sam_image_encoder gives {rows} at "
                 f"once: they were exported with different --batch; {_EXPORT}, all graphs with the "

@@ -131,12 +131,7 @@ def check_outputs(
     Args:
         source, runtime: the file or the server, and the runtime, as messages call them.
     """
-    sizes = {
-        axis: size
-        for tensor in spec.inputs
-        for axis, size in zip(tensor.shape, _shape(feeds[tensor.name]), strict=True)
-        if isinstance(axis, str)
-    }
+    sizes = spec.sizes_of({name: _shape(feeds[name]) for name in spec.input_names})
     for tensor in spec.outputs:
         shape = _shape(outputs[tensor.name])
         wanted = tuple(
@@ -161,15 +156,11 @@ def failed_run(
         runtime, reason: how messages call the runtime, and what it said.
     """
     shapes = {name: _shape(value) for name, value in feeds.items()}
-    sizes = {
-        axis: size
-        for tensor in spec.inputs
-        for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)
-    }
+    sizes = spec.sizes_of(shapes)
     outside = [
         f"{axis} is {sizes[axis]}, not in {allowed}"
         for axis, allowed in spec.ranges.items()
-        if not allowed.min <= sizes.get(axis, allowed.min) <= allowed.max
+        if sizes.get(axis, allowed.min) not in allowed
     ]
     fed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     message = f"{runtime} cannot run {spec.name} of {path} on {fed}: "

@@ -86,12 +86,7 @@ class BlsRunner:
 
     def _kept(self, name: str, tensor: Any, feeds: Tensors) -> KeptTensor:
         spec = next(one for one in self.spec.outputs if one.name == name)
-        sizes = {
-            axis: size
-            for one in self.spec.inputs
-            for axis, size in zip(one.shape, feeds[one.name].shape, strict=True)
-            if isinstance(axis, str)
-        }
+        sizes = self.spec.sizes_of({one: feeds[one].shape for one in self.spec.input_names})
         shape = spec.resolved(sizes)
         return KeptTensor(tensor, shape, int(np.prod(shape)) * np.dtype(spec.dtype).itemsize)
 
