@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Event, Lock, Semaphore
+from queue import SimpleQueue
+from threading import Event, Lock
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -59,11 +61,10 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
         workers = WORKERS if self._outside else 1
-        self._spare = [
-            Recognizer(RegionPredictor(self._pipeline()), self._shared) for _ in range(workers)
-        ]
+        self._spare: SimpleQueue[Recognizer] = SimpleQueue()
+        for _ in range(workers):
+            self._spare.put(Recognizer(RegionPredictor(self._pipeline()), self._shared))
         self._pool = ThreadPoolExecutor(workers) if self._outside else None
-        self._free = Semaphore(workers)
         self._metrics = _Metrics(args["model_name"], self._shared)
         log(
             "ready",
@@ -99,15 +100,21 @@ class TritonPythonModel:
             self._pool.shutdown()
 
     def _start(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
-        """Waits for a free worker, and on a CPU for the answer."""
-        self._free.acquire()
+        """Waits for a spare recognizer, and on a CPU for the answer."""
+        work = partial(self._work, self._spare.get(), exchange, index, question, encoded)
         if self._pool is None:
-            self._work(exchange, index, question, encoded)
+            work()
         else:
-            self._pool.submit(self._work, exchange, index, question, encoded)
+            self._pool.submit(work)
 
-    def _work(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
-        recognizer = self._spare.pop()
+    def _work(
+        self,
+        recognizer: Recognizer,
+        exchange: Exchange,
+        index: int,
+        question: Question,
+        encoded: Event,
+    ) -> None:
         try:
             found: Answer | Exception = recognizer.answer(
                 question, exchange.counts, exchange.is_cancelled, encoded.set
@@ -116,8 +123,7 @@ class TritonPythonModel:
             found = error
         finally:
             encoded.set()
-            self._spare.append(recognizer)
-            self._free.release()
+            self._spare.put(recognizer)
         if exchange.complete(index, found):
             self._metrics.add(exchange.counts)
 
