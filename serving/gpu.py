@@ -5,8 +5,9 @@ engines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,26 +66,67 @@ class GpuMemory:
         return f"{in_units(self.total)} of GPU memory ({told}{unknown})"
 
 
-def gpu_memory(entries: Sequence[GraphEntry], directory: Path, limits: Limits) -> GpuMemory:
-    """Adds up what the graphs of a target take.
+@dataclass(frozen=True)
+class GraphsOnGpu:
+    """The graphs of a repository's target that run on a GPU. The sidecars of engines are read once.
 
     Args:
-        entries: of the graphs, whose files lie in `directory`.
+        entries: of the graphs.
+        directory: where their files lie.
         limits: of requests, with the size of the cache of encoded images.
     """
-    engines = dict(_engines(entries, directory))
-    measured = {
-        name: sidecar.scratch_mib
-        for name, sidecar in engines.items()
-        if sidecar.scratch_mib is not None
-    }
-    return GpuMemory(
-        weights=sum(entry.size_bytes for entry in entries),
-        scratch=round(sum(measured.values()) * 2**20),
-        tensors=sum(_largest_bytes(entry.spec) for entry in entries if entry.name in engines),
-        pool=pool_bytes([entry.spec for entry in entries], limits),
-        unmeasured=tuple(entry.name for entry in entries if entry.name not in measured),
-    )
+
+    entries: Sequence[GraphEntry]
+    directory: Path
+    limits: Limits
+
+    @cached_property
+    def engines(self) -> dict[str, EngineSidecar]:
+        """The sidecars of TensorRT's engines, by graph; of ONNX files there are none."""
+        return {
+            entry.name: read_sidecar(self.directory / entry.file)
+            for entry in self.entries
+            if entry.format == "tensorrt" and entry.file is not None
+        }
+
+    @property
+    def need_host_code(self) -> bool:
+        """Whether some engine is version-compatible: Triton loads these only if told to."""
+        return any(sidecar.version_compatible for sidecar in self.engines.values())
+
+    def pool_bytes(self) -> int:
+        """See `pool_bytes`."""
+        return pool_bytes([entry.spec for entry in self.entries], self.limits)
+
+    def memory(self) -> GpuMemory:
+        """Adds up what they take."""
+        measured = {
+            name: sidecar.scratch_mib
+            for name, sidecar in self.engines.items()
+            if sidecar.scratch_mib is not None
+        }
+        bound = [entry.spec for entry in self.entries if entry.name in self.engines]
+        return GpuMemory(
+            weights=sum(entry.size_bytes for entry in self.entries),
+            scratch=round(sum(measured.values()) * 2**20),
+            tensors=sum(_largest_bytes(spec) for spec in bound),
+            pool=self.pool_bytes(),
+            unmeasured=tuple(entry.name for entry in self.entries if entry.name not in measured),
+        )
+
+    def why_not_loadable(self, gpu: Gpu, root: Path = Path("/")) -> list[str]:
+        """Returns why engines will not load on a GPU, one line for each.
+
+        Args:
+            gpu: the one that will run them.
+            root: where the server's TensorRT is looked for; without one every version will do.
+        """
+        version = server_tensorrt(root)
+        reasons = {
+            name: why_not_loadable(sidecar, version, gpu.compute_capability)
+            for name, sidecar in self.engines.items()
+        }
+        return [f"{name} {reason}" for name, reason in reasons.items() if reason is not None]
 
 
 def pool_bytes(specs: Iterable[GraphSpec], limits: Limits) -> int:
@@ -112,25 +154,6 @@ def check_memory(needed: GpuMemory, available: int, name: str) -> None:
         )
 
 
-def check_engines(
-    entries: Sequence[GraphEntry], directory: Path, gpu: Gpu | None, root: Path = Path("/")
-) -> list[str]:
-    """Returns why engines will not load here, one line for each.
-
-    Args:
-        gpu: the one that will run them; None is any.
-        root: where the server's TensorRT is looked for; without one every version will do.
-    """
-    version = server_tensorrt(root)
-    capability = gpu.compute_capability if gpu else None
-    found = []
-    for name, sidecar in _engines(entries, directory):
-        reason = why_not_loadable(sidecar, version, capability)
-        if reason is not None:
-            found.append(f"{name} {reason}")
-    return found
-
-
 def server_tensorrt(root: Path = Path("/")) -> str | None:
     """Returns the version of the libnvinfer that Triton loads; None where there is none."""
     try:
@@ -139,25 +162,14 @@ def server_tensorrt(root: Path = Path("/")) -> str | None:
         return None
 
 
-def need_host_code(entries: Sequence[GraphEntry], directory: Path) -> bool:
-    """Tells whether some engine is version-compatible: Triton loads these only if told to."""
-    return any(sidecar.version_compatible for _, sidecar in _engines(entries, directory))
-
-
 def first_gpu() -> Gpu | None:
     """Returns the GPU of this machine that a server would use; None without one."""
     driver = read_driver()
     return driver.gpus[GPU_INDEX] if driver is not None and driver.gpus else None
 
 
-def _engines(entries: Iterable[GraphEntry], directory: Path) -> Iterator[tuple[str, EngineSidecar]]:
-    for entry in entries:
-        if entry.format == "tensorrt" and entry.file is not None:
-            yield entry.name, read_sidecar(directory / entry.file)
-
-
 def _largest_bytes(spec: GraphSpec) -> int:
-    sizes = {axis: limits.max for axis, limits in spec.ranges.items()}
+    sizes = spec.sizes("max")
     return sum(_bytes(tensor, sizes) for tensor in (*spec.inputs, *spec.outputs))
 
 

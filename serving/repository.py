@@ -35,7 +35,7 @@ from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
 from regionspot.serving.contract import MODEL, TARGETS, Limits
-from regionspot.serving.gpu import check_memory, first_gpu, gpu_memory
+from regionspot.serving.gpu import GraphsOnGpu, check_memory, first_gpu
 from regionspot.serving.model_config import (
     graph_config,
     lint,
@@ -267,11 +267,12 @@ def _check_gpu_memory(
     if mib is None and (gpu := first_gpu()) is not None:
         mib, name = gpu.memory_mib, gpu.name
     if mib is not None:
-        check_memory(gpu_memory(entries, manifest.directory, options.limits), mib << 20, name)
+        graphs = GraphsOnGpu(entries, manifest.directory, options.limits)
+        check_memory(graphs.memory(), mib << 20, name)
 
 
-def served_entries(repository: str | Path, target: str) -> tuple[list[GraphEntry], Limits]:
-    """Returns the graphs of a repository's target, and the limits of its requests.
+def graphs_on_gpu(repository: str | Path, target: str) -> GraphsOnGpu:
+    """Returns the graphs of a repository's target that runs on a GPU.
 
     Raises:
         ArtifactError: there is no such repository, or it was not made for the target.
@@ -282,7 +283,7 @@ def served_entries(repository: str | Path, target: str) -> tuple[list[GraphEntry
     entries = [
         manifest.find(name, values["format"], values["precision"]) for name in values["graphs"]
     ]
-    return entries, Limits.from_json(values["limits"])
+    return GraphsOnGpu(entries, manifest.directory, Limits.from_json(values["limits"]))
 
 
 def _served_manifest(manifest: Manifest, out: Path) -> Manifest:

@@ -21,13 +21,7 @@ from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import GPU_INDEX, ServingError
 from regionspot.serving.environment import Installation
-from regionspot.serving.gpu import (
-    check_engines,
-    check_memory,
-    first_gpu,
-    gpu_memory,
-    need_host_code,
-)
+from regionspot.serving.gpu import check_memory, first_gpu
 from regionspot.serving.model_config import read_config
 from regionspot.serving.plain_paths import PlainPaths
 from regionspot.serving.ports import Ports
@@ -39,7 +33,7 @@ from regionspot.serving.processes import (
     shared_memory_prefix,
     terminate_with_parent,
 )
-from regionspot.serving.repository import models_of, served_entries, targets_of
+from regionspot.serving.repository import graphs_on_gpu, models_of, targets_of
 from regionspot.serving.triton import STUB_DIED, Connection
 
 EXIT_TIMEOUT_S = 10
@@ -92,7 +86,13 @@ class TritonServer:
         self.log = log
         self.target = choose_target(repository, target)
         self.models = models_of(repository, self.target)
-        self._python_models = [name for name in self.models if self._backend(name) == "python"]
+        self._backends = {name: self._backend(name) for name in self.models}
+        self._python_models = [
+            name for name, backend in self._backends.items() if backend == "python"
+        ]
+        self._graphs_on_gpu = (
+            None if self.target == "cpu" else graphs_on_gpu(self.repository, self.target)
+        )
         self._admin_key = secrets.token_hex(16)
         self._log_start = 0
         self._plain = PlainPaths()
@@ -139,29 +139,27 @@ class TritonServer:
         """Of a target that runs on a GPU: room for the tensors that stay there, and leave to load
         engines of an earlier TensorRT where some were built for that.
         """
-        if self.target == "cpu":
+        graphs = self._graphs_on_gpu
+        if graphs is None:
             return []
-        entries, limits = served_entries(self.repository, self.target)
-        size = gpu_memory(entries, self.repository, limits).pool
-        options = [f"--cuda-memory-pool-byte-size={GPU_INDEX}:{size}"]
-        if need_host_code(entries, self.repository):
+        options = [f"--cuda-memory-pool-byte-size={GPU_INDEX}:{graphs.pool_bytes()}"]
+        if graphs.need_host_code:
             options.append("--backend-config=tensorrt,version-compatible=true")
         return options
 
     def _check_gpu(self) -> None:
         """Raises ArtifactError where the engines do not load on this machine, or do not fit."""
-        gpu = None if self.target == "cpu" else first_gpu()
-        if gpu is None:
+        graphs = self._graphs_on_gpu
+        gpu = None if graphs is None else first_gpu()
+        if graphs is None or gpu is None:
             return
-        entries, limits = served_entries(self.repository, self.target)
-        if problems := check_engines(entries, self.repository, gpu):
+        if problems := graphs.why_not_loadable(gpu):
             raise ArtifactError(
                 f"{self.repository} holds engines for another machine: {'; '.join(problems)}. "
                 "Export them here, in the builder image of this server"
             )
         if gpu.memory_mib is not None:
-            needed = gpu_memory(entries, self.repository, limits)
-            check_memory(needed, gpu.memory_mib << 20, gpu.name)
+            check_memory(graphs.memory(), gpu.memory_mib << 20, gpu.name)
 
     def start(self) -> None:
         """Starts the process and returns at once; `wait_ready` waits for its first answer.
@@ -291,9 +289,10 @@ class TritonServer:
 
     def _missing_backends(self) -> str:
         """Says which backends of the target this server lacks; nothing if it has all."""
-        needed = {self._backend(name) for name in self.models}
         missing = sorted(
-            name for name in needed if not (self.installation.backends / name).is_dir()
+            backend
+            for backend in set(self._backends.values())
+            if not (self.installation.backends / backend).is_dir()
         )
         if not missing:
             return ""

@@ -249,13 +249,13 @@ def _mebibytes(gib: float | None) -> int | None:
 
 def _tell_about_gpu(repository: str, target: str) -> None:
     """Prints the memory that a target takes, and warns of engines that will not load here."""
-    from regionspot.serving.gpu import check_engines, first_gpu, gpu_memory
-    from regionspot.serving.repository import served_entries
+    from regionspot.serving.gpu import first_gpu
+    from regionspot.serving.repository import graphs_on_gpu
 
-    entries, limits = served_entries(repository, target)
-    print(f"it takes about {gpu_memory(entries, Path(repository), limits)}")
+    graphs = graphs_on_gpu(repository, target)
+    print(f"it takes about {graphs.memory()}")
     gpu = first_gpu()
-    for problem in check_engines(entries, Path(repository), gpu) if gpu else ():
+    for problem in graphs.why_not_loadable(gpu) if gpu else ():
         print(f"warning: on this machine the engine {problem}", file=sys.stderr)
 
 

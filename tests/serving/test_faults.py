@@ -33,7 +33,7 @@ from regionspot.serving.model_config import graph_config, read_config, write_con
 from regionspot.serving.ports import METRICS_PORT, Ports
 from regionspot.serving.processes import SHARED_MEMORY, remove_orphaned_shared_memory, running_stubs
 from regionspot.serving.records import ServerRecord, running_server, start_detached
-from regionspot.serving.repository import RepositoryOptions, make_repository, served_entries
+from regionspot.serving.repository import RepositoryOptions, graphs_on_gpu, make_repository
 from regionspot.serving.server import TritonServer
 from regionspot.serving.supervisor import (
     HANG_S,
@@ -304,7 +304,7 @@ def test_graphs_of_a_gpus_repository_batch_whatever_is_asked(
     """
     repository = tmp_path / "repository"
     make_repository(mini_artifacts_with_masks, repository, RepositoryOptions(graphs="triton"))
-    for entry in served_entries(repository, "cpu")[0]:
+    for entry in graphs_on_gpu(repository, "cpu").entries:
         path = repository / entry.name / "configs" / "cpu.pbtxt"
         config = read_config(path)
         on_gpu = graph_config(entry.spec, "onnxruntime", "x", True)

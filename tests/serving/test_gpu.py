@@ -17,13 +17,10 @@ from regionspot.serving.contract import GPU_INDEX, WORKERS, Limits
 from regionspot.serving.environment import Installation
 from regionspot.serving.gpu import (
     CONTEXT_BYTES,
-    check_engines,
-    gpu_memory,
-    need_host_code,
     pool_bytes,
 )
 from regionspot.serving.ports import Ports
-from regionspot.serving.repository import RepositoryOptions, make_repository, served_entries
+from regionspot.serving.repository import RepositoryOptions, graphs_on_gpu, make_repository
 from regionspot.serving.server import TritonServer
 from tests.serving.conftest import SCRATCH_MIB
 
@@ -39,7 +36,7 @@ def repository(engines: Path, tmp_path: Path) -> Path:
 
 
 def entries_of(repository: Path) -> list[GraphEntry]:
-    return served_entries(repository, "tensorrt")[0]
+    return list(graphs_on_gpu(repository, "tensorrt").entries)
 
 
 def with_sidecars(repository: Path, **changes: Any) -> None:
@@ -60,8 +57,8 @@ def install(root: Path, version: str) -> Path:
 
 
 def test_memory_is_the_sum_of_all_parts(repository: Path) -> None:
-    entries, limits = served_entries(repository, "tensorrt")
-    found = gpu_memory(entries, repository, limits)
+    graphs = graphs_on_gpu(repository, "tensorrt")
+    entries, found = graphs.entries, graphs.memory()
     assert found.weights == sum(entry.size_bytes for entry in entries)
     assert found.scratch == len(entries) * SCRATCH_MIB * 2**20
     assert found.unmeasured == ()
@@ -70,7 +67,7 @@ def test_memory_is_the_sum_of_all_parts(repository: Path) -> None:
     )
     assert "of GPU memory (" in str(found) and "encoded images" in str(found)
     with_sidecars(repository, scratch_mib=None)
-    unknown = gpu_memory(entries, repository, limits)
+    unknown = graphs_on_gpu(repository, "tensorrt").memory()
     assert unknown.scratch == 0 and set(unknown.unmeasured) == {entry.name for entry in entries}
     assert "without the activations of " in str(unknown) and "sam_image_encoder" in str(unknown)
 
@@ -102,15 +99,16 @@ def test_engines_are_compared_with_the_gpu_and_with_tensorrt(
     entries = entries_of(repository)
     same = install(tmp_path / "same", "11.4.0.106")
     other = install(tmp_path / "other", "11.5.0.3")
-    assert check_engines(entries, repository, L4, same) == []
-    assert check_engines(entries, repository, L4, tmp_path / "nothing") == []
-    wrong_gpu = check_engines(entries, repository, A10, same)
+    graphs = graphs_on_gpu(repository, "tensorrt")
+    assert graphs.why_not_loadable(L4, same) == []
+    assert graphs.why_not_loadable(L4, tmp_path / "nothing") == []
+    wrong_gpu = graphs.why_not_loadable(A10, same)
     assert len(wrong_gpu) == len(entries)
     assert "was built on NVIDIA L4, of compute capability 8.9" in wrong_gpu[0]
-    wrong_version = check_engines(entries, repository, L4, other)
+    wrong_version = graphs.why_not_loadable(L4, other)
     assert "was built by TensorRT 11.4.0.106, and this is 11.5.0.3" in wrong_version[0]
     with_sidecars(repository, version_compatible=True, hardware_compatibility="ampere_plus")
-    assert check_engines(entries, repository, A10, other) == []
+    assert graphs_on_gpu(repository, "tensorrt").why_not_loadable(A10, other) == []
 
 
 def test_a_server_does_not_start_with_engines_of_another_machine(
@@ -128,14 +126,15 @@ def test_a_server_does_not_start_with_engines_of_another_machine(
 
 def test_options_of_a_gpu(repository: Path, tmp_path: Path) -> None:
     server = a_server(repository, tmp_path)
-    entries, limits = served_entries(repository, "tensorrt")
-    pool = pool_bytes([entry.spec for entry in entries], limits)
+    graphs = graphs_on_gpu(repository, "tensorrt")
+    pool = pool_bytes([entry.spec for entry in graphs.entries], graphs.limits)
     command = server.command()
     assert f"--cuda-memory-pool-byte-size={GPU_INDEX}:{pool}" in command
-    assert not need_host_code(entries, repository)
+    assert not graphs.need_host_code
     assert "--backend-config=tensorrt,version-compatible=true" not in command
     with_sidecars(repository, version_compatible=True)
-    assert "--backend-config=tensorrt,version-compatible=true" in server.command()
+    command = a_server(repository, tmp_path).command()
+    assert "--backend-config=tensorrt,version-compatible=true" in command
 
 
 def test_unverified_engines_are_served_only_if_that_is_allowed(
