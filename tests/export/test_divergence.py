@@ -140,3 +140,21 @@ def test_chunks_hold_so_much_and_one_at_least(exact: Path, monkeypatch: pytest.M
     monkeypatch.setattr(divergence, "CHUNK_BYTES", 2 * 4 * 2 * 8 * K)  # two values of batch 2
     assert [len(chunk) for chunk in chunks(values, {"batch": 2})] == [2, 2, 2]
     assert [len(chunk) for chunk in chunks(values, {"batch": 5})] == [1] * 6
+
+
+def test_files_are_run_under_their_own_suffix(
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's runner tells by it that int8 graphs for GPUs hold half precision."""
+    opened: list[str] = []
+    open_session = divergence.open_session
+
+    def noted(path: Path, *arguments: object) -> object:
+        opened.append(path.name)
+        return open_session(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(divergence, "open_session", noted)
+    for_gpu = tmp_path / "exact.gpu.onnx"
+    for_gpu.write_bytes(exact.read_bytes())
+    between(for_gpu, exact, RUNTIME_FP32)
+    assert [name.partition(".")[2] for name in opened] == ["gpu.onnx", "onnx"]
