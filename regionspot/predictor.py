@@ -28,7 +28,7 @@ from regionspot.structures import (
     as_class_names,
     as_prompts,
 )
-from regionspot.transforms import ClipTransform, SamTransform, model_inputs
+from regionspot.transforms import ClipTransform, EncoderInputs, SamTransform
 from regionspot.vocabulary import VocabularyEncoder, parse_vocabulary
 
 if TYPE_CHECKING:
@@ -136,24 +136,28 @@ class RegionPredictor:
     ) -> tuple[type[RegionPredictor], tuple[RegionSpot | RegionPipeline, str | Path | None, bool]]:
         return type(self), (self.model, self._cache_dir, self._clean_coco_suffixes)
 
-    def encode(self, image: ImageSource) -> EncodedPicture:
+    def encode(self, image: ImageSource | EncoderInputs) -> EncodedPicture:
         """Reads an image (see `read_image`) and runs both encoders on it, for `predict` or
         `set_image`, now or later.
+
+        Args:
+            image: also one that was resized before, perhaps in another process; its sizes must be
+                this model's.
 
         Raises:
             InputError: the image cannot be used.
         """
-        with self.pipeline.observer("preprocess"):
-            pixels = read_image(image)
-            sam_image, input_size, clip_image = model_inputs(
-                pixels, self._sam_transform, self._clip_transform
-            )
+        if not isinstance(image, EncoderInputs):
+            with self.pipeline.observer("preprocess"):
+                image = EncoderInputs.of(
+                    read_image(image), self._sam_transform, self._clip_transform
+                )
         encoded, patch_tokens = self.pipeline.encode(
-            sam_image[None], [input_size], clip_image[None]
+            image.sam_image[None], [image.input_size], image.clip_image[None]
         )
         return EncodedPicture(
-            height=pixels.shape[0],
-            width=pixels.shape[1],
+            height=image.height,
+            width=image.width,
             encoded=encoded,
             patch_tokens=patch_tokens,
             clip_fingerprint=self.pipeline.clip_fingerprint(),

@@ -86,6 +86,36 @@ def model_inputs(
     return frame, valid, square
 
 
+@dataclass(frozen=True, eq=False)
+class EncoderInputs:
+    """An image as both encoders take it, with the size that it had.
+
+    Args:
+        height, width: of the image, upright, in pixels.
+        sam_image: (S, S, 3) uint8 RGB, in the SAM frame.
+        input_size: (height, width) of the part of it that is not padding.
+        clip_image: (S', S', 3) uint8 RGB.
+    """
+
+    height: int
+    width: int
+    sam_image: UInt8Array
+    input_size: tuple[int, int]
+    clip_image: UInt8Array
+
+    @classmethod
+    def of(
+        cls,
+        image: UInt8Array,
+        sam: SamTransform,
+        clip: ClipTransform,
+        threads: int | None = None,
+    ) -> EncoderInputs:
+        """Of an image (H, W, 3) RGB; see `model_inputs`."""
+        sam_image, input_size, clip_image = model_inputs(image, sam, clip, threads)
+        return cls(image.shape[0], image.shape[1], sam_image, input_size, clip_image)
+
+
 def scale_points(
     points: npt.ArrayLike, from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> FloatArray:

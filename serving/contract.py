@@ -282,6 +282,9 @@ class Limits:
         max_top_k: best classes to return.
         image_cache_mb: size of the cache of encoded images, in MB.
         max_cached_words: size of the cache of class names.
+        max_decode_seconds: of decoding one image.
+        max_words_seconds: of learning the new class names of one request.
+        max_request_seconds: of all work on one image.
     """
 
     max_image_bytes: int = 32 << 20
@@ -293,6 +296,9 @@ class Limits:
     max_top_k: int = 2048
     image_cache_mb: int = 1024
     max_cached_words: int = 100_000
+    max_decode_seconds: int = 10
+    max_words_seconds: int = 20
+    max_request_seconds: int = 120
 
     def __post_init__(self) -> None:
         for field in fields(self):

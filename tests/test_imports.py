@@ -24,7 +24,7 @@ MAPPED = ("export", "serving", "benchmarks")
 # own. An import inside a function may reach up (a preset builds the mini model), except across
 # MAPPED.
 LAYERS = (
-    {"errors", "extras", "_native", "_version"},
+    {"errors", "extras", "_native", "_version", "cgroups"},
     {
         "files",
         "logs",

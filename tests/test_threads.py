@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from regionspot import threads
+from regionspot.cgroups import memory_bytes
 from regionspot.threads import NO_LIMIT, cpu_quota, default_threads, physical_cores
 
 
@@ -191,6 +192,31 @@ def test_quotas_bound_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mach
     monkeypatch.setattr(threads, "ROOT", tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert default_threads() == min(quota, 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"a/memory.max": "1073741824\n", "a/b/memory.max": "max\n"}, 1 << 30),
+        ({"a/memory.max": "1073741824\n", "a/b/memory.max": "4096\n"}, 4096),
+        ({}, None),
+        ({"a/memory.max": "lots\n"}, None),
+    ],
+)
+def test_memory(tmp_path: Path, limits: dict[str, str], expected: int | None) -> None:
+    groups = {"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": V2}
+    files = {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory_bytes(write_files(tmp_path, groups | files)) == (expected or machine)
+
+
+def test_memory_of_version_1(tmp_path: Path) -> None:
+    contents = {
+        "proc/self/cgroup": "4:memory:/docker/abc\n",
+        "proc/self/mountinfo": V1.format(top="/").replace("cpu,cpuacct", "memory"),
+        "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": "2147483648\n",
+    }
+    assert memory_bytes(write_files(tmp_path, contents)) == 2 << 30
 
 
 @pytest.mark.parametrize(("asked", "count"), [("3", 3), ("5,2", 5), ("0", 8), ("many", 8), ("", 8)])

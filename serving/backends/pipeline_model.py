@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock
+from threading import Event, Lock, Semaphore
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from regionspot.cgroups import memory_bytes
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import GraphEntry, Manifest
+from regionspot.runtime.formats import NATIVE
 from regionspot.runtime.opening import open_pipeline
 from regionspot.runtime.pipeline import SIZES_ON_CPU, SIZES_ON_GPU, RegionPipeline
 from regionspot.serving.backends.bls import BlsRunner
 from regionspot.serving.backends.exchange import Exchange
+from regionspot.serving.backends.image_decoder import DecoderSettings, ImageDecoder
+from regionspot.serving.backends.instances import Instances, cpu_instances
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState, read_vocabulary
 from regionspot.serving.backends.requests import arrays_of, log
 from regionspot.serving.contract import INPUTS, WORKERS, Limits
 from regionspot.serving.messages import Answer, Question
+from regionspot.threads import default_threads
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
+
+DECODERS = 2
+"""Images that are decoded at once, at least: while one takes long, others go past it."""
 
 COUNTERS = {
     "image_cache_hits": "questions about pictures that were encoded before",
@@ -31,8 +38,9 @@ COUNTERS = {
     "words_encoded": "words that went through the text encoder",
     "regions": "regions that were named",
     "refusals": "pictures that were answered with an error",
-    "decode_seconds": "seconds in decoding pictures",
-    "encoders_seconds": "seconds in both image encoders, with resizing",
+    "decode_seconds": "seconds in decoding and resizing pictures, waiting for a decoder included",
+    "instance_seconds": "seconds of waiting for an instance of the model",
+    "encoders_seconds": "seconds in both image encoders",
     "vocabulary_seconds": "seconds in looking words up and encoding them",
     "regions_seconds": "seconds in the token decoder, the head and the masks",
 }
@@ -43,12 +51,12 @@ GAUGES = {
 
 
 class TritonPythonModel:
-    """On a CPU it runs the graphs itself, one picture after another, each on all cores. Elsewhere
-    the graphs are models of the same server, and up to WORKERS pictures are worked on at once, of
-    one request or of several. Triton batches them in the encoders' models.
+    """On a CPU it runs the graphs itself, in several instances side by side (see `cpu_instances`).
+    Elsewhere the graphs are models of the same server, and Triton batches in the encoders' models
+    what up to WORKERS images ask of them, of one request or of several.
 
-    A request is answered as soon as its own pictures are, and none waits for the prompts of
-    others: see `execute`.
+    A request is answered as soon as its own images are, and none waits for another's: see
+    `execute`.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -60,23 +68,40 @@ class TritonPythonModel:
         self._values, self._outside = values, values["run_graphs"] == "triton"
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
-        workers = WORKERS if self._outside else 1
-        self._spare: SimpleQueue[Recognizer] = SimpleQueue()
-        for _ in range(workers):
-            self._spare.put(Recognizer(RegionPredictor(self._pipeline()), self._shared))
-        self._pool = ThreadPoolExecutor(workers) if self._outside else None
+        instances = self._instances()
+        # so that decoders have work while all instances have
+        at_once = WORKERS if self._outside else 2 * len(instances) + DECODERS
+        info = Manifest.load(self._repository).model
+        limits = self._shared.limits
+        self._decoder = ImageDecoder(
+            DecoderSettings(
+                info.sam_image_size,
+                info.clip_image_size,
+                limits.max_image_pixels,
+                limits.max_decode_seconds,
+            ),
+            max(DECODERS, len(instances)),
+        )
+        self._recognizer = Recognizer(instances, self._decoder, self._shared)
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="images")
+        self._places = Semaphore(at_once)
         self._metrics = _Metrics(args["model_name"], self._shared)
         log(
             "ready",
             model=args["model_name"],
             graphs=values["run_graphs"],
             runtime=values["runtime"],
+            instances=len(instances),
         )
 
     def execute(self, requests: list[Any]) -> None:
-        """Takes requests on, each picture as a question of its own, and returns when the last of
-        their pictures is encoded. So the encoders have one batch while Triton gathers the next,
-        and the prompts and masks of a batch hold up no other.
+        """Takes requests on, each image as a question of its own. Waits while there are as many
+        images at work as may be: those behind stay in Triton's queue, where they can be counted
+        and cancelled.
+
+        Where Triton batches in the graphs' models, it returns when the last of the images is
+        encoded. So the encoders have one batch while Triton gathers the next, and the prompts and
+        masks of a batch hold up no other.
         """
         encoded: list[Event] = []
         for request in requests:
@@ -91,39 +116,27 @@ class TritonPythonModel:
             exchange.expect(len(questions))
             for index, question in enumerate(questions):
                 encoded.append(Event())
-                self._start(exchange, index, question, encoded[-1])
-        for event in encoded:
-            event.wait()
+                self._places.acquire()
+                self._pool.submit(self._work, exchange, index, question, encoded[-1])
+        if self._outside:
+            for event in encoded:
+                event.wait()
 
     def finalize(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
+        self._decoder.close()
+        self._shared.close()
 
-    def _start(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
-        """Waits for a spare recognizer, and on a CPU for the answer."""
-        work = partial(self._work, self._spare.get(), exchange, index, question, encoded)
-        if self._pool is None:
-            work()
-        else:
-            self._pool.submit(work)
-
-    def _work(
-        self,
-        recognizer: Recognizer,
-        exchange: Exchange,
-        index: int,
-        question: Question,
-        encoded: Event,
-    ) -> None:
+    def _work(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
         try:
-            found: Answer | Exception = recognizer.answer(
+            found: Answer | Exception = self._recognizer.answer(
                 question, exchange.counts, exchange.is_cancelled, encoded.set
             )
         except Exception as error:
             found = error
         finally:
             encoded.set()
-            self._spare.put(recognizer)
+            self._places.release()
         if exchange.complete(index, found):
             self._metrics.add(exchange.counts)
 
@@ -136,13 +149,32 @@ class TritonPythonModel:
         encoder = None
         if "clip_text_encoder" in values["graphs"]:
             store = EmbeddingMemory(limits.max_cached_words)
-            encoder = VocabularyEncoder(self._pipeline().text_encoder, store=store)
+            encoder = VocabularyEncoder(self._pipeline(threads=1).text_encoder, store=store)
         return SharedState(limits, vocabularies, encoder, "sam_mask_decoder" in values["graphs"])
 
-    def _pipeline(self) -> RegionPipeline:
+    def _instances(self) -> Instances:
+        if self._outside:
+            return Instances([RegionPredictor(self._pipeline()) for _ in range(WORKERS)])
+        manifest = Manifest.load(self._repository)
+        formats = (self._values["format"], NATIVE)
+        weight_bytes = sum(
+            (manifest.directory / name).stat().st_size
+            for entry in manifest.graphs
+            for name in entry.files
+            if entry.format in formats
+        )
+        chosen = cpu_instances(os.environ, default_threads(), weight_bytes, memory_bytes())
+        side_by_side = [
+            RegionPredictor(self._pipeline(chosen.threads)) for _ in range(chosen.instances)
+        ]
+        if chosen.instances == 1:
+            return Instances(side_by_side)
+        return Instances(side_by_side, RegionPredictor(self._pipeline(chosen.all_threads)))
+
+    def _pipeline(self, threads: int | None = None) -> RegionPipeline:
         runtime, precision = self._values["runtime"], self._values["precision"]
         if not self._outside:
-            return open_pipeline(self._repository, runtime, precision, device="cpu")
+            return open_pipeline(self._repository, runtime, precision, threads, device="cpu")
         manifest, on_gpu = Manifest.load(self._repository), self._values["target"] != "cpu"
 
         def entry(graph: str) -> GraphEntry:

@@ -6,30 +6,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from regionspot.errors import ArtifactError, InputError
-from regionspot.images import read_image
+from regionspot.errors import ArtifactError, InputError, shown
 from regionspot.predictor import EncodedPicture, RegionPredictor
+from regionspot.serving.backends.budget import Budget, never
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
+from regionspot.serving.backends.image_decoder import ImageDecoder
+from regionspot.serving.backends.instances import Instances
+from regionspot.serving.backends.word_queue import WordQueue
 from regionspot.serving.contract import (
     DEFAULT_TOP_K,
     Limits,
     RequestError,
     ServingError,
-    base64_hint,
     coded,
 )
 from regionspot.serving.messages import Answer, Question, RemoteImage
-from regionspot.structures import UInt8Array, Vocabulary
+from regionspot.structures import Prompts, Vocabulary, as_class_names
+from regionspot.transforms import EncoderInputs
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""What is opened for strangers: of Pillow's decoders the ones that everybody uses."""
 
 
 class Counts:
@@ -54,7 +54,7 @@ class Counts:
 
 
 class SharedState:
-    """What several recognizers of one server know together.
+    """What all requests of one server share: its limits, vocabularies, and what it remembers.
 
     Args:
         vocabularies: the registered ones.
@@ -70,38 +70,44 @@ class SharedState:
         encoder: VocabularyEncoder | None,
         draws_masks: bool = True,
     ) -> None:
-        self.limits, self.vocabularies, self._encoder = limits, vocabularies, encoder
+        self.limits, self.vocabularies = limits, vocabularies
         self.draws_masks = draws_masks
         self.images = ImageCache(limits.image_cache_mb << 20)
-        self._lock = threading.Lock()
+        self._words = None if encoder is None else WordQueue(encoder)
+        self._memory = None if encoder is None else encoder.store
         self._last: tuple[tuple[str, ...], Vocabulary] | None = None
 
-    def encode(self, words: tuple[str, ...], counts: Counts) -> Vocabulary:
+    def encode(self, words: tuple[str, ...], counts: Counts, budget: Budget) -> Vocabulary:
         """Free words, each from memory where it was met before.
 
         Raises:
             RequestError: words that cannot be used, or too many new ones.
+            ServingError: see `WordQueue.learn`.
         """
-        if self._encoder is None:
+        if self._words is None:
             raise RequestError(
                 "VOCABULARY_INVALID", f"this server encodes no words: name {self.registered()}"
             )
-        last = self._last
+        last = self._last  # read once: another thread may replace it
         if last is not None and last[0] == words:
             return last[1]
-        with self._lock:
-            memory = self._encoder.store
-            assert isinstance(memory, EmbeddingMemory)
-            new = len({word for word in map(self._encoder.word, words) if word not in memory})
-            if new > self.limits.max_new_words:
-                raise RequestError(
-                    "TOO_MANY_WORDS",
-                    f"{new} of the words are new to the server, which learns at most "
-                    f"{self.limits.max_new_words} in a request: send them in parts first, or have "
-                    "them registered (regionspot-serve init --vocabulary)",
-                )
-            counts.add("words_encoded", new)
-            found = self._encoder.encode(words, same_meaning="ignore")
+        names = as_class_names(words)
+        _check_differ(names)
+        assert isinstance(self._memory, EmbeddingMemory)
+        known = {name: self._memory.read(name) for name in names}
+        new = [name for name, embedding in known.items() if embedding is None]
+        if len(new) > self.limits.max_new_words:
+            raise RequestError(
+                "TOO_MANY_WORDS",
+                f"{len(new)} of the words are new to the server, which learns at most "
+                f"{self.limits.max_new_words} in a request: send them in parts first, or have "
+                "them registered (regionspot-serve init --vocabulary)",
+            )
+        if new:
+            counts.add("words_encoded", len(new))
+            known |= self._words.learn(new, self.limits.max_words_seconds, budget)
+        rows = [embedding for embedding in known.values() if embedding is not None]
+        found = Vocabulary(names, np.stack(rows))
         self._last = words, found
         return found
 
@@ -111,58 +117,78 @@ class SharedState:
             return "none: no vocabulary is registered, send the words themselves"
         return f"one of {', '.join(sorted(self.vocabularies))}"
 
+    def close(self) -> None:
+        if self._words is not None:
+            self._words.close()
+
 
 class Recognizer:
-    """Answers one question after another. Not safe for several threads at once; several may share
-    their state.
+    """Answers questions. Safe for several threads at once: of what a question takes, reading the
+    image and learning words go on beside the model, which `instances` limits.
     """
 
-    def __init__(self, predictor: RegionPredictor, shared: SharedState) -> None:
-        self._predictor, self._shared, self._limits = predictor, shared, shared.limits
+    def __init__(self, instances: Instances, decoder: ImageDecoder, shared: SharedState) -> None:
+        self._instances, self._decoder = instances, decoder
+        self._shared, self._limits = shared, shared.limits
 
     def answer(
         self,
         question: Question,
         counts: Counts,
-        cancelled: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = never,
         encoded: Callable[[], None] = lambda: None,
     ) -> Answer:
         """The answer to a question.
 
         Args:
             cancelled: asked between the stages: nobody waits for the answer any more.
-            encoded: called when the picture is encoded, or was before.
+            encoded: called when the image is encoded, or was before.
 
         Raises:
             ServingError: with the code that says why not.
         """
-
-        def go_on() -> None:
-            if cancelled():
-                raise ServingError("TIMEOUT", "the request was cancelled")
-
+        budget = Budget(self._limits.max_request_seconds, cancelled)
         with _without_details(), coded():
             self._check(question)
-            go_on()
             with counts.timed("vocabulary"):
-                vocabulary = self._vocabulary(question, counts)
-            go_on()
-            picture, handle, cached = self._picture(question, counts)
-            encoded()
-            go_on()
-            with coded("REGION_INVALID"):
-                prompts = [
-                    part.validated(picture.height, picture.width) for part in question.prompts
-                ]
-            with counts.timed("regions"):
-                found = self._predictor.set_image(picture).predict(
-                    vocabulary=vocabulary,
-                    prompts=prompts,
-                    top_k=self._top_k(question),
-                    return_masks=question.return_masks,
-                )
+                vocabulary = self._vocabulary(question, counts, budget)
+            image, handle, cached = self._image(question, counts, budget)
+            prompts = _prompts_on(question, image.height, image.width)
+            with self._lent(budget, counts) as predictor:
+                if isinstance(image, EncoderInputs):
+                    with counts.timed("encoders"):
+                        image = self._encoded(predictor, image)
+                    self._shared.images.put(handle, image)
+                encoded()
+                with counts.timed("regions"):
+                    found = predictor.predict(
+                        image,
+                        vocabulary=vocabulary,
+                        prompts=prompts,
+                        top_k=self._top_k(question),
+                        return_masks=question.return_masks,
+                    )
             counts.add("regions", len(found))
-            return Answer(found, RemoteImage(handle, picture.height, picture.width), cached)
+            return Answer(found, RemoteImage(handle, image.height, image.width), cached)
+
+    @contextmanager
+    def _lent(self, budget: Budget, counts: Counts) -> Iterator[RegionPredictor]:
+        """A predictor that looks at the budget before each graph that it runs, and each chunk of
+        masks that it draws.
+        """
+
+        @contextmanager
+        def stage(_: str) -> Iterator[None]:
+            budget.check()
+            yield
+
+        with ExitStack() as lent:
+            with counts.timed("instance"):
+                predictor = lent.enter_context(self._instances.lend(budget))
+            pipeline = predictor.pipeline
+            lent.callback(setattr, pipeline, "observer", pipeline.observer)
+            pipeline.observer = stage
+            yield predictor
 
     def _check(self, question: Question) -> None:
         question.check(self._limits)
@@ -176,10 +202,10 @@ class Recognizer:
             min(DEFAULT_TOP_K, self._limits.max_top_k) if question.top_k is None else question.top_k
         )
 
-    def _vocabulary(self, question: Question, counts: Counts) -> Vocabulary:
+    def _vocabulary(self, question: Question, counts: Counts, budget: Budget) -> Vocabulary:
         if not isinstance(question.vocabulary, str):
             with coded("VOCABULARY_INVALID"):
-                return self._shared.encode(question.vocabulary, counts)
+                return self._shared.encode(question.vocabulary, counts, budget)
         found = self._shared.vocabularies.get(question.vocabulary)
         if found is None:
             raise RequestError(
@@ -189,8 +215,10 @@ class Recognizer:
             )
         return found
 
-    def _picture(self, question: Question, counts: Counts) -> tuple[EncodedPicture, str, bool]:
-        """The encoded picture, its handle, and whether it was known."""
+    def _image(
+        self, question: Question, counts: Counts, budget: Budget
+    ) -> tuple[EncodedPicture | EncoderInputs, str, bool]:
+        """The encoded image or, if it is new, its pixels; its handle, and whether it was known."""
         image, images = question.image, self._shared.images
         handle = handle_of(image) if isinstance(image, bytes) else image.handle
         known = images.get(handle)
@@ -203,31 +231,38 @@ class Recognizer:
                 "the server keeps no picture of this handle (any more): send the picture",
             )
         with counts.timed("decode"):
-            pixels = _pixels(image, self._limits.max_image_pixels)
-        with counts.timed("encoders"):
-            picture = self._encoded(pixels)
-        images.put(handle, picture)
-        return picture, handle, False
+            return self._decoder.decode(image, budget), handle, False
 
-    def _encoded(self, pixels: UInt8Array) -> EncodedPicture:
-        """A picture through both encoders; once more without the kept ones, if that fails for want
+    def _encoded(self, predictor: RegionPredictor, image: EncoderInputs) -> EncodedPicture:
+        """An image through both encoders; once more without the kept ones, if that fails for want
         of memory.
         """
         try:
-            return self._predictor.encode(pixels)
+            return predictor.encode(image)
         except ArtifactError:
             if not self._shared.images.clear():
                 raise
-        return self._predictor.encode(pixels)
+        return predictor.encode(image)
 
 
-def _pixels(image: bytes, max_pixels: int) -> UInt8Array:
-    """(H, W, 3) uint8 RGB. Raises RequestError, IMAGE_INVALID or IMAGE_TOO_LARGE."""
-    try:
-        return read_image(image, max_pixels, formats=FORMATS)
-    except InputError as error:
-        code = "IMAGE_TOO_LARGE" if "is too large" in str(error) else "IMAGE_INVALID"
-        raise RequestError(code, f"{error}{base64_hint(image)}") from error
+def _prompts_on(question: Question, height: int, width: int) -> list[Prompts]:
+    """The regions of a question, checked for an image of this size. Raises RequestError."""
+    with coded("REGION_INVALID"):
+        return [part.validated(height, width) for part in question.prompts]
+
+
+def _check_differ(words: Sequence[str]) -> None:
+    """Raises InputError for words that are the same to CLIP's tokenizer, which takes no notice of
+    capitals and of spaces around a word: their classes would share every score.
+    """
+    first: dict[str, str] = {}
+    for word in words:
+        other = first.setdefault(" ".join(word.lower().split()), word)
+        if other != word:
+            raise InputError(
+                f"{shown(other)} and {shown(word)} are the same to the text encoder, which reads "
+                "lower case: send one of them"
+            )
 
 
 @contextmanager

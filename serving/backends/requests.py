@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Triton alone imports this module, in a process of its own
 install_handler("stderr", JsonFormatter())
 
+MAX_LOGGED_ID = 128
 INTERNAL_MESSAGE = "the server failed; its log says why"
 
 
@@ -39,9 +40,11 @@ def answer_of(outputs: dict[str, Array], request: Any) -> Any:
 
 
 def id_of(request: Any) -> str:
-    """What a caller names its request; "?" for bytes that are not UTF-8, which Triton passes on."""
+    """What a caller names its request, as far as the log takes it; "?" for bytes that are not
+    UTF-8, which Triton passes on.
+    """
     try:
-        return str(request.request_id())
+        return str(request.request_id())[:MAX_LOGGED_ID]
     except Exception:  # pybind11's, which share no base class of their own
         return "?"
 

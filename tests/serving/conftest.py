@@ -25,6 +25,7 @@ from regionspot.runtime.engine_file import (
     write_engine,
 )
 from regionspot.runtime.opening import open_pipeline
+from regionspot.serving.backends.instances import INSTANCES_VARIABLE
 from regionspot.serving.client import RegionClient
 from regionspot.serving.records import ServerRecord, running_server
 from regionspot.serving.repository import RepositoryOptions, make_repository
@@ -52,8 +53,11 @@ def home() -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path, home: Path) -> Iterator[ServerRecord]:
-    with running_server(repository, home) as record:
-        yield record
+    """With two instances of the model, on any machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(INSTANCES_VARIABLE, "2")
+        with running_server(repository, home) as record:
+            yield record
 
 
 @pytest.fixture

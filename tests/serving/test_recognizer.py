@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from PIL import Image
 from regionspot.errors import ArtifactError, InputError
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.runtime.runner import Array
+from regionspot.serving.backends.budget import Budget
 from regionspot.serving.backends.image_cache import ImageCache, handle_of
+from regionspot.serving.backends.image_decoder import DecoderSettings, ImageDecoder
+from regionspot.serving.backends.instances import Instances
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState
 from regionspot.serving.client import make_question
 from regionspot.serving.contract import INPUTS, OUTPUTS, Limits, ServingError
 from regionspot.serving.messages import Question
 from regionspot.structures import as_prompts
+from regionspot.transforms import EncoderInputs
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
 
 WORDS = ("plain green toy", "red toy with blue stripes", "white toy with a pink border")
@@ -46,8 +51,18 @@ def shared(predictor: RegionPredictor, encoder: VocabularyEncoder) -> SharedStat
 
 
 @pytest.fixture(scope="module")
-def recognizer(predictor: RegionPredictor, shared: SharedState) -> Recognizer:
-    return Recognizer(predictor, shared)
+def decoder(predictor: RegionPredictor) -> Iterator[ImageDecoder]:
+    info = predictor.pipeline.info
+    settings = DecoderSettings(info.sam_image_size, info.clip_image_size, 90_000, 10.0)
+    with ImageDecoder(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def recognizer(
+    predictor: RegionPredictor, decoder: ImageDecoder, shared: SharedState
+) -> Recognizer:
+    return Recognizer(Instances([predictor]), decoder, shared)
 
 
 FIELDS = {field.name: field for field in INPUTS}
@@ -264,12 +279,12 @@ def test_refused_with_a_code(case: str, recognizer: Recognizer) -> None:
 
 
 def test_a_model_that_fails_says_nothing_of_itself(
-    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+    recognizer: Recognizer, predictor: RegionPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing(*_: object) -> None:
         raise MemoryError("cannot allocate /srv/model")
 
-    monkeypatch.setattr(recognizer._predictor.pipeline, "classify", nothing)
+    monkeypatch.setattr(predictor.pipeline, "classify_readings", nothing)
     with pytest.raises(ServingError) as caught:
         ask(recognizer, image=IMAGE, boxes=BOX, vocabulary="toys")
     assert (caught.value.code, str(caught.value)) == (
@@ -280,45 +295,43 @@ def test_a_model_that_fails_says_nothing_of_itself(
 
 def test_a_question_that_nobody_waits_for_is_dropped(recognizer: Recognizer) -> None:
     counts = Counts()
-    answers = iter([False, False, True])
     question = Question(png(50, 51), "toys", as_prompts(BOX))
     with pytest.raises(ServingError, match="was cancelled"):
-        recognizer.answer(question, counts, lambda: next(answers))
-    assert "encoders_seconds" in counts.values and "regions_seconds" not in counts.values
+        recognizer.answer(question, counts, lambda: "encoders_seconds" in counts.values)
+    assert "encoders_seconds" in counts.values and "regions" not in counts.values
 
 
 def test_words_are_learnt_once(predictor: RegionPredictor, encoder: VocabularyEncoder) -> None:
     shared = state_of(predictor, encoder, Limits(max_new_words=2, max_cached_words=3))
-    counts = Counts()
-    shared.encode(("one", "two"), counts)
-    shared.encode(("two", "one", "three"), counts)
-    assert counts.values["words_encoded"] == 3
-    shared.encode(("three", "four"), counts)  # pushes out "two", which was asked for before "one"
-    shared.encode(("one",), counts)
-    assert counts.values["words_encoded"] == 4
-    shared.encode(("two",), counts)
-    assert counts.values["words_encoded"] == 5
+    counts, budget = Counts(), Budget(60)
+
+    def learnt(*words: str) -> float:
+        shared.encode(words, counts, budget)
+        return counts.values["words_encoded"]
+
+    assert learnt("one", "two") == 2
+    assert learnt("two", "one", "three") == 3
+    assert learnt("three", "four") == 4  # pushes out "two", which was asked for before "one"
+    assert learnt("one") == 4
+    assert learnt("two") == 5
 
 
 def test_a_server_without_a_text_encoder(
-    predictor: RegionPredictor, encoder: VocabularyEncoder
+    predictor: RegionPredictor, decoder: ImageDecoder, encoder: VocabularyEncoder
 ) -> None:
-    bare = Recognizer(predictor, SharedState(Limits(), {"toys": encoder.encode(WORDS)}, None))
+    instances = Instances([predictor])
+    state = SharedState(Limits(), {"toys": encoder.encode(WORDS)}, None)
+    bare = Recognizer(instances, decoder, state)
     with pytest.raises(ServingError, match="encodes no words: name one of toys"):
         ask(bare, image=IMAGE, boxes=BOX, words=("cat", "dog"))
     blank = SharedState(
         Limits(max_top_k=2), {"toys": encoder.encode(WORDS)}, None, draws_masks=False
     )
+    maskless = Recognizer(instances, decoder, blank)
     with pytest.raises(ServingError, match="draws no masks") as caught:
-        ask(
-            Recognizer(predictor, blank),
-            image=IMAGE,
-            boxes=BOX,
-            vocabulary="toys",
-            return_masks=True,
-        )
+        ask(maskless, image=IMAGE, boxes=BOX, vocabulary="toys", return_masks=True)
     assert caught.value.code == "REQUEST_INVALID"
-    found = ask(Recognizer(predictor, blank), image=IMAGE, boxes=BOX, vocabulary="toys")
+    found = ask(maskless, image=IMAGE, boxes=BOX, vocabulary="toys")
     assert found["top_scores"].shape == (1, 2)  # the default is no more than the server's most
     assert len(ask(bare, image=IMAGE, boxes=BOX, vocabulary="toys")["scores"]) == 1
 
@@ -346,7 +359,7 @@ class ShortOfMemory:
     def __init__(self, predictor: RegionPredictor, cache: ImageCache, most: int) -> None:
         self.predictor, self.cache, self.most = predictor, cache, most
 
-    def encode(self, image: Array) -> EncodedPicture:
+    def encode(self, image: EncoderInputs) -> EncodedPicture:
         if len(self.cache) > self.most:
             raise ArtifactError("CUDA out of memory")
         return self.predictor.encode(image)
@@ -356,14 +369,14 @@ class ShortOfMemory:
 
 
 def test_kept_pictures_make_room_where_memory_is_short(
-    predictor: RegionPredictor, encoder: VocabularyEncoder
+    predictor: RegionPredictor, decoder: ImageDecoder, encoder: VocabularyEncoder
 ) -> None:
     shared = state_of(predictor, encoder, Limits())
 
     def ask_about(most: int, color: int) -> None:
         short: Any = ShortOfMemory(predictor, shared.images, most)
         ask(
-            Recognizer(short, shared),
+            Recognizer(Instances([short]), decoder, shared),
             image=png(40, 30, color),
             boxes=[[1, 1, 20, 20]],
             vocabulary="toys",

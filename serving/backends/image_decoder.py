@@ -1,0 +1,210 @@
+"""Decodes and resizes images in processes of their own: each image within a time and a memory
+limit, and a decoder that crashes costs its own image.
+
+A decoder of images runs on strangers' bytes, and nothing can stop it in the middle: a progressive
+JPEG of 500 kB may keep one busy for minutes. A process can be ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from regionspot.errors import ArtifactError
+from regionspot.serving.backends.budget import POLL_S, Budget
+from regionspot.serving.contract import RequestError, ServingError, error_of
+from regionspot.transforms import EncoderInputs
+
+logger = logging.getLogger(__name__)
+
+START_S = 60.0
+"""For a process to import what it needs, on a machine that is busy."""
+
+PATIENCE_S = 1.0
+"""A decoder whose request is cancelled is ended after this long: starting another costs time."""
+
+_RUN = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from regionspot.serving.backends.decoder_process import main; main(*sys.argv[2:])"
+)
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """What a process is told once.
+
+    Args:
+        sam_image_size, clip_image_size: sides S and S' of what is made of an image.
+        max_pixels: larger images are refused by their header.
+        timeout_s: an image that takes longer is refused.
+    """
+
+    sam_image_size: int
+    clip_image_size: int
+    max_pixels: int
+    timeout_s: float
+
+
+class ImageDecoder:
+    """Several processes that decode. Safe for several threads at once. Close it, or use it as a
+    context manager.
+
+    Args:
+        processes: how many images are decoded at the same time.
+    """
+
+    def __init__(self, settings: DecoderSettings, processes: int = 1) -> None:
+        self._spare: SimpleQueue[_Process] = SimpleQueue()
+        self._all = [_Process(settings) for _ in range(processes)]
+        for process in self._all:
+            process.start()  # they import side by side
+            self._spare.put(process)
+
+    def decode(self, image: bytes, budget: Budget) -> EncoderInputs:
+        """An encoded image as the model's encoders take it.
+
+        Raises:
+            RequestError: IMAGE_INVALID or IMAGE_TOO_LARGE.
+            ServingError: TIMEOUT, the request is over; INTERNAL, no process can be started.
+        """
+        process = self._take(budget)
+        try:
+            return process.decode(image, budget)
+        finally:
+            self._spare.put(process)
+
+    def close(self) -> None:
+        for process in self._all:
+            process.stop()
+
+    def __enter__(self) -> ImageDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self, budget: Budget) -> _Process:
+        while True:
+            budget.check()
+            with contextlib.suppress(Empty):
+                return self._spare.get(timeout=POLL_S)
+
+
+class _Process:
+    """One process; started again where it was ended. For one thread at a time."""
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._answered = False
+
+    def start(self) -> None:
+        """Starts it if it does not run; does not wait for it."""
+        if self._child is not None and self._child.poll() is None:
+            return
+        self.stop()
+        ours, theirs = Pipe()
+        descriptor = theirs.fileno()
+        command = [
+            *(_python(), "-I", "-c", _RUN, json.dumps(sys.path)),
+            *(str(descriptor), json.dumps(asdict(self._settings))),
+        ]
+        with theirs:
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, cwd="/", pass_fds=(descriptor,)
+            )
+        self._pipe, self._answered = ours, False
+
+    def stop(self) -> None:
+        """Ends it at once. Raises nothing."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._child = self._pipe = None
+
+    def decode(self, image: bytes, budget: Budget) -> EncoderInputs:
+        """See `ImageDecoder.decode`."""
+        try:
+            self.start()
+            assert self._pipe is not None
+            self._pipe.send_bytes(image)
+            self._wait(self._pipe, budget)
+            found = _received(self._pipe)
+        except (OSError, EOFError, ArtifactError) as error:
+            # it crashed, or was killed where memory was short
+            status = None if self._child is None else self._child.poll()
+            self.stop()
+            if not self._answered:
+                raise ServingError("INTERNAL", "no image can be decoded") from error
+            logger.warning("a decoder ended by itself (status %s)", status)
+            raise RequestError(
+                "IMAGE_INVALID", "the image cannot be decoded: its decoder failed; save it again"
+            ) from error
+        except BaseException:
+            self.stop()  # the next image must not get this one's answer
+            raise
+        self._answered = True
+        if isinstance(found, ServingError):
+            raise found
+        return found
+
+    def _wait(self, pipe: Connection, budget: Budget) -> None:
+        """Returns when there is an answer.
+
+        Raises:
+            RequestError: IMAGE_TOO_LARGE, the image takes too long.
+            ServingError: TIMEOUT, the request is over.
+        """
+        began = time.monotonic()
+        limit_s = self._settings.timeout_s if self._answered else START_S
+        while not pipe.poll(POLL_S):
+            took_s = time.monotonic() - began
+            if took_s > limit_s:
+                raise RequestError(
+                    "IMAGE_TOO_LARGE",
+                    f"the image takes more than {limit_s:g} s to decode: scale it down, or save it "
+                    "as a baseline JPEG",
+                )
+            if took_s > PATIENCE_S:
+                budget.check()
+
+
+def _received(pipe: Connection) -> EncoderInputs | ServingError:
+    """See `decoder_process.main` for the other side."""
+    head = json.loads(pipe.recv_bytes())
+    if "code" in head:
+        return error_of(head["code"], head["message"])
+    arrays = [np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(shape) for shape in head["shapes"]]
+    height, width = head["input_size"]
+    return EncoderInputs(head["height"], head["width"], arrays[0], (height, width), arrays[1])
+
+
+def _python() -> str:
+    """This Python's interpreter. Inside of Triton, Python is a library of another program.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if Path(sys.executable or "").name.startswith("python"):
+        return sys.executable
+    own = Path(sys.prefix) / "bin" / version
+    found = str(own) if os.access(own, os.X_OK) else shutil.which(version)
+    if found is None:
+        raise ArtifactError(f"there is no {version} on the PATH, which decoding images needs")
+    return found
