@@ -135,6 +135,15 @@ class EmbeddingDirectory:
     def __init__(self, directory: Path, key: str, embed_dim: int) -> None:
         self._directory, self._key, self._bytes = directory / key, key, 4 * embed_dim
 
+    @classmethod
+    def of(
+        cls, text_encoder: TextEncoder, templates: Sequence[str], directory: Path
+    ) -> EmbeddingDirectory:
+        """For a text tower, by whose weights, tokenizer and templates it is found."""
+        content = json.dumps([text_encoder.fingerprint(), tuple(templates)])
+        key = xxhash.xxh3_128_hexdigest(content.encode())
+        return cls(directory, key, text_encoder.embed_dim)
+
     def read(self, word: str) -> FloatArray | None:
         try:
             content = self._path(word).read_bytes()
@@ -157,6 +166,20 @@ class EmbeddingDirectory:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
 
+    def remove(self, word: str) -> None:
+        with suppress(OSError):
+            self._path(word).unlink(missing_ok=True)
+
+    def prune(self, capacity: int) -> None:
+        """Removes the words that were written first, until there are no more than `capacity`."""
+        found = []
+        for path in self._directory.glob("*.bin"):
+            with suppress(OSError):
+                found.append((path.stat().st_mtime, path))
+        for _, path in sorted(found)[: max(len(found) - capacity, 0)]:
+            with suppress(OSError):
+                path.unlink()
+
     def _path(self, word: str) -> Path:
         return self._directory / f"{xxhash.xxh3_128_hexdigest(word.encode())}.bin"
 
@@ -166,12 +189,19 @@ class EmbeddingDirectory:
 
 class EmbeddingMemory:
     """The `capacity` embeddings that were asked for last, for a server: strangers' words must not
-    fill its disk.
+    fill its memory or its disk.
+
+    Args:
+        directory: where they are kept beyond the end of this process, and looked for; it holds at
+            most 2 `capacity`.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, directory: EmbeddingDirectory | None = None) -> None:
         self._capacity, self._kept = capacity, OrderedDict[str, FloatArray]()
+        self._directory = directory
         self._lock = threading.Lock()
+        if directory is not None:
+            directory.prune(capacity)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -183,13 +213,26 @@ class EmbeddingMemory:
         with self._lock:
             if word in self._kept:
                 self._kept.move_to_end(word)
-            return self._kept.get(word)
+                return self._kept[word]
+        found = None if self._directory is None else self._directory.read(word)
+        if found is not None:
+            self._keep(word, found)
+        return found
 
     def write(self, word: str, embedding: FloatArray) -> None:
+        if self._directory is not None:
+            self._directory.write(word, embedding)
+        self._keep(word, embedding)
+
+    def _keep(self, word: str, embedding: FloatArray) -> None:
+        forgotten = []
         with self._lock:
             self._kept[word] = embedding
             while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+                forgotten.append(self._kept.popitem(last=False)[0])
+        if self._directory is not None:
+            for one in forgotten:
+                self._directory.remove(one)
 
 
 class VocabularyEncoder:
@@ -229,11 +272,8 @@ class VocabularyEncoder:
             text_encoder.templates if templates is None else templates
         )
         if store is None:
-            key = xxhash.xxh3_128_hexdigest(
-                json.dumps([text_encoder.fingerprint(), self.templates]).encode()
-            )
             directory = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-            store = EmbeddingDirectory(directory, key, text_encoder.embed_dim)
+            store = EmbeddingDirectory.of(text_encoder, self.templates, directory)
         self.store = store
 
     def encode(

@@ -82,7 +82,9 @@ class RepositoryOptions:
         runtime, precision: of the artefacts; None takes the fastest runtime of a CPU, and fp32 on a
             CPU, fp16 on a GPU, or else what was exported.
         vocabularies: name -> words, or what `parse_vocabulary` takes; their embeddings are computed
-            now. None registers the words that a model comes with.
+            now. They are registered beside those that the repository has for this target. None
+            registers the words that a model comes with, if there are no others.
+        drop_vocabularies: names of the repository's that are not kept.
         limits: of a request.
         allow_unverified: also serve artefacts that were never compared with the model, such as
             engines of a machine whose PyTorch saw no GPU.
@@ -95,6 +97,7 @@ class RepositoryOptions:
     runtime: str | None = None
     precision: str | None = None
     vocabularies: Mapping[str, str | Sequence[str]] | None = None
+    drop_vocabularies: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
     graphs: str | None = None
     allow_unverified: bool = False
@@ -134,8 +137,9 @@ def make_repository(
         _refuse_unverified(manifest, entries)
     if options.target != "cpu":
         _check_gpu_memory(manifest, entries, options)
-    words = _words(manifest, precision, options, [entry.name for entry in entries])
     served = _served_manifest(manifest, out)
+    before = registered_words(out, options.target)
+    words = _words(manifest, precision, options, [entry.name for entry in entries], before)
     moved = [_moved(entry, served) for entry in entries]
     graphs = {entry.name for entry in entries} if options.run_graphs == GRAPHS_INSIDE else set()
     kernels = [kernel for name, kernel in native_entries(manifest).items() if name in graphs]
@@ -413,15 +417,39 @@ def _write_pipeline(
     )
 
 
+def registered_words(repository: Path, target: str) -> dict[str, tuple[str, ...]]:
+    """The words of each vocabulary that a repository has for a target; none where it was not made
+    for it.
+    """
+    path = repository / MODEL / "configs" / f"{target}.pbtxt"
+    if not path.is_file():
+        return {}
+    found = json.loads(parameters_of(read_config(path))["vocabularies"])
+    return {name: tuple(words) for name, words in found.items()}
+
+
 def _words(
-    manifest: Manifest, precision: str, options: RepositoryOptions, graphs: Sequence[str]
+    manifest: Manifest,
+    precision: str,
+    options: RepositoryOptions,
+    graphs: Sequence[str],
+    before: Mapping[str, tuple[str, ...]],
 ) -> dict[str, tuple[str, ...]]:
-    """The vocabularies to register, checked before anything is written."""
+    """The vocabularies to register, checked before anything is written; `before` are those that the
+    repository has.
+    """
     can_encode = _text_runtime(manifest, precision) is not None
+    if unknown := [name for name in options.drop_vocabularies if name not in before]:
+        raise InputError(
+            f"there is no vocabulary {unknown[0]!r} to drop: the repository has "
+            f"{', '.join(sorted(before)) or 'none'}"
+        )
     asked = options.vocabularies
     if asked is None:
-        asked = {"mini": "mini"} if manifest.model.name == "regionspot_mini" and can_encode else {}
-    words = {
+        of_mini = manifest.model.name == "regionspot_mini" and can_encode and not before
+        asked = {"mini": "mini"} if of_mini else {}
+    words = {name: words for name, words in before.items() if name not in options.drop_vocabularies}
+    words |= {
         name: parse_vocabulary(text) if isinstance(text, str) else tuple(text)
         for name, text in asked.items()
     }
@@ -447,15 +475,18 @@ def _vocabularies(
     folder: Path,
     target: str,
 ) -> dict[str, Vocabulary]:
-    """The registered vocabularies, encoded now and written."""
+    """The registered vocabularies, encoded now and written in place of all others."""
     text_runtime = _text_runtime(manifest, precision)
-    if not words or text_runtime is None:
-        return {}
-    with open_pipeline(manifest.directory, **text_runtime, device="cpu") as pipeline:
-        encoder = VocabularyEncoder(pipeline.text_encoder)
-        found = {name: encoder.encode(names) for name, names in words.items()}
+    found: dict[str, Vocabulary] = {}
+    if words and text_runtime is not None:
+        with open_pipeline(manifest.directory, **text_runtime, device="cpu") as pipeline:
+            encoder = VocabularyEncoder(pipeline.text_encoder)
+            found = {name: encoder.encode(names) for name, names in words.items()}
     for name, vocabulary in found.items():
         write_vocabulary(folder / "vocabularies" / target / f"{name}.npz", vocabulary)
+    for path in (folder / "vocabularies" / target).glob("*.npz"):
+        if path.stem not in found:
+            path.unlink()
     return found
 
 

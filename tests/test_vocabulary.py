@@ -444,6 +444,32 @@ def test_a_memory_for_several_threads() -> None:
     assert not failures and len(memory) == 2
 
 
+def test_a_memory_with_a_directory_remembers_and_stays_bounded(tmp_path: Path) -> None:
+    def embedding(word: str) -> FloatArray:
+        return np.array([len(word), ord(word[-1])], np.float32)
+
+    def opened() -> EmbeddingMemory:
+        return EmbeddingMemory(3, EmbeddingDirectory(tmp_path, "key", 2))
+
+    memory = opened()
+    words = [f"word {index}" for index in range(6)]
+    for word in words:
+        memory.write(word, embedding(word))
+    assert len(memory) == len(list(tmp_path.rglob("*.bin"))) == 3
+    assert memory.read("word 0") is None
+    again = opened()
+    for word in words[3:]:
+        np.testing.assert_array_equal(again.read(word), embedding(word))
+    for index in range(3):
+        again.write(f"new {index}", embedding("new"))
+    assert len(again) == len(list(tmp_path.rglob("*.bin"))) == 3
+    for start in range(4):
+        one = opened()
+        for index in range(5):
+            one.write(f"{start} {index}", embedding("x"))
+        assert len(list(tmp_path.rglob("*.bin"))) <= 6
+
+
 def test_a_directory_for_several_writers(tmp_path: Path) -> None:
     store = EmbeddingDirectory(tmp_path, "key", 2)
     threads = [

@@ -80,6 +80,14 @@ def _add_init(commands: Any) -> None:
         "with regionspot_mini)",
     )
     init.add_argument(
+        "--drop-vocabulary",
+        metavar="NAME",
+        action="append",
+        dest="drop_vocabularies",
+        default=[],
+        help="forget a vocabulary that the repository has; all others are kept",
+    )
+    init.add_argument(
         "--limit",
         metavar="NAME=N",
         action="append",
@@ -224,6 +232,7 @@ def _init(arguments: argparse.Namespace) -> int:
             runtime=arguments.runtime if target.strip() == "cpu" else None,
             precision=arguments.precision,
             vocabularies=vocabularies,
+            drop_vocabularies=arguments.drop_vocabularies,
             limits=limits,
             graphs=arguments.graphs if target.strip() == "cpu" else None,
             allow_unverified=arguments.allow_unverified,

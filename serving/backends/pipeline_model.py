@@ -12,6 +12,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from regionspot.cgroups import memory_bytes
+from regionspot.files import cache_root
 from regionspot.predictor import RegionPredictor
 from regionspot.runtime.artifacts import GraphEntry, Manifest
 from regionspot.runtime.formats import NATIVE
@@ -26,7 +27,7 @@ from regionspot.serving.backends.requests import arrays_of, log
 from regionspot.serving.contract import INPUTS, WORKERS, Limits
 from regionspot.serving.messages import Answer, Question
 from regionspot.threads import default_threads
-from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
+from regionspot.vocabulary import EmbeddingDirectory, EmbeddingMemory, VocabularyEncoder
 
 DECODERS = 2
 """Images that are decoded at once, at least: while one takes long, others go past it."""
@@ -148,8 +149,12 @@ class TritonPythonModel:
         vocabularies = {name: read_vocabulary(words / f"{name}.npz") for name in names}
         encoder = None
         if "clip_text_encoder" in values["graphs"]:
-            store = EmbeddingMemory(limits.max_cached_words)
-            encoder = VocabularyEncoder(self._pipeline(threads=1).text_encoder, store=store)
+            text_encoder = self._pipeline(threads=1).text_encoder
+            kept = EmbeddingDirectory.of(
+                text_encoder, text_encoder.templates, cache_root() / "server-words"
+            )
+            store = EmbeddingMemory(limits.max_cached_words, kept)
+            encoder = VocabularyEncoder(text_encoder, store=store)
         return SharedState(limits, vocabularies, encoder, "sam_mask_decoder" in values["graphs"])
 
     def _instances(self) -> Instances:

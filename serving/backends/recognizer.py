@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,6 +31,9 @@ from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.structures import Prompts, Vocabulary, as_class_names
 from regionspot.transforms import EncoderInputs
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
+
+RECENT_VOCABULARIES = 16
+"""Lists of words whose embeddings are kept together, ready to be used again."""
 
 
 class Counts:
@@ -75,7 +79,8 @@ class SharedState:
         self.images = ImageCache(limits.image_cache_mb << 20)
         self._words = None if encoder is None else WordQueue(encoder)
         self._memory = None if encoder is None else encoder.store
-        self._last: tuple[tuple[str, ...], Vocabulary] | None = None
+        self._recent: OrderedDict[tuple[str, ...], Vocabulary] = OrderedDict()
+        self._lock = threading.Lock()
 
     def encode(self, words: tuple[str, ...], counts: Counts, budget: Budget) -> Vocabulary:
         """Free words, each from memory where it was met before.
@@ -88,9 +93,10 @@ class SharedState:
             raise RequestError(
                 "VOCABULARY_INVALID", f"this server encodes no words: name {self.registered()}"
             )
-        last = self._last  # read once: another thread may replace it
-        if last is not None and last[0] == words:
-            return last[1]
+        with self._lock:
+            if words in self._recent:
+                self._recent.move_to_end(words)
+                return self._recent[words]
         names = as_class_names(words)
         _check_differ(names)
         assert isinstance(self._memory, EmbeddingMemory)
@@ -108,7 +114,10 @@ class SharedState:
             known |= self._words.learn(new, self.limits.max_words_seconds, budget)
         rows = [embedding for embedding in known.values() if embedding is not None]
         found = Vocabulary(names, np.stack(rows))
-        self._last = words, found
+        with self._lock:
+            self._recent[words] = found
+            if len(self._recent) > RECENT_VOCABULARIES:
+                self._recent.popitem(last=False)
         return found
 
     def registered(self) -> str:

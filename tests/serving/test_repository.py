@@ -23,6 +23,7 @@ from regionspot.serving.repository import (
     _text_runtime,
     make_repository,
     models_of,
+    registered_words,
     targets_of,
     write_vocabulary,
 )
@@ -197,6 +198,28 @@ def test_a_damaged_graph_is_not_served(mini_artifacts: Path, tmp_path: Path) -> 
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="SHA-256 differs"):
         make_repository(damaged, tmp_path / "repository", RepositoryOptions())
+
+
+def test_vocabularies_are_kept_until_they_are_dropped(mini_artifacts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    steps = (
+        (RepositoryOptions(), {"mini"}),
+        (RepositoryOptions(vocabularies={"pets": "cat,dog"}), {"mini", "pets"}),
+        (RepositoryOptions(vocabularies={"birds": "owl,tit"}), {"mini", "pets", "birds"}),
+        (RepositoryOptions(drop_vocabularies=["mini", "birds"]), {"pets"}),
+        (RepositoryOptions(vocabularies={"pets": "cat,hamster"}), {"pets"}),
+    )
+    for options, expected in steps:
+        make_repository(mini_artifacts, out, options)
+        words = registered_words(out, "cpu")
+        files = (out / MODEL / "1" / "vocabularies" / "cpu").glob("*.npz")
+        assert set(words) == {path.stem for path in files} == expected
+        for path in (out / MODEL / "1" / "vocabularies" / "cpu").glob("*.npz"):
+            assert read_vocabulary(path).names == words[path.stem]
+    assert words == {"pets": ("cat", "hamster")}
+    with pytest.raises(InputError, match="no vocabulary 'birds' to drop: the repository has pets"):
+        make_repository(mini_artifacts, out, RepositoryOptions(drop_vocabularies=["birds"]))
+    assert registered_words(out, "tensorrt") == {}
 
 
 def test_vocabularies_on_disk(tmp_path: Path) -> None:
