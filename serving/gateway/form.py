@@ -18,8 +18,8 @@ from starlette.requests import Request
 
 from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, coded
 from regionspot.serving.gateway.errors import HttpError
-from regionspot.serving.gateway.picture import check_picture
 from regionspot.serving.messages import Question, RemoteImage
+from regionspot.serving.picture import check_picture
 from regionspot.structures import Prompts, as_prompts
 
 KEYS = ("boxes", "points", "point_labels", "vocabulary", "words", "top_k", "masks", "image_handle")
