@@ -122,6 +122,8 @@ CODES = {
     "VOCABULARY_UNKNOWN": "no vocabulary with that name is registered",
     "TOO_MANY_WORDS": "more class names than the server accepts",
     "UNAUTHORIZED": "the gateway needs a bearer token, and got none or another",
+    "FORBIDDEN": "the gateway does not take this request from this token, site or host name",
+    "QUOTA_EXCEEDED": "the token was used for more than it may: retry later",
     "OVERLOADED": "too many requests are queued: retry later",
     "UNAVAILABLE": "the server cannot be reached, or is starting: retry",
     "TIMEOUT": "no response before the client's deadline",
@@ -136,7 +138,7 @@ CUT_SIGN = " ..."
 
 _CODED = re.compile(rf"(?:^|\] |, )({'|'.join(CODES)}): (.*)", re.DOTALL)
 
-RETRYABLE = ("OVERLOADED", "UNAVAILABLE")
+RETRYABLE = ("QUOTA_EXCEEDED", "OVERLOADED", "UNAVAILABLE")
 
 
 class ServingError(RegionSpotError):
@@ -154,11 +156,7 @@ class RequestError(ServingError, InputError):
 
 def error_of(code: str, message: str) -> ServingError:
     """The exception of a code."""
-    kind = (
-        ServingError
-        if code in ("OVERLOADED", "UNAVAILABLE", "TIMEOUT", "INTERNAL")
-        else RequestError
-    )
+    kind = ServingError if code in (*RETRYABLE, "TIMEOUT", "INTERNAL") else RequestError
     return kind(code, message)
 
 

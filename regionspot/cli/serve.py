@@ -171,7 +171,7 @@ def _add_web(commands: Any) -> None:
         "--url",
         default="127.0.0.1:8001",
         metavar="HOST:Q",
-        help="the server's gRPC port (%(default)s)",
+        help="the server's gRPC port; grpcs://HOST:Q over TLS (%(default)s)",
     )
     web.add_argument(
         "--port", type=int, default=8080, metavar="W", help="to listen on (default: %(default)s)"
@@ -206,6 +206,70 @@ def _add_web(commands: Any) -> None:
         metavar="FILE",
         help="requests must bring its first line as a bearer token",
     )
+    _add_access(web)
+    _add_tls(web)
+
+
+def _add_access(web: argparse.ArgumentParser) -> None:
+    """Who may ask the gateway, from where, and how much."""
+    web.add_argument(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="instead, TOML with named tokens and their quotas; see the documentation",
+    )
+    web.add_argument(
+        "--metrics-token-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line is the token of /metrics, and of nothing else",
+    )
+    web.add_argument(
+        "--allow-anonymous",
+        action="store_true",
+        help="without a token, also listen where other machines reach the gateway",
+    )
+    web.add_argument(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        help="a name that requests may use for this gateway (default without a token: those of "
+        "this machine)",
+    )
+    web.add_argument(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="a proxy, or a network of them, whose X-Forwarded-For is believed",
+    )
+    web.add_argument(
+        "--max-connections",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="open ones; beyond it, idle ones are closed (%(default)s)",
+    )
+    web.add_argument(
+        "--buffer-mib",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="memory for requests that wait or are answered (%(default)s)",
+    )
+
+
+def _add_tls(web: argparse.ArgumentParser) -> None:
+    ends = {
+        "--tls-cert": "the gateway's certificate: it speaks https",
+        "--tls-key": "its key",
+        "--tls-client-ca": "callers must show a certificate that these roots vouch for",
+        "--upstream-ca": "the roots that vouch for the server's certificate, with grpcs://",
+        "--upstream-cert": "the certificate to show to the server",
+        "--upstream-key": "its key",
+    }
+    for option, meaning in ends.items():
+        web.add_argument(option, type=Path, metavar="FILE", help=meaning)
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
@@ -405,29 +469,33 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _web(arguments: argparse.Namespace) -> int:
-    from regionspot.serving.gateway import GatewaySettings, run
+    from regionspot.serving.gateway import GatewaySettings, TlsFiles, run
 
-    token = None
-    if arguments.token_file is not None:
-        token = _token(arguments.token_file)
     settings = GatewaySettings(
         url=arguments.url,
         concurrency=arguments.concurrency,
         max_waiting=arguments.max_waiting,
         timeout_s=arguments.timeout,
-        token=token,
+        max_buffered_bytes=arguments.buffer_mib << 20,
+        token_file=arguments.token_file,
+        tokens_file=arguments.tokens,
+        metrics_token_file=arguments.metrics_token_file,
+        allow_anonymous=arguments.allow_anonymous,
+        allowed_hosts=_hosts(arguments),
+        trusted_proxies=tuple(arguments.trusted_proxy),
+        max_connections=arguments.max_connections,
+        tls=TlsFiles(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
+        upstream_tls=TlsFiles(
+            arguments.upstream_cert, arguments.upstream_key, arguments.upstream_ca
+        ),
     )
     run(settings, arguments.host, arguments.port)
     return 0
 
 
-def _token(path: Path) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--token-file {path} cannot be read: {error}") from error
-    if not lines or len(lines[0].strip()) < 16:
-        raise InputError(
-            f"--token-file {path}: its first line must be a token of at least 16 characters"
-        )
-    return lines[0].strip()
+def _hosts(arguments: argparse.Namespace) -> tuple[str, ...] | None:
+    """The names of the gateway; those of this machine are always among them."""
+    from regionspot.serving.gateway.settings import LOOPBACK_HOSTS
+
+    given = arguments.allowed_host
+    return None if given is None else (*LOOPBACK_HOSTS, *given)

@@ -1,10 +1,12 @@
 """HTTP in front of a Triton server: a page for people, JSON for programs, and what a server on a
 network needs.
 
-settings -> errors -> form, picture, turns, upstream, records -> app.
+settings -> errors -> sites, handles, tokens, admission, form, upstream, records, openapi ->
+exchange -> app; connections -> serve.
 """
 
-from regionspot.serving.gateway.app import make_app, run
-from regionspot.serving.gateway.settings import GatewaySettings
+from regionspot.serving.gateway.app import make_app
+from regionspot.serving.gateway.serve import make_server, run
+from regionspot.serving.gateway.settings import GatewaySettings, TlsFiles
 
-__all__ = ["GatewaySettings", "make_app", "run"]
+__all__ = ["GatewaySettings", "TlsFiles", "make_app", "make_server", "run"]

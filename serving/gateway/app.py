@@ -1,12 +1,10 @@
-"""The gateway's routes, and how it is run."""
+"""The gateway's routes."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -20,20 +18,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regionspot.logs import JsonFormatter, log_to
-from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import Limits
-from regionspot.serving.gateway.admission import AdmissionQueue
+from regionspot.serving.gateway.admission import AdmissionQueue, Share
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
 from regionspot.serving.gateway.form import (
     FORM_SLACK_BYTES,
     Form,
     check_headers,
+    declared_bytes,
     question_of,
     read_form,
 )
+from regionspot.serving.gateway.handles import HandleSeal
+from regionspot.serving.gateway.openapi import description
 from regionspot.serving.gateway.records import Metrics, Record
 from regionspot.serving.gateway.settings import GatewaySettings
+from regionspot.serving.gateway.sites import Proxies, Sites
+from regionspot.serving.gateway.tokens import ANONYMOUS, Caller, Callers, unauthorized
 from regionspot.serving.gateway.upstream import Connect, Upstream
 from regionspot.serving.messages import Answer, Question
 
@@ -46,83 +48,91 @@ MEDIA_TYPES = {
 }
 UPLOAD_TIMEOUT_S = 60.0
 """For the whole body: who sends more slowly holds a place that others wait for."""
-IDLE_S = 75
-"""Before an idle connection is closed. Longer than clients and proxies keep one: who closes second
-meets no request.
-"""
+
+REFRESH_S = 5.0
+"""How often files are looked at that are read again when they change."""
 
 
-def make_app(settings: GatewaySettings, connect: Connect = AsyncRegionClient) -> Starlette:
-    """The gateway as an ASGI application. The Triton server need not be up.
+def make_app(settings: GatewaySettings, connect: Connect | None = None) -> Starlette:
+    """The gateway as an ASGI application; its `state.gateway` is the `Gateway`. The Triton server
+    need not be up.
 
     Args:
-        connect: makes the client, from `settings.url` and `settings.timeout_s`.
+        connect: makes the client, from `settings.url` and `settings.timeout_s`; an
+            `AsyncRegionClient` unless told otherwise.
 
     Raises:
-        InputError: an address that is none.
+        InputError: an address that is none, a file of tokens that cannot be used.
     """
     gateway = Gateway(settings, connect)
+    proxies = Proxies(settings.trusted_proxies)
     app = Starlette(
         routes=[
             Route("/", gateway.page),
             Route("/static/{name}", gateway.page),
+            Route("/openapi.json", gateway.openapi),
             Route("/v1/recognize", gateway.recognize, methods=["POST"]),
             Route("/v1/info", gateway.info),
             Route("/healthz", gateway.health),
             Route("/readyz", gateway.ready),
             Route("/metrics", gateway.metrics),
         ],
-        middleware=[Middleware(Exchanges, metrics=gateway.counted)],
+        middleware=[Middleware(Exchanges, metrics=gateway.counted, client_of=proxies.client_of)],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=gateway.lifespan,
     )
     app.router.redirect_slashes = False
+    app.state.gateway = gateway
     return app
-
-
-def run(settings: GatewaySettings, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve until SIGINT or SIGTERM; then take no more requests, and finish those under way within
-    `timeout_s`.
-    """
-    import uvicorn
-
-    uvicorn.run(make_app(settings), host=host, port=port, **server_options(settings))
-
-
-def server_options(settings: GatewaySettings) -> dict[str, Any]:
-    """uvicorn's options."""
-    return {
-        "access_log": False,
-        "log_level": "warning",
-        "server_header": False,
-        "timeout_keep_alive": IDLE_S,
-        "timeout_graceful_shutdown": math.ceil(settings.timeout_s) + 1,
-        "ws": "none",
-    }
 
 
 class Gateway:
     """The endpoints, and what they share."""
 
-    def __init__(self, settings: GatewaySettings, connect: Connect) -> None:
+    def __init__(self, settings: GatewaySettings, connect: Connect | None) -> None:
         self._settings = settings
-        self._turns = AdmissionQueue(settings.concurrency, settings.max_waiting)
-        self._upstream = Upstream(settings.url, settings.timeout_s, connect)
+        self._callers, self._sites = Callers(settings), Sites(settings)
+        self._turns = AdmissionQueue(
+            settings.concurrency, settings.max_waiting, settings.max_buffered_bytes
+        )
+        self._upstream = Upstream(settings, connect)
         self._files = {
             path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES
         }
-        self.counted = Metrics(self._turns)
+        self._refreshers: list[Callable[[], None]] = []
+        self.counted = Metrics(self._turns, lambda: self._upstream.health.state == "up")
+
+    def show_connections(self, connections: Sized) -> None:
+        """Has the metrics tell how many there are."""
+        gauge = self.counted.gauge("regionspot_gateway_connections", "Open connections")
+        gauge.set_function(lambda: len(connections))
+
+    def refresh_also(self, refresh: Callable[[], None]) -> None:
+        """Calls a function every REFRESH_S while the gateway runs."""
+        self._refreshers.append(refresh)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         with log_to("stderr", JsonFormatter()):
+            tasks = [asyncio.create_task(self._upstream.watch())]
+            tasks.append(asyncio.create_task(self._refresh()))
             yield
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         await self._upstream.close()
+
+    async def _refresh(self) -> None:
+        while True:
+            for refresh in self._refreshers:
+                refresh()
+            await asyncio.sleep(REFRESH_S)
 
     async def page(self, request: Request) -> Response:
         """A file of the web page. They are few, and were read at the start: no path of a stranger's
         is opened.
         """
+        self._sites.check_host(request.headers)
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
             raise HTTPException(404)
@@ -132,24 +142,41 @@ class Gateway:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=MEDIA_TYPES[Path(name).suffix])
 
+    async def openapi(self, request: Request) -> Response:
+        """The description of this API."""
+        self._sites.check_host(request.headers)
+        return JSONResponse(description())
+
     async def recognize(self, request: Request) -> Response:
         """Names of regions of a picture."""
-        self._authorize(request)
+        caller = self._caller_of(request)
+        meter = self._callers.meter(caller)
+        meter.take_request()
         record: Record = request.state.record
-        with self._turns.place():
+        share, seal = self._share_of(caller, record), HandleSeal(caller.handle_key)
+        with self._turns.place(share):
             limits = (await self._upstream.info()).limits
-            form = await self._read(request, limits, record)
-            # numbers and words by the thousand: not on the event loop
-            question = await asyncio.to_thread(question_of, form, limits)
-            record.regions = question.num_regions
-            answer = await while_connected(
-                request.receive, self._answer(question, record.request_id)
-            )
-            return await asyncio.to_thread(_json_of, answer, form.file_name, record)
+            max_bytes = self._max_body_bytes(limits)
+            check_headers(request, max_bytes)
+            async with self._turns.room(share, declared_bytes(request, max_bytes)) as room:
+                record.lap("room")
+                form = await self._read(request, max_bytes, seal, record)
+                room.shrink(form.num_bytes)
+                # numbers and words by the thousand: not on the event loop
+                question = await asyncio.to_thread(question_of, form, limits, seal)
+                record.lap("body")
+                words = question.vocabulary if isinstance(question.vocabulary, tuple) else ()
+                record.regions, record.words = question.num_regions, len(words)
+                meter.take_words(words)
+                answer = await while_connected(
+                    request.receive, self._answer(question, share, record)
+                )
+                meter.remember(words)
+                return await asyncio.to_thread(_json_of, answer, form.file_name, seal, record)
 
     async def info(self, request: Request) -> Response:
         """What the server runs, and what it takes."""
-        self._authorize(request)
+        self._caller_of(request)
         info = await self._upstream.info()
         limits = info.limits.to_json() | {"max_body_bytes": self._max_body_bytes(info.limits)}
         return JSONResponse(
@@ -169,67 +196,87 @@ class Gateway:
         return JSONResponse({"alive": True})
 
     async def ready(self, request: Request) -> Response:
-        """Whether questions are answered: one was, not long ago. Probes carry no token, and learn
-        no more than that.
+        """That this process answers, if only that the model server cannot; with ?upstream=1, that
+        the model server does. Probes carry no token, and learn no more than that.
         """
-        try:
-            await self._upstream.check()
-        except Exception as error:
-            record: Record = request.state.record
-            record.detail = str(error)
-            told = http_error(error)
-            record.code = "UNAVAILABLE"
-            return error_response(
-                HttpError("UNAVAILABLE", str(told), headers=told.headers), record.request_id
-            )
-        return JSONResponse({"ready": True})
+        if request.query_params.get("upstream", "0") != "0":
+            try:
+                await self._upstream.check()
+            except Exception as error:
+                record: Record = request.state.record
+                record.detail = str(error)
+                told = http_error(error)
+                record.code = "UNAVAILABLE"
+                return error_response(
+                    HttpError("UNAVAILABLE", str(told), headers=told.headers), record.request_id
+                )
+        return JSONResponse({"ready": True, "upstream": self._upstream.health.state})
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text."""
-        self._authorize(request)
+        caller = self._identified(request)
+        if not self._callers.may_read_metrics(caller):
+            if caller.name == ANONYMOUS:
+                raise unauthorized()
+            raise HttpError("FORBIDDEN", "this token does not open the metrics")
         return Response(self.counted.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _authorize(self, request: Request) -> None:
-        """Raises HttpError 401 unless the token was shown, in a time that does not tell how much of
-        it was right.
-        """
-        token = self._settings.token
-        if token is None:
-            return
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(
-            shown.strip().encode(), token.encode()
-        ):
-            raise HttpError(
-                "UNAUTHORIZED",
-                "this gateway wants its token: send the header Authorization: Bearer TOKEN",
-                headers={"WWW-Authenticate": 'Bearer realm="regionspot"'},
-            )
+    def _identified(self, request: Request) -> Caller:
+        """Who asks, if from a place where it may."""
+        self._sites.check_host(request.headers)
+        self._sites.check_site(request.headers)
+        caller = self._callers.identify(request.headers.get("authorization", ""))
+        record: Record = request.state.record
+        record.caller = caller.name
+        return caller
 
-    async def _read(self, request: Request, limits: Limits, record: Record) -> Form:
-        max_bytes = self._max_body_bytes(limits)
-        check_headers(request, max_bytes)
+    def _caller_of(self, request: Request) -> Caller:
+        """Who asks about the model."""
+        caller = self._identified(request)
+        if not caller.may_ask:
+            raise HttpError("FORBIDDEN", "this token opens the metrics alone")
+        return caller
+
+    def _share_of(self, caller: Caller, record: Record) -> Share:
+        """What is counted as one caller: a name, or an address where all have the same name. No
+        one of several names gets everything.
+        """
+        if not caller.named:
+            return Share(record.client)
+        chosen, most = self._settings, caller.quota.concurrency
+        if not self._callers.are_several:
+            return Share(caller.name, most)
+        places = chosen.concurrency + chosen.max_waiting
+        return Share(
+            caller.name,
+            max_in_flight=most or max(chosen.concurrency - 1, 1),
+            max_places=max(places // 2, 1),
+            max_bytes=chosen.max_buffered_bytes // 2,
+        )
+
+    async def _read(
+        self, request: Request, max_bytes: int, seal: HandleSeal, record: Record
+    ) -> Form:
         try:
-            form = await asyncio.wait_for(read_form(request, max_bytes), UPLOAD_TIMEOUT_S)
+            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                form = await read_form(request, max_bytes, seal.suffix)
         except TimeoutError as error:
             raise HttpError(
                 "TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408
             ) from error
-        record.image_bytes = None if form.image is None else len(form.image)
+        record.image_bytes = None if form.image is None else len(form.image) - len(seal.suffix)
         return form
 
-    async def _answer(self, question: Question, request_id: str) -> Answer:
+    async def _answer(self, question: Question, share: Share, record: Record) -> Answer:
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
-
-        async def in_turn() -> Answer:
-            async with self._turns.turn():
-                return await self._upstream.ask(
-                    question, request_id, max(deadline - time.monotonic(), 0.001)
-                )
-
         try:
-            return await asyncio.wait_for(in_turn(), timeout_s)
+            async with asyncio.timeout(timeout_s), self._turns.turn(share):
+                record.lap("turn")
+                left_s = max(deadline - time.monotonic(), 0.001)
+                answer = await self._upstream.ask(question, record.request_id, left_s)
+                record.lap("model")
+                return answer
         except TimeoutError as error:
             raise HttpError(
                 "TIMEOUT", f"no answer within {timeout_s:g} s: try again, or ask for less at once"
@@ -239,9 +286,9 @@ class Gateway:
         return self._settings.max_body_bytes or limits.max_image_bytes + FORM_SLACK_BYTES
 
 
-def _json_of(answer: Answer, file_name: str, record: Record) -> Response:
+def _json_of(answer: Answer, file_name: str, seal: HandleSeal, record: Record) -> Response:
     content: dict[str, Any] = answer.predictions.to_json(file_name)
-    content |= {"image_handle": answer.image.handle, "cached": answer.cached}
+    content |= {"image_handle": seal.seal(answer.image.handle), "cached": answer.cached}
     return JSONResponse(content | {"request_id": record.request_id, "took_ms": record.took_ms})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -37,14 +37,16 @@ _ResultT = TypeVar("_ResultT")
 class Exchanges:
     """ASGI middleware: nothing gets past it but an answer, and each is counted and logged."""
 
-    def __init__(self, app: Any, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self, app: Any, metrics: Metrics, client_of: Callable[[str, Headers], str]
+    ) -> None:
+        self._app, self._metrics, self._client_of = app, metrics, client_of
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record.of(scope)
+        record = Record.of(scope, self._client_of)
         scope.setdefault("state", {})["record"] = record
         exchange = _Exchange(scope, receive, send, record)
         try:

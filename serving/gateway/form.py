@@ -7,6 +7,7 @@ the JSON names a handle.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from starlette.requests import Request
 
 from regionspot.serving.contract import DEFAULT_TOP_K, Limits, RequestError, coded
 from regionspot.serving.gateway.errors import HttpError
-from regionspot.serving.gateway.picture import check_picture
+from regionspot.serving.gateway.handles import PLAIN, HandleSeal
 from regionspot.serving.messages import Question, RemoteImage
+from regionspot.serving.picture import check_picture
 from regionspot.structures import Prompts, as_prompts
 
 KEYS = ("boxes", "points", "point_labels", "vocabulary", "words", "top_k", "masks", "image_handle")
@@ -43,6 +45,10 @@ class Form:
     image: bytes | None
     file_name: str
 
+    @property
+    def num_bytes(self) -> int:
+        return len(self.request) + len(self.image or b"")
+
 
 def check_headers(request: Request, max_bytes: int) -> None:
     """Refuse by the header what need not be read.
@@ -63,9 +69,18 @@ def check_headers(request: Request, max_bytes: int) -> None:
         raise too_large(max_bytes)
 
 
-async def read_form(request: Request, max_bytes: int) -> Form:
-    """Read a form into memory, counting its bytes as they come: what Content-Length says proves
+def declared_bytes(request: Request, max_bytes: int) -> int:
+    """How large a body says that it is; `max_bytes` where it does not say."""
+    declared = request.headers.get("content-length", "")
+    return min(int(declared), max_bytes) if declared.isdecimal() else max_bytes
+
+
+async def read_form(request: Request, max_bytes: int, suffix: bytes = b"") -> Form:
+    """Reads a form into memory, counting its bytes as they come: what Content-Length says proves
     nothing.
+
+    Args:
+        suffix: is added to the image's file.
 
     Raises:
         HttpError: 413 once it is too large.
@@ -88,19 +103,22 @@ async def read_form(request: Request, max_bytes: int) -> Form:
             "REQUEST_INVALID", "the form cannot be read: its charset must be UTF-8"
         ) from error
     try:
-        return await _form_of(form)
+        return await _form_of(form, suffix)
     finally:
         await form.close()
 
 
-def question_of(form: Form, limits: Limits) -> Question:
+def question_of(form: Form, limits: Limits, seal: HandleSeal = PLAIN) -> Question:
     """Reads the question in a form and checks it against the server's limits.
+
+    Args:
+        seal: opens the caller's image handles.
 
     Raises:
         RequestError: with the code that says why not.
     """
     content = _json(form.request)
-    image = _image(form.image, content.get("image_handle"))
+    image = _image(form.image, content.get("image_handle"), seal)
     vocabulary = _vocabulary(content.get("vocabulary"), content.get("words"), limits)
     top_k, masks = content.get("top_k", DEFAULT_TOP_K), content.get("masks", False)
     if type(top_k) is not int:
@@ -143,7 +161,7 @@ def _counting(receive: Any, max_bytes: int) -> Any:
     return counting
 
 
-async def _form_of(form: FormData) -> Form:
+async def _form_of(form: FormData, suffix: bytes) -> Form:
     parts = dict(form)
     if unknown := sorted(set(parts) - set(PARTS)):
         raise _invalid(
@@ -167,6 +185,10 @@ async def _form_of(form: FormData) -> Form:
     if image is None:
         return Form(request, None, "")
     name = re.split(r"[/\\]", image.filename or "")[-1]
+    if suffix and image.size:
+        image.file.seek(0, io.SEEK_END)
+        image.file.write(suffix)
+        image.file.seek(0)
     return Form(request, await image.read(), name[:_MAX_FILE_NAME])
 
 
@@ -196,7 +218,7 @@ def _no_number(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _image(file: bytes | None, handle: Any) -> bytes | RemoteImage:
+def _image(file: bytes | None, handle: Any, seal: HandleSeal) -> bytes | RemoteImage:
     if (file is None) == (handle is None):
         raise _invalid(
             'send either a picture as the part "image", or "image_handle" in the request'
@@ -205,7 +227,7 @@ def _image(file: bytes | None, handle: Any) -> bytes | RemoteImage:
         return file
     if not isinstance(handle, str) or not _HANDLE.fullmatch(handle):
         raise _invalid('"image_handle" must be what an earlier answer said, as text')
-    return RemoteImage(handle)
+    return RemoteImage(seal.open(handle))
 
 
 def _vocabulary(name: Any, words: Any, limits: Limits) -> str | tuple[str, ...]:

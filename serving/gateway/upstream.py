@@ -7,21 +7,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from contextlib import suppress
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from regionspot.serving import canary
 from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
+from regionspot.serving.gateway.settings import GatewaySettings, TlsFiles
 from regionspot.serving.messages import Answer, Question
+from regionspot.serving.triton import Attempts
 
 INFO_AGE_S = 5.0
 """How long the server's description is believed. It is also how soon a server that is gone is
 noticed.
 """
-INFO_TIMEOUT_S = 5.0
+INFO_TIMEOUT_S = 3.0
 VERDICT_AGE_S = 2.0
 CANARY_TIMEOUT_S = 10.0
+RIDE_S = 10.0
+"""How long a request is tried again with a server that cannot be reached: a restart takes less."""
+
+PROGRESS_S = 30.0
+"""A server that gave an answer so long ago is up, whatever else failed: it is busy."""
+
+WATCH_S = 5.0
+"""How often a server is looked at that nobody asks."""
+
+State = Literal["unknown", "up", "down"]
 
 
 class ModelClient(Protocol):
@@ -37,52 +51,104 @@ class ModelClient(Protocol):
 Connect = Callable[[str, float], ModelClient]
 
 
+def connector(tls: TlsFiles) -> Connect:
+    """Makes clients that ask once: the gateway says itself how often and how long to try."""
+    names = {"ca_file": tls.ca, "client_cert_file": tls.cert, "client_key_file": tls.key}
+    given: dict[str, Any] = {name: path for name, path in names.items() if path is not None}
+    return partial(AsyncRegionClient, retry=False, **given)
+
+
 class Upstream:
     """One Triton server. It need not be up: it is first asked when a request comes."""
 
-    def __init__(self, url: str, timeout_s: float, connect: Connect = AsyncRegionClient) -> None:
-        self._client = connect(url, timeout_s)
+    def __init__(self, settings: GatewaySettings, connect: Connect | None = None) -> None:
+        connect = connect or connector(settings.upstream_tls)
+        self._client = connect(settings.url, settings.timeout_s)
         self._info = _Remembered(self._fetch_info)
-        self._ready = _Remembered(self._try_canary)
+        self._verdict = _Remembered(self._try_canary)
+        self.health = Health()
 
     async def info(self) -> ServerInfo:
         """What the server runs, at most INFO_AGE_S old.
 
         Raises:
-            ServingError: UNAVAILABLE.
+            ServingError: UNAVAILABLE; at once, where the server is known to be gone.
         """
         return await self._info.get(INFO_AGE_S)
 
     async def ask(self, question: Question, request_id: str, timeout_s: float) -> Answer:
-        """Raises ServingError, as `AsyncRegionClient.ask`."""
-        try:
-            return await self._client.ask(question, request_id=request_id, timeout_s=timeout_s)
-        except RequestError:
-            raise
-        except Exception:
-            self._info.forget()
-            raise
-
-    async def check(self) -> None:
-        """Have the server answer a small question; the last answer counts for VERDICT_AGE_S.
+        """As `AsyncRegionClient.ask`; again for RIDE_S while the server cannot be reached.
 
         Raises:
-            ServingError: it does not, or not rightly.
+            ServingError: as `AsyncRegionClient.ask`.
         """
-        verdict = await self._ready.get(VERDICT_AGE_S)
-        if verdict is not None:
+        deadline = time.monotonic() + timeout_s
+        attempts = Attempts(min(RIDE_S, timeout_s))
+        while True:
+            try:
+                left_s = max(deadline - time.monotonic(), 0.001)
+                answer = await self._client.ask(question, request_id=request_id, timeout_s=left_s)
+                self.health.answered()
+                return answer
+            except RequestError:
+                self.health.answered()
+                raise
+            except Exception as error:
+                self._info.forget()
+                self.health.failed(error)
+                # too much to do is for the caller to know, and to wait for
+                if not isinstance(error, ServingError) or error.code == "OVERLOADED":
+                    raise
+                await asyncio.sleep(attempts.delay_after(error))
+
+    async def check(self) -> None:
+        """Returns if the server answered a question a moment ago, or answers a small one now; that
+        verdict counts for VERDICT_AGE_S.
+
+        Raises:
+            ServingError: it does not, or not rightly, and has not for PROGRESS_S.
+        """
+        if self.health.answers(VERDICT_AGE_S):
+            return
+        verdict = await self._verdict.get(VERDICT_AGE_S)
+        # a server with a long queue answers others, and the small question later
+        if verdict is not None and not self.health.answers(PROGRESS_S):
             raise verdict
+
+    async def watch(self) -> None:
+        """Looks at the server now and then, for as long as nobody asks it. Never returns."""
+        while True:
+            if not self.health.answers(WATCH_S):
+                with suppress(Exception):
+                    await (self.check() if self.health.state == "down" else self.info())
+            await asyncio.sleep(WATCH_S)
 
     async def close(self) -> None:
         await self._client.close()
 
     async def _fetch_info(self) -> ServerInfo:
+        attempts = Attempts(0.001 if self.health.state == "down" else INFO_TIMEOUT_S)
         try:
-            return await asyncio.wait_for(self._client.info(refresh=True), INFO_TIMEOUT_S)
-        except TimeoutError as error:  # the client tries a server that is gone until then
-            raise ServingError(
+            async with asyncio.timeout(INFO_TIMEOUT_S):
+                info = await self._describe(attempts)
+        except TimeoutError as error:
+            failure = ServingError(
                 "UNAVAILABLE", f"no description of the model within {INFO_TIMEOUT_S} s"
-            ) from error
+            )
+            self.health.failed(failure)
+            raise failure from error
+        except Exception as error:
+            self.health.failed(error)
+            raise
+        self.health.described()
+        return info
+
+    async def _describe(self, attempts: Attempts) -> ServerInfo:
+        while True:
+            try:
+                return await self._client.info(refresh=True)
+            except ServingError as error:
+                await asyncio.sleep(attempts.delay_after(error))
 
     async def _try_canary(self) -> Exception | None:
         try:
@@ -91,8 +157,45 @@ class Upstream:
             canary.judge(await asyncio.wait_for(asked, CANARY_TIMEOUT_S))
         except Exception as error:
             self._info.forget()
+            self.health.failed(error)
             return error
+        self.health.answered()
         return None
+
+
+class Health:
+    """What the last requests say about a server."""
+
+    def __init__(self) -> None:
+        self.state: State = "unknown"
+        self._answered_at = -float("inf")
+        self._described_is_enough = True
+
+    def answered(self) -> None:
+        """It answered a question, or refused it."""
+        self._answered_at = time.monotonic()
+        self.state, self._described_is_enough = "up", True
+
+    def described(self) -> None:
+        """It said what it runs; that is no sign that it answers, once it did not."""
+        if self._described_is_enough:
+            self.state = "up"
+
+    def failed(self, error: Exception) -> None:
+        """A question or the description failed: one that is merely late does not count while others
+        are answered.
+        """
+        code = error.code if isinstance(error, ServingError) else "INTERNAL"
+        gone = code == "UNAVAILABLE"
+        if gone or (code != "OVERLOADED" and not self.answers(PROGRESS_S)):
+            self.state = "down"
+            self._described_is_enough = gone
+
+    def answers(self, within_s: float) -> bool:
+        """Whether it answered a question within the last seconds, and is not known to be gone
+        since.
+        """
+        return self.state == "up" and time.monotonic() - self._answered_at < within_s
 
 
 class _Remembered:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from regionspot.cli import serve
 from regionspot.cli.main import main
+from regionspot.serving.gateway.tokens import first_line
 from regionspot.serving.model_config import parameters_of, read_config
 
 
@@ -82,13 +82,26 @@ def test_down_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
 
 
-def test_tokens(tmp_path: Path) -> None:
+def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "token").write_text("0123456789abcdef\nnot this\n")
-    assert serve._token(tmp_path / "token") == "0123456789abcdef"
+    assert first_line(tmp_path / "token") == "0123456789abcdef"
     (tmp_path / "short").write_text("secret\n")
     for name, message in (("short", "at least 16 characters"), ("none", "cannot be read")):
         with pytest.raises(ValueError, match=message):
-            serve._token(tmp_path / name)
+            first_line(tmp_path / name)
+        assert main(["serve", "web", "--token-file", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_gateway_that_anybody_could_use_wants_to_be_told_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        assert main(["serve", "web", "--host", host]) == 2
+        assert "--allow-anonymous" in capsys.readouterr().err
+    # none of this machine's addresses: it is refused later
+    assert main(["serve", "web", "--host", "192.0.2.1", "--allow-anonymous"]) == 2
+    assert "cannot listen on 192.0.2.1" in capsys.readouterr().err
 
 
 def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,108 +5,63 @@ survive.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from regionspot.errors import InputError
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import CODES, Limits, RequestError, ServingError
-from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway import GatewaySettings, form, make_app
 from regionspot.serving.gateway.admission import AdmissionQueue
-from regionspot.serving.gateway.app import server_options
 from regionspot.serving.gateway.errors import STATUS
 from regionspot.serving.gateway.form import Form, question_of
-from regionspot.serving.gateway.picture import picture_size
-from regionspot.serving.messages import Answer, Question, RemoteImage
-from regionspot.structures import RegionPredictions
+from regionspot.serving.gateway.records import STAGES
+from regionspot.serving.messages import Answer, Question
+from tests.serving.gateways import (
+    BOX,
+    GOOD,
+    PICTURE,
+    WORDS,
+    Gated,
+    Moody,
+    Untouched,
+    ask,
+    assert_refused,
+    closed_port,
+    encoded,
+    error_in,
+    head,
+    log_lines,
+    metric,
+    raw,
+    running,
+    until,
+)
 
-WORDS = ["plain green toy", "red toy with blue stripes", "cyan toy with red stripes"]
 TOKEN = "correct-horse-battery-staple"
 UNKNOWN_HANDLE = "0" * 64
-
-
-@contextmanager
-def running(
-    chosen: GatewaySettings, connect: Callable[[str, float], Any] | None = None
-) -> Iterator[httpx.Client]:
-    """The gateway in a real HTTP server on a free port, and a client of it."""
-    app = make_app(chosen) if connect is None else make_app(chosen, connect)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, **server_options(chosen)))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(20)
 
 
 @pytest.fixture(scope="module")
 def gateway(server: Any) -> Iterator[httpx.Client]:
     with running(GatewaySettings(url=server.ports.grpc_url)) as client:
         yield client
-
-
-def ask(
-    client: httpx.Client,
-    image: bytes | None = None,
-    headers: dict[str, str] | None = None,
-    **question: Any,
-) -> Any:
-    """A question as a form; without a picture where `image` is None. NaN passes, as from a careless
-    caller.
-    """
-    files: dict[str, Any] = {"request": (None, json.dumps(question))}
-    if image is not None:
-        files["image"] = ("toys.jpg", image)
-    return client.post("/v1/recognize", files=files, headers=headers)
-
-
-def error_in(response: httpx.Response, status: int, code: str) -> str:
-    """The message of an error, whose form, status and discretion are checked."""
-    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
-    assert set(response.json()) == {"error"}
-    assert set(response.json()["error"]) == {"code", "message", "request_id"}
-    assert response.headers["x-request-id"] == response.json()["error"]["request_id"]
-    message = str(response.json()["error"]["message"])
-    for secret in ("Traceback", "Error(", ".py", "127.0.0.1", "site-packages", str(Path.cwd())):
-        assert secret not in response.text
-    return message
-
-
-def encoded(width: int = 40, height: int = 30, file_format: str = "PNG", **options: Any) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, file_format, **options)
-    return file.getvalue()
 
 
 # ------------------------------------------------------------------ answers
@@ -195,14 +150,12 @@ def test_info(gateway: httpx.Client, server: Any) -> None:
 
 def test_health_and_readiness(gateway: httpx.Client) -> None:
     assert gateway.get("/healthz").json() == {"alive": True}
-    assert gateway.get("/readyz").json() == {"ready": True}
+    assert gateway.get("/readyz?upstream=1").json() == {"ready": True, "upstream": "up"}
+    assert gateway.get("/readyz").json() == {"ready": True, "upstream": "up"}
 
 
 # ------------------------------------------------------------------ refusals
 
-PICTURE = encoded()
-BOX = [[1, 1, 20, 20]]
-GOOD: dict[str, Any] = {"boxes": BOX, "words": ["cat", "dog"]}
 REFUSED: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("unknown key", {"boxs": BOX}, 400, "REQUEST_INVALID", "'boxs'"),
     ("no regions", {"boxes": None}, 400, "REQUEST_INVALID", "no region was asked for"),
@@ -316,7 +269,7 @@ def test_unknown_handle(gateway: httpx.Client) -> None:
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "JPEG, PNG or WebP"),
         (b"\xff\xd8\xff", "damaged"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(60), "damaged"),
-        (b"\xff\xd8" + b"\xff\xe1\x00\x02" * 9000, "damaged"),  # nothing but empty segments
+        (b"\xff\xd8" + b"\xff\xe1\x00\x02" * 9000, "segments"),
         (PICTURE[:18], "damaged"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 " + bytes(20), "damaged"),
         (PICTURE[: len(PICTURE) // 2], ""),  # the server's to find out
@@ -451,51 +404,19 @@ BOMBS = {
 }
 
 
-class Untouched:
-    """A client of a server that must not be asked."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        self.asked = 0
-
-    async def info(self, refresh: bool = False) -> ServerInfo:
-        return ServerInfo("fake", "none", "fp32", {}, Limits())
-
-    async def ask(self, *arguments: Any, **options: Any) -> Answer:
-        raise AssertionError("the model server was asked")
-
-    async def close(self) -> None: ...
-
-
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_goes_no_further(kind: str) -> None:
     with running(GatewaySettings("unused:1"), Untouched) as client:
         assert "pixels" in error_in(ask(client, BOMBS[kind], **GOOD), 413, "IMAGE_TOO_LARGE")
 
 
-PICTURES = {
-    "jpeg": encoded(123, 45, "JPEG"),
-    "progressive jpeg": encoded(123, 45, "JPEG", progressive=True),
-    "jpeg with much before the size": encoded(
-        123, 45, "JPEG", icc_profile=bytes(200_000), comment=b"a" * 300
-    ),
-    "png": encoded(123, 45, "PNG"),
-    "lossy webp": encoded(123, 45, "WEBP"),
-    "lossless webp": encoded(123, 45, "WEBP", lossless=True),
-    "extended webp": encoded(123, 45, "WEBP", exif=b"Exif\x00\x00abc"),
-}
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_picture_size(name: str) -> None:
-    assert picture_size(PICTURES[name]) == (123, 45)
-
-
-@settings(deadline=None)
-@given(st.sampled_from(sorted(PICTURES)), st.integers(0, 60), st.binary(max_size=8))
-def test_damaged_headers_are_refused_or_read(name: str, position: int, noise: bytes) -> None:
-    content = PICTURES[name]
-    with suppress(RequestError):
-        assert min(picture_size(content[:position] + noise + content[position + len(noise) :])) > 0
+def test_a_jpeg_of_many_scans_goes_no_further() -> None:
+    """514 kB of them stopped the server for 105 s."""
+    scans = encoded(file_format="JPEG", progressive=True)
+    last, end = scans.rindex(b"\xff\xda"), scans.rindex(b"\xff\xd9")
+    bomb = scans[:last] + scans[last:end] * 3000 + scans[end:]
+    with running(GatewaySettings("unused:1"), Untouched) as client:
+        assert "scans" in error_in(ask(client, bomb, **GOOD), 413, "IMAGE_TOO_LARGE")
 
 
 def test_a_declared_length_is_refused_before_the_body(gateway: httpx.Client) -> None:
@@ -548,72 +469,8 @@ def test_endless_part_headers(gateway: httpx.Client) -> None:
     assert time.monotonic() - began < 5
 
 
-@contextmanager
-def raw(client: httpx.Client) -> Iterator[socket.socket]:
-    with socket.create_connection(
-        (client.base_url.host, client.base_url.port or 0), timeout=10
-    ) as connection:
-        yield connection
-
-
-def head(lines: list[str], method: str = "POST", path: str = "/v1/recognize") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: gateway", *lines, "", ""]).encode()
-
-
-def assert_refused(connection: socket.socket, *parts: bytes) -> None:
-    answer = b""
-    while not all(part in answer for part in parts):
-        received = connection.recv(65536)
-        assert received, answer
-        answer += received
-
-
 # ------------------------------------------------------------------ many callers, slow and gone
 # ones
-
-
-class Gated(Untouched):
-    """A server that answers when it is let."""
-
-    def __init__(self, url: str = "", timeout_s: float = 0) -> None:
-        super().__init__(url, timeout_s)
-        self.gate = threading.Event()
-        self.cancelled = 0
-
-    async def ask(self, *arguments: Any, **options: Any) -> Answer:
-        self.asked += 1
-        try:
-            while not self.gate.is_set():
-                await asyncio.sleep(0.005)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        none = np.zeros((0, 1), np.float32)
-        found = RegionPredictions(
-            3,
-            4,
-            none.reshape(0, 4),
-            ("cat",),
-            none[:, 0],
-            none[:, 0].astype(int),
-            none.astype(int),
-            none,
-        )
-        return Answer(found, RemoteImage("handle", 3, 4), False)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return sum(
-        float(line.split()[-1]) for line in lines if line.startswith(f"regionspot_gateway_{name}")
-    )
 
 
 def test_who_comes_too_many_is_told_at_once() -> None:
@@ -726,12 +583,6 @@ def test_turns_estimate_when_to_come_back() -> None:
 # that fails
 
 
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regionspot.serving.gateway.upstream.INFO_TIMEOUT_S", 1.0)
     with running(GatewaySettings(f"127.0.0.1:{closed_port()}")) as client:
@@ -740,32 +591,22 @@ def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
         for response in (
             ask(client, PICTURE, **GOOD),
             client.get("/v1/info"),
-            client.get("/readyz"),
+            client.get("/readyz?upstream=1"),
         ):
             assert "cannot be reached" in error_in(response, 503, "UNAVAILABLE")
             assert int(response.headers["retry-after"]) >= 1
+        # the gateway answers, and callers had rather read that than find nobody
+        assert client.get("/readyz").json() == {"ready": True, "upstream": "down"}
+        assert metric(client, "upstream_up") == 0
+        began = time.monotonic()
+        error_in(ask(client, bytes(30 << 20), **GOOD), 503, "UNAVAILABLE")
+        assert time.monotonic() - began < 2.5  # at once, but for draining the body
 
 
-class Moody(Gated):
-    """A server that fails as it is told, and counts how often it is asked what it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate.set()
-        self.failure: Exception | None = None
-        self.infos = 0
-
-    async def info(self, refresh: bool = False) -> ServerInfo:
-        self.infos += 1
-        return await super().info()
-
-    async def ask(self, *arguments: Any, **options: Any) -> Answer:
-        if self.failure is not None:
-            raise self.failure
-        return await super().ask(*arguments, **options)
-
-
-def test_failures_are_told_without_the_inside(capfd: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_told_without_the_inside(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("regionspot.serving.gateway.upstream.RIDE_S", 0.1)
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
         for code, status in {
@@ -787,7 +628,10 @@ def test_failures_are_told_without_the_inside(capfd: pytest.CaptureFixture[str])
     assert "Traceback" in details["unexpected"] and "RuntimeError" in details["unexpected"]
 
 
-def test_what_the_server_runs_is_asked_again_after_failures() -> None:
+def test_what_the_server_runs_is_asked_again_after_failures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("regionspot.serving.gateway.upstream.RIDE_S", 0.1)
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
         for _ in range(3):
@@ -800,18 +644,82 @@ def test_what_the_server_runs_is_asked_again_after_failures() -> None:
         assert fake.infos == 2
 
 
-def test_readiness_is_a_real_answer_and_kept_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+UPSTREAM = "/readyz?upstream=1"
+
+
+def test_health_of_the_server_is_a_real_answer_and_kept_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("regionspot.serving.gateway.upstream.VERDICT_AGE_S", 0.5)
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
-        error_in(client.get("/readyz"), 503, "UNAVAILABLE")  # it answers, but without the region
+        error_in(client.get(UPSTREAM), 503, "UNAVAILABLE")  # it answers, but without the region
         asked = fake.asked
         assert asked == 1
-        error_in(client.get("/readyz"), 503, "UNAVAILABLE")
+        error_in(client.get(UPSTREAM), 503, "UNAVAILABLE")
         assert fake.asked == asked
         time.sleep(0.6)
-        error_in(client.get("/readyz"), 503, "UNAVAILABLE")
+        error_in(client.get(UPSTREAM), 503, "UNAVAILABLE")
         assert fake.asked == asked + 1
+
+
+class Busy(Moody):
+    """A server with a long queue: it answers, but not the small question in time."""
+
+    async def ask(self, *arguments: Any, **options: Any) -> Answer:
+        if options["request_id"] == "canary":
+            self.asked += 1
+            await asyncio.sleep(60)
+        return await super().ask(*arguments, **options)
+
+
+def test_a_busy_server_is_up_for_as_long_as_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 legal callers made the small question late, and every gateway unready."""
+    upstream = "regionspot.serving.gateway.upstream."
+    monkeypatch.setattr(f"{upstream}CANARY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(f"{upstream}VERDICT_AGE_S", 0.2)
+    fake = Busy()
+    with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
+        ask(client, PICTURE, **GOOD)
+        asked = fake.asked
+        assert client.get(UPSTREAM).status_code == 200
+        assert fake.asked == asked  # an answer of just now is as good
+        time.sleep(0.3)
+        assert client.get(UPSTREAM).status_code == 200  # the small question was late
+        assert fake.asked == asked + 1
+        fake.failure = ServingError("TIMEOUT", "late")
+        error_in(ask(client, PICTURE, **GOOD), 504, "TIMEOUT")
+        assert client.get("/readyz").json()["upstream"] == "up"
+        monkeypatch.setattr(f"{upstream}PROGRESS_S", 0.1)
+        time.sleep(0.2)
+        error_in(client.get(UPSTREAM), 503, "UNAVAILABLE")  # nobody was answered for too long
+        assert client.get("/readyz").json() == {"ready": True, "upstream": "down"}
+
+
+def test_a_server_that_has_too_much_to_do_is_told_of_at_once() -> None:
+    fake = Moody()
+    fake.failure = ServingError("OVERLOADED", "queue full")
+    with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
+        began = time.monotonic()
+        refused = ask(client, PICTURE, **GOOD)
+        assert time.monotonic() - began < 1
+        error_in(refused, 503, "OVERLOADED")
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_restart_of_the_server_is_not_noticed() -> None:
+    fake = Moody()
+    fake.failure = ServingError("UNAVAILABLE", "restarting")
+    with (
+        running(GatewaySettings("unused:1"), lambda *_: fake) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        answer = pool.submit(ask, client, PICTURE, **GOOD)
+        time.sleep(0.5)
+        assert not answer.done()
+        fake.failure = None
+        assert answer.result().status_code == 200
+        assert client.get("/readyz").json()["upstream"] == "up"
 
 
 # ------------------------------------------------------------------ who may, and what is written
@@ -848,14 +756,6 @@ def test_token(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert TOKEN not in repr(GatewaySettings("a:1", token=TOKEN))
 
 
-def log_lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in captured.readouterr().err.splitlines()
-        if line.startswith('{"time"')
-    ]
-
-
 def test_one_line_for_each_request(
     gateway: httpx.Client, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -864,16 +764,24 @@ def test_one_line_for_each_request(
     assert good.json()["request_id"] == good.headers["x-request-id"] == "abc-1.2:3_4"
     bad = ask(gateway, PICTURE, headers={"X-Request-ID": "bad"}, **{**GOOD, "boxes": BOX * 301})
     assert bad.status_code == 422
-    gateway.get("/healthz?token=secret")
+    for path in ("/healthz", "/readyz", "/metrics", "/", "/static/app.js", "/openapi.json"):
+        assert gateway.get(path).status_code == 200  # probes and files: not worth a line
+    gateway.get("/nowhere?token=secret")
     lines: list[dict[str, Any]] = []
     while len(lines) < 3:  # a line comes after its answer
         lines += log_lines(capfd)
     first, second, third = lines
     assert {
         key: first[key]
-        for key in ("request_id", "method", "path", "status", "code", "regions", "image_bytes")
+        for key in (
+            *("request_id", "client", "caller", "method", "path", "status", "code"),
+            *("regions", "words", "image_bytes"),
+        )
     } == {
         "request_id": "abc-1.2:3_4",
+        "client": "127.0.0.1",
+        "caller": "anonymous",
+        "words": 2,
         "method": "POST",
         "path": "/v1/recognize",
         "status": 200,
@@ -882,12 +790,15 @@ def test_one_line_for_each_request(
         "image_bytes": len(PICTURE),
     }
     assert first["took_ms"] > 0 and abs(first["time"] - time.time()) < 60
+    stages = [first[f"{stage}_ms"] for stage in STAGES]
+    assert first["model_ms"] > 0 and sum(stages) <= first["took_ms"] + 1
     assert (second["request_id"], second["status"], second["code"]) == (
         "bad",
         422,
         "TOO_MANY_REGIONS",
     )
-    assert third["path"] == "/healthz" and "secret" not in json.dumps(third)
+    assert "room_ms" in second and "model_ms" not in second  # it came as far as this
+    assert third["path"] == "/nowhere" and "secret" not in json.dumps(third)
 
 
 @pytest.mark.parametrize("given", ["", "a" * 65, "a b", "ä", "a\tb", '{"x":1}', "../../etc"])
@@ -915,7 +826,10 @@ def test_metrics_count_by_route_and_code(server: Any) -> None:
         assert 'regionspot_gateway_requests_total{code="REQUEST_INVALID",route="other"} 5.0' in text
         assert 'regionspot_gateway_latency_seconds_count{route="/v1/recognize"} 2.0' in text
         assert "/strange" not in text
-        assert metric(other, "requests_total") == 0
+        assert 'regionspot_gateway_caller_requests_total{caller="anonymous",code="OK"} 1.0' in text
+        assert metric(client, 'stage_seconds_total{stage="model"}') > 0
+        assert (metric(client, "upstream_up"), metric(client, "connections")) == (1, 1)
+        assert metric(other, 'requests_total{code="OK",route="/v1/recognize"}') == 0
 
 
 def test_the_page_and_its_files(gateway: httpx.Client) -> None:
