@@ -31,7 +31,7 @@ import regionspot
 from regionspot.cli import export, mini, serve
 from regionspot.serving import canary
 from regionspot.serving.contract import MAX_BATCH, MODEL, TARGETS, Limits
-from regionspot.serving.ports import METRICS_PORT, Ports
+from regionspot.serving.ports import HTTP_PORT, METRICS_PORT, Ports
 from regionspot.serving.server import EXIT_TIMEOUT_S, READY_TIMEOUT_S
 from regionspot.serving.supervisor import CANARY_TIMEOUT_S, HANG_S
 
@@ -426,7 +426,8 @@ def test_commands_are_ones_that_we_have(
                 8001,
                 8002,
             ), where
-            assert (ports.http, ports.grpc, METRICS_PORT) == (8000, 8001, 8002)
+            assert (HTTP_PORT, ports.grpc, METRICS_PORT) == (8000, 8001, 8002)
+            assert arguments.allow_remote, where
             assert (arguments.repository, str(arguments.home), arguments.detach) == (
                 MODELS,
                 HOME,
@@ -915,12 +916,12 @@ def test_ports_are_those_of_the_server(
     stages: dict[str, dict[str, list[str]]], rendered: dict[str, list[Document]]
 ) -> None:
     ports = Ports()
-    assert stages["triton"]["EXPOSE"] == [f"{ports.http} {ports.grpc} {METRICS_PORT}"]
+    assert stages["triton"]["EXPOSE"] == [f"{HTTP_PORT} {ports.grpc} {METRICS_PORT}"]
     named = {
         port["name"]: port["containerPort"]
         for port in container(rendered["gpu"], "triton")["ports"]
     }
-    assert named == {"http": ports.http, "grpc": ports.grpc, "metrics": METRICS_PORT}
+    assert named == {"http": HTTP_PORT, "grpc": ports.grpc, "metrics": METRICS_PORT}
     assert stages["gateway"]["EXPOSE"] == ["8080"]
     assert container(rendered["gpu"], "gateway")["ports"] == [
         {"name": "http", "containerPort": 8080}
