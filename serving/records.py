@@ -20,7 +20,13 @@ from regionspot.serving.contract import ServingError
 from regionspot.serving.log_file import LogFile
 from regionspot.serving.ports import Ports
 from regionspot.serving.processes import send_signal, start_ticks
-from regionspot.serving.server import EXIT_TIMEOUT_S, POLL_S, READY_TIMEOUT_S
+from regionspot.serving.server import (
+    DEFAULT_OPTIONS,
+    EXIT_TIMEOUT_S,
+    POLL_S,
+    READY_TIMEOUT_S,
+    ServerOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def start_detached(
     repository: str | Path,
     home: Path,
     ports: Ports,
-    target: str | None = None,
+    options: ServerOptions = DEFAULT_OPTIONS,
     log: Path | None = None,
 ) -> ServerRecord:
     """Runs `regionspot-serve up` in a process that outlives this one, and returns once its server
@@ -109,7 +115,7 @@ def start_detached(
     output = output_of(home, ports)
     with output.open(empty=True) as file:
         child = subprocess.Popen(
-            _up_command(repository, home, ports, target, log),
+            _up_command(repository, home, ports, options, log),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -136,7 +142,7 @@ def start_detached(
 
 
 def _up_command(
-    repository: str | Path, home: Path, ports: Ports, target: str | None, log: Path | None
+    repository: str | Path, home: Path, ports: Ports, options: ServerOptions, log: Path | None
 ) -> list[str]:
     command = [
         sys.executable,
@@ -153,7 +159,15 @@ def _up_command(
         command += ["--http-port", str(ports.http)]
     if not ports.is_local:
         command.append("--allow-remote")
-    for option, value in (("--target", target), ("--log", log)):
+    if options.all_models:
+        command.append("--all-models")
+    values = {
+        "--target": options.target,
+        "--instances": options.instances,
+        "--threads": options.threads,
+        "--log": log,
+    }
+    for option, value in values.items():
         if value is not None:
             command += [option, str(value)]
     return command
@@ -161,10 +175,10 @@ def _up_command(
 
 @contextlib.contextmanager
 def running_server(
-    repository: str | Path, home: Path, target: str | None = None
+    repository: str | Path, home: Path, options: ServerOptions = DEFAULT_OPTIONS
 ) -> Iterator[ServerRecord]:
     """Runs a supervised server on free ports, with HTTP, for the duration of a `with` block."""
-    record = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), target)
+    record = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), options)
     try:
         yield record
     finally:

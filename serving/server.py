@@ -15,11 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from regionspot.errors import ArtifactError
+from regionspot.errors import ArtifactError, InputError
 from regionspot.serving import canary
+from regionspot.serving.backends.instances import INSTANCES_VARIABLE, THREADS_VARIABLE
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import GPU_INDEX, MAX_BATCH, MODEL, Limits, ServingError
 from regionspot.serving.environment import Installation
@@ -40,7 +42,7 @@ from regionspot.serving.processes import (
     shared_memory_prefix,
     start_ticks,
 )
-from regionspot.serving.repository import graphs_on_gpu, models_of, targets_of
+from regionspot.serving.repository import GRAPHS_INSIDE, graphs_on_gpu, models_of, targets_of
 from regionspot.serving.triton import STUB_DIED, Connection
 
 EXIT_TIMEOUT_S = 20
@@ -81,12 +83,43 @@ MESSAGE_BYTES = 64 << 20
 """Room for all but the images of the largest request to the public model, and its answer."""
 
 
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server runs a repository.
+
+    Args:
+        target: One that the repository was made for; None takes its only one, or cpu.
+        instances: Of the model, that answer side by side on a CPU; None stands for
+            `regionspot.serving.backends.instances.cpu_instances`.
+        threads: Of each instance; None likewise.
+        all_models: Also load each graph as a model, where the public model does without.
+    """
+
+    target: str | None = None
+    instances: int | None = None
+    threads: int | None = None
+    all_models: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("instances", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, not {value}")
+
+    def variables(self) -> dict[str, str]:
+        """Returns what tells the process of the public model."""
+        given = {INSTANCES_VARIABLE: self.instances, THREADS_VARIABLE: self.threads}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
+
+DEFAULT_OPTIONS = ServerOptions()
+
+
 class TritonServer:
     """One server process over a model repository. Use it as a context manager, or call `stop`.
 
     Args:
         repository: From `regionspot-serve init`.
-        target: One that the repository was made for; None takes its only one, or cpu.
         ports: From `Ports.resolved`.
         log: File for the server's output; None passes it on to this process's own output.
 
@@ -100,14 +133,18 @@ class TritonServer:
         repository: str | Path,
         ports: Ports,
         log: Path | None,
-        target: str | None = None,
+        options: ServerOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.installation = installation
         self.repository = Path(repository)
         self.ports = ports
         self.log = None if log is None else LogFile(log)
-        self.target = choose_target(repository, target)
-        self.models = models_of(repository, self.target)
+        self.target = choose_target(repository, options.target)
+        self._options = options
+        inside = self._parameter("run_graphs") == GRAPHS_INSIDE
+        self.models = (
+            [MODEL] if inside and not options.all_models else models_of(repository, self.target)
+        )
         self._backends = {name: self._backend(name) for name in self.models}
         self._python_models = [
             name for name, backend in self._backends.items() if backend == "python"
@@ -174,8 +211,11 @@ class TritonServer:
         return options
 
     def _limits(self) -> Limits:
-        parameters = read_config(self._config_path(MODEL)).parameters
-        return Limits.from_json(json.loads(parameters["limits"].string_value))
+        return Limits.from_json(self._parameter("limits"))
+
+    def _parameter(self, name: str) -> Any:
+        """Returns a parameter of the public model's configuration."""
+        return json.loads(read_config(self._config_path(MODEL)).parameters[name].string_value)
 
     def _max_segment_bytes(self) -> int:
         """Returns how large a segment of shared memory may get: what the largest legal request
@@ -230,7 +270,7 @@ class TritonServer:
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
-            env=self.installation.environment(self._plain.path),
+            env=self.installation.environment(self._plain.path) | self._options.variables(),
             cwd="/",  # its Python would import packages from the current directory
             start_new_session=True,  # a process group of its own, so that `stop` ends every stub
             umask=0o077,
@@ -244,7 +284,7 @@ class TritonServer:
         """
         deadline = time.monotonic() + timeout_s
         reason = "it does not answer"
-        masks = "sam_mask_decoder" in self.models
+        masks = "sam_mask_decoder" in self._parameter("graphs")
         while time.monotonic() < deadline:
             if not self.running:
                 raise ServingError(

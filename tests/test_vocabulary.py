@@ -17,6 +17,7 @@ import torch
 from regionspot import vocabulary
 from regionspot.errors import ArtifactError, InputError
 from regionspot.modeling.clip import ClipBackbone, build_clip
+from regionspot.structures import FloatArray
 from regionspot.vocabulary import (
     EmbeddingDirectory,
     EmbeddingMemory,

@@ -131,6 +131,25 @@ def _add_up(commands: Any) -> None:
         "--target", metavar="NAME", help="of the repository (default: its only one, or cpu)"
     )
     up.add_argument(
+        "--instances",
+        type=int,
+        metavar="N",
+        help="of the model, that answer side by side on a CPU; each has a copy of the weights "
+        "(default: up to 4, one for each core, as far as memory allows)",
+    )
+    up.add_argument(
+        "--threads",
+        type=int,
+        metavar="M",
+        help="of each instance (default: the cores are shared out, and an image that is alone gets "
+        "all of them)",
+    )
+    up.add_argument(
+        "--all-models",
+        action="store_true",
+        help="also load each graph as a model of its own, which --runtime triton asks one by one",
+    )
+    up.add_argument(
         "--http-port",
         type=int,
         metavar="P",
@@ -379,10 +398,11 @@ def _up(arguments: argparse.Namespace) -> int:
     from regionspot.serving.processes import start_ticks
     from regionspot.serving.records import ServerRecord, start_detached
     from regionspot.serving.repository import check_repository
-    from regionspot.serving.server import TritonServer, choose_target
+    from regionspot.serving.server import ServerOptions, TritonServer, choose_target
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
+    options = ServerOptions(target, arguments.instances, arguments.threads, arguments.all_models)
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host)
     _check_host(ports, arguments.allow_remote)
     ports = ports.resolved()
@@ -390,7 +410,7 @@ def _up(arguments: argparse.Namespace) -> int:
     delete_unused(home, installation)
     if arguments.detach:
         began = time.perf_counter()
-        found = start_detached(arguments.repository, home, ports, target, arguments.log)
+        found = start_detached(arguments.repository, home, ports, options, arguments.log)
         print(_where(found, time.perf_counter() - began))
         print("it runs until `regionspot-serve down`")
         return 0
@@ -408,7 +428,7 @@ def _up(arguments: argparse.Namespace) -> int:
         ports,
         uses=installation.folders,
     )
-    server = TritonServer(installation, arguments.repository, ports, log, target)
+    server = TritonServer(installation, arguments.repository, ports, log, options)
     check_repository(server.repository, target, server.models)
     if ports.http is not None and installation.folders:
         print(PYPI_HTTP_WARNING, file=sys.stderr)

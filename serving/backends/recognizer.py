@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from regionspot.serving.contract import (
     coded,
 )
 from regionspot.serving.messages import Answer, Question, RemoteImage
+from regionspot.serving.picture import check_picture
 from regionspot.structures import Prompts, Vocabulary, as_class_names
 from regionspot.transforms import EncoderInputs
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder
@@ -239,6 +240,7 @@ class Recognizer:
                 "IMAGE_UNKNOWN",
                 "the server keeps no picture of this handle (any more): send the picture",
             )
+        _check_regions_early(question, check_picture(image, self._limits))
         with counts.timed("decode"):
             return self._decoder.decode(image, budget), handle, False
 
@@ -252,6 +254,22 @@ class Recognizer:
             if not self._shared.images.clear():
                 raise
         return predictor.encode(image)
+
+
+def _check_regions_early(question: Question, size: tuple[int, int]) -> None:
+    """Refuses regions that lie outside of an image however it is turned, before it is decoded.
+
+    Args:
+        size: (width, height) as stored: EXIF may turn it upright.
+    """
+    width, height = size
+    try:
+        _prompts_on(question, height, width)
+    except RequestError as error:
+        with suppress(RequestError):
+            _prompts_on(question, width, height)
+            return
+        raise error
 
 
 def _prompts_on(question: Question, height: int, width: int) -> list[Prompts]:

@@ -22,6 +22,7 @@ from regionspot.serving.contract import Limits
 from regionspot.serving.gateway.admission import AdmissionQueue, Share
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
+from regionspot.serving.gateway.fleet import Fleet
 from regionspot.serving.gateway.form import (
     FORM_SLACK_BYTES,
     Form,
@@ -36,7 +37,7 @@ from regionspot.serving.gateway.records import Metrics, Record
 from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.sites import Proxies, Sites
 from regionspot.serving.gateway.tokens import ANONYMOUS, Caller, Callers, unauthorized
-from regionspot.serving.gateway.upstream import Connect, Upstream
+from regionspot.serving.gateway.upstream import Connect
 from regionspot.serving.messages import Answer, Question
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -95,12 +96,12 @@ class Gateway:
         self._turns = AdmissionQueue(
             settings.concurrency, settings.max_waiting, settings.max_buffered_bytes
         )
-        self._upstream = Upstream(settings, connect)
+        self._fleet = Fleet(settings, connect)
         self._files = {
             path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES
         }
         self._refreshers: list[Callable[[], None]] = []
-        self.counted = Metrics(self._turns, lambda: self._upstream.health.state == "up")
+        self.counted = Metrics(self._turns, lambda: self._fleet.state == "up")
 
     def show_connections(self, connections: Sized) -> None:
         """Has the metrics tell how many there are."""
@@ -114,13 +115,13 @@ class Gateway:
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         with log_to("stderr", JsonFormatter()):
-            tasks = [asyncio.create_task(self._upstream.watch())]
+            tasks = [asyncio.create_task(self._fleet.watch())]
             tasks.append(asyncio.create_task(self._refresh()))
             yield
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await self._upstream.close()
+        await self._fleet.close()
 
     async def _refresh(self) -> None:
         while True:
@@ -155,7 +156,7 @@ class Gateway:
         record: Record = request.state.record
         share, seal = self._share_of(caller, record), HandleSeal(caller.handle_key)
         with self._turns.place(share):
-            limits = (await self._upstream.info()).limits
+            limits = (await self._fleet.info()).limits
             max_bytes = self._max_body_bytes(limits)
             check_headers(request, max_bytes)
             async with self._turns.room(share, declared_bytes(request, max_bytes)) as room:
@@ -177,7 +178,7 @@ class Gateway:
     async def info(self, request: Request) -> Response:
         """What the server runs, and what it takes."""
         self._caller_of(request)
-        info = await self._upstream.info()
+        info = await self._fleet.info()
         limits = info.limits.to_json() | {"max_body_bytes": self._max_body_bytes(info.limits)}
         return JSONResponse(
             {
@@ -201,7 +202,7 @@ class Gateway:
         """
         if request.query_params.get("upstream", "0") != "0":
             try:
-                await self._upstream.check()
+                await self._fleet.check()
             except Exception as error:
                 record: Record = request.state.record
                 record.detail = str(error)
@@ -210,7 +211,7 @@ class Gateway:
                 return error_response(
                     HttpError("UNAVAILABLE", str(told), headers=told.headers), record.request_id
                 )
-        return JSONResponse({"ready": True, "upstream": self._upstream.health.state})
+        return JSONResponse({"ready": True, "upstream": self._fleet.state})
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus' text."""
@@ -274,7 +275,7 @@ class Gateway:
             async with asyncio.timeout(timeout_s), self._turns.turn(share):
                 record.lap("turn")
                 left_s = max(deadline - time.monotonic(), 0.001)
-                answer = await self._upstream.ask(question, record.request_id, left_s)
+                answer = await self._fleet.ask(question, record.request_id, left_s)
                 record.lap("model")
                 return answer
         except TimeoutError as error:

@@ -33,7 +33,10 @@ class GatewaySettings:
     """A gateway's settings.
 
     Args:
-        url: "HOST:PORT" of the Triton server's gRPC port; "grpcs://HOST:PORT" over TLS.
+        url: "HOST:PORT" of the Triton server's gRPC port; "grpcs://HOST:PORT" over TLS. Several
+            servers with commas between them; a name with several addresses is a server at each.
+        canary_url: of servers with another release of the model.
+        canary_share: of the images that go to them, from 0 to 1.
         concurrency: requests in flight to Triton; more than its model instances only wait there.
         max_waiting: requests that wait for a turn, or whose body is on its way. Any more are
             refused at once.
@@ -66,6 +69,8 @@ class GatewaySettings:
     """
 
     url: str
+    canary_url: str | None = None
+    canary_share: float = 0.05
     concurrency: int = 4
     max_waiting: int = 32
     timeout_s: float = 60.0
@@ -111,6 +116,8 @@ class GatewaySettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}")
+        if not 0 <= self.canary_share <= 1:
+            raise InputError(f"canary_share must be from 0 to 1, not {self.canary_share}")
         if self.max_waiting < 0:
             raise InputError(f"max_waiting must be 0 or more, not {self.max_waiting}")
         if not self.timeout_s > 0:

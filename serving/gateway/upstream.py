@@ -15,7 +15,7 @@ from regionspot.serving import canary
 from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
-from regionspot.serving.gateway.settings import GatewaySettings, TlsFiles
+from regionspot.serving.gateway.settings import TlsFiles
 from regionspot.serving.messages import Answer, Question
 from regionspot.serving.triton import Attempts
 
@@ -26,14 +26,8 @@ noticed.
 INFO_TIMEOUT_S = 3.0
 VERDICT_AGE_S = 2.0
 CANARY_TIMEOUT_S = 10.0
-RIDE_S = 10.0
-"""How long a request is tried again with a server that cannot be reached: a restart takes less."""
-
 PROGRESS_S = 30.0
 """A server that gave an answer so long ago is up, whatever else failed: it is busy."""
-
-WATCH_S = 5.0
-"""How often a server is looked at that nobody asks."""
 
 State = Literal["unknown", "up", "down"]
 
@@ -61,9 +55,8 @@ def connector(tls: TlsFiles) -> Connect:
 class Upstream:
     """One Triton server. It need not be up: it is first asked when a request comes."""
 
-    def __init__(self, settings: GatewaySettings, connect: Connect | None = None) -> None:
-        connect = connect or connector(settings.upstream_tls)
-        self._client = connect(settings.url, settings.timeout_s)
+    def __init__(self, url: str, timeout_s: float, connect: Connect) -> None:
+        self._client = connect(url, timeout_s)
         self._info = _Remembered(self._fetch_info)
         self._verdict = _Remembered(self._try_canary)
         self.health = Health()
@@ -76,30 +69,23 @@ class Upstream:
         """
         return await self._info.get(INFO_AGE_S)
 
-    async def ask(self, question: Question, request_id: str, timeout_s: float) -> Answer:
-        """As `AsyncRegionClient.ask`; again for RIDE_S while the server cannot be reached.
+    async def ask(self, question: Question, request_id: str, timeout_s: float | None) -> Answer:
+        """As `AsyncRegionClient.ask`, once.
 
         Raises:
             ServingError: as `AsyncRegionClient.ask`.
         """
-        deadline = time.monotonic() + timeout_s
-        attempts = Attempts(min(RIDE_S, timeout_s))
-        while True:
-            try:
-                left_s = max(deadline - time.monotonic(), 0.001)
-                answer = await self._client.ask(question, request_id=request_id, timeout_s=left_s)
-                self.health.answered()
-                return answer
-            except RequestError:
-                self.health.answered()
-                raise
-            except Exception as error:
-                self._info.forget()
-                self.health.failed(error)
-                # too much to do is for the caller to know, and to wait for
-                if not isinstance(error, ServingError) or error.code == "OVERLOADED":
-                    raise
-                await asyncio.sleep(attempts.delay_after(error))
+        try:
+            answer = await self._client.ask(question, request_id=request_id, timeout_s=timeout_s)
+        except RequestError:
+            self.health.answered()
+            raise
+        except Exception as error:
+            self._info.forget()
+            self.health.failed(error)
+            raise
+        self.health.answered()
+        return answer
 
     async def check(self) -> None:
         """Returns if the server answered a question a moment ago, or answers a small one now; that
@@ -115,13 +101,11 @@ class Upstream:
         if verdict is not None and not self.health.answers(PROGRESS_S):
             raise verdict
 
-    async def watch(self) -> None:
-        """Looks at the server now and then, for as long as nobody asks it. Never returns."""
-        while True:
-            if not self.health.answers(WATCH_S):
-                with suppress(Exception):
-                    await (self.check() if self.health.state == "down" else self.info())
-            await asyncio.sleep(WATCH_S)
+    async def look(self, idle_s: float) -> None:
+        """Looks at the server, if nobody was answered by it for `idle_s`. Raises nothing."""
+        if not self.health.answers(idle_s):
+            with suppress(Exception):
+                await (self.check() if self.health.state == "down" else self.info())
 
     async def close(self) -> None:
         await self._client.close()

@@ -25,10 +25,10 @@ from regionspot.runtime.engine_file import (
     write_engine,
 )
 from regionspot.runtime.opening import open_pipeline
-from regionspot.serving.backends.instances import INSTANCES_VARIABLE
 from regionspot.serving.client import RegionClient
 from regionspot.serving.records import ServerRecord, running_server
 from regionspot.serving.repository import RepositoryOptions, make_repository
+from regionspot.serving.server import ServerOptions
 from regionspot.vocabulary import VocabularyEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +54,9 @@ def home() -> Path:
 @pytest.fixture(scope="session")
 def server(repository: Path, home: Path) -> Iterator[ServerRecord]:
     """With two instances of the model, on any machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(INSTANCES_VARIABLE, "2")
-        with running_server(repository, home) as record:
-            yield record
+    options = ServerOptions(instances=2, all_models=True)
+    with running_server(repository, home, options) as record:
+        yield record
 
 
 @pytest.fixture

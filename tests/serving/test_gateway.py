@@ -606,7 +606,7 @@ def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_failures_are_told_without_the_inside(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("regionspot.serving.gateway.upstream.RIDE_S", 0.1)
+    monkeypatch.setattr("regionspot.serving.gateway.fleet.RIDE_S", 0.1)
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
         for code, status in {
@@ -631,7 +631,7 @@ def test_failures_are_told_without_the_inside(
 def test_what_the_server_runs_is_asked_again_after_failures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("regionspot.serving.gateway.upstream.RIDE_S", 0.1)
+    monkeypatch.setattr("regionspot.serving.gateway.fleet.RIDE_S", 0.1)
     fake = Moody()
     with running(GatewaySettings("unused:1"), lambda *_: fake) as client:
         for _ in range(3):

@@ -21,7 +21,7 @@ from regionspot.serving.gpu import (
 )
 from regionspot.serving.ports import Ports
 from regionspot.serving.repository import RepositoryOptions, graphs_on_gpu, make_repository
-from regionspot.serving.server import TritonServer
+from regionspot.serving.server import ServerOptions, TritonServer
 from tests.serving.conftest import SCRATCH_MIB
 
 L4 = Gpu("0", "NVIDIA L4", 23034, (8, 9))
@@ -160,4 +160,6 @@ def test_unverified_engines_are_served_only_if_that_is_allowed(
 def a_server(repository: Path, home: Path) -> TritonServer:
     """Not started."""
     installation = Installation(Path("/bin/false"), home)
-    return TritonServer(installation, repository, Ports(1, 2, 3), home / "log", "tensorrt")
+    return TritonServer(
+        installation, repository, Ports(1, 2, 3), home / "log", ServerOptions("tensorrt")
+    )

@@ -127,6 +127,21 @@ def test_answers_are_the_predictors(
         assert found["image_handle"][0].decode() == handle_of(image)
 
 
+def test_regions_are_refused_before_an_image_is_decoded(recognizer: Recognizer) -> None:
+    counts = Counts()
+    with pytest.raises(ServingError, match="60 x 40 pixels"):
+        ask(recognizer, counts, image=png(60, 40), boxes=[[61, 61, 90, 90]], vocabulary="toys")
+    assert "decode_seconds" not in counts.values
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), (9, 90, 9)).save(turned, "JPEG", exif=exif)
+    found = ask(recognizer, image=turned.getvalue(), boxes=[[1, 45, 30, 59]], vocabulary="toys")
+    assert found["image_size"].tolist() == [60, 40]
+    with pytest.raises(ServingError, match="40 x 60 pixels"):
+        ask(recognizer, image=turned.getvalue(), boxes=[[45, 1, 59, 30]], vocabulary="toys")
+
+
 def test_a_known_picture_skips_the_encoders(recognizer: Recognizer) -> None:
     first, second = Counts(), Counts()
     image = png(100, 80, 7)
@@ -189,7 +204,7 @@ REFUSED = {
     "not a picture": (
         {"image": b"GIF89a", "boxes": BOX, "vocabulary": "toys"},
         "IMAGE_INVALID",
-        "is not a picture",
+        "no JPEG, PNG or WebP",
     ),
     "truncated": (
         {"image": IMAGE[:60], "boxes": BOX, "vocabulary": "toys"},
