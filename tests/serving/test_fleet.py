@@ -164,7 +164,7 @@ def test_one_image_that_everybody_asks_about_is_spread() -> None:
         asked = [behind.ask(question(IMAGES[0]), "", 10) for _ in range(30)]
         await asyncio.gather(*asked)
         counts = sorted(len(keeper.asked) for keeper in keepers.values())
-        assert counts[0] >= 7, counts
+        assert counts[0] >= 3 and counts[-1] <= 14, counts
         handle = hashlib.sha256(IMAGES[0]).hexdigest()
         answers = await asyncio.gather(*(behind.ask(question(handle), "", 10) for _ in range(30)))
         assert all(answer.cached for answer in answers)
