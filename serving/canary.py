@@ -71,15 +71,15 @@ def judge(answer: Answer) -> None:
         )
 
 
-def answers_so_far(url: str, timeout_s: float = STATISTICS_S) -> int | None:
-    """Returns how many requests the public model has answered since the server started, refusals
-    and the canary's own included; None if the server does not say.
+def executions_so_far(url: str, timeout_s: float = STATISTICS_S) -> int | None:
+    """Returns how often the public model has worked on requests, refused ones and the canary's own
+    included; None if the server does not say. Requests that were cancelled while they waited do not
+    count, so that a model that hangs makes no progress.
     """
     try:
         with Connection(url, timeout_s, retry=False) as connection:
-            statistics = connection.statistics()["inference_stats"]
-            return sum(int(statistics[kind].get("count", 0)) for kind in ("success", "fail"))
-    except (RegionSpotError, KeyError):
+            return int(connection.statistics().get("execution_count", 0))
+    except RegionSpotError:
         return None
 
 
@@ -92,15 +92,15 @@ def check_progress(url: str, timeout_s: float) -> str:
     Raises:
         ServingError: It answers the canary wrongly, or nobody.
     """
-    before = answers_so_far(url)
+    before = executions_so_far(url)
     try:
         with RegionClient(url, timeout_s) as client:
             check(client, timeout_s)
     except ServingError as error:
-        after = answers_so_far(url)
+        after = executions_so_far(url)
         if error.code not in BUSY or before is None or after is None or after <= before:
             raise
-        return f"busy: it answered {after - before} others while the canary waited"
+        return "busy: others were answered while the canary waited"
     return "ready"
 
 

@@ -48,8 +48,8 @@ from regionspot.serving.triton import STUB_DIED, Connection
 EXIT_TIMEOUT_S = 20
 """How long a server that is told to stop works on the requests that it has accepted."""
 
-KILL_TIMEOUT_S = 3
-"""How long it then has for ending. Triton may crash, and hang, where its time was too short."""
+TRITONS_EXIT_TIMEOUT_S = 3600
+"""Triton's own limit for the same. It crashes and hangs where that is over, so it must not be."""
 
 READY_TIMEOUT_S = 600.0
 """Large models are read, checked and compiled when the canary first asks for them."""
@@ -190,7 +190,7 @@ class TritonServer:
             f"--metrics-address={address}",
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
-            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--exit-timeout-secs={TRITONS_EXIT_TIMEOUT_S}",
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
             f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",
@@ -371,7 +371,7 @@ class TritonServer:
         if self._process is not None:
             if drain and self.running:
                 self._process.terminate()
-                self._wait_for_end(EXIT_TIMEOUT_S + KILL_TIMEOUT_S)
+                self._wait_for_end(EXIT_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 # the server, or the stubs of one that was killed; nobody has waited for it yet, so
                 # that the id of its group is still its own

@@ -82,9 +82,9 @@ class Supervisor:
         logger.info(f"{reason}\nrestarting it")
         self.server.stop(drain)
         if self._failures:
-            pause_s = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), MAX_PAUSE_S)
-            logger.info(f"it failed to start {self._failures} times: waiting for {pause_s:.0f} s")
-            time.sleep(pause_s)
+            wait_s = pause_s(self._failures)
+            logger.info(f"it failed to start {self._failures} times: waiting for {wait_s:.0f} s")
+            time.sleep(wait_s)
         began = time.monotonic()
         try:
             self.server.start()
@@ -95,6 +95,12 @@ class Supervisor:
             self._failures += 1
             logger.info(str(error))  # the next check tries again
         self._canary.reset()
+
+
+def pause_s(failures: int) -> float:
+    """Returns how long to wait before a start, after so many that failed."""
+    doublings = min(failures - 1, 30)
+    return min(FIRST_PAUSE_S * 2**doublings, MAX_PAUSE_S)
 
 
 class CanaryThread:
@@ -110,7 +116,7 @@ class CanaryThread:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
         self._waiting_since: float | None = None
-        self._answers: int | None = None
+        self._executions: int | None = None
         self._computes = False
         self._slowest_s = 0.0
 
@@ -170,10 +176,10 @@ class CanaryThread:
         """
         now = time.monotonic()
         self._computes = self._server.cpu_seconds() - cpu_s > WORKING_SHARE * (now - asked)
-        answers = canary.answers_so_far(self._server.ports.grpc_url, POLL_S)
-        progress = answers is not None and answers != self._answers
+        executions = canary.executions_so_far(self._server.ports.grpc_url, POLL_S)
+        progress = executions is not None and executions != self._executions
         if self._waiting_since is None:
             self._waiting_since = asked
         elif progress:
             self._waiting_since = now
-        self._answers = answers
+        self._executions = executions
