@@ -19,6 +19,7 @@ import pytest
 
 from regionspot.serving.gateway import GatewaySettings
 from regionspot.serving.gateway import connections as connections_module
+from regionspot.serving.gateway.admission import ROOM_WAIT_S
 from regionspot.serving.gateway.connections import bound_of_connections
 from tests.serving.gateways import (
     GOOD,
@@ -211,7 +212,8 @@ def test_a_question_takes_longer_than_a_header_may() -> None:
 def test_an_answer_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold its memory for ever."""
     monkeypatch.setattr(connections_module, "SWEEP_S", 0.1)
-    monkeypatch.setattr("regionspot.serving.gateway.serve.SEND_S", -68.9)
+    monkeypatch.setattr("regionspot.serving.gateway.serve.UPLOAD_TIMEOUT_S", 1 - ROOM_WAIT_S)
+    monkeypatch.setattr("regionspot.serving.gateway.serve.SEND_S", 0)
     chosen = GatewaySettings("unused:1", timeout_s=0.1)
     with running(chosen, Untouched) as client, connected(client) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
