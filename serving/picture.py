@@ -38,6 +38,7 @@ MAX_PNG_CHUNKS = 65_536
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """What ends entropy-coded data: no stuffed 0xff, restart marker or fill byte."""
 
+_WINDOW = 1 << 20
 _SOS, _EOI = 0xDA, 0xD9
 _PNG = b"\x89PNG\r\n\x1a\n"
 # SOF0..SOF15 without DHT, JPG and DAC
@@ -129,7 +130,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     """
     position = 2
     for _ in range(MAX_JPEG_SEGMENTS):
-        found = _JPEG_MARKER.search(content, position)
+        found = _next_marker(content, position)
         if found is None:
             yield _EOI, len(content), len(content) - position
             return
@@ -143,6 +144,14 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     raise RequestError(
         "IMAGE_INVALID", f"the JPEG file has more than {MAX_JPEG_SEGMENTS} segments: save it again"
     )
+
+
+def _next_marker(content: bytes, position: int) -> re.Match[bytes] | None:
+    """Searches part by part: other threads stand still while one is searched."""
+    for start in range(position, len(content), _WINDOW):
+        if found := _JPEG_MARKER.search(content, start, start + _WINDOW + 1):
+            return found
+    return None
 
 
 def _size_of_png(content: bytes) -> tuple[int, int]:

@@ -91,6 +91,9 @@ def test_blocks_run_in_order_in_an_empty_folder(
     assert len(answer["regions"]) == 2 and answer["regions"][0]["mask"]["counts"]
     assert len(json.loads((tmp_path / "served.json").read_text())["regions"]) == 2
     assert len(json.loads((tmp_path / "answer.json").read_text())["regions"]) == 1
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["cached"] is True and again["regions"][0]["mask"]["counts"]
+    assert json.loads((tmp_path / "openapi.json").read_text())["openapi"] == "3.1.0"
     assert (tmp_path / "runs/first/head.safetensors").is_file()
     assert set(json.loads((tmp_path / "metrics.json").read_text())) == {
         "head",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from regionspot.serving.gateway.errors import HttpError
 
 MAX_RETRY_AFTER_S = 60
-ROOM_WAIT_S = 10.0
+ROOM_WAIT_S = 30.0
 """For room in memory; the body stays with its sender until then."""
 
 _NEWEST = 0.2  # how much the newest duration counts in the mean
@@ -76,6 +76,15 @@ class FairPool:
                 self._leave(key, waiter)
             raise
 
+    @asynccontextmanager
+    async def taken_by(self, key: str, amount: int, most: int | None = None) -> AsyncIterator[None]:
+        """Has units for as long as the block lasts."""
+        await self.take(key, amount, most)
+        try:
+            yield
+        finally:
+            self.give(key, amount)
+
     def give(self, key: str, amount: int = 1) -> None:
         self._taken[key] -= amount
         if not self._taken[key]:
@@ -124,12 +133,14 @@ class Room:
 
 class AdmissionQueue:
     """`concurrency` requests in flight, `max_waiting` behind them, `max_bytes` of bodies in
-    memory. For one event loop.
+    memory, half of them in flight: on its way to the server an image is copied several times. For
+    one event loop.
     """
 
     def __init__(self, concurrency: int, max_waiting: int, max_bytes: int = 1 << 62) -> None:
         self._concurrency, self._places = concurrency, concurrency + max_waiting
-        self._turns, self._bytes = FairPool(concurrency), FairPool(max_bytes)
+        self._turns = FairPool(concurrency)
+        self._bytes, self._sending = FairPool(max_bytes), FairPool(max_bytes // 2)
         self._held: Counter[str] = Counter()
         self._mean_s = 1.0
         self.admitted = self.in_flight = 0
@@ -189,17 +200,21 @@ class AdmissionQueue:
             room.shrink(0)
 
     @asynccontextmanager
-    async def turn(self, share: Share = EVERYBODY) -> AsyncIterator[None]:
-        """Waits until it is this request's turn: callers in turn, each first come first served."""
-        await self._turns.take(share.key, most=share.max_in_flight)
-        self.in_flight += 1
-        began = time.monotonic()
-        try:
-            yield
-            self._mean_s += _NEWEST * (time.monotonic() - began - self._mean_s)
-        finally:
-            self.in_flight -= 1
-            self._turns.give(share.key)
+    async def turn(self, share: Share = EVERYBODY, amount: int = 0) -> AsyncIterator[None]:
+        """Waits until it is the turn of this request, which has a body of `amount` bytes: callers
+        in turn, each first come first served.
+        """
+        async with (
+            self._sending.taken_by(share.key, amount),
+            self._turns.taken_by(share.key, 1, share.max_in_flight),
+        ):
+            self.in_flight += 1
+            began = time.monotonic()
+            try:
+                yield
+                self._mean_s += _NEWEST * (time.monotonic() - began - self._mean_s)
+            finally:
+                self.in_flight -= 1
 
     def retry_after_s(self) -> int:
         """Whole seconds until those who wait now have had their turn, judged by the last

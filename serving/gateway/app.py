@@ -271,8 +271,9 @@ class Gateway:
     async def _answer(self, question: Question, share: Share, record: Record) -> Answer:
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
+        num_bytes = len(question.image) if isinstance(question.image, bytes) else 0
         try:
-            async with asyncio.timeout(timeout_s), self._turns.turn(share):
+            async with asyncio.timeout(timeout_s), self._turns.turn(share, num_bytes):
                 record.lap("turn")
                 left_s = max(deadline - time.monotonic(), 0.001)
                 answer = await self._fleet.ask(question, record.request_id, left_s)

@@ -45,9 +45,9 @@ class GatewaySettings:
             unless one of the files below is given.
         max_body_bytes: of a request; None takes the server's limit of a picture, and
             FORM_SLACK_BYTES for the rest.
-        max_buffered_bytes: of all bodies in memory. Who does not fit waits, then is refused. The
-            process takes about 150 MiB + max_buffered_bytes + 4 x concurrency x the largest image
-            at its peak (`docs/serve/http.md` has the measurements).
+        max_buffered_bytes: of all bodies in memory, half of them on their way to Triton. Who does
+            not fit waits, then is refused. It bounds the memory of the process at its peak: about
+            75 MiB and three times as much (measured, see `docs/serve/http.md`).
         token_file: in place of `token`, a file whose first line it is.
         tokens_file: TOML with named tokens and their quotas, see
             `regionspot.serving.gateway.tokens`.

@@ -199,17 +199,15 @@ def test_kinds_of_tokens_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_requests_have_a_rate(tmp_path: Path) -> None:
-    path = two_callers(tmp_path, alice="rate = 2\nburst = 3")
+    path = two_callers(tmp_path, alice="rate = 0.01\nburst = 3", bob="rate = 4\nburst = 1")
     with running(GatewaySettings("unused:1", tokens_file=path), lambda *_: answering()) as client:
-        began = time.monotonic()
         answers = [ask(client, PICTURE, headers=bearer(ALICE), **GOOD) for _ in range(4)]
-        assert time.monotonic() - began < 0.5, "this machine is too slow for the test"
         assert [answer.status_code for answer in answers[:3]] == [200] * 3
-        assert "2 requests a second" in error_in(answers[3], 429, "QUOTA_EXCEEDED")
-        assert answers[3].headers["retry-after"] == "1"
-        assert ask(client, PICTURE, headers=bearer(BOB), **GOOD).status_code == 200
-        time.sleep(1)
-        assert ask(client, PICTURE, headers=bearer(ALICE), **GOOD).status_code == 200
+        assert "0.01 requests a second" in error_in(answers[3], 429, "QUOTA_EXCEEDED")
+        assert 1 < int(answers[3].headers["retry-after"]) <= 101
+        for _ in range(3):
+            assert ask(client, PICTURE, headers=bearer(BOB), **GOOD).status_code == 200
+            time.sleep(0.3)
 
 
 def test_new_words_have_a_rate(tmp_path: Path) -> None:
@@ -353,7 +351,7 @@ def test_bodies_wait_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         until(lambda: metric(client, "buffered_bytes") == 99_000)
         began = time.monotonic()
         refused = ask(client, PICTURE, **GOOD)
-        assert 0.4 < time.monotonic() - began < 3
+        assert 0.4 < time.monotonic() - began < 20
         assert "images are on their way" in error_in(refused, 503, "OVERLOADED")
         assert int(refused.headers["retry-after"]) >= 1
         waiting = pool.submit(ask, client, PICTURE, **GOOD)
