@@ -105,6 +105,12 @@ def _add_init(commands: Any) -> None:
         help="on a CPU, where the public model runs its graphs: inside (default, faster) or as "
         "models of their own",
     )
+    init.add_argument(
+        "--flat",
+        action="store_true",
+        help="also write config.pbtxt files, for servers started without --model-config-name "
+        "(KServe's)",
+    )
 
 
 def _add_up(commands: Any) -> None:
@@ -218,6 +224,8 @@ def _init(arguments: argparse.Namespace) -> int:
             for text in arguments.vocabularies
         )
     gpu_memory_mib = _mebibytes(arguments.gpu_memory)
+    if arguments.flat and "," in arguments.target:
+        raise InputError("--flat is for one target: its configuration is the only one found")
     for target in arguments.target.split(","):
         options = RepositoryOptions(
             target=target.strip(),
@@ -228,6 +236,7 @@ def _init(arguments: argparse.Namespace) -> int:
             graphs=arguments.graphs if target.strip() == "cpu" else None,
             allow_unverified=arguments.allow_unverified,
             gpu_memory_mib=gpu_memory_mib,
+            flat=arguments.flat,
         )
         names = make_repository(arguments.artifacts, arguments.out, options)
         print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
