@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from regionspot.benchmarks.conditions import conditions
 from regionspot.files import write_atomically
@@ -87,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
                 if graphs == GRAPHS_INSIDE:
                     gateway = measure_gateway(record.ports.grpc_url, limits, Path(folder))
-    found = {"conditions": conditions(), "gateway": gateway, "servers": servers}
+    command = "python -m regionspot.benchmarks.serving_memory --artifacts artifacts"
+    found = {
+        "command": command,
+        "conditions": conditions(),
+        "gateway": gateway,
+        "servers": servers,
+    }
     write_atomically(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
     rows = [["gateway", f"{gateway['peak_mib']:.0f}"]]
     rows += [[f"server, graphs {one['graphs']}", f"{one['peak_mib']:.0f}"] for one in servers]
@@ -160,7 +165,7 @@ class PeakOfTree:
 
     def __init__(self, pid: int) -> None:
         self.total = self.largest = 0
-        self._root = psutil.Process(pid)
+        self._root = pid
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -175,10 +180,10 @@ class PeakOfTree:
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_S):
             total = 0
-            for process in [self._root, *self._root.children(recursive=True)]:
-                with contextlib.suppress(OSError, KeyError, psutil.Error):  # it ended meanwhile
-                    total += _proportional(process.pid)
-                    self.largest = max(self.largest, _status(process.pid)["VmHWM"])
+            for pid in _tree(self._root):
+                with contextlib.suppress(OSError, KeyError):  # it ended meanwhile
+                    total += _proportional(pid)
+                    self.largest = max(self.largest, _status(pid)["VmHWM"])
             self.total = max(self.total, total)
 
 
@@ -264,6 +269,16 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 def _limits_of(url: str) -> Limits:
     with RegionClient(url) as client:
         return client.info().limits
+
+
+def _tree(root: int) -> list[int]:
+    """A process and its descendants."""
+    found = [root]
+    for pid in found:  # grows meanwhile
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
 
 
 def _proportional(pid: int) -> int:

@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import regionspot
+from regionspot.benchmarks import serving_memory
 from regionspot.cli import export, mini, serve
 from regionspot.serving import canary
 from regionspot.serving.contract import MAX_BATCH, MODEL, TARGETS, Limits
@@ -753,6 +754,29 @@ def test_shared_memory_is_the_same_everywhere_and_fits(
         assert quantity(resources["limits"]["memory"]) > 2 * (
             size + (Limits().image_cache_mb << 20)
         )
+
+
+def test_memory_limits_hold_what_was_measured(rendered: dict[str, list[Document]]) -> None:
+    """By `python -m regionspot.benchmarks.serving_memory`, with a quarter to spare. The measured
+    server has neither a full cache of images nor a full /dev/shm, and a small model.
+    """
+    measured = json.loads(serving_memory.RESULT.read_text())
+    gateway = container(rendered["gpu"], "gateway")
+    arguments = serve.build_parser().parse_args(["web", *gateway["args"]])
+    # what was measured is what the chart starts
+    assert measured["gateway"]["concurrency"] == arguments.concurrency
+    assert measured["gateway"]["max_waiting"] == arguments.max_waiting
+    assert measured["gateway"]["upload_bytes"] > 0.95 * Limits().max_image_bytes
+    assert measured["gateway"]["statuses"] == {"200": 80}
+    limit = quantity(gateway["resources"]["limits"]["memory"])
+    assert limit > 1.25 * measured["gateway"]["peak_mib"] * 2**20
+    servers = {one_of["graphs"]: one_of for one_of in measured["servers"]}
+    for variant, graphs in {"gpu": "triton", "cpu": "in_process"}.items():
+        assert servers[graphs]["images"] == MAX_BATCH
+        limit = quantity(container(rendered[variant], "triton")["resources"]["limits"]["memory"])
+        (shared,) = [v for v in pod(rendered[variant], "triton")["volumes"] if v["name"] == "shm"]
+        beside = quantity(shared["emptyDir"]["sizeLimit"]) + (Limits().image_cache_mb << 20)
+        assert limit > 1.25 * servers[graphs]["peak_mib"] * 2**20 + beside
 
 
 def test_gpus_are_asked_for_where_there_are_any(rendered: dict[str, list[Document]]) -> None:
