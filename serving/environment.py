@@ -7,6 +7,7 @@ it imports of this package is copied beside it, once for each state of the code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 CONTAINER = Path("/opt/tritonserver")
 REQUIREMENTS = Path(__file__).with_name("requirements-server.txt")
+PREFIXES = ("environment-", "package-")
+"""Names of folders of a home begin so: an installed server, and a copy of this package."""
+
 _READY = ".ready"
 _LEFT_OUT = ("weights", "native", "__pycache__", "web", "deploy", "gateway")
 
@@ -41,11 +45,27 @@ class Installation:
         executable: `tritonserver`.
         backends: the directory of its backends.
         variables: of the environment, in front of what is there.
+        folders: names of the folders of the server's home that it needs.
     """
 
     executable: Path
     backends: Path
     variables: Mapping[str, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+
+    def takes(self, option: str) -> bool:
+        """Returns whether the server has an option, such as `--http-max-input-size`: releases
+        differ.
+        """
+        done = subprocess.run(
+            [str(self.executable), "--help"],
+            env=self.environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        return option in (done.stdout + done.stderr).split()
 
     def environment(self, plain: Callable[[str | Path], Path] = Path) -> dict[str, str]:
         """For the server's process: this process's own with `variables` put in.
@@ -99,6 +119,9 @@ def find_installation(home: str | Path | None = None) -> Installation:
     with locked(home):
         environment = _prepared(home)
         package = _copied_package(home)
+        for folder in (environment, package):
+            with contextlib.suppress(OSError):  # another user's
+                os.utime(folder)  # it is in use, see `regionspot.serving.leftovers`
     python = (
         environment
         / "lib"
@@ -114,6 +137,7 @@ def find_installation(home: str | Path | None = None) -> Installation:
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             PACKAGE_VARIABLE: str(package),
         },
+        (environment.name, package.name),
     )
 
 

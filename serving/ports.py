@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from dataclasses import dataclass
 
 from regionspot.errors import InputError
 
-METRICS_PORT = 8002
+HTTP_PORT, METRICS_PORT = 8000, 8002
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses that stand for every interface -> where a client on this machine finds them."""
 
 
 @dataclass(frozen=True)
@@ -16,29 +19,35 @@ class Ports:
     """The address and the ports that a server listens on.
 
     Args:
-        http, grpc: 0 stands for a free port, which `resolved` chooses.
+        http: None is no HTTP at all; 0 stands for a free port, which `resolved` chooses.
+        grpc: 0 stands for a free port.
         metrics: Likewise; None stands for `METRICS_PORT`, or for a free port if that is in use.
-        host: Address to listen on; 0.0.0.0 is every interface.
+        host: Address to listen on, of IPv4 or IPv6; 0.0.0.0 and :: are every interface.
     """
 
-    http: int = 8000
+    http: int | None = None
     grpc: int = 8001
     metrics: int | None = None
     host: str = "127.0.0.1"
 
     def resolved(self) -> Ports:
-        """Returns the same ports, with free ones in place of 0 and None.
+        """Returns the same ports, with free ones in place of 0 and of None for metrics.
 
         Raises:
-            InputError: A port is in use, or two of them are the same.
+            InputError: A port is in use, or two of them are the same, or the host is no address of
+                this machine.
         """
+        family, address = self._address()
+        wanted = {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+        if self.http is None:
+            del wanted["http"]
         chosen: dict[str, int] = {}
         with contextlib.ExitStack() as sockets:
-            for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
-                listener = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            for name, port in wanted.items():
+                listener = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    _bind(listener, self.host, port)
+                    _bind(listener, address, port)
                 except (OSError, OverflowError) as error:
                     raise InputError(
                         f"port {port} cannot be used for {name} ({error}): another server may "
@@ -49,11 +58,28 @@ class Ports:
         return Ports(**chosen, host=self.host)
 
     @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def key(self) -> str:
+        """The name of a server's files: two servers may have the same port at two addresses."""
+        host = "" if self.host == Ports.host else f"{self.host.replace(':', '_')}-"
+        return f"{host}{self.grpc}"
+
+    @property
     def grpc_url(self) -> str:
         return f"{self._client_host}:{self.grpc}"
 
     @property
     def http_url(self) -> str:
+        """Raises InputError where the server has no HTTP."""
+        if self.http is None:
+            raise InputError("this server has no HTTP: start it with --http-port")
         return f"http://{self._client_host}:{self.http}"
 
     @property
@@ -61,11 +87,28 @@ class Ports:
         return f"http://{self._client_host}:{self.metrics}/metrics"
 
     @property
+    def url_host(self) -> str:
+        """The address to listen on as a part of an URL: that of IPv6 in brackets."""
+        return _in_url(self.host)
+
+    @property
     def _client_host(self) -> str:
         """The address to connect to: a server that listens on every interface is reached at
         localhost.
         """
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return _in_url(ANY_ADDRESS.get(self.host, self.host))
+
+    def _address(self) -> tuple[socket.AddressFamily, str]:
+        try:
+            found = socket.getaddrinfo(self.host, 0, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"--host {self.host} is no address ({error})") from error
+        family, *_, address = found[0]
+        return family, str(address[0])
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _bind(listener: socket.socket, host: str, port: int | None) -> None:

@@ -1,15 +1,13 @@
-"""The processes of a Triton server, their lifetimes, and what they keep in shared memory
-(Linux).
-"""
+"""The processes of a Triton server, what they do, and what they keep in shared memory (Linux)."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -22,12 +20,10 @@ _NAME_LENGTH = 15  # Linux truncates names of processes
 _INSTANCE = re.compile(r"(?P<model>.+)_\d+_\d+")
 """A stub's argument that names its model's instance: `regionspot_0_0`."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 def stub_processes(server_pid: int) -> list[psutil.Process]:
     """Returns the stubs of a server, also those that died and are defunct until Triton waits for
-    them.
+    them. Reads the parents of all processes of the machine, so do not ask often.
     """
     try:
         children = psutil.Process(server_pid).children()
@@ -84,12 +80,51 @@ def start_ticks(pid: int) -> int | None:
     return None if state == "Z" else int(fields[18])
 
 
-def terminate_with_parent() -> None:
-    """Makes the kernel send SIGTERM to this process when its parent dies, even by SIGKILL. Call it
-    in the child.
+def send_signal(pid: int, started: int, number: signal.Signals) -> bool:
+    """Sends a signal to a process, and to no other that was given its id meanwhile.
+
+    Args:
+        started: From `start_ticks`.
+
+    Returns:
+        Whether the process was still there.
+
+    Raises:
+        PermissionError: It belongs to another user.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if start_ticks(pid) != started:
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def has_ended(pid: int) -> bool:
+    """Returns whether a child of this process has ended, without waiting for it: the system does
+    not reuse its id, nor that of its process group, until somebody does.
+    """
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Returns the processor time that processes have used. One that has ended counts nothing."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def shared_memory_prefix() -> str:
@@ -104,6 +139,15 @@ def remove_shared_memory(prefix: str) -> None:
     for path in SHARED_MEMORY.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def make_shared_memory_private(prefix: str) -> None:
+    """Lets only this user read the segments whose names start with `prefix`: Triton's Python
+    backend makes them readable by all, whatever the umask.
+    """
+    for path in SHARED_MEMORY.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            path.chmod(0o600)
 
 
 def remove_orphaned_shared_memory() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,9 +17,10 @@ from typing import Any
 
 from regionspot.files import write_atomically
 from regionspot.serving.contract import ServingError
+from regionspot.serving.log_file import LogFile
 from regionspot.serving.ports import Ports
-from regionspot.serving.processes import start_ticks
-from regionspot.serving.server import EXIT_TIMEOUT_S, POLL_S, READY_TIMEOUT_S, open_log
+from regionspot.serving.processes import send_signal, start_ticks
+from regionspot.serving.server import EXIT_TIMEOUT_S, POLL_S, READY_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class ServerRecord:
         pid: Process id of the supervisor.
         started: From `start_ticks`, to recognize a process id that the system has reused.
         ready: Whether the server has answered its first canary.
+        uses: Names of the folders in the server's home that it runs from; None for a server of an
+            earlier release, which did not note them.
     """
 
     pid: int
@@ -40,9 +42,12 @@ class ServerRecord:
     log: str
     ports: Ports = field(default_factory=Ports)
     ready: bool = False
+    uses: tuple[str, ...] | None = None
 
     def write(self, home: Path) -> None:
-        write_atomically(self.path(home, self.ports), json.dumps(asdict(self), indent=2).encode())
+        path = self.path(home, self.ports)
+        write_atomically(path, json.dumps(asdict(self), indent=2).encode())
+        path.chmod(0o600)
 
     def remove(self, home: Path) -> None:
         self.path(home, self.ports).unlink(missing_ok=True)
@@ -54,23 +59,34 @@ class ServerRecord:
 
     @staticmethod
     def path(home: Path, ports: Ports) -> Path:
-        return home / "running" / f"{ports.grpc}.json"
+        return home / "running" / f"{ports.key}.json"
 
     @classmethod
     def read_all(cls, home: Path) -> list[ServerRecord]:
         """Returns the records of servers that are alive, and removes those of supervisors that were
-        killed.
+        killed. Those of other users are left out.
         """
         records = []
         for path in sorted((home / "running").glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                content: dict[str, Any] = json.loads(path.read_text())
+            try:
+                text = path.read_text()
+            except (PermissionError, FileNotFoundError):
+                continue
+            except (OSError, UnicodeDecodeError):
+                text = ""
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                content: dict[str, Any] = json.loads(text)
                 record = cls(**content | {"ports": Ports(**content["ports"])})
                 if record.alive:
                     records.append(record)
                     continue
             path.unlink(missing_ok=True)
         return records
+
+
+def output_of(home: Path, ports: Ports) -> LogFile:
+    """The output of a supervisor in the background."""
+    return LogFile(home / "logs" / f"{ports.key}.up.log")
 
 
 def start_detached(
@@ -90,8 +106,8 @@ def start_detached(
         ServingError: The process ended, with its error message, or the server does not answer in
             time.
     """
-    output = home / "logs" / f"{ports.grpc}.up.log"
-    with open_log(output, "wb") as file:
+    output = output_of(home, ports)
+    with output.open(empty=True) as file:
         child = subprocess.Popen(
             _up_command(repository, home, ports, target, log),
             stdin=subprocess.DEVNULL,
@@ -102,7 +118,7 @@ def start_detached(
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if child.poll() is not None:
-            message = output.read_text(errors="replace").strip().removeprefix("error: ")
+            message = output.path.read_text(errors="replace").strip().removeprefix("error: ")
             raise ServingError("UNAVAILABLE", message or "the server did not start")
         for record in ServerRecord.read_all(home):
             if record.pid == child.pid and record.ready:
@@ -113,7 +129,7 @@ def start_detached(
             child.terminate()
             raise
     child.terminate()
-    logs = f"{output} and {log or home / 'logs' / f'{ports.grpc}.log'}"
+    logs = f"{output.path} and {log or home / 'logs' / f'{ports.key}.log'}"
     raise ServingError(
         "TIMEOUT", f"the server did not answer within {READY_TIMEOUT_S:.0f} s; see {logs}"
     )
@@ -131,15 +147,12 @@ def _up_command(
         "--repository",
         str(repository),
     ]
-    command += ["--home", str(home), "--host", ports.host]
-    command += [
-        "--http-port",
-        str(ports.http),
-        "--grpc-port",
-        str(ports.grpc),
-        "--metrics-port",
-        str(ports.metrics),
-    ]
+    command += ["--home", str(home), "--host", ports.host, "--grpc-port", str(ports.grpc)]
+    command += ["--metrics-port", str(ports.metrics)]
+    if ports.http is not None:
+        command += ["--http-port", str(ports.http)]
+    if not ports.is_local:
+        command.append("--allow-remote")
     for option, value in (("--target", target), ("--log", log)):
         if value is not None:
             command += [option, str(value)]
@@ -150,7 +163,7 @@ def _up_command(
 def running_server(
     repository: str | Path, home: Path, target: str | None = None
 ) -> Iterator[ServerRecord]:
-    """Runs a supervised server on free ports for the duration of a `with` block."""
+    """Runs a supervised server on free ports, with HTTP, for the duration of a `with` block."""
     record = start_detached(repository, home.resolve(), Ports(0, 0, 0).resolved(), target)
     try:
         yield record
@@ -164,13 +177,12 @@ def stop_server(record: ServerRecord, timeout_s: float = EXIT_TIMEOUT_S + 20.0) 
     Raises:
         ServingError: It belongs to another user, or is still alive after `timeout_s`.
     """
-    with contextlib.suppress(ProcessLookupError):
-        try:
-            os.kill(record.pid, signal.SIGTERM)
-        except PermissionError as error:
-            raise ServingError(
-                "UNAVAILABLE", f"process {record.pid} is another user's: let them stop it"
-            ) from error
+    try:
+        send_signal(record.pid, record.started, signal.SIGTERM)
+    except PermissionError as error:
+        raise ServingError(
+            "UNAVAILABLE", f"process {record.pid} is another user's: let them stop it"
+        ) from error
     deadline = time.monotonic() + timeout_s
     while record.alive:
         if time.monotonic() > deadline:

@@ -5,42 +5,54 @@ nothing behind.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import re
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from regionspot.errors import ArtifactError
-from regionspot.files import why_not_written
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
-from regionspot.serving.contract import GPU_INDEX, ServingError
+from regionspot.serving.contract import GPU_INDEX, MAX_BATCH, MODEL, Limits, ServingError
 from regionspot.serving.environment import Installation
 from regionspot.serving.gpu import check_memory, first_gpu
+from regionspot.serving.log_file import LogFile
 from regionspot.serving.model_config import read_config
 from regionspot.serving.plain_paths import PlainPaths
 from regionspot.serving.ports import Ports
 from regionspot.serving.processes import (
+    SHARED_MEMORY,
+    cpu_seconds,
     has_dead_stub,
+    has_ended,
+    make_shared_memory_private,
     remove_orphaned_shared_memory,
     remove_shared_memory,
     running_stubs,
     shared_memory_prefix,
-    terminate_with_parent,
+    start_ticks,
 )
 from regionspot.serving.repository import graphs_on_gpu, models_of, targets_of
 from regionspot.serving.triton import STUB_DIED, Connection
 
-EXIT_TIMEOUT_S = 10
+EXIT_TIMEOUT_S = 20
+"""How long a server that is told to stop works on the requests that it has accepted."""
+
+KILL_TIMEOUT_S = 3
+"""How long it then has for ending. Triton may crash, and hang, where its time was too short."""
+
 READY_TIMEOUT_S = 600.0
 """Large models are read, checked and compiled when the canary first asks for them."""
 
-POLL_S = 0.5
+POLL_S, EXIT_POLL_S = 0.5, 0.05
 DEAD_STUB_S = 5.0
 """A server is given up at its start when a stub has been dead for this long: Triton waits for it
 without end.
@@ -53,10 +65,20 @@ added.
 
 CONNECTION_GRACE_MS = 120_000
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
-LOG_LINES = 12
-LOG_LINE_LENGTH = 400
-_NOISE = re.compile(r"[|+]|I\d{4} |[\s;]*$|At:|\s+\S+\(\d+\): \S+$")
-"""Lines of Triton's log that explain no failure: tables, information, stack frames of Python."""
+NO_HEADER = "refused-to-all\n"
+"""The header that a client must send to use `ADMIN_APIS`: neither HTTP nor gRPC can carry a name
+with a line feed. Who may load a model may run any program, and every user of the machine can read
+the command line, where a key would stand.
+"""
+
+LAUNCHER = Path(__file__).with_name("launcher.py")
+SEGMENT_BYTES = 1 << 30
+"""The largest segment of shared memory of a server that has models for single graphs: they take
+tensors of any size.
+"""
+
+MESSAGE_BYTES = 64 << 20
+"""Room for all but the images of the largest request to the public model, and its answer."""
 
 
 class TritonServer:
@@ -83,7 +105,7 @@ class TritonServer:
         self.installation = installation
         self.repository = Path(repository)
         self.ports = ports
-        self.log = log
+        self.log = None if log is None else LogFile(log)
         self.target = choose_target(repository, target)
         self.models = models_of(repository, self.target)
         self._backends = {name: self._backend(name) for name in self.models}
@@ -93,10 +115,10 @@ class TritonServer:
         self._graphs_on_gpu = (
             None if self.target == "cpu" else graphs_on_gpu(self.repository, self.target)
         )
-        self._admin_key = secrets.token_hex(16)
-        self._log_start = 0
+        self._name = f"regionspot-{secrets.token_hex(8)}"
         self._plain = PlainPaths()
         self._dead_since: float | None = None
+        self._stubs: list[tuple[str, int, int | None]] = []
         self._memory_prefix = shared_memory_prefix()
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: BinaryIO | None = None
@@ -107,10 +129,14 @@ class TritonServer:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and not has_ended(self._process.pid)
 
     def command(self) -> list[str]:
+        """Returns the server's command line. It holds no secret: every user of the machine can
+        read it.
+        """
         ports = self.ports
+        address = f"ipv6:{ports.host}" if ":" in ports.host else ports.host
         return [
             str(self.installation.executable),
             f"--model-repository={self._plain.path(self.repository)}",
@@ -119,21 +145,47 @@ class TritonServer:
             *(f"--load-model={name}" for name in self.models),
             f"--backend-directory={self._plain.path(self.installation.backends)}",
             "--disable-auto-complete-config",
-            *(f"--{kind}-address={ports.host}" for kind in ("http", "grpc", "metrics")),
-            f"--http-port={ports.http}",
+            f"--id={self._name}",
+            *self._http_options(address),
+            f"--grpc-address={ports.url_host}",
             f"--grpc-port={ports.grpc}",
+            f"--grpc-restricted-protocol={ADMIN_APIS}:{NO_HEADER}=refused",
+            f"--metrics-address={address}",
             f"--metrics-port={ports.metrics}",
             f"--allow-gpu-metrics={'false' if self.target == 'cpu' else 'true'}",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            # Whoever may load a model may run any program: it takes a key that only users of this
-            # machine can see.
-            f"--http-restricted-api={ADMIN_APIS}:admin-key={self._admin_key}",
-            f"--grpc-restricted-protocol={ADMIN_APIS}:admin-key={self._admin_key}",
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
             f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",
             *self._gpu_options(),
         ]
+
+    def _http_options(self, address: str) -> list[str]:
+        if self.ports.http is None:
+            return ["--allow-http=false"]
+        options = [
+            f"--http-address={address}",
+            f"--http-port={self.ports.http}",
+            f"--http-restricted-api={ADMIN_APIS}:{NO_HEADER}=refused",
+        ]
+        if self.installation.takes("--http-max-input-size"):
+            images = MAX_BATCH * self._limits().max_image_bytes
+            options.append(f"--http-max-input-size={images + MESSAGE_BYTES}")
+        return options
+
+    def _limits(self) -> Limits:
+        parameters = read_config(self._config_path(MODEL)).parameters
+        return Limits.from_json(json.loads(parameters["limits"].string_value))
+
+    def _max_segment_bytes(self) -> int:
+        """Returns how large a segment of shared memory may get: what the largest legal request
+        takes, and never more than half of what there is, so that no request fills it. A segment
+        never shrinks.
+        """
+        largest = MAX_BATCH * self._limits().max_image_bytes + MESSAGE_BYTES
+        if self.models != [MODEL]:
+            largest = max(largest, SEGMENT_BYTES)
+        return min(largest, shutil.disk_usage(SHARED_MEMORY).total // 2)
 
     def _gpu_options(self) -> list[str]:
         """Of a target that runs on a GPU: room for the tensors that stay there, and leave to load
@@ -170,18 +222,18 @@ class TritonServer:
         """
         self._check_gpu()
         remove_orphaned_shared_memory()
+        launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
         if self.log is not None:
-            self._log_file = open_log(self.log, "ab")
-            self._log_start = self._log_file.tell()
+            self._log_file = self.log.open()
         self._process = subprocess.Popen(
-            self.command(),
+            [*launcher, str(self._max_segment_bytes()), *self.command()],
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
             env=self.installation.environment(self._plain.path),
             cwd="/",  # its Python would import packages from the current directory
             start_new_session=True,  # a process group of its own, so that `stop` ends every stub
-            preexec_fn=terminate_with_parent,
+            umask=0o077,
         )
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -207,11 +259,14 @@ class TritonServer:
                 )
                 break
             try:
-                with RegionClient(
-                    self.ports.grpc_url, max(deadline - time.monotonic(), 1.0), retry=False
-                ) as client:
-                    canary.check(client, max(deadline - time.monotonic(), 1.0), return_masks=masks)
+                left_s = max(deadline - time.monotonic(), 1.0)
+                if self._is_who_answers(left_s):
+                    make_shared_memory_private(self._memory_prefix)
+                    with RegionClient(self.ports.grpc_url, left_s, retry=False) as client:
+                        canary.check(client, left_s, return_masks=masks)
+                    self._remember_stubs()
                     return
+                reason = f"another server answers at {self.ports.grpc_url}"
             except ServingError as error:
                 reason = str(error)
                 if error.code not in ("UNAVAILABLE", "TIMEOUT") or STUB_DIED in reason:
@@ -231,55 +286,69 @@ class TritonServer:
             self._dead_since = time.monotonic()
         return time.monotonic() - self._dead_since > DEAD_STUB_S
 
+    def _is_who_answers(self, timeout_s: float) -> bool:
+        """Returns whether this server listens on its port, and not another one."""
+        with Connection(self.ports.grpc_url, timeout_s, retry=False) as connection:
+            metadata = connection.call(
+                lambda client, left_s: client.get_server_metadata(client_timeout=left_s)
+            )
+        return bool(metadata.name == self._name)
+
+    def _remember_stubs(self) -> None:
+        assert self.pid is not None
+        self._stubs = [(model, pid, start_ticks(pid)) for model, pid in running_stubs(self.pid)]
+
     def missing_stubs(self) -> list[str]:
-        """Returns the models of the Python backend whose process is gone. Triton goes on reporting
-        them as ready.
+        """Returns the models of the Python backend of which a process has died since the server
+        got ready. Triton goes on reporting them as ready.
         """
-        if self.pid is None:
-            return sorted(self._python_models)
-        running = {model for model, _ in running_stubs(self.pid)}
-        return sorted(set(self._python_models) - running)
+        gone = {model for model, pid, started in self._stubs if start_ticks(pid) != started}
+        known = {model for model, _, _ in self._stubs}
+        return sorted(gone | (set(self._python_models) - known))
 
-    def reload(self, model: str) -> None:
-        """Loads a model again, in a new process.
+    def cpu_seconds(self) -> float:
+        """Returns the processor time that the server and its stubs have used."""
+        own: Iterable[int] = () if self.pid is None else (self.pid,)
+        return cpu_seconds([*own, *(pid for _, pid, _ in self._stubs)])
 
-        Raises:
-            ServingError: Triton cannot load it.
-        """
-        with Connection(
-            self.ports.grpc_url, READY_TIMEOUT_S, admin_key=self._admin_key
-        ) as connection:
-            connection.reload(model)
+    def tidy(self) -> None:
+        """Bounds the log, and makes shared memory private. Call it now and then."""
+        if self.log is not None:
+            self.log.rotate()
+        make_shared_memory_private(self._memory_prefix)
 
     def log_tail(self) -> str:
         """Returns the end of the log, without Triton's tables and Python's stack frames."""
-        if self.log is None:
-            return "(its output stands above)"
-        if not self.log.is_file():
-            return "(it was never started)"
-        with open(self.log, "rb") as file:
-            file.seek(self._log_start)
-            lines = file.read().decode(errors="replace").splitlines()
-        relevant = [line[:LOG_LINE_LENGTH] for line in lines if not _NOISE.match(line)]
-        return "\n".join(relevant[-LOG_LINES:]) + f"\n(all of it: {self.log})"
+        return "(its output stands above)" if self.log is None else self.log.tail()
 
-    def stop(self) -> None:
-        """Ends the server and its stubs, and removes their shared memory. Raises nothing."""
+    def stop(self, drain: bool = True) -> None:
+        """Ends the server and its stubs, and removes their shared memory. Raises nothing.
+
+        Args:
+            drain: Waits until the requests that were accepted are answered, at most
+                `EXIT_TIMEOUT_S`. Others are refused as UNAVAILABLE meanwhile.
+        """
         if self._process is not None:
-            if self.running:
+            if drain and self.running:
                 self._process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(EXIT_TIMEOUT_S + 5)
+                self._wait_for_end(EXIT_TIMEOUT_S + KILL_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                # the stubs of a server that was killed
+                # the server, or the stubs of one that was killed; nobody has waited for it yet, so
+                # that the id of its group is still its own
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+        self._stubs = []
         remove_shared_memory(self._memory_prefix)
         if self._log_file is not None:
             self._log_file.close()
             self._log_file = None
         self._plain.remove()
+
+    def _wait_for_end(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.running and time.monotonic() < deadline:
+            time.sleep(EXIT_POLL_S)
 
     def __enter__(self) -> TritonServer:
         return self
@@ -303,9 +372,10 @@ class TritonServer:
         )
 
     def _backend(self, model: str) -> str:
-        return str(
-            read_config(self.repository / model / "configs" / f"{self.target}.pbtxt").backend
-        )
+        return str(read_config(self._config_path(model)).backend)
+
+    def _config_path(self, model: str) -> Path:
+        return self.repository / model / "configs" / f"{self.target}.pbtxt"
 
 
 def choose_target(repository: str | Path, target: str | None) -> str:
@@ -324,18 +394,3 @@ def choose_target(repository: str | Path, target: str | None) -> str:
             f"regionspot-serve init --target {target} --out {shlex.quote(str(repository))}"
         )
     return target
-
-
-def open_log(path: Path, mode: Literal["ab", "wb"]) -> BinaryIO:
-    """Opens a file for a process's output, and creates its folder.
-
-    Raises:
-        ArtifactError: The file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, mode)
-    except OSError as error:
-        raise ArtifactError(
-            f"the log {path} cannot be written: {why_not_written(error)}"
-        ) from error

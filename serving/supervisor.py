@@ -1,21 +1,21 @@
-"""Keeps a Triton server answering: reloads models whose process died, restarts a server that died
-or hangs.
+"""Keeps a Triton server answering: restarts one that died, lost a process of its models, or hangs.
+
+A restart takes as long as a start, and the server forgets the images and words that it has encoded.
+One model alone could be loaded again only by Triton's API for models, which is closed to everybody.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
 
 from regionspot.errors import RegionSpotError
 from regionspot.serving import canary
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
+from regionspot.serving.log_file import LogFile
 from regionspot.serving.server import POLL_S, TritonServer
-from regionspot.serving.triton import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -23,29 +23,35 @@ CANARY_PERIOD_S = 10.0
 CANARY_TIMEOUT_S = 30.0
 HANG_S = 600.0
 """A server is restarted when the canary has waited for this long, and nobody else was answered
-either.
+either, although it computes.
 """
 
-MAX_RESTARTS = 10
-"""The supervisor gives up after more restarts and reloads than this within `RESTART_WINDOW_S`."""
+IDLE_HANG_S = 60.0
+"""The same for a server that does not compute, which hangs; see `CanaryThread.hang_s`."""
 
-RESTART_WINDOW_S = 300.0
+SLOWEST_ANSWERS = 20
+WORKING_SHARE = 0.1
+"""A server computes that uses this share of a core or more."""
+
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 
 
 class Supervisor:
-    """Watches a server that was started, and repairs it. Logs a sentence for each event."""
+    """Watches a server that was started, and restarts it where that helps. Logs a sentence for each
+    event.
 
-    def __init__(self, server: TritonServer) -> None:
+    Args:
+        output: Where this process's own output goes, if it is a file that may grow without end.
+    """
+
+    def __init__(self, server: TritonServer, output: LogFile | None = None) -> None:
         self.server = server
-        self._restart_times: list[float] = []
+        self._output = output
+        self._failures = 0
         self._canary = CanaryThread(server)
 
     def run(self) -> None:
-        """Runs until an exception, such as that of a signal handler, ends it.
-
-        Raises:
-            ServingError: The server failed more than `MAX_RESTARTS` times in a row.
-        """
+        """Runs until an exception, such as that of a signal handler, ends it."""
         self._canary.start()
         try:
             while True:
@@ -55,50 +61,40 @@ class Supervisor:
             self._canary.stop()
 
     def _check(self) -> None:
+        self.server.tidy()
+        if self._output is not None:
+            self._output.rotate()
         if not self.server.running:
-            self._restart(f"the Triton server ended:\n{self.server.log_tail()}")
+            self._restart(f"the Triton server ended:\n{self.server.log_tail()}", drain=False)
         elif missing := self.server.missing_stubs():
-            self._reload(missing, "its process is gone")
+            reason = f"a process of {', '.join(missing)} has ended"
+            self._restart(reason, drain=MODEL not in missing)
         elif self._canary.hangs():
-            self._restart(f"the Triton server has answered nobody for {HANG_S:.0f} s")
+            hang_s = self._canary.hang_s()
+            self._restart(f"the Triton server has answered nobody for {hang_s:.0f} s", drain=False)
         elif (failure := self._canary.failure) is not None:
-            self._reload([MODEL], f"it fails the canary ({failure})")
+            self._restart(f"the Triton server fails the canary ({failure})")
 
-    def _reload(self, models: Sequence[str], reason: str) -> None:
-        self._count_restart()
-        for model in models:
-            logger.info(f"reloading {model}: {reason}")
-            try:
-                self.server.reload(model)
-            except ServingError as error:
-                if self.server.running:
-                    self._restart(f"{model} cannot be reloaded ({error})")
-                return
-        self._canary.reset()
-        logger.info(f"reloaded {', '.join(models)}")
-
-    def _restart(self, reason: str) -> None:
+    def _restart(self, reason: str, drain: bool = True) -> None:
+        """Starts the server again, and waits longer the more often that failed: what keeps it from
+        starting, such as a full disk, may be over later.
+        """
         logger.info(f"{reason}\nrestarting it")
-        self.server.stop()
-        self._count_restart()
-        self.server.start()
+        self.server.stop(drain)
+        if self._failures:
+            pause_s = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), MAX_PAUSE_S)
+            logger.info(f"it failed to start {self._failures} times: waiting for {pause_s:.0f} s")
+            time.sleep(pause_s)
+        began = time.monotonic()
         try:
+            self.server.start()
             self.server.wait_ready()
-            logger.info("the server was restarted")
-        except ServingError as error:
+            self._failures = 0
+            logger.info(f"the server was restarted in {time.monotonic() - began:.1f} s")
+        except (RegionSpotError, OSError) as error:
+            self._failures += 1
             logger.info(str(error))  # the next check tries again
         self._canary.reset()
-
-    def _count_restart(self) -> None:
-        """Raises ServingError after more than `MAX_RESTARTS` within `RESTART_WINDOW_S`."""
-        now = time.monotonic()
-        recent = [moment for moment in self._restart_times if now - moment < RESTART_WINDOW_S]
-        self._restart_times = [*recent, now]
-        if len(self._restart_times) > MAX_RESTARTS:
-            raise ServingError(
-                "UNAVAILABLE",
-                f"giving up: the server failed {len(self._restart_times)} times in a row",
-            )
 
 
 class CanaryThread:
@@ -114,7 +110,9 @@ class CanaryThread:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="canary", daemon=True)
         self._waiting_since: float | None = None
-        self._execution_count: int | None = None
+        self._answers: int | None = None
+        self._computes = False
+        self._slowest_s = 0.0
 
     def start(self) -> None:
         self._thread.start()
@@ -130,37 +128,52 @@ class CanaryThread:
 
     def hangs(self) -> bool:
         """Returns whether the server has answered neither the canary nor anybody else for
-        `HANG_S`.
+        `hang_s`.
         """
         since = self._waiting_since
-        return since is not None and time.monotonic() - since > HANG_S
+        return since is not None and time.monotonic() - since > self.hang_s()
+
+    def hang_s(self) -> float:
+        """Returns after how many seconds without an answer the server hangs: `HANG_S` for one that
+        computes, for a request may be long; else `IDLE_HANG_S`, or `SLOWEST_ANSWERS` times as long
+        as the slowest canary took so far.
+        """
+        if self._computes:
+            return HANG_S
+        return min(max(IDLE_HANG_S, SLOWEST_ANSWERS * self._slowest_s), HANG_S)
 
     def _run(self) -> None:
         while not self._stop.wait(CANARY_PERIOD_S):
+            asked, cpu_s = time.monotonic(), self._server.cpu_seconds()
             try:
                 with RegionClient(
                     self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False
                 ) as client:
                     canary.check(client, CANARY_TIMEOUT_S)
+                self._slowest_s = max(self._slowest_s, time.monotonic() - asked)
                 self.reset()
             except ServingError as error:
-                if error.code in ("TIMEOUT", "UNAVAILABLE"):
-                    self._check_progress()
+                if error.code in ("TIMEOUT", "UNAVAILABLE", "OVERLOADED"):
+                    self._look_for_progress(asked, cpu_s)
                 else:
                     self.failure = str(error)
             except Exception as error:
                 self.failure = repr(error)
 
-    def _check_progress(self) -> None:
+    def _look_for_progress(self, asked: float, cpu_s: float) -> None:
         """Restarts the waiting time if the server has answered others: under load the canary waits
-        in a queue.
+        in a queue. Notes whether it computes.
+
+        Args:
+            asked: When the canary was asked.
+            cpu_s: The processor time that the server had used then.
         """
-        count = None
-        with (
-            contextlib.suppress(RegionSpotError),
-            Connection(self._server.ports.grpc_url, POLL_S) as connection,
-        ):
-            count = int(connection.statistics().get("execution_count", 0))
-        if self._waiting_since is None or (count is not None and count != self._execution_count):
-            self._execution_count = count
-            self._waiting_since = time.monotonic()
+        now = time.monotonic()
+        self._computes = self._server.cpu_seconds() - cpu_s > WORKING_SHARE * (now - asked)
+        answers = canary.answers_so_far(self._server.ports.grpc_url, POLL_S)
+        progress = answers is not None and answers != self._answers
+        if self._waiting_since is None:
+            self._waiting_since = asked
+        elif progress:
+            self._waiting_since = now
+        self._answers = answers

@@ -50,7 +50,6 @@ except ImportError as error:
 DEFAULT_TIMEOUT_S = 60.0
 FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
 MAX_DEATHS = 3
-ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 STUB_DIED = "is not healthy"  # Triton's words for it
 _TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
 _CHANNEL = [
@@ -180,23 +179,14 @@ class Connection(_Connector):
     Args:
         timeout_s: of each call, retries included.
         retry: ask again where that may help.
-        admin_key: lets `reload` work, over gRPC; `regionspot.serving.server` makes one for each
-            server.
     """
 
-    def __init__(
-        self,
-        url: str,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: bool = True,
-        admin_key: str | None = None,
-    ) -> None:
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
         super().__init__(url, timeout_s, retry, for_asyncio=False)
         self._open_client: Any = (
             SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
         )
         self._lock = threading.Lock()
-        self._admin = {} if admin_key is None else {ADMIN_HEADER: admin_key}
 
     def infer(
         self,
@@ -264,30 +254,6 @@ class Connection(_Connector):
                 )
             )
         return {found["name"]: dict(found) for found in content["model_stats"]}
-
-    def reload(self, model: str) -> None:
-        """Unload a model, wait until it is not ready any more, and load it: how a dead stub comes
-        back. Over gRPC.
-        """
-        with_time = {"client_timeout": self.timeout_s, "headers": self._admin}
-        client = self._open(self.timeout_s)
-
-        def reloaded() -> None:
-            client.unload_model(model, **with_time)
-            deadline = time.monotonic() + self.timeout_s
-            while (
-                client.is_model_ready(model, client_timeout=self.timeout_s)
-                and time.monotonic() < deadline
-            ):
-                time.sleep(0.05)
-            client.load_model(model, **with_time)
-
-        try:
-            _without_signals(reloaded)
-        except Exception as error:
-            if is_interrupt(error):
-                raise
-            raise self._translated(error) from error
 
     def close(self) -> None:
         """Closes the connection: over HTTP, the one of this thread. A later call opens another."""

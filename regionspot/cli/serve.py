@@ -20,11 +20,16 @@ from regionspot.logs import JsonFormatter, log_to
 from regionspot.runtime.tolerance import PRECISIONS
 
 if TYPE_CHECKING:
+    from regionspot.serving.ports import Ports
     from regionspot.serving.records import ServerRecord
     from regionspot.serving.server import TritonServer
 
 STDOUT = Path("-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+PYPI_HTTP_WARNING = (
+    "warning: one HTTP request can crash this Triton, of PyPI (CVE-2025-23310, CVE-2025-23311): "
+    "use --http-port for callers that you trust"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,20 +131,32 @@ def _add_up(commands: Any) -> None:
     up.add_argument(
         "--http-port",
         type=int,
-        default=8000,
         metavar="P",
-        help="0 is a free one (default: %(default)s)",
+        help="also listen for Triton's HTTP on this port, 0 for a free one (default: no HTTP)",
     )
     up.add_argument(
-        "--grpc-port", type=int, default=8001, metavar="Q", help="likewise (default: %(default)s)"
+        "--grpc-port",
+        type=int,
+        default=8001,
+        metavar="Q",
+        help="0 for a free one (default: %(default)s)",
     )
     up.add_argument(
-        "--metrics-port", type=int, metavar="M", help="likewise (default: 8002, or a free one)"
+        "--metrics-port",
+        type=int,
+        metavar="M",
+        help="0 for a free one (default: 8002, or a free one if that is in use)",
     )
     up.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; the server itself has no authentication (%(default)s)",
+        help="address to listen on, of IPv4 or IPv6 (default: %(default)s, this machine alone)",
+    )
+    up.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="allow a --host that other machines can reach: anybody who does may use the server, "
+        "which has no authentication and no TLS",
     )
     up.add_argument(
         "--detach", action="store_true", help="return once it answers, and leave it running"
@@ -293,6 +310,7 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
 def _up(arguments: argparse.Namespace) -> int:
     from regionspot.locks import locked
     from regionspot.serving.environment import default_home, find_installation
+    from regionspot.serving.leftovers import delete_unused
     from regionspot.serving.ports import Ports
     from regionspot.serving.processes import start_ticks
     from regionspot.serving.records import ServerRecord, start_detached
@@ -301,10 +319,11 @@ def _up(arguments: argparse.Namespace) -> int:
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
-    ports = Ports(
-        arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host
-    ).resolved()
+    ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host)
+    _check_host(ports, arguments.allow_remote)
+    ports = ports.resolved()
     installation = find_installation(home)
+    delete_unused(home, installation)
     if arguments.detach:
         began = time.perf_counter()
         found = start_detached(arguments.repository, home, ports, target, arguments.log)
@@ -314,7 +333,7 @@ def _up(arguments: argparse.Namespace) -> int:
     log = (
         None
         if arguments.log == STDOUT
-        else _absolute(arguments.log or home / "logs" / f"{ports.grpc}.log")
+        else _absolute(arguments.log or home / "logs" / f"{ports.key}.log")
     )
     running = ServerRecord(
         os.getpid(),
@@ -323,17 +342,30 @@ def _up(arguments: argparse.Namespace) -> int:
         target,
         str(log or STDOUT),
         ports,
+        uses=installation.folders,
     )
     server = TritonServer(installation, arguments.repository, ports, log, target)
     check_repository(server.repository, target, server.models)
+    if ports.http is not None and installation.folders:
+        print(PYPI_HTTP_WARNING, file=sys.stderr)
     busy = (
         f"another server of gRPC port {ports.grpc} is starting or running: choose another "
         "--grpc-port"
     )
-    with locked(home / "running" / f"port-{ports.grpc}", busy=busy):
+    with locked(home / "running" / f"port-{ports.key}", busy=busy):
         _serve(server, running, home)
     print("stopped", flush=True)
     return 0
+
+
+def _check_host(ports: Ports, allow_remote: bool) -> None:
+    if not ports.is_local and not allow_remote:
+        raise InputError(
+            f"--host {ports.host} can be reached by other machines, and the server has neither "
+            "authentication nor TLS: whoever reaches its ports can use it and make it fail. Put "
+            "`regionspot-serve web` in front of it and leave the server on 127.0.0.1; or add "
+            "--allow-remote where a firewall or a network policy decides who gets through"
+        )
 
 
 def _absolute(path: Path) -> Path:
@@ -345,6 +377,7 @@ def _absolute(path: Path) -> Path:
 
 def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
     """Until a signal comes."""
+    from regionspot.serving.records import output_of
     from regionspot.serving.supervisor import Supervisor
 
     for number in STOP_SIGNALS:
@@ -358,7 +391,7 @@ def _serve(server: TritonServer, running: ServerRecord, home: Path) -> None:
         ready.write(home)
         print(_where(ready, time.perf_counter() - began), flush=True)
         with log_to("stdout", JsonFormatter()):
-            Supervisor(server).run()
+            Supervisor(server, output_of(home, running.ports)).run()
     except KeyboardInterrupt:
         pass
     finally:
@@ -375,15 +408,13 @@ def _interrupt(*_: object) -> None:
 
 def _where(running: ServerRecord, seconds: float) -> str:
     ports = running.ports
-    return "\n".join(
-        [
-            f"{running.repository} is served on {running.target}; ready after {seconds:.1f} s",
-            f"  gRPC     {ports.grpc_url}   regionspot-query photo.jpg --url {ports.grpc_url} ...",
-            f"  HTTP     {ports.http_url}",
-            f"  metrics  {ports.metrics_url}",
-            f"  log      {running.log}",
-        ]
-    )
+    lines = [
+        f"{running.repository} is served on {running.target}; ready after {seconds:.1f} s",
+        f"  gRPC     {ports.grpc_url}   regionspot-query photo.jpg --url {ports.grpc_url} ...",
+    ]
+    if ports.http is not None:
+        lines.append(f"  HTTP     {ports.http_url}")
+    return "\n".join([*lines, f"  metrics  {ports.metrics_url}", f"  log      {running.log}"])
 
 
 def _down(arguments: argparse.Namespace) -> int:
