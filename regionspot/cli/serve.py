@@ -158,6 +158,13 @@ def _add_up(commands: Any) -> None:
         help="allow a --host that other machines can reach: anybody who does may use the server, "
         "which has no authentication and no TLS",
     )
+    tls = {
+        "--tls-cert": "the gRPC port's certificate, for localhost too; also a client's",
+        "--tls-key": "its key",
+        "--tls-client-ca": "roots that vouch for it and for what clients must show",
+    }
+    for option, meaning in tls.items():
+        up.add_argument(option, type=Path, metavar="FILE", help=meaning)
     up.add_argument(
         "--detach", action="store_true", help="return once it answers, and leave it running"
     )
@@ -316,12 +323,16 @@ def _up(arguments: argparse.Namespace) -> int:
     from regionspot.serving.records import ServerRecord, start_detached
     from regionspot.serving.repository import check_repository
     from regionspot.serving.server import TritonServer, choose_target
+    from regionspot.serving.tls import ServerTls
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host)
     _check_host(ports, arguments.allow_remote)
     ports = ports.resolved()
+    tls = ServerTls.of(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca)
+    if tls is not None and arguments.detach:
+        raise InputError("--detach and --tls-cert do not go together: run the server in front")
     installation = find_installation(home)
     delete_unused(home, installation)
     if arguments.detach:
@@ -344,7 +355,7 @@ def _up(arguments: argparse.Namespace) -> int:
         ports,
         uses=installation.folders,
     )
-    server = TritonServer(installation, arguments.repository, ports, log, target)
+    server = TritonServer(installation, arguments.repository, ports, log, target, tls)
     check_repository(server.repository, target, server.models)
     if ports.http is not None and installation.folders:
         print(PYPI_HTTP_WARNING, file=sys.stderr)
