@@ -13,6 +13,7 @@ import io
 import sys
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,11 @@ WORDS = ("a", "b")
 BUSY = ("TIMEOUT", "OVERLOADED")
 """Codes with which a busy server fails the canary, and a server that hangs."""
 
+TLS_FILES = {
+    "ca_file": "roots that vouch for the server, with --url grpcs://...",
+    "client_cert_file": "the certificate to show to it",
+    "client_key_file": "its key",
+}
 STATISTICS_S = 1.5
 """How long the number of answers may take: Triton knows it without asking the model."""
 
@@ -71,20 +77,22 @@ def judge(answer: Answer) -> None:
         )
 
 
-def executions_so_far(url: str, timeout_s: float = STATISTICS_S) -> int | None:
+def executions_so_far(url: str, timeout_s: float = STATISTICS_S, **files: Any) -> int | None:
     """Returns how often the public model has worked on requests, refused ones and the canary's own
     included; None if the server does not say. Requests that were cancelled while they waited do not
-    count, so that a model that hangs makes no progress.
+    count, so that a model that hangs makes no progress. `files` are those of `RegionClient`, for
+    TLS.
     """
     try:
-        with Connection(url, timeout_s, retry=False) as connection:
+        with Connection(url, timeout_s, retry=False, **files) as connection:
             return int(connection.statistics().get("execution_count", 0))
     except RegionSpotError:
         return None
 
 
-def check_progress(url: str, timeout_s: float) -> str:
-    """Asks the canary's question, and looks at who else was answered meanwhile.
+def check_progress(url: str, timeout_s: float, **files: Any) -> str:
+    """Asks the canary's question, and looks at who else was answered meanwhile. `files` are those
+    of `RegionClient`, for TLS.
 
     Returns:
         A sentence on how the server does.
@@ -92,12 +100,12 @@ def check_progress(url: str, timeout_s: float) -> str:
     Raises:
         ServingError: It answers the canary wrongly, or nobody.
     """
-    before = executions_so_far(url)
+    before = executions_so_far(url, **files)
     try:
-        with RegionClient(url, timeout_s) as client:
+        with RegionClient(url, timeout_s, **files) as client:
             check(client, timeout_s)
     except ServingError as error:
-        after = executions_so_far(url)
+        after = executions_so_far(url, **files)
         if error.code not in BUSY or before is None or after is None or after <= before:
             raise
         return "busy: others were answered while the canary waited"
@@ -115,9 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--timeout", type=float, default=10.0, metavar="SECONDS", help="default: %(default)s"
     )
+    for option, meaning in TLS_FILES.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", metavar="FILE", help=meaning)
     arguments = parser.parse_args(argv)
+    files = {option: getattr(arguments, option) for option in TLS_FILES}
+    given = {option: path for option, path in files.items() if path is not None}
     try:
-        state = check_progress(arguments.url, arguments.timeout)
+        state = check_progress(arguments.url, arguments.timeout, **given)
     except RegionSpotError as error:
         print(f"not ready: {error}", file=sys.stderr)
         return 1

@@ -161,6 +161,8 @@ def _up_command(
         command.append("--allow-remote")
     if options.all_models:
         command.append("--all-models")
+    if options.tls is not None:
+        command += options.tls.up_options()
     values = {
         "--target": options.target,
         "--instances": options.instances,

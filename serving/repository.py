@@ -11,7 +11,8 @@ public one over them.
         configs/cpu.pbtxt
         1/model.py, sam_image_encoder.onnx
 
-Start the server with `--model-config-name=TARGET`, as `regionspot-serve up` does.
+Start the server with `--model-config-name=TARGET`, as `regionspot-serve up` does; or make the
+repository flat, with the configuration of one target as `config.pbtxt` in each model's folder.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ class RepositoryOptions:
         gpu_memory_mib: of the GPU that will serve; None is this machine's, if it has one.
         graphs: where the public model's graphs run: inside of it, or as models of their own in the
             same server, which is what a GPU's repository always does.
+        flat: also write each model's configuration as `config.pbtxt`, for servers that are started
+            without `--model-config-name`, such as KServe's.
     """
 
     target: str = "cpu"
@@ -102,6 +105,7 @@ class RepositoryOptions:
     graphs: str | None = None
     allow_unverified: bool = False
     gpu_memory_mib: int | None = None
+    flat: bool = False
 
     @property
     def run_graphs(self) -> str:
@@ -159,9 +163,20 @@ def make_repository(
             (out / name / "configs" / f"{options.target}.pbtxt").unlink(missing_ok=True)
         kind = runtime, artefact_format, precision
         _write_pipeline(out, manifest, kind, options, words, [entry.name for entry in entries])
+        _flatten(out, options)
     names = [MODEL, *(entry.name for entry in entries)]
     check_repository(out, options.target, names)
     return names
+
+
+def _flatten(out: Path, options: RepositoryOptions) -> None:
+    """Puts the target's configurations where Triton looks by itself, or removes earlier ones."""
+    for config in out.glob(f"*/configs/{options.target}.pbtxt"):
+        found_by_itself = config.parents[1] / "config.pbtxt"
+        if options.flat:
+            write_atomically(found_by_itself, config.read_bytes())
+        else:
+            found_by_itself.unlink(missing_ok=True)
 
 
 def check_repository(repository: Path, target: str, names: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ from regionspot.serving.processes import (
     start_ticks,
 )
 from regionspot.serving.repository import GRAPHS_INSIDE, graphs_on_gpu, models_of, targets_of
+from regionspot.serving.tls import ServerTls
 from regionspot.serving.triton import STUB_DIED, Connection
 
 EXIT_TIMEOUT_S = 20
@@ -93,12 +94,14 @@ class ServerOptions:
             `regionspot.serving.backends.instances.cpu_instances`.
         threads: Of each instance; None likewise.
         all_models: Also load each graph as a model, where the public model does without.
+        tls: For the gRPC port; None leaves it without TLS.
     """
 
     target: str | None = None
     instances: int | None = None
     threads: int | None = None
     all_models: bool = False
+    tls: ServerTls | None = None
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
@@ -136,6 +139,7 @@ class TritonServer:
         options: ServerOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.installation = installation
+        self._tls = options.tls
         self.repository = Path(repository)
         self.ports = ports
         self.log = None if log is None else LogFile(log)
@@ -159,6 +163,16 @@ class TritonServer:
         self._memory_prefix = shared_memory_prefix()
         self._process: subprocess.Popen[bytes] | None = None
         self._log_file: BinaryIO | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it, with `client_files`."""
+        return f"grpcs://localhost:{self.ports.grpc}" if self._tls else self.ports.grpc_url
+
+    @property
+    def client_files(self) -> dict[str, Any]:
+        """Arguments of `RegionClient` beside the address."""
+        return self._tls.client_files() if self._tls else {}
 
     @property
     def pid(self) -> int | None:
@@ -186,6 +200,7 @@ class TritonServer:
             *self._http_options(address),
             f"--grpc-address={ports.url_host}",
             f"--grpc-port={ports.grpc}",
+            *(self._tls.triton_options() if self._tls else ()),
             f"--grpc-restricted-protocol={ADMIN_APIS}:{NO_HEADER}=refused",
             f"--metrics-address={address}",
             f"--metrics-port={ports.metrics}",
@@ -302,11 +317,11 @@ class TritonServer:
                 left_s = max(deadline - time.monotonic(), 1.0)
                 if self._is_who_answers(left_s):
                     make_shared_memory_private(self._memory_prefix)
-                    with RegionClient(self.ports.grpc_url, left_s, retry=False) as client:
+                    with self.client(left_s) as client:
                         canary.check(client, left_s, return_masks=masks)
                     self._remember_stubs()
                     return
-                reason = f"another server answers at {self.ports.grpc_url}"
+                reason = f"another server answers at {self.url}"
             except ServingError as error:
                 reason = str(error)
                 if error.code not in ("UNAVAILABLE", "TIMEOUT") or STUB_DIED in reason:
@@ -315,6 +330,10 @@ class TritonServer:
         raise ServingError(
             "UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.log_tail()}"
         )
+
+    def client(self, timeout_s: float) -> RegionClient:
+        """Returns a client of this server that does not try again."""
+        return RegionClient(self.url, timeout_s, retry=False, **self.client_files)
 
     def _stub_stays_dead(self) -> bool:
         """Returns whether some stub has been dead for `DEAD_STUB_S`."""
@@ -328,7 +347,7 @@ class TritonServer:
 
     def _is_who_answers(self, timeout_s: float) -> bool:
         """Returns whether this server listens on its port, and not another one."""
-        with Connection(self.ports.grpc_url, timeout_s, retry=False) as connection:
+        with Connection(self.url, timeout_s, retry=False, **self.client_files) as connection:
             metadata = connection.call(
                 lambda client, left_s: client.get_server_metadata(client_timeout=left_s)
             )

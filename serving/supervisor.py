@@ -12,7 +12,6 @@ import time
 
 from regionspot.errors import RegionSpotError
 from regionspot.serving import canary
-from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.log_file import LogFile
 from regionspot.serving.server import POLL_S, TritonServer
@@ -152,9 +151,7 @@ class CanaryThread:
         while not self._stop.wait(CANARY_PERIOD_S):
             asked, cpu_s = time.monotonic(), self._server.cpu_seconds()
             try:
-                with RegionClient(
-                    self._server.ports.grpc_url, CANARY_TIMEOUT_S, retry=False
-                ) as client:
+                with self._server.client(CANARY_TIMEOUT_S) as client:
                     canary.check(client, CANARY_TIMEOUT_S)
                 self._slowest_s = max(self._slowest_s, time.monotonic() - asked)
                 self.reset()
@@ -176,7 +173,7 @@ class CanaryThread:
         """
         now = time.monotonic()
         self._computes = self._server.cpu_seconds() - cpu_s > WORKING_SHARE * (now - asked)
-        executions = canary.executions_so_far(self._server.ports.grpc_url, POLL_S)
+        executions = canary.executions_so_far(self._server.url, POLL_S, **self._server.client_files)
         progress = executions is not None and executions != self._executions
         if self._waiting_since is None:
             self._waiting_since = asked

@@ -118,6 +118,12 @@ def _add_init(commands: Any) -> None:
         help="on a CPU, where the public model runs its graphs: inside (default, faster) or as "
         "models of their own",
     )
+    init.add_argument(
+        "--flat",
+        action="store_true",
+        help="also write config.pbtxt files, for servers started without --model-config-name "
+        "(KServe's)",
+    )
 
 
 def _add_up(commands: Any) -> None:
@@ -179,6 +185,13 @@ def _add_up(commands: Any) -> None:
         help="allow a --host that other machines can reach: anybody who does may use the server, "
         "which has no authentication and no TLS",
     )
+    tls = {
+        "--tls-cert": "the gRPC port's certificate, for localhost too; also a client's",
+        "--tls-key": "its key",
+        "--tls-client-ca": "roots that vouch for it and for what clients must show",
+    }
+    for option, meaning in tls.items():
+        up.add_argument(option, type=Path, metavar="FILE", help=meaning)
     up.add_argument(
         "--detach", action="store_true", help="return once it answers, and leave it running"
     )
@@ -326,6 +339,8 @@ def _init(arguments: argparse.Namespace) -> int:
             for text in arguments.vocabularies
         )
     gpu_memory_mib = _mebibytes(arguments.gpu_memory)
+    if arguments.flat and "," in arguments.target:
+        raise InputError("--flat is for one target: its configuration is the only one found")
     for target in arguments.target.split(","):
         options = RepositoryOptions(
             target=target.strip(),
@@ -337,6 +352,7 @@ def _init(arguments: argparse.Namespace) -> int:
             graphs=arguments.graphs if target.strip() == "cpu" else None,
             allow_unverified=arguments.allow_unverified,
             gpu_memory_mib=gpu_memory_mib,
+            flat=arguments.flat,
         )
         names = make_repository(arguments.artifacts, arguments.out, options)
         print(f"{arguments.out} serves {len(names)} models on {options.target}: {', '.join(names)}")
@@ -399,10 +415,17 @@ def _up(arguments: argparse.Namespace) -> int:
     from regionspot.serving.records import ServerRecord, start_detached
     from regionspot.serving.repository import check_repository
     from regionspot.serving.server import ServerOptions, TritonServer, choose_target
+    from regionspot.serving.tls import ServerTls
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
-    options = ServerOptions(target, arguments.instances, arguments.threads, arguments.all_models)
+    options = ServerOptions(
+        target,
+        arguments.instances,
+        arguments.threads,
+        arguments.all_models,
+        ServerTls.of(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
+    )
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host)
     _check_host(ports, arguments.allow_remote)
     ports = ports.resolved()
