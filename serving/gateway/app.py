@@ -68,6 +68,7 @@ def make_app(settings: GatewaySettings, connect: Connect = AsyncRegionClient) ->
             Route("/static/{name}", gateway.page),
             Route("/v1/recognize", gateway.recognize, methods=["POST"]),
             Route("/v1/info", gateway.info),
+            Route("/v1/vocabularies/{name:path}", gateway.vocabulary),
             Route("/healthz", gateway.health),
             Route("/readyz", gateway.ready),
             Route("/metrics", gateway.metrics),
@@ -163,6 +164,17 @@ class Gateway:
                 "limits": limits,
             }
         )
+
+    async def vocabulary(self, request: Request) -> Response:
+        """The words of a registered vocabulary, in the order of their class ids."""
+        self._authorize(request)
+        name = request.path_params["name"]
+        words = (await self._upstream.info()).vocabularies.get(name)
+        if words is None:
+            raise HttpError(
+                "VOCABULARY_UNKNOWN", "no vocabulary of that name is registered", status=404
+            )
+        return JSONResponse({"name": name, "words": list(words)})
 
     async def health(self, request: Request) -> Response:
         """That the process lives, whatever Triton does."""
