@@ -22,6 +22,10 @@ from regionspot.serving.contract import Limits
 from regionspot.serving.conversation import ServerInfo
 from regionspot.structures import RegionPredictions
 
+TAUGHT_AT_ONCE = 8
+"""Words that a server learns in one request: a full-size text encoder on a CPU takes seconds for
+each."""
+
 
 def evaluate_through(
     client: RegionClient,
@@ -117,7 +121,7 @@ def _teach(
 ) -> None:
     """Has the server encode words a part at a time, as it wants where many are new to it."""
     image = client.encode(dataset.image_path(record))
-    step = client.info().limits.max_new_words
+    step = min(client.info().limits.max_new_words, TAUGHT_AT_ONCE)
     for start in range(0, len(words), step):
         client.ask(make_question(image, [], words[start : start + step]))
 

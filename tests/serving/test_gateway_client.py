@@ -499,7 +499,7 @@ def alarm(error: Exception) -> Iterator[None]:
 @pytest.mark.parametrize("error", [TimeoutError("mine"), KeyError("mine")])
 def test_what_a_signal_handler_raises_comes_out(url: str, picture: Path, error: Exception) -> None:
     """A TimeoutError, too, which an HTTP client would take for the socket's."""
-    words = [f"toy number {index}" for index in range(24)]
+    words = [f"toy number {index}" for index in range(8)]
     with RegionClient(url) as client:
         client.info()
         with alarm(error), pytest.raises(type(error)) as raised:
