@@ -30,11 +30,12 @@ from regionspot.benchmarks.loops import (
 from regionspot.benchmarks.questions import Picture, mean_regions, never_seen, pictures_of
 from regionspot.benchmarks.server_statistics import Statistics, work_between
 from regionspot.errors import InputError
+from regionspot.serving.address import Address
 from regionspot.serving.client import AsyncRegionClient, RegionClient, make_question
 from regionspot.serving.contract import MODEL, ServingError
 from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.messages import RemoteImage
-from regionspot.serving.triton import Address, Connection
+from regionspot.serving.triton import Connection
 from regionspot.structures import FloatArray
 
 logger = logging.getLogger(__name__)

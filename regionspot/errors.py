@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import unicodedata
 from collections.abc import Iterable
 from os import PathLike, fspath
 from types import FrameType
@@ -73,3 +74,27 @@ def plain_text(text: str | PathLike[str]) -> str:
             ch if not 0xDC80 <= ord(ch) <= 0xDCFF else f"\\x{ord(ch) - 0xDC00:02x}" for ch in text
         )
         return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's categories of what shows nothing of itself
+_JOINERS = "\u200c\u200d"  # which emoji and words of some languages are written with
+
+
+def visible(text: str) -> str:
+    r"""A stranger's text as a part of one line: control characters, ends of lines, and marks that
+    turn the direction of writing are escaped, so that a terminal shows them and does not obey.
+
+    >>> visible("cat\x1b[2J\u202e\u2028dog")
+    'cat\\x1b[2J\\u202e\\u2028dog'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS
+        else letter
+        for letter in text
+    )
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, of a text whose lines are meant."""
+    return "\n".join(map(visible, text.split("\n")))

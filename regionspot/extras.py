@@ -13,6 +13,7 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "onnx",
     "openvino": "openvino",
+    "httpx2": "serving",
     "psutil": "serving",
     "tritonclient": "serving",
     "prometheus_client": "web",

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from regionspot.errors import visible_lines
+
 PACKAGE = logging.getLogger("regionspot")
 
 
@@ -42,7 +44,7 @@ class StandardStreamHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=getattr(sys, self._stream), flush=True)
+            print(visible_lines(self.format(record)), file=getattr(sys, self._stream), flush=True)
         except Exception:
             self.handleError(record)
 

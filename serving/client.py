@@ -3,11 +3,14 @@
 client = RegionClient("localhost:8001")
 found = client.recognize("photo.jpg", boxes=[[10, 20, 200, 300]], vocabulary=["cat", "coffee cup"])
 print(found.class_names[found.class_ids[0]], found.scores[0])
+
+From outside, through a gateway: RegionClient("https://HOST", token="...").
 """
 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +20,20 @@ import numpy.typing as npt
 
 from regionspot.errors import InputError
 from regionspot.images import ImageSource, read_image
+from regionspot.serving.address import Address, Credentials
 from regionspot.serving.contract import DEFAULT_TOP_K, MODEL, ServingError, base64_hint
 from regionspot.serving.conversation import (
     ConfigRequest,
     Conversation,
+    HttpRequest,
     Request,
     ResultT,
     ServerInfo,
     Steps,
 )
+from regionspot.serving.http_connection import AsyncHttpConnection, HttpConnection
 from regionspot.serving.messages import Answer, Question, RemoteImage
+from regionspot.serving.protocols import GatewayProtocol, TritonProtocol
 from regionspot.serving.triton import DEFAULT_TIMEOUT_S, AsyncConnection, Connection
 from regionspot.structures import RegionPredictions, UInt8Array, Vocabulary, as_prompts
 
@@ -36,18 +43,42 @@ _SENT_AS_IT_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG and PNG; WebP i
 class RegionClient:
     """A connection to a server, kept open. Use as a context manager, or call `close`.
 
-    Safe for several threads at once over gRPC; over HTTP each thread needs a client of its own.
+    Safe for several threads at once over gRPC and to a gateway; over Triton's HTTP each thread
+    needs a client of its own.
 
     Args:
-        url: "HOST:PORT" of the server's gRPC port, or "http://HOST:PORT".
+        url: "HOST:PORT" of the server's gRPC port, with TLS "grpcs://HOST:PORT"; or of a gateway,
+            "https://HOST", "https://HOST:PORT/PATH" or the same with http. Behind http and https
+            may also be Triton's HTTP: the server is asked once.
         timeout_s: of one call, retries included. A server that cannot be reached, restarts or is
-            overloaded is asked again until then, with growing pauses; nothing else is.
+            overloaded is asked again until then, with growing pauses, or those that it asks for;
+            nothing else is.
         retry: False asks once.
+        token: that the gateway wants.
+        ca_file: of grpcs and https, PEM certificates of the authorities to believe; None are those
+            of the system.
+        client_cert_file: the client's own certificate, PEM, where the server wants one.
+        client_key_file: its key, PEM.
+
+    Raises:
+        InputError: no address, a file that cannot be read, credentials that the address has no use
+            for.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
-        self._connection = Connection(url, timeout_s, retry)
-        self._conversation = Conversation()
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: bool = True,
+        *,
+        token: str | None = None,
+        ca_file: str | Path | None = None,
+        client_cert_file: str | Path | None = None,
+        client_key_file: str | Path | None = None,
+    ) -> None:
+        credentials = Credentials(token, ca_file, client_cert_file, client_key_file)
+        self._connections = _Connections(Address.parse(url), timeout_s, retry, credentials)
+        self._conversation = _conversation_at(self._connections.address)
 
     def recognize(
         self,
@@ -113,13 +144,22 @@ class RegionClient:
         """
         return self._hold(self._conversation.info(refresh, timeout_s))
 
+    def is_gateway(self, timeout_s: float | None = None) -> bool:
+        """Whether a gateway answers, and not Triton itself.
+
+        Raises:
+            ServingError: it cannot be reached, or wants a token.
+        """
+        protocol = self._hold(self._conversation.protocol(timeout_s))
+        return isinstance(protocol, GatewayProtocol)
+
     def _hold(self, steps: Steps[ResultT]) -> ResultT:
         """Sends the requests of a conversation; its result."""
         try:
             request = next(steps)
             while True:
                 try:
-                    answer = _send(self._connection, request)
+                    answer = self._connections.send(request)
                 except ServingError as error:
                     request = steps.throw(error)
                 else:
@@ -129,7 +169,8 @@ class RegionClient:
             return result
 
     def close(self) -> None:
-        self._connection.close()
+        """Closes the connections. A later call opens others."""
+        self._connections.close()
 
     def __enter__(self) -> RegionClient:
         return self
@@ -148,9 +189,20 @@ class AsyncRegionClient:
     cancels its request.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
-        self._connection = AsyncConnection(url, timeout_s, retry)
-        self._conversation = Conversation()
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: bool = True,
+        *,
+        token: str | None = None,
+        ca_file: str | Path | None = None,
+        client_cert_file: str | Path | None = None,
+        client_key_file: str | Path | None = None,
+    ) -> None:
+        credentials = Credentials(token, ca_file, client_cert_file, client_key_file)
+        self._connections = _AsyncConnections(Address.parse(url), timeout_s, retry, credentials)
+        self._conversation = _conversation_at(self._connections.address)
 
     async def recognize(
         self,
@@ -196,7 +248,7 @@ class AsyncRegionClient:
             request = next(steps)
             while True:
                 try:
-                    answer = await _send(self._connection, request)
+                    answer = await self._connections.send(request)
                 except ServingError as error:
                     request = steps.throw(error)
                 else:
@@ -206,7 +258,8 @@ class AsyncRegionClient:
             return result
 
     async def close(self) -> None:
-        await self._connection.close()
+        """See `RegionClient.close`."""
+        await self._connections.close()
 
     async def __aenter__(self) -> AsyncRegionClient:
         return self
@@ -286,8 +339,89 @@ def _read(source: ImageSource, named: ImageSource) -> UInt8Array:
         raise InputError(f"{error}{name}{hint}") from error
 
 
-def _send(connection: Connection | AsyncConnection, request: Request) -> Any:
-    """The answer to a request; of an AsyncConnection, something to await for it."""
-    if isinstance(request, ConfigRequest):
-        return connection.config(timeout_s=request.timeout_s)
-    return connection.infer(MODEL, request.tensors, request.request_id, request.timeout_s)
+class _Connections:
+    """To one server: Triton's client, or HTTP, each opened when it is first needed. Which one a
+    request is for, the request says.
+    """
+
+    def __init__(
+        self, address: Address, timeout_s: float, retry: bool, credentials: Credentials
+    ) -> None:
+        credentials.check_for(address)
+        self.address = address
+        self._limits, self._credentials = (timeout_s, retry), credentials
+        self._lock = threading.Lock()
+        self._triton: Connection | None = None
+        self._http: HttpConnection | None = None
+
+    def send(self, request: Request) -> Any:
+        """The answer to a request. Raises ServingError."""
+        if isinstance(request, HttpRequest):
+            return self._to_http().send(request)
+        triton = self._to_triton()
+        if isinstance(request, ConfigRequest):
+            return triton.config(timeout_s=request.timeout_s)
+        return triton.infer(MODEL, request.tensors, request.request_id, request.timeout_s)
+
+    def close(self) -> None:
+        for connection in (self._triton, self._http):
+            if connection is not None:
+                connection.close()
+
+    def _to_http(self) -> HttpConnection:
+        with self._lock:
+            if self._http is None:
+                self._http = HttpConnection(self.address, *self._limits, self._credentials)
+            return self._http
+
+    def _to_triton(self) -> Connection:
+        with self._lock:
+            if self._triton is None:
+                self._triton = Connection(
+                    str(self.address), *self._limits, **self._credentials.files
+                )
+            return self._triton
+
+
+class _AsyncConnections:
+    """As `_Connections`, for asyncio."""
+
+    def __init__(
+        self, address: Address, timeout_s: float, retry: bool, credentials: Credentials
+    ) -> None:
+        credentials.check_for(address)
+        self.address = address
+        self._limits, self._credentials = (timeout_s, retry), credentials
+        self._triton: AsyncConnection | None = None
+        self._http: AsyncHttpConnection | None = None
+
+    async def send(self, request: Request) -> Any:
+        """See `_Connections.send`."""
+        if isinstance(request, HttpRequest):
+            return await self._to_http().send(request)
+        triton = self._to_triton()
+        if isinstance(request, ConfigRequest):
+            return await triton.config(timeout_s=request.timeout_s)
+        return await triton.infer(MODEL, request.tensors, request.request_id, request.timeout_s)
+
+    async def close(self) -> None:
+        for connection in (self._triton, self._http):
+            if connection is not None:
+                await connection.close()
+
+    def _to_http(self) -> AsyncHttpConnection:
+        if self._http is None:
+            self._http = AsyncHttpConnection(self.address, *self._limits, self._credentials)
+        return self._http
+
+    def _to_triton(self) -> AsyncConnection:
+        if self._triton is None:
+            self._triton = AsyncConnection(
+                str(self.address), *self._limits, **self._credentials.files
+            )
+        return self._triton
+
+
+def _conversation_at(address: Address) -> Conversation:
+    """gRPC is Triton's; behind HTTP may be a gateway, which is asked first."""
+    return Conversation(TritonProtocol() if address.is_grpc else None)

@@ -136,22 +136,42 @@ MAX_MESSAGE_BYTES = 2000
 
 CUT_SIGN = " ..."
 
-_CODED = re.compile(rf"(?:^|\] |, )({'|'.join(CODES)}): (.*)", re.DOTALL)
+_CODED = re.compile(
+    r"(?:\[request id: [^\]]*\] )?(?:in ensemble '[^']*', )?"
+    rf"({'|'.join(CODES)}): (.*)",
+    re.DOTALL,
+)
+"""What `as_text` writes, behind what Triton may put before it; a caller's words come later."""
 
 RETRYABLE = ("QUOTA_EXCEEDED", "OVERLOADED", "UNAVAILABLE")
 
 
 class ServingError(RegionSpotError):
-    """A server's refusal or failure; `code` is one of CODES."""
+    """A server's refusal or failure; `code` is one of CODES.
+
+    `retry_after_s` is how many seconds the server asks to wait before the next attempt, None where
+    it does not say.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         assert code in CODES, code
         super().__init__(message)
         self.code = code
+        self.retry_after_s: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), str(self), self.__dict__)
 
 
 class RequestError(ServingError, InputError):
     """What the caller can mend: the picture, the regions, the words."""
+
+
+def _unpickled(kind: type[ServingError], message: str, state: dict[str, Any]) -> ServingError:
+    """An error that comes out of another process, whatever its constructor takes."""
+    error = kind.__new__(kind, message)
+    error.__dict__.update(state)
+    return error
 
 
 def error_of(code: str, message: str) -> ServingError:
@@ -174,7 +194,7 @@ def from_text(text: str) -> ServingError | None:
     """The error that `as_text` wrote, perhaps behind words of Triton's own; None where there is
     none.
     """
-    found = _CODED.search(text)
+    found = _CODED.match(text)
     return error_of(found[1], found[2]) if found else None
 
 

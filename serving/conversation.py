@@ -8,84 +8,52 @@ requests.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
 
-from regionspot.runtime.runner import Array
-from regionspot.serving.contract import Limits, RequestError
+from regionspot.serving.contract import RequestError
 from regionspot.serving.messages import Answer, OtherWordsError, Question, RemoteImage
+from regionspot.serving.protocols import (
+    ConfigRequest,
+    HttpRequest,
+    InferenceRequest,
+    Reader,
+    Request,
+    ResultT,
+    ServerInfo,
+    ServerProtocol,
+    Steps,
+    recognized,
+)
 from regionspot.structures import Prompts
 
-ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """Describes the model that a server runs.
-
-    Args:
-        model: its name.
-        runtime: name of the runtime.
-        precision: name of the precision.
-        vocabularies: name -> class names of each registered vocabulary.
-        limits: of one request.
-    """
-
-    model: str
-    runtime: str
-    precision: str
-    vocabularies: Mapping[str, tuple[str, ...]]
-    limits: Limits
-
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> ServerInfo:
-        """From the parameters of the public model's configuration."""
-        values = {name: json.loads(text) for name, text in parameters.items()}
-        return cls(
-            model=values["model_info"]["name"],
-            runtime=values["runtime"],
-            precision=values["precision"],
-            vocabularies={name: tuple(words) for name, words in values["vocabularies"].items()},
-            limits=Limits.from_json(values["limits"]),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class InferenceRequest:
-    """Asks the public model; its answer is the output tensors by name. `timeout_s` None is the
-    connection's.
-    """
-
-    tensors: Mapping[str, Array]
-    request_id: str = ""
-    timeout_s: float | None = None
-
-
-@dataclass(frozen=True)
-class ConfigRequest:
-    """Asks for the parameters of the public model's configuration; its answer is their texts by
-    name.
-    """
-
-    timeout_s: float | None = None
-
-
-Request = InferenceRequest | ConfigRequest
-Steps = Generator[Request, Any, ResultT]
+__all__ = [
+    "ConfigRequest",
+    "Conversation",
+    "HttpRequest",
+    "InferenceRequest",
+    "Request",
+    "ResultT",
+    "ServerInfo",
+    "Steps",
+]
 
 
 class Conversation:
-    """With one server. `known` is what it last said of itself."""
+    """With one server. `known` is what it last said of itself.
 
-    def __init__(self) -> None:
+    Args:
+        protocol: that the server speaks; None asks it first.
+    """
+
+    def __init__(self, protocol: ServerProtocol | None = None) -> None:
         self.known: ServerInfo | None = None
+        self._protocol = protocol
 
     def info(self, refresh: bool = False, timeout_s: float | None = None) -> Steps[ServerInfo]:
         """What the server runs: asked once, or again with `refresh`."""
         if self.known is None or refresh:
-            self.known = ServerInfo.from_parameters((yield ConfigRequest(timeout_s)))
+            protocol = yield from self.protocol(timeout_s)
+            self.known = yield from protocol.info(timeout_s)
         return self.known
 
     def ask(
@@ -94,16 +62,16 @@ class Conversation:
         """The answer to a question. An image that the server no longer has is sent again if its
         bytes are at hand.
         """
+        protocol = yield from self.protocol(timeout_s)
         encoded = question.image if isinstance(question.image, bytes) else question.image.encoded
         try:
-            tensors = yield InferenceRequest(question.to_tensors(), request_id, timeout_s)
+            read = yield from protocol.ask(question, request_id, timeout_s)
         except RequestError as error:
             if error.code != "IMAGE_UNKNOWN" or encoded is None:
                 raise
-            tensors = yield InferenceRequest(
-                replace(question, image=encoded).to_tensors(), request_id, timeout_s
-            )
-        answer = yield from self._read(question, tensors)
+            again = replace(question, image=encoded)
+            read = yield from protocol.ask(again, request_id, timeout_s)
+        answer = yield from self._read(question, read)
         return replace(answer, image=replace(answer.image, encoded=encoded))
 
     def encode(self, encoded: bytes, timeout_s: float | None = None) -> Steps[RemoteImage]:
@@ -115,16 +83,22 @@ class Conversation:
         )
         return answer.image
 
-    def _read(self, question: Question, tensors: Mapping[str, Array]) -> Steps[Answer]:
+    def protocol(self, timeout_s: float | None) -> Steps[ServerProtocol]:
+        """That the server speaks: asked for once."""
+        if self._protocol is None:
+            self._protocol = yield from recognized(timeout_s)
+        return self._protocol
+
+    def _read(self, question: Question, read: Reader) -> Steps[Answer]:
         """Reads an answer by the class names of the question, or of the vocabulary that it
         names.
         """
-        name, masks = question.vocabulary, question.return_masks
+        name = question.vocabulary
         if not isinstance(name, str):
-            return Answer.from_tensors(tensors, name, masks)
+            return read(name)
         info = yield from self.info()
         try:
-            return Answer.from_tensors(tensors, info.vocabularies.get(name), masks)
+            return read(info.vocabularies.get(name))
         except OtherWordsError:  # other words were registered since this client asked
             info = yield from self.info(refresh=True)
-            return Answer.from_tensors(tensors, info.vocabularies.get(name), masks)
+            return read(info.vocabularies.get(name))

@@ -8,7 +8,7 @@ Client, gateway and server share these types. Each knows its own form in the ten
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from regionspot.errors import InputError, shown
 from regionspot.runtime.runner import Array
 from regionspot.serving.contract import (
     ANY_TOP_K,
+    DEFAULT_TOP_K,
     INPUTS,
     OUTPUTS,
     Limits,
@@ -62,7 +63,7 @@ class RemoteImage:
     handle: str
     height: int = 0
     width: int = 0
-    encoded: bytes | None = None
+    encoded: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,11 @@ class Question:
     @property
     def num_regions(self) -> int:
         return sum(map(len, self.prompts))
+
+    @property
+    def wanted_top_k(self) -> int:
+        """Number of best classes, also where it was left to the server."""
+        return DEFAULT_TOP_K if self.top_k is None else self.top_k
 
     def check(self, limits: Limits) -> None:
         """Checks all that can be told without the image and the model: the server's limits, an
@@ -140,7 +146,7 @@ class Question:
                 points.
         """
         with coded():
-            regions = _tensors_of_regions(self.prompts)
+            regions = tensors_of_regions(self.prompts)
             handle = None
             if isinstance(self.image, RemoteImage):
                 handle = _row([to_utf8(self.image.handle, "the image's handle")])
@@ -378,7 +384,7 @@ def _encoded_words(words: Sequence[str]) -> list[bytes]:
     return [to_utf8(word, f"word {index}") for index, word in enumerate(words)]
 
 
-def _tensors_of_regions(prompts: Sequence[Prompts]) -> dict[str, Array]:
+def tensors_of_regions(prompts: Sequence[Prompts]) -> dict[str, Array]:
     """The inverse of `as_prompts`: `boxes`, and `points` with their labels, as far as there are
     any; see NO_REGIONS.
     """

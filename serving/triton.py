@@ -6,51 +6,48 @@ The only module that imports a Triton client.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
-import socket
 import threading
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from importlib import import_module
-from types import ModuleType, SimpleNamespace, TracebackType
+from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from regionspot.errors import ArtifactError, InputError, is_interrupt
+from regionspot.errors import ArtifactError, InputError
 from regionspot.runtime.artifacts import spec_from_json
 from regionspot.runtime.graph_spec import GraphSpec, ModelInfo
 from regionspot.runtime.pipeline import GPU_PROMPT_CHUNK, RegionPipeline
 from regionspot.runtime.runner import Array, Tensors, check_feeds, check_outputs
 from regionspot.runtime.text_encoder import TextInput
 from regionspot.runtime.tokenizer import ClipTokenizer, tokenizer_json
-from regionspot.serving.contract import (
-    MODEL,
-    RETRYABLE,
-    RequestError,
-    ServingError,
-    error_of,
-    from_text,
-)
+from regionspot.serving import calls
+from regionspot.serving.address import Address, Credentials
+from regionspot.serving.calls import DEFAULT_TIMEOUT_S, STUB_DIED, Attempts, without_signals
+from regionspot.serving.contract import MODEL, RequestError, ServingError
+from regionspot.serving.triton_errors import translated
 
 try:
     import tritonclient.grpc
     import tritonclient.grpc.aio
-    from tritonclient.utils import InferenceServerException
 except ImportError as error:
     raise InputError(
         f"a Triton client is needed ({error}): pip install 'regionspot[serving]'"
     ) from error
 
-DEFAULT_TIMEOUT_S = 60.0
-FIRST_DELAY_S, MAX_DELAY_S = 0.1, 2.0
-MAX_DEATHS = 3
-STUB_DIED = "is not healthy"  # Triton's words for it
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "STUB_DIED",
+    "AsyncConnection",
+    "Connection",
+    "TritonPipeline",
+    "TritonRunner",
+    "pipeline_from_triton",
+]
+
 _TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
 _CHANNEL = [
     ("grpc.lb_policy_name", "round_robin"),  # one name may stand for several servers
@@ -60,76 +57,15 @@ _CHANNEL = [
     # gRPC's own is two minutes: too long for a server that was restarted
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-_GONE = (
-    *(
-        "unavailable",
-        "failed to connect",
-        "connection refused",
-        "connection reset",
-        "connection closed",
-    ),
-    *(
-        "is not healthy",
-        "is not ready",
-        "unknown model",
-        "no available versions",
-        "server exiting",
-        "stub process",
-    ),
-    *(
-        "connection dropped",
-        "socket closed",
-        "cannot connect",
-        "server disconnected",
-        "broken pipe",
-        "is not found",
-    ),
-)
-_PERHAPS_HTTP = ("http1.x server", "failed parsing http/2", "socket closed")
-"""gRPC's words for an HTTP/1 server that answers it, or hangs up."""
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 15, 20
+"""A server that is silent for so long is pinged, and given up if it then stays silent."""
 
-_NO_HTTP = ("expected http/", "badstatusline")
-"""HTTP clients' words for a gRPC server that answers them."""
+SAFE_PINGS = 4
+"""Of one silence. Triton takes more of a client's that come sooner than 5 minutes after each other
+for an attack, unless told otherwise, and ends the connection with all requests on it."""
 
-PROBE_S = 1.0
+MAX_KEEPALIVE_S = 7200
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens, and by which protocol.
-
-    >>> Address.parse("localhost:8001").protocol
-    'grpc'
-    """
-
-    protocol: str
-    host: str
-
-    def __str__(self) -> str:
-        return f"{self.protocol}://{self.host}"
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """From "HOST:PORT", which is gRPC, "grpc://HOST:PORT" or "http://HOST:PORT".
-
-        Raises:
-            InputError: anything else.
-        """
-        scheme, separator, host = url.rpartition("://")
-        protocol = scheme if separator else "grpc"
-        name, _, port = host.rstrip("/").rpartition(":")
-        if (
-            protocol not in ("grpc", "http")
-            or not name
-            or not port.isdecimal()
-            or not 0 < int(port) < 65536
-        ):
-            raise InputError(
-                f"{url!r} is no server's address: write HOST:PORT of its gRPC port, or "
-                "http://HOST:PORT"
-            )
-        return cls(protocol, f"{name}:{port}")
 
 
 class _Connector:
@@ -139,11 +75,20 @@ class _Connector:
     A call takes a client and the seconds left; over asyncio it gives something to await.
     """
 
-    def __init__(self, url: str, timeout_s: float, retry: bool, for_asyncio: bool) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        retry: bool,
+        credentials: Credentials,
+        for_asyncio: bool,
+    ) -> None:
         self.address = Address.parse(url)
-        self.timeout_s = timeout_s
-        self._retry = retry
+        credentials.check_for(self.address)
+        self.timeout_s, self.credentials = timeout_s, credentials
+        self._retry, self._for_asyncio = retry, for_asyncio
         self._library = _library(self.address, for_asyncio)
+        self._grpc_clients: dict[int, Any] = {}  # by the interval of their pings
 
     def _attempts(self, timeout_s: float | None) -> Attempts:
         return Attempts(self.timeout_s if timeout_s is None else timeout_s, self._retry)
@@ -158,18 +103,74 @@ class _Connector:
         return ask
 
     def _model_config(self, model: str) -> Callable[[Any, float], Any]:
-        options = {} if self.address.protocol == "http" else {"as_json": True}
+        options = {"as_json": True} if self.address.is_grpc else {}
         return lambda client, left_s: client.get_model_config(
             model, **options, **self._limit(left_s)
         )
 
     def _parameters(self, content: Mapping[str, Any]) -> dict[str, str]:
         """Of a model's configuration."""
-        config = content if self.address.protocol == "http" else content["config"]
+        config = content["config"] if self.address.is_grpc else content
         return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
 
+    def _translated(self, error: Exception) -> ServingError:
+        return translated(error, self.address)
+
     def _limit(self, left_s: float) -> dict[str, float]:
-        return {"client_timeout": left_s} if self.address.protocol == "grpc" else {}
+        return {"client_timeout": left_s} if self.address.is_grpc else {}
+
+    def _http_client(self, **limits: float) -> Any:
+        """A new client of the library's; `limits` are of HTTP."""
+        options = {**limits, **self._http_tls()}
+        return self._made_client(options)
+
+    def _grpc_client_for(self, timeout_s: float) -> Any:
+        """The client for calls of that time-out: there is one unless time-outs differ much."""
+        interval_s = keepalive_s(timeout_s)
+        if interval_s not in self._grpc_clients:
+            self._grpc_clients[interval_s] = self._grpc_client(interval_s)
+        return self._grpc_clients[interval_s]
+
+    def _grpc_client(self, interval_s: int) -> Any:
+        """A new client that pings a silent server after `interval_s`."""
+        keepalive = [
+            ("grpc.keepalive_time_ms", interval_s * 1000),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+            # gRPC measures the bandwidth by pings, too; one that is lost counts for a minute
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+            ("grpc.http2.max_pings_without_data", 0),  # else the third waits for a minute
+        ]
+        return self._made_client({"channel_args": [*_CHANNEL, *keepalive], **self._grpc_tls()})
+
+    def _made_client(self, options: Mapping[str, Any]) -> Any:
+        return self._library.InferenceServerClient(
+            f"{self.address.host}{self.address.path}", **options
+        )
+
+    def _grpc_tls(self) -> dict[str, Any]:
+        if not self.address.is_tls:
+            return {}
+        files = self.credentials.files
+        names = {
+            "root_certificates": "ca_file",
+            "certificate_chain": "client_cert_file",
+            "private_key": "client_key_file",
+        }
+        given = {name: str(files[own]) for name, own in names.items() if own in files}
+        return {"ssl": True, **given}
+
+    def _http_tls(self) -> dict[str, Any]:
+        if not self.address.is_tls:
+            return {}
+        if self._for_asyncio:
+            return {"ssl": True, "ssl_context": self.credentials.ssl_context()}
+        # geventhttpclient wants a context of gevent's, and hands its own authorities over
+        return {
+            "ssl": True,
+            "ssl_context_factory": lambda **_: self.credentials.ssl_context(
+                import_module("gevent.ssl")
+            ),
+        }
 
 
 class Connection(_Connector):
@@ -179,13 +180,22 @@ class Connection(_Connector):
     Args:
         timeout_s: of each call, retries included.
         retry: ask again where that may help.
+        ca_file, client_cert_file, client_key_file: of grpcs and https, see `Credentials`.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
-        super().__init__(url, timeout_s, retry, for_asyncio=False)
-        self._open_client: Any = (
-            SimpleNamespace() if self.address.protocol == "grpc" else threading.local()
-        )
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: bool = True,
+        *,
+        ca_file: str | Path | None = None,
+        client_cert_file: str | Path | None = None,
+        client_key_file: str | Path | None = None,
+    ) -> None:
+        credentials = Credentials(None, ca_file, client_cert_file, client_key_file)
+        super().__init__(url, timeout_s, retry, credentials, for_asyncio=False)
+        self._opened = threading.local()  # over HTTP
         self._lock = threading.Lock()
 
     def infer(
@@ -210,19 +220,15 @@ class Connection(_Connector):
     def call(self, ask: Callable[[Any, float], ResultT], timeout_s: float | None = None) -> ResultT:
         """`ask(client, seconds left)` with retries; errors as in `infer`."""
         attempts = self._attempts(timeout_s)
-        while True:
-            try:
-                return self._ask(ask, attempts.timeout_s, attempts.left_s)
-            except Exception as error:
-                if is_interrupt(error):
-                    raise
-                time.sleep(attempts.delay_after(self._translated(error)))
+        return calls.call(
+            attempts, lambda left_s: self._ask(ask, attempts.timeout_s, left_s), self._translated
+        )
 
     def _ask(
         self, ask: Callable[[Any, float], ResultT], timeout_s: float, left_s: float
     ) -> ResultT:
-        if self.address.protocol == "grpc":
-            return _without_signals(lambda: ask(self._open(timeout_s), left_s))
+        if self.address.is_grpc:
+            return without_signals(lambda: ask(self._open(timeout_s), left_s))
         try:
             return ask(self._open(timeout_s), left_s)
         except BaseException:
@@ -245,21 +251,25 @@ class Connection(_Connector):
 
     def all_statistics(self, model: str = "") -> dict[str, dict[str, Any]]:
         """Of each model of the server, by its name; of one alone where it is named."""
-        if self.address.protocol == "http":
-            content = self.call(lambda client, _: client.get_inference_statistics(model))
-        else:
+        if self.address.is_grpc:
             content = self.call(
                 lambda client, left: client.get_inference_statistics(
                     model, as_json=True, **self._limit(left)
                 )
             )
+        else:
+            content = self.call(lambda client, _: client.get_inference_statistics(model))
         return {found["name"]: dict(found) for found in content["model_stats"]}
 
     def close(self) -> None:
         """Closes the connection: over HTTP, the one of this thread. A later call opens another."""
-        opened, self._open_client.client = getattr(self._open_client, "client", None), None
-        if opened is not None:
-            opened.close()
+        if not self.address.is_grpc:
+            self._close_http()
+            return
+        with self._lock:
+            clients, self._grpc_clients = self._grpc_clients, {}
+        for client in clients.values():
+            client.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -273,28 +283,41 @@ class Connection(_Connector):
         self.close()
 
     def _open(self, timeout_s: float) -> Any:
-        http, opened = self.address.protocol == "http", self._open_client
-        # over HTTP it belongs to the connection
-        if http and getattr(opened, "timeout_s", timeout_s) != timeout_s:
-            self.close()
         with self._lock:
+            if self.address.is_grpc:
+                return self._grpc_client_for(timeout_s)
+            opened = self._opened
+            if getattr(opened, "timeout_s", timeout_s) != timeout_s:
+                self._close_http()  # a time-out belongs to the connection
             if getattr(opened, "client", None) is None:
-                limits = {"connection_timeout": min(timeout_s, 5.0), "network_timeout": timeout_s}
-                options = limits if http else {"channel_args": _CHANNEL}
-                opened.client = self._library.InferenceServerClient(self.address.host, **options)
+                opened.client = self._http_client(
+                    connection_timeout=min(timeout_s, 5.0), network_timeout=timeout_s
+                )
                 opened.timeout_s = timeout_s
             return opened.client
 
-    def _translated(self, error: Exception) -> ServingError:
-        return translated(error, self.address)
+    def _close_http(self) -> None:
+        client, self._opened.client = getattr(self._opened, "client", None), None
+        if client is not None:
+            client.close()
 
 
 class AsyncConnection(_Connector):
     """As `Connection`, for asyncio. A task that is cancelled cancels its request."""
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, retry: bool = True) -> None:
-        super().__init__(url, timeout_s, retry, for_asyncio=True)
-        self._client: Any = None
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: bool = True,
+        *,
+        ca_file: str | Path | None = None,
+        client_cert_file: str | Path | None = None,
+        client_key_file: str | Path | None = None,
+    ) -> None:
+        credentials = Credentials(None, ca_file, client_cert_file, client_key_file)
+        super().__init__(url, timeout_s, retry, credentials, for_asyncio=True)
+        self._opened: Any = None  # over HTTP
 
     async def infer(
         self,
@@ -317,132 +340,23 @@ class AsyncConnection(_Connector):
     ) -> ResultT:
         """See `Connection.call`."""
         attempts = self._attempts(timeout_s)
-        while True:
-            try:
-                return await asyncio.wait_for(ask(self._open(), attempts.left_s), attempts.left_s)
-            except Exception as error:
-                if is_interrupt(error):
-                    raise
-                # it may ask the port
-                failure = await asyncio.to_thread(translated, error, self.address)
-                await asyncio.sleep(attempts.delay_after(failure))
+        return await calls.call_async(
+            attempts, lambda left_s: ask(self._open(attempts.timeout_s), left_s), self._translated
+        )
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        clients = [*self._grpc_clients.values(), self._opened]
+        self._grpc_clients, self._opened = {}, None
+        for client in clients:
+            if client is not None:
+                await client.close()
 
-    def _open(self) -> Any:
-        if self._client is None:
-            options = {"channel_args": _CHANNEL} if self.address.protocol == "grpc" else {}
-            self._client = self._library.InferenceServerClient(self.address.host, **options)
-        return self._client
-
-
-class Attempts:
-    """How often and how long one call is tried: with growing, random pauses, until its time is
-    over.
-
-    A call that met the death of a model's process MAX_DEATHS times may be what kills it, and is not
-    sent again.
-    """
-
-    def __init__(self, timeout_s: float, retry: bool = True) -> None:
-        if not timeout_s > 0:
-            raise InputError(f"a time-out must be more than 0 seconds, not {timeout_s}")
-        self.timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        self._delays, self._retry, self._deaths = _delays(), retry, 0
-
-    @property
-    def left_s(self) -> float:
-        """Until the deadline; never quite nothing."""
-        return max(self._deadline - time.monotonic(), 0.001)
-
-    def delay_after(self, error: ServingError) -> float:
-        """Seconds to wait before the next attempt. Raises `error` if there is none."""
-        delay_s = next(self._delays)
-        self._deaths += STUB_DIED in str(error)
-        if (
-            not self._retry
-            or error.code not in RETRYABLE
-            or self.left_s <= delay_s
-            or self._deaths > MAX_DEATHS
-        ):
-            raise error
-        return delay_s
-
-
-def translated(error: Exception, address: Address) -> ServingError:
-    """What a Triton client raised, as ours."""
-    if isinstance(error, ServingError):
-        return error
-    message = (
-        error.message()
-        if isinstance(error, InferenceServerException)
-        else str(error) or type(error).__name__
-    )
-    status = (
-        str(error.status() or "")
-        if isinstance(error, InferenceServerException)
-        else type(error).__name__
-    )
-    if (known := from_text(message)) is not None:
-        return known
-    text = f"{status} {message}".lower()
-    if (misnamed := _misnamed(text, address)) is not None:
-        return misnamed
-    if "deadline" in text or "timeout" in text or "timed out" in text or "failed to obtain" in text:
-        return error_of(
-            "TIMEOUT", f"{address.host} gave no answer in time: allow more, or ask for less at once"
-        )
-    unreachable = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in (
-        "aiohttp",
-        "geventhttpclient",
-    )
-    if unreachable or any(sign in text for sign in _GONE):
-        return error_of(
-            "UNAVAILABLE",
-            f"{address.host} cannot answer at the moment ({message}); `regionspot-serve up` "
-            "starts a server",
-        )
-    if "invalid_argument" in text or status == "400":
-        return error_of("REQUEST_INVALID", message)
-    return error_of("INTERNAL", message)
-
-
-def _misnamed(text: str, address: Address) -> ServingError | None:
-    """The error to report where the server's other port was named; None where nothing speaks for
-    that.
-    """
-    if (
-        address.protocol == "grpc"
-        and any(sign in text for sign in _PERHAPS_HTTP)
-        and _speaks_http(address.host)
-    ):
-        return error_of(
-            "REQUEST_INVALID",
-            f"{address.host} is an HTTP port: name the server's gRPC port (8001 unless told "
-            f"otherwise), or write http://{address.host}",
-        )
-    if address.protocol == "http" and any(sign in text for sign in _NO_HTTP):
-        return error_of(
-            "REQUEST_INVALID",
-            f"{address.host} does not speak HTTP: name the server's HTTP port (8000 unless told "
-            f"otherwise), or write {address.host} if it is the gRPC port",
-        )
-    return None
-
-
-def _speaks_http(host: str) -> bool:
-    """Whether a port answers HTTP/1, asked at most PROBE_S at a time."""
-    name, _, port = host.rpartition(":")
-    try:
-        with socket.create_connection((name.strip("[]"), int(port)), PROBE_S) as probe:
-            probe.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return probe.recv(5) == b"HTTP/"
-    except OSError:
-        return False
+    def _open(self, timeout_s: float) -> Any:
+        if self.address.is_grpc:
+            return self._grpc_client_for(timeout_s)
+        if self._opened is None:
+            self._opened = self._http_client()
+        return self._opened
 
 
 class TritonRunner:
@@ -511,7 +425,12 @@ class TritonPipeline(RegionPipeline):
             precision=json.loads(public["precision"]),
             fingerprint=lambda graph: config_of(graph)["fingerprint"],
             prompt_chunk=GPU_PROMPT_CHUNK,  # a round trip for each
-            reopen=partial(pipeline_from_triton, str(connection.address), connection.timeout_s),
+            reopen=partial(
+                pipeline_from_triton,
+                str(connection.address),
+                connection.timeout_s,
+                **connection.credentials.files,
+            ),
             text_input=lambda: TextInput(
                 ClipTokenizer(tokenizer_json()), tuple(json.loads(public["templates"]))
             ),
@@ -522,13 +441,18 @@ class TritonPipeline(RegionPipeline):
         self._connection.close()
 
 
-def pipeline_from_triton(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> RegionPipeline:
+def pipeline_from_triton(
+    url: str, timeout_s: float = DEFAULT_TIMEOUT_S, **tls_files: Any
+) -> RegionPipeline:
     """The whole model, each graph run by a server; the server's configuration says all about them.
+
+    Args:
+        tls_files: ca_file, client_cert_file and client_key_file, as of `Connection`.
 
     Raises:
         ServingError: the server cannot be reached, or is none of ours.
     """
-    connection = Connection(url, timeout_s)
+    connection = Connection(url, timeout_s, **tls_files)
     try:
         return TritonPipeline(connection)
     except KeyError as error:
@@ -538,28 +462,18 @@ def pipeline_from_triton(url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> Regi
         ) from error
 
 
-def _without_signals(call: Callable[[], ResultT]) -> ResultT:
-    """`call()`, in a thread in which no signal handler runs.
-
-    gRPC reports what a handler raises while it serializes or deserializes a message as an error of
-    its own. An interrupted call goes on in its thread until its time-out; its answer is dropped.
+def keepalive_s(timeout_s: float) -> int:
+    """After how many seconds of silence a server is pinged by calls of a time-out: so late that
+    SAFE_PINGS last until then.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return call()
-    answer: Future[ResultT] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(call())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return answer.result()
+    interval_s = KEEPALIVE_S
+    while SAFE_PINGS * interval_s < timeout_s and interval_s < MAX_KEEPALIVE_S:
+        interval_s *= 2
+    return interval_s
 
 
 def _library(address: Address, for_asyncio: bool) -> ModuleType:
-    if address.protocol == "grpc":
+    if address.is_grpc:
         return tritonclient.grpc.aio if for_asyncio else tritonclient.grpc
     try:
         return import_module("tritonclient.http.aio" if for_asyncio else "tritonclient.http")
@@ -580,13 +494,8 @@ def _inputs(library: ModuleType, arrays: Mapping[str, Array]) -> list[Any]:
 
 def _outputs(result: Any, address: Address) -> dict[str, Array]:
     response = result.get_response()
-    tensors = response["outputs"] if address.protocol == "http" else response.outputs
-    names = [tensor["name"] if address.protocol == "http" else tensor.name for tensor in tensors]
+    if address.is_grpc:
+        names = [tensor.name for tensor in response.outputs]
+    else:
+        names = [tensor["name"] for tensor in response["outputs"]]
     return {name: result.as_numpy(name) for name in names}
-
-
-def _delays() -> Iterator[float]:
-    delay_s = FIRST_DELAY_S
-    while True:
-        yield delay_s * random.uniform(0.5, 1.0)
-        delay_s = min(2 * delay_s, MAX_DELAY_S)

@@ -77,6 +77,7 @@ FENCES = {
     "tensorrt": ("export/trt_engine.py", "regionspot/runtime/trt_library.py"),
     "tensorrt_rtx": ("export/trt_engine.py", "regionspot/runtime/trt_library.py"),
     "tensorrt_rtx_bindings": ("export/trt_engine.py", "regionspot/runtime/trt_library.py"),
+    "httpx2": ("serving/http_connection.py",),
     "psutil": ("serving/processes.py",),
     "filelock": ("regionspot/locks.py", "regionspot/data/feature_cache.py"),
     "tritonclient": ("serving/triton.py", "serving/model_config.py"),

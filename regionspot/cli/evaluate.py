@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.models import (
+    DEFAULT_MODEL,
+    TRITON,
     add_model_options,
     add_runtime_options,
     check_runtime,
@@ -24,7 +26,8 @@ from regionspot.cli.outputs import (
     write_output,
 )
 from regionspot.cli.regions import add_clean_names_option
-from regionspot.errors import InputError, plain_text, shown
+from regionspot.cli.servers import FIRST_ANSWER_S, credentials
+from regionspot.errors import InputError, plain_text, shown, visible
 from regionspot.tables import text_table
 
 if TYPE_CHECKING:
@@ -155,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_files(arguments, detection_files)
     dataset, proposals = _load(arguments)
     training = _load_to_tune_on(arguments, dataset)
+    if _is_gateway(arguments):
+        found = _through_gateway(arguments, dataset, proposals, methods)
+        _write_results(arguments, {"head": found}, detection_files)
+        return 0
     with load_recognizer(arguments) as model:
         encoder = VocabularyEncoder(
             model.text_encoder, clean_coco_suffixes=arguments.clean_names == "coco"
@@ -179,9 +186,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _is_gateway(arguments: argparse.Namespace) -> bool:
+    """Whether --url is a gateway's, which answers whole questions, instead of running graphs."""
+    if arguments.runtime != TRITON or not arguments.url.startswith(("http://", "https://")):
+        return False
+    from regionspot.serving.client import RegionClient
+
+    with RegionClient(arguments.url, **credentials(arguments)) as client:
+        return client.is_gateway(FIRST_ANSWER_S)
+
+
+def _through_gateway(
+    arguments: argparse.Namespace,
+    dataset: CocoDataset,
+    proposals: Proposals,
+    methods: Sequence[str],
+) -> tuple[Mapping[str, Any], Detections]:
+    """The head's figures. Raises InputError for what only the graphs themselves can tell."""
+    from regionspot.serving.client import RegionClient
+    from regionspot.serving.evaluation import evaluate_through
+
+    if tuple(methods) != ("head",):
+        raise InputError(
+            f"{arguments.url} is a gateway, which answers with the head's names alone: --methods "
+            "needs the server itself, by its gRPC port (HOST:8001 unless told otherwise)"
+        )
+    if arguments.clean_names != "none":
+        raise InputError(
+            "--clean-names needs the server itself: a gateway's model reads names as they are"
+        )
+    with RegionClient(arguments.url, **credentials(arguments)) as client:
+        served = client.info().model
+        if arguments.model not in (DEFAULT_MODEL, served):
+            raise InputError(
+                f"{arguments.url} serves {visible(served)}, not {arguments.model}: leave out "
+                "--model"
+            )
+        return evaluate_through(
+            client,
+            dataset,
+            proposals,
+            arguments.rules,
+            masks=arguments.iou_type != "bbox",
+            at_once=arguments.batch_size,
+            skip_unreadable=arguments.skip_unreadable,
+        )
+
+
 def _write_results(
     arguments: argparse.Namespace,
-    results: Mapping[str, tuple[dict[str, Any], Detections]],
+    results: Mapping[str, tuple[Mapping[str, Any], Detections]],
     detection_files: Mapping[str, Path],
 ) -> None:
     """Files as they were asked for, and the table."""
@@ -320,7 +374,8 @@ def format_table(
     """
     protocol = next(iter(metrics.values()))["protocol"]
     lines = [
-        f"{protocol['model']} by {protocol['runtime']} in {protocol['precision']} on "
+        f"{visible(protocol['model'])} by {visible(protocol['runtime'])} in "
+        f"{visible(protocol['precision'])} on "
         f"{protocol['images']} images, {protocol['regions']} regions: {protocol['proposals']}",
         f"{protocol['rules'].upper()} rules; score = {protocol['scores']}; the "
         f"{protocol['pairs_per_image']} best (region, class) pairs of an image; "
@@ -373,7 +428,7 @@ def _remarks(protocol: Mapping[str, Any]) -> list[str]:
         )
     if protocol["images_skipped"]:
         remarks.append(f"{len(protocol['images_skipped'])} pictures left out with their objects:")
-        remarks += [f"  {reason}" for reason in protocol["images_skipped"]]
+        remarks += [f"  {visible(reason)}" for reason in protocol["images_skipped"]]
     if protocol["shared_names"]:
         remarks.append(
             f"{protocol['shared_names']} categories have the name of another: each gets the score "

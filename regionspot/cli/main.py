@@ -17,7 +17,7 @@ from typing import Any
 
 from regionspot import __version__
 from regionspot.cli.streams import KeptStreams
-from regionspot.errors import RegionSpotError
+from regionspot.errors import RegionSpotError, visible_lines
 from regionspot.extras import install_hint
 from regionspot.files import private_folder
 from regionspot.logs import log_to
@@ -108,7 +108,9 @@ def _plain_warnings() -> Iterator[None]:
 
     def plain(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
         own = category.__module__.partition(".")[0] == "regionspot"
-        return f"warning: {message}\n" if own else before(message, category, *place, **more)
+        if own:
+            return f"warning: {visible_lines(str(message))}\n"
+        return before(message, category, *place, **more)
 
     warnings.formatwarning = plain
     try:
@@ -180,7 +182,7 @@ def usage() -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {visible_lines(message)}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
+from regionspot.cli.servers import CREDENTIALS, URL_HELP, add_credential_options, tls_files
 from regionspot.config import Precision
 from regionspot.errors import InputError
 from regionspot.runtime.formats import export_option, model_runtimes
@@ -58,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime, --artifacts, --precision, --threads and --url."""
+    """Add --runtime, --artifacts, --precision, --threads, --url and what a server wants."""
     runtime = parser.add_argument_group("runtime")
     runtime.add_argument(
         "--runtime",
@@ -75,9 +76,8 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     runtime.add_argument(
         "--threads", metavar="N", type=int, help="on the CPU (default: its physical cores)"
     )
-    runtime.add_argument(
-        "--url", metavar="HOST:PORT", help="of triton: the gRPC port of a server, graph by graph"
-    )
+    runtime.add_argument("--url", metavar="URL", help=f"of triton: {URL_HELP}")
+    add_credential_options(runtime)
 
 
 def load_model(arguments: argparse.Namespace, dtype: str | None = None) -> RegionSpot:
@@ -118,10 +118,12 @@ def check_runtime(arguments: argparse.Namespace) -> None:
     if arguments.runtime == TRITON:
         _check_triton(arguments)
         return
-    if arguments.url:
-        raise InputError(
-            f"--url goes with --runtime {TRITON}, not with {arguments.runtime}: leave it out"
-        )
+    for option in ("url", *CREDENTIALS):
+        if getattr(arguments, option) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} goes with --runtime {TRITON}, not with "
+                f"{arguments.runtime}: leave it out"
+            )
     if arguments.runtime == "torch":
         if arguments.artifacts:
             raise InputError(
@@ -209,7 +211,12 @@ def load_recognizer(arguments: argparse.Namespace) -> Iterator[RegionSpot | Regi
     if arguments.runtime == TRITON:
         from regionspot.serving.triton import pipeline_from_triton
 
-        with pipeline_from_triton(arguments.url) as served:
+        if arguments.token_file is not None:
+            raise InputError(
+                f"--token-file is for a gateway, and this needs the server itself at "
+                f"{arguments.url}: leave it out"
+            )
+        with pipeline_from_triton(arguments.url, **tls_files(arguments)) as served:
             if arguments.model not in (DEFAULT_MODEL, served.name):
                 raise InputError(
                     f"{arguments.url} serves {served.name}, not {arguments.model}: leave out "

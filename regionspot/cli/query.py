@@ -1,6 +1,4 @@
-"""`regionspot-query IMAGE|DIR --box ... --vocabulary ... --url HOST:PORT`: ask a server about
-pictures.
-"""
+"""`regionspot-query IMAGE|DIR --box ... --vocabulary ... --url URL`: ask about pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +20,8 @@ from regionspot.cli.regions import (
     check_output_options,
     deliver,
 )
-from regionspot.errors import InputError, RegionSpotError, plain_text
+from regionspot.cli.servers import FIRST_ANSWER_S, URL_HELP, add_credential_options, credentials
+from regionspot.errors import InputError, RegionSpotError, plain_text, visible
 from regionspot.files import list_files
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ EXAMPLE = (
 )
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXIT_SOME_FAILED = 1
-FIRST_ANSWER_S = 10.0
-"""A server that restarts is back by then; a wrong address should not cost a minute."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--url",
         default="127.0.0.1:8001",
-        help="its gRPC port, or http://HOST:PORT (default: %(default)s)",
+        help=f"{URL_HELP} (default: %(default)s)",
     )
+    add_credential_options(server)
     server.add_argument(
         "--timeout",
         type=float,
@@ -113,7 +111,7 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
     from regionspot.serving.client import RegionClient, encoded_picture
 
     picture = encoded_picture(arguments.image)
-    with RegionClient(arguments.url, arguments.timeout) as client:
+    with RegionClient(arguments.url, arguments.timeout, **credentials(arguments)) as client:
         info = client.info(timeout_s=min(arguments.timeout, FIRST_ANSWER_S))
         found = client.recognize(
             picture,
@@ -124,8 +122,8 @@ def _ask_about_picture(arguments: argparse.Namespace) -> int:
             return_masks=not arguments.no_masks,
         )
     title = (
-        f"{found.image_width} x {found.image_height} pixels, {info.model} by {info.runtime} at "
-        f"{arguments.url}"
+        f"{found.image_width} x {found.image_height} pixels, {visible(info.model)} by "
+        f"{visible(info.runtime)} at {arguments.url}"
     )
     image = read_image(picture) if arguments.out else None  # not the file again: it may be a pipe
     deliver(image, found, arguments, title)
@@ -168,7 +166,9 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
     lines: dict[str, str] = {}
     failures: dict[str, str] = {}
     slots, stream = asyncio.Semaphore(arguments.concurrency), table_stream(arguments.json)
-    async with AsyncRegionClient(arguments.url, arguments.timeout) as client:
+    async with AsyncRegionClient(
+        arguments.url, arguments.timeout, **credentials(arguments)
+    ) as client:
         words = _vocabulary(arguments.vocabulary, (await client.info()).vocabularies)
         with Progress("pictures", len(tasks), "pictures") as progress:
 
@@ -195,7 +195,7 @@ async def _stream(arguments: argparse.Namespace, tasks: Sequence[_Task]) -> int:
     if arguments.json and not is_stdout(arguments.json):
         print(f"wrote {plain_text(arguments.json)}", file=stream)
     for name, reason in sorted(failures.items()):
-        print(f"{name}: {reason}", file=sys.stderr)
+        print(f"{visible(name)}: {visible(reason)}", file=sys.stderr)
     return EXIT_SOME_FAILED if failures else 0
 
 
@@ -255,7 +255,7 @@ def _vocabulary(text: str, registered: Any) -> str | tuple[str, ...]:
 def _summary(name: str, answer: Answer) -> str:
     found = answer.predictions
     named = [
-        f"{found.class_names[index]} {score:.2f}"
+        f"{visible(found.class_names[index])} {score:.2f}"
         for index, score in zip(found.class_ids, found.scores, strict=True)
     ]
-    return f"{name}: {', '.join(named) or 'no regions'}"
+    return f"{visible(name)}: {', '.join(named) or 'no regions'}"

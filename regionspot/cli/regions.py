@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regionspot.cli.outputs import check_outputs, is_stdout, table_stream, write_output
-from regionspot.errors import InputError, plain_text
+from regionspot.errors import InputError, plain_text, visible
 from regionspot.tables import text_table
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def region_table(predictions: RegionPredictions, title: str) -> str:
     rows = []
     for index, region in enumerate(predictions.to_json("")["regions"]):
         box = ",".join(f"{value:.0f}" for value in region["box"])
-        then = ", ".join(f"{name} {score:.2f}" for name, score in region["top"][1:3])
-        rows.append((str(index), box, region["class"], f"{region['score']:.2f}", then))
+        then = ", ".join(f"{visible(name)} {score:.2f}" for name, score in region["top"][1:3])
+        rows.append((str(index), box, visible(region["class"]), f"{region['score']:.2f}", then))
     table = text_table(("#", "box", "class", "score", "then"), rows)
     return f"{title}, {len(predictions.class_names)} words\n{table}"
 
@@ -168,10 +168,11 @@ def deliver(
     if arguments.out:
         write_output(arguments.out, overlay)
         written.append(arguments.out)
-    print(region_table(predictions, f"{plain_text(arguments.image.name)}: {title}"), file=stream)
+    name = visible(plain_text(arguments.image.name))
+    print(region_table(predictions, f"{name}: {title}"), file=stream)
     for path in written:
         if not is_stdout(path):
-            print(f"wrote {plain_text(path)}", file=stream)
+            print(f"wrote {visible(plain_text(path))}", file=stream)
     if len(predictions.class_names) == 1:
         print(
             "note: among one word every region scores 1.00; give more words to choose from",

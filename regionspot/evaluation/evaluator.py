@@ -8,7 +8,7 @@ padding and a batch too large for the memory fails at the start.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,12 +34,13 @@ from regionspot.evaluation.batches import (
     prefetched,
 )
 from regionspot.evaluation.detections import Detections
-from regionspot.evaluation.methods import Method, check_runs_in, methods_named
+from regionspot.evaluation.methods import METHODS, Method, check_runs_in, methods_named
 from regionspot.evaluation.proposals import Proposals
 from regionspot.evaluation.segmentations import odd_masks
 from regionspot.evaluation.selection import PAIRS_PER_IMAGE, best_labels, top_pairs
 from regionspot.evaluation.top1 import is_right, top1_accuracy
-from regionspot.evaluation.unreadable import readable_part
+from regionspot.evaluation.unreadable import ReadablePart, readable_part
+from regionspot.masks import Rle
 from regionspot.modeling.regionspot import RegionSpot
 from regionspot.predictor import as_pipeline
 from regionspot.progress import Progress
@@ -48,6 +49,42 @@ from regionspot.runtime.scores import softmax
 from regionspot.structures import FloatArray, Vocabulary
 
 Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """What a protocol says of the model.
+
+    Args:
+        mask_token: which of SAM's mask tokens stands for a region.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    mask_token: str
+
+    @classmethod
+    def of(cls, pipeline: RegionPipeline) -> MeasuredModel:
+        token = MULTIMASK_TOKEN if pipeline.info.multimask else SINGLE_TOKEN
+        return cls(pipeline.name, pipeline.runtime, pipeline.precision, token)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """What a method found in one image with n regions.
+
+    Args:
+        boxes: (n, 4) xyxy in original-image pixels.
+        probabilities: (n, V) of the words.
+        masks: n masks at the image's size, or None.
+    """
+
+    record: ImageRecord
+    boxes: npt.NDArray[np.float64]
+    probabilities: FloatArray
+    masks: Sequence[Rle] | None = None
+
 
 SINGLE_TOKEN = "SAM's single-mask token"
 MULTIMASK_TOKEN = "of SAM's three multimask tokens the one with the highest predicted IoU"
@@ -160,11 +197,52 @@ def evaluate_methods(
         masks,
         progress,
     ):
-        collector.add(name, batch, probabilities)
+        for image in _scored_images(batch, probabilities):
+            collector.add(name, image)
+    described = MeasuredModel.of(pipeline)
     return {
-        name: _measure(pipeline, collector, name, method, part.skipped)
+        name: _measure(described, collector, name, method, part.skipped)
         for name, method in chosen.items()
     }
+
+
+def evaluate_scores(
+    model: MeasuredModel,
+    part: ReadablePart,
+    scored: Iterable[ScoredImage],
+    rules: Rules = "lvis",
+    masks: bool = False,
+) -> tuple[Metrics, Detections]:
+    """Measures the head where something else runs it, such as a server behind a gateway.
+
+    Args:
+        part: images, ground truth and regions, from `readable_part`.
+        scored: every image of it that has regions, in any order; the words are the data set's
+            `class_names`.
+        rules: LVIS's or COCO's.
+        masks: also measure mask AP, by the masks of `scored`.
+
+    Returns:
+        Metrics and detections, as of `evaluate_methods`.
+
+    Raises:
+        InputError: annotations that the rules cannot judge, scores that are NaN.
+    """
+    check_can_evaluate(part.dataset, rules, masks)
+    name = "head"
+    found = {name: _Found()}
+    collector = _Collector(part.dataset, part.proposals, rules, masks, {}, found)
+    for image in scored:
+        collector.add(name, image)
+    return _measure(model, collector, name, METHODS[name], part.skipped)
+
+
+def _scored_images(batch: RegionBatch, probabilities: FloatArray) -> Iterator[ScoredImage]:
+    """The images of a batch; probabilities are (B, N, V), with rows of padding."""
+    for index, image in enumerate(batch.images):
+        masks = None if batch.masks is None else batch.masks[index]
+        own = probabilities[index, : len(image.boxes)]  # (n, V)
+        yield ScoredImage(image.record, image.boxes, own, masks)
 
 
 def scored_batches(
@@ -267,7 +345,7 @@ class _Found:
 
 @dataclass(frozen=True, eq=False)
 class _Collector:
-    """Collects what each method finds, as the batches come."""
+    """Collects what each method finds, as the images come."""
 
     dataset: CocoDataset
     proposals: Proposals
@@ -289,33 +367,31 @@ class _Collector:
             np.int64,
         )
 
-    def add(self, method: str, batch: RegionBatch, probabilities: npt.NDArray[np.float32]) -> None:
-        """Keeps the best pairs of each image; probabilities are (B, N, words)."""
-        found = self.found[method]
-        for index, image in enumerate(batch.images):
-            of_image = probabilities[index, : len(image.boxes)]  # (n, words)
-            if not np.isfinite(of_image).all():
-                raise InputError(
-                    f"method {method!r} gives NaN for image {printable(image.record.file_name)}: "
-                    "are the weights damaged, or did half precision overflow?"
-                )
-            image_id, scores_of = image.record.id, self.proposals.scores
-            masks = batch.masks[index] if self.masks and batch.masks is not None else None
-            scores = None if scores_of is None else scores_of[image_id]
-            of_categories = of_image[:, self.words]  # (n, V)
-            found.detections[image_id] = self._detections(
-                image, *top_pairs(of_categories, scores), masks
+    def add(self, method: str, image: ScoredImage) -> None:
+        """Keeps the best pairs of an image."""
+        found, of_image = self.found[method], image.probabilities
+        if not np.isfinite(of_image).all():
+            raise InputError(
+                f"method {method!r} gives NaN for image {printable(image.record.file_name)}: "
+                "are the weights damaged, or did half precision overflow?"
             )
-            best = best_labels(of_image, self.words, scores)
-            found.best_labels[image_id] = self._detections(image, *best, None)
-            if self.proposals.annotations is not None:
-                found.right[image_id] = is_right(
-                    self.dataset, self.proposals.annotations[image_id], of_image
-                )
+        image_id, scores_of = image.record.id, self.proposals.scores
+        masks = image.masks if self.masks else None
+        scores = None if scores_of is None else scores_of[image_id]
+        of_categories = of_image[:, self.words]  # (n, V)
+        found.detections[image_id] = self._detections(
+            image, *top_pairs(of_categories, scores), masks
+        )
+        best = best_labels(of_image, self.words, scores)
+        found.best_labels[image_id] = self._detections(image, *best, None)
+        if self.proposals.annotations is not None:
+            found.right[image_id] = is_right(
+                self.dataset, self.proposals.annotations[image_id], of_image
+            )
 
     def _detections(
         self,
-        image: LoadedImage,
+        image: ScoredImage,
         regions: npt.NDArray[np.int64],
         classes: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float64],
@@ -340,7 +416,7 @@ class _Collector:
 
 
 def _measure(
-    pipeline: RegionPipeline,
+    model: MeasuredModel,
     collector: _Collector,
     name: str,
     method: Method,
@@ -358,21 +434,21 @@ def _measure(
         )
     if collector.masks:
         metrics["segm"] = evaluate_detections(dataset, detections, rules, "segm")
-    metrics["protocol"] = _protocol(pipeline, collector, method) | {"images_skipped": list(skipped)}
+    metrics["protocol"] = _protocol(model, collector, method) | {"images_skipped": list(skipped)}
     return metrics, detections
 
 
-def _protocol(pipeline: RegionPipeline, collector: _Collector, method: Method) -> dict[str, Any]:
+def _protocol(model: MeasuredModel, collector: _Collector, method: Method) -> dict[str, Any]:
     dataset, proposals = collector.dataset, collector.proposals
     scores = f"softmax over {len(dataset.class_names)} classes"
     without_pixels, apart = odd_masks(dataset) if collector.masks else (0, 0)
     return {
-        "model": pipeline.name,
-        "runtime": pipeline.runtime,
-        "precision": pipeline.precision,
+        "model": model.name,
+        "runtime": model.runtime,
+        "precision": model.precision,
         "method": method.description,
         "tuned_on": None if method.tuned_on is None else dict(method.tuned_on),
-        "mask_token": MULTIMASK_TOKEN if pipeline.info.multimask else SINGLE_TOKEN,
+        "mask_token": model.mask_token,
         "rules": collector.rules,
         "proposals": proposals.source,
         "boxes_dropped": proposals.num_dropped,

@@ -74,6 +74,7 @@ def make_app(settings: GatewaySettings, connect: Connect | None = None) -> Starl
             Route("/openapi.json", gateway.openapi),
             Route("/v1/recognize", gateway.recognize, methods=["POST"]),
             Route("/v1/info", gateway.info),
+            Route("/v1/vocabularies/{name:path}", gateway.vocabulary),
             Route("/healthz", gateway.health),
             Route("/readyz", gateway.ready),
             Route("/metrics", gateway.metrics),
@@ -191,6 +192,17 @@ class Gateway:
                 "limits": limits,
             }
         )
+
+    async def vocabulary(self, request: Request) -> Response:
+        """The words of a registered vocabulary, in the order of their class ids."""
+        self._caller_of(request)
+        name = request.path_params["name"]
+        words = (await self._fleet.info()).vocabularies.get(name)
+        if words is None:
+            raise HttpError(
+                "VOCABULARY_UNKNOWN", "no vocabulary of that name is registered", status=404
+            )
+        return JSONResponse({"name": name, "words": list(words)})
 
     async def health(self, request: Request) -> Response:
         """That the process lives, whatever Triton does."""

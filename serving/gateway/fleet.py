@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from regionspot.serving import canary
+from regionspot.serving.address import Address
+from regionspot.serving.calls import Attempts
 from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.upstream import Connect, State, Upstream, connector
 from regionspot.serving.messages import Answer, Question
-from regionspot.serving.triton import Address, Attempts
 from regionspot.structures import Prompts
 
 RESOLVE_S = 5.0

@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from regionspot.serving import canary
+from regionspot.serving.calls import Attempts
 from regionspot.serving.client import AsyncRegionClient
 from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway.settings import TlsFiles
 from regionspot.serving.messages import Answer, Question
-from regionspot.serving.triton import Attempts
 
 INFO_AGE_S = 5.0
 """How long the server's description is believed. It is also how soon a server that is gone is

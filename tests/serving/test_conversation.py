@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -18,11 +18,13 @@ from regionspot.serving.contract import Limits, RequestError, ServingError
 from regionspot.serving.conversation import (
     ConfigRequest,
     Conversation,
+    HttpRequest,
     InferenceRequest,
     Request,
     Steps,
 )
 from regionspot.serving.messages import Answer, OtherWordsError, Question, RemoteImage
+from regionspot.serving.protocols import NothingThereError
 from regionspot.structures import RegionPredictions, as_prompts
 
 PETS = ("cat", "dog")
@@ -30,7 +32,16 @@ FORGOTTEN = RequestError("IMAGE_UNKNOWN", "no such image: send it")
 QUESTION = Question(b"a file", "pets", as_prompts([[1, 2, 3, 4]]))
 KNOWN = RemoteImage("00ff", 40, 60, b"a file")
 
-Performer = Callable[[list[Any], Callable[[Conversation], Steps[Any]]], tuple[Any, list[Request]]]
+
+class Performer(Protocol):
+    """Holds a conversation with scripted answers; its result, and the requests that were sent."""
+
+    def __call__(
+        self,
+        answers: list[Any],
+        begin: Callable[[Conversation], Steps[Any]],
+        url: str = "unused:1",
+    ) -> tuple[Any, list[Request]]: ...
 
 
 def parameters(vocabularies: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -54,22 +65,14 @@ def answered(words: tuple[str, ...] = PETS) -> dict[str, Any]:
 
 
 class Scripted:
-    """In the place of a connection: gives the next of its answers, or raises it, and keeps the
+    """In the place of connections: gives the next of its answers, or raises it, and keeps the
     requests.
     """
 
     def __init__(self, answers: list[Any]) -> None:
         self.answers, self.requests = list(answers), list[Request]()
 
-    def infer(
-        self, model: str, inputs: Mapping[str, Any], request_id: str, timeout_s: float | None
-    ) -> Any:
-        return self._next(InferenceRequest(inputs, request_id, timeout_s))
-
-    def config(self, timeout_s: float | None = None) -> Any:
-        return self._next(ConfigRequest(timeout_s))
-
-    def _next(self, request: Request) -> Any:
+    def send(self, request: Request) -> Any:
         self.requests.append(request)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
@@ -78,49 +81,46 @@ class Scripted:
 
 
 class AsyncScripted(Scripted):
-    async def infer(self, *arguments: Any) -> Any:
+    async def send(self, request: Request) -> Any:
         await asyncio.sleep(0)
-        return super().infer(*arguments)
-
-    async def config(self, timeout_s: float | None = None) -> Any:
-        await asyncio.sleep(0)
-        return super().config(timeout_s)
+        return super().send(request)
 
 
 def by_threads(
-    answers: list[Any], begin: Callable[[Conversation], Steps[Any]]
+    answers: list[Any], begin: Callable[[Conversation], Steps[Any]], url: str = "unused:1"
 ) -> tuple[Any, list[Request]]:
-    connection: Any = Scripted(answers)
-    client = RegionClient("unused:1")
-    client._connection = connection
-    return client._hold(begin(client._conversation)), connection.requests
+    scripted: Any = Scripted(answers)
+    client = RegionClient(url)
+    client._connections = scripted
+    return client._hold(begin(client._conversation)), scripted.requests
 
 
 def by_asyncio(
-    answers: list[Any], begin: Callable[[Conversation], Steps[Any]]
+    answers: list[Any], begin: Callable[[Conversation], Steps[Any]], url: str = "unused:1"
 ) -> tuple[Any, list[Request]]:
-    connection: Any = AsyncScripted(answers)
+    scripted: Any = AsyncScripted(answers)
 
     async def hold() -> Any:
-        client = AsyncRegionClient("unused:1")
-        client._connection = connection
+        client = AsyncRegionClient(url)
+        client._connections = scripted
         return await client._hold(begin(client._conversation))
 
-    return asyncio.run(hold()), connection.requests
+    return asyncio.run(hold()), scripted.requests
 
 
 @pytest.fixture(params=[by_threads, by_asyncio])
 def perform(request: pytest.FixtureRequest) -> Performer:
-    """Holds a conversation with scripted answers; its result, and the requests that were sent."""
     performer: Performer = request.param
     return performer
 
 
 def names_of(requests: list[Request]) -> list[str]:
-    """What each sends or asks for: an image, its handle, or the configuration."""
+    """What each sends or asks for: an image, its handle, the configuration, or a path."""
     names = []
     for request in requests:
-        if isinstance(request, ConfigRequest):
+        if isinstance(request, HttpRequest):
+            names.append(request.path)
+        elif isinstance(request, ConfigRequest):
             names.append("config")
         else:
             names += [
@@ -233,3 +233,69 @@ def test_info_is_asked_again_with_refresh(perform: Performer) -> None:
         ConfigRequest(None),
         ConfigRequest(2.0),
     ]
+
+
+# ------------------------------------------------------------------ by HTTP
+
+HTTP = "http://unused:1"
+NOTHING = NothingThereError("REQUEST_INVALID", "nothing there")
+INFO = {
+    "model": "a model",
+    "runtime": "none",
+    "precision": "fp32",
+    "vocabularies": [{"name": "pets", "words": 2}, {"name": "a/b", "words": 1}],
+    "limits": Limits().to_json() | {"max_body_bytes": 7},
+}
+
+
+def asked_twice(conversation: Conversation) -> Steps[list[Answer]]:
+    first = yield from conversation.ask(QUESTION)
+    second = yield from conversation.ask(QUESTION)
+    return [first, second]
+
+
+def test_a_gateway_is_recognized_once(perform: Performer) -> None:
+    answer = Answer.from_tensors(answered(), PETS, False)
+    content = answer.predictions.to_json("") | {"image_handle": "1234", "cached": False}
+    content["regions"][0]["iou"] = 0.5
+    words = [{"name": "pets", "words": list(PETS)}, {"name": "a/b", "words": ["c"]}]
+    found, requests = perform([INFO, content, INFO, *words, content], asked_twice, HTTP)
+    assert names_of(requests) == [
+        "/v1/info",
+        "/v1/recognize",
+        "/v1/info",
+        "/v1/vocabularies/pets",
+        "/v1/vocabularies/a%2Fb",
+        "/v1/recognize",
+    ]
+    assert [one.predictions.class_names for one in found] == [PETS, PETS]
+
+
+def test_triton_s_own_http_is_recognized_once(perform: Performer) -> None:
+    script = [NOTHING, {"name": "triton"}, answered(), parameters({"pets": PETS}), answered()]
+    _, requests = perform(script, asked_twice, HTTP)
+    assert names_of(requests) == ["/v1/info", "/v2", "image", "config", "image"]
+
+
+def test_another_web_site_is_neither(perform: Performer) -> None:
+    with pytest.raises(NothingThereError) as raised:
+        perform(
+            [NOTHING, NothingThereError("REQUEST_INVALID", "nor there")],
+            lambda talk: talk.ask(QUESTION),
+            HTTP,
+        )
+    assert raised.value is NOTHING
+
+
+def test_a_gateway_that_is_not_recognized_yet_is_asked_again(perform: Performer) -> None:
+    """What fails on the way proves nothing."""
+
+    def twice(conversation: Conversation) -> Steps[Any]:
+        with pytest.raises(ServingError, match="starting"):
+            yield from conversation.info()
+        return (yield from conversation.info())
+
+    info = INFO | {"vocabularies": []}
+    script = [ServingError("UNAVAILABLE", "starting"), info, info]
+    found, requests = perform(script, twice, HTTP)
+    assert names_of(requests) == ["/v1/info"] * 3 and found.model == "a model"

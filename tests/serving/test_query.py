@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from PIL import Image
 
 from regionspot.cli.main import main
 from regionspot.data.coco_json import CocoDataset
+from regionspot.serving.gateway import GatewaySettings
 from regionspot.serving.records import ServerRecord
+from tests.serving.network import Certificates, gateway, make_certificates
 
 BOXES = ["--box", "5,5,90,90", "--point", "60,70"]
 
@@ -225,3 +228,148 @@ def test_a_pipe_is_read_once(server: ServerRecord, picture: Path, tmp_path: Path
     )
     subprocess.run(["bash", "-c", script], check=True, capture_output=True)
     assert Image.open(tmp_path / "o.png").format == "PNG"
+
+
+# ------------------------------------------------------------------ through a gateway
+
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def through(
+    server: ServerRecord, certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[str]]:
+    """The options that lead through TLS, a token and a gateway to the server."""
+    token_file = tmp_path_factory.mktemp("token") / "token"
+    token_file.write_text(f"{TOKEN}\n# a second line is none of it\n")
+    with gateway(GatewaySettings(server.ports.grpc_url, token=TOKEN), certificates) as url:
+        yield ["--url", url, "--token-file", str(token_file), "--ca-file", str(certificates.ca)]
+
+
+def test_a_picture_through_a_gateway(
+    through: list[str],
+    server: ServerRecord,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    query = ["query", str(picture), *BOXES, "--vocabulary", "mini", "--json"]
+    assert main([*query, str(tmp_path / "g.json"), *through]) == 0
+    assert f"by onnxruntime at {through[1]}" in capsys.readouterr().out
+    assert main([*query, str(tmp_path / "t.json"), "--url", server.ports.grpc_url]) == 0
+    assert document(tmp_path / "g.json") == document(tmp_path / "t.json")
+
+
+def test_a_folder_through_a_gateway(
+    through: list[str],
+    server: ServerRecord,
+    dataset: CocoDataset,
+    tmp_path: Path,
+) -> None:
+    folder = dataset.image_path(dataset.images[0]).parent
+    query = ["query", str(folder), "--regions", str(dataset.path), "--vocabulary", "pets", "--json"]
+    assert main([*query, str(tmp_path / "g.jsonl"), *through]) == 0
+    assert main([*query, str(tmp_path / "t.jsonl"), "--url", server.ports.grpc_url]) == 0
+    assert (tmp_path / "g.jsonl").read_bytes() == (tmp_path / "t.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("--token-file", "this gateway wants its token"),
+        ("--ca-file", "name the file of its authority by ca_file (--ca-file)"),
+    ],
+)
+def test_who_is_not_let_in(
+    left_out: str,
+    message: str,
+    through: list[str],
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = through.index(left_out)
+    options = through[:place] + through[place + 2 :]
+    assert main(["query", str(picture), *BOXES, "--vocabulary", "pets", *options]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and TOKEN not in printed.err + printed.out
+
+
+@pytest.mark.parametrize("content", [None, "", "\n\n", b"\xff\xfe"])
+def test_a_token_file_that_holds_none(
+    content: str | bytes | None, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    query = ["query", str(picture), *BOXES, "--vocabulary", "pets", "--url", "https://127.0.0.1:9"]
+    assert main([*query, "--token-file", str(path)]) == 2
+    assert f"--token-file {path}" in capsys.readouterr().err
+
+
+def test_an_evaluation_through_a_gateway(
+    through: list[str],
+    server: ServerRecord,
+    dataset: CocoDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The figures of the graphs themselves, from whole answers; words that no vocabulary holds are
+    taught to the server first.
+    """
+    content = json.loads(dataset.path.read_text())
+    content["images"] = content["images"][:6]
+    kept = {image["id"] for image in content["images"]}
+    annotations = [one for one in content["annotations"] if one["image_id"] in kept]
+    used = {one["category_id"] for one in annotations}
+    content["annotations"] = annotations
+    content["categories"] = [one for one in content["categories"] if one["id"] in used]
+    small = dataset.path.with_name("small.json")
+    small.write_text(json.dumps(content))
+    evaluate = ["eval", "--data", str(small), "--runtime", "triton", "--iou-type", "both", "--json"]
+    assert main([*evaluate, str(tmp_path / "g.json"), *through]) == 0
+    assert "behind a gateway" in capsys.readouterr().out
+    assert main([*evaluate, str(tmp_path / "t.json"), "--url", server.ports.grpc_url]) == 0
+    found, expected = document(tmp_path / "g.json"), document(tmp_path / "t.json")
+    for figures in (found["head"], expected["head"]):
+        del figures["protocol"]
+    assert found == expected
+
+    capsys.readouterr()
+    methods = [*evaluate, str(tmp_path / "x.json"), "--methods", "head,constant_token"]
+    assert main([*methods, *through]) == 2
+    assert "is a gateway, which answers with the head's names alone" in capsys.readouterr().err
+
+
+def test_graphs_of_a_gateway_are_refused(
+    through: list[str], picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict = ["predict", str(picture), *BOXES, "--vocabulary", "mini", "--runtime", "triton"]
+    assert main([*predict, *through]) == 2
+    assert "--token-file is for a gateway" in capsys.readouterr().err
+    assert main([*predict, *through[:2], *through[4:]]) == 2
+    assert "is a gateway, which answers whole questions only" in capsys.readouterr().err
+
+
+def test_words_that_would_play_with_the_terminal_are_shown(
+    server: ServerRecord, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps(["red\x1b[2J", "\u202eneerg", "blue\u2028toy", "\x9bm", "n\nl"]))
+    url = ["--url", server.ports.grpc_url, "--no-masks"]
+    query = ["query", str(picture), *BOXES, "--vocabulary", str(words), "--top-k", "5", *url]
+    assert main(query) == 0
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "a\x1b]0;b.jpg").write_bytes(picture.read_bytes())
+    (folder / "b\x1b]0;b.jpg").write_bytes(b"none")
+    query = ["query", str(folder), *BOXES, "--vocabulary", str(words), *url]
+    assert main(query) == 1
+    printed = capsys.readouterr()
+    assert "a\\x1b]0;b.jpg: " in printed.out and "b\\x1b]0;b.jpg: " in printed.err
+    text = printed.out + printed.err.replace("\r", "").replace("\x1b[K", "")  # of the progress
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
