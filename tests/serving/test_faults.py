@@ -47,6 +47,7 @@ from regionspot.serving.triton import Connection, pipeline_from_triton
 from regionspot.structures import RegionPredictions
 
 BOX = [[5, 5, 90, 90]]
+WAIT_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +65,10 @@ def server_pid(running: ServerRecord) -> int:
     return pid
 
 
-def answers(running: ServerRecord) -> bool:
-    with RegionClient(running.ports.grpc_url, 5, retry=False) as client:
-        try:
-            canary.check(client, 5)
-        except ServingError:
-            return False
-    return True
+def wait_for_answers(running: ServerRecord) -> None:
+    """Until a restarted server answers, which the client waits for."""
+    with RegionClient(running.ports.grpc_url, WAIT_S) as client:
+        canary.check(client, WAIT_S)
 
 
 def shared_memory(running: ServerRecord) -> list[str]:
@@ -105,7 +103,7 @@ class Questions:
                 except ServingError as error:
                     self.errors.append(error)
 
-    def wait_for_more(self, count: int = 5, timeout_s: float = 60.0) -> None:
+    def wait_for_more(self, count: int = 5, timeout_s: float = WAIT_S) -> None:
         wanted, deadline = len(self.answers) + count, time.monotonic() + timeout_s
         while len(self.answers) < wanted:
             assert time.monotonic() < deadline, f"no more answers; errors: {self.errors}"
@@ -136,10 +134,11 @@ def test_killed_under_load(victim: ServerRecord, picture: Path, fault: str) -> N
 def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
     pid = server_pid(victim)
     os.kill(dict(running_stubs(pid))["region_head"], signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{pid}").exists() or not answers(victim):
+    deadline = time.monotonic() + WAIT_S
+    while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    wait_for_answers(victim)
     with pipeline_from_triton(victim.ports.grpc_url) as pipeline:
         tokens = np.zeros((1, 2, pipeline.info.token_dim), np.float32)
         maps = np.zeros((1, pipeline.info.num_patch_tokens, pipeline.info.clip_width), np.float32)
@@ -194,7 +193,7 @@ def test_the_canary_under_load_and_of_a_stopped_model(
         with RegionClient(victim.ports.grpc_url, timeout_s=300) as client:
             while True:
                 began = time.monotonic()
-                client.recognize(picture, BOX * 60, "mini", return_masks=True)
+                client.recognize(picture, BOX * 20, "mini", return_masks=True)
                 if stop.is_set():
                     return time.monotonic() - began
 
@@ -202,25 +201,26 @@ def test_the_canary_under_load_and_of_a_stopped_model(
     alone_s = min(ask(), ask())
     stop.clear()
     # longer than an answer takes, and shorter than the queue
-    command = ["--url", victim.ports.grpc_url, "--timeout", str(5 * alone_s)]
-    with ThreadPoolExecutor(16) as pool:
-        asked = [pool.submit(ask) for _ in range(16)]
+    command = ["--url", victim.ports.grpc_url, "--timeout", str(4 * alone_s)]
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask) for _ in range(12)]
         try:
-            time.sleep(20 * alone_s)
+            time.sleep(4 * alone_s)
             capsys.readouterr()
-            codes = [canary.main(command) for _ in range(3)]
+            codes = [canary.main(command) for _ in range(2)]
         finally:
             stop.set()
         assert all(one.result() for one in asked)
-    assert codes == [0, 0, 0] and "busy: others were answered" in capsys.readouterr().out
+    assert codes == [0, 0] and "busy: others were answered" in capsys.readouterr().out
 
     stub = dict(running_stubs(server_pid(victim)))[MODEL]
     os.kill(stub, signal.SIGSTOP)
     try:
         assert canary.main(command) == canary.main(command) == 1
     finally:
-        os.kill(stub, signal.SIGCONT)
-    assert canary.main(["--url", victim.ports.grpc_url]) == 0
+        with contextlib.suppress(ProcessLookupError):  # Triton may have ended meanwhile
+            os.kill(stub, signal.SIGCONT)
+    wait_for_answers(victim)
 
 
 def test_what_other_users_can_read(victim: ServerRecord, home: Path) -> None:
@@ -237,7 +237,8 @@ def test_a_server_without_http_on_ipv6(repository: Path, home: Path) -> None:
     ports = Ports(None, 0, 0, "::1").resolved()
     record = start_detached(repository, home.resolve(), ports)
     try:
-        assert answers(record) and record.ports == ports
+        wait_for_answers(record)
+        assert record.ports == ports
         pid = server_pid(record)
         sockets = psutil.Process(pid).net_connections("tcp")
         listening = {one.laddr[:2] for one in sockets if one.status == psutil.CONN_LISTEN}

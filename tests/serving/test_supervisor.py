@@ -222,6 +222,18 @@ def test_an_image_that_is_too_large_does_not_fill_shared_memory(
     assert infer(own, picture.read_bytes())["scores"].shape == (1, 1)
 
 
+def test_a_release_gets_the_options_that_it_has(
+    own: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own.installation.takes("--grpc-port") and not own.installation.takes("--grpc-por")
+    assert not any("max-input-size" in word for word in own.command())
+    newer = tmp_path / "tritonserver"
+    newer.write_text("#!/bin/sh\necho '  --http-max-input-size <integer>'\n")
+    newer.chmod(0o755)
+    monkeypatch.setattr(own, "installation", replace(own.installation, executable=newer))
+    assert f"--http-max-input-size={8 * (4 << 20) + (64 << 20)}" in own.command()
+
+
 def test_another_server_on_the_port(own: TritonServer, home: Path, tmp_path: Path) -> None:
     """It answers, but is not the one that was started."""
     idle = tmp_path / "tritonserver"
