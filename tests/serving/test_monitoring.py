@@ -89,15 +89,16 @@ def evaluate(query: str, samples: list[Sample]) -> dict[tuple[tuple[str, str], .
 
 
 def _match(selector: Any, labels: dict[str, str]) -> bool:
-    tests = {
-        promql.MatchOp.Equal: lambda value, given: value == given,
-        promql.MatchOp.NotEqual: lambda value, given: value != given,
-        promql.MatchOp.Re: lambda value, given: re.fullmatch(given, value) is not None,
-    }
     return all(
-        tests[matcher.op](labels.get(matcher.name, ""), matcher.value)
-        for matcher in selector.matchers.matchers
+        _matches(labels.get(matcher.name, ""), matcher) for matcher in selector.matchers.matchers
     )
+
+
+def _matches(value: str, matcher: Any) -> bool:
+    if matcher.op == promql.MatchOp.Equal:
+        return bool(value == matcher.value)
+    assert matcher.op == promql.MatchOp.Re, matcher.op
+    return re.fullmatch(matcher.value, value) is not None
 
 
 def selectors(query: str) -> Iterator[Any]:
