@@ -327,6 +327,9 @@ def test_an_evaluation_through_a_gateway(
     annotations = [one for one in content["annotations"] if one["image_id"] in kept]
     used = {one["category_id"] for one in annotations}
     content["annotations"] = annotations
+    for image in content["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [one for one in image.get(key, []) if one in used]
     content["categories"] = [one for one in content["categories"] if one["id"] in used]
     small = dataset.path.with_name("small.json")
     small.write_text(json.dumps(content))
