@@ -7,6 +7,8 @@ Free of Triton and of PyTorch.
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,6 +110,12 @@ OUTPUTS = (
     Field(
         "cached", "bool", (1,), "whether the encoders were skipped, because the image was cached"
     ),
+    Field(
+        "model_version",
+        "bytes",
+        (1,),
+        "which model answered: the first digits of a hash of its graphs, tokenizer and templates",
+    ),
 )
 
 CODES = {
@@ -130,6 +138,20 @@ CODES = {
     "INTERNAL": "the server failed; its log says why",
 }
 """Stable codes, each at the beginning of its message: "REGION_INVALID: box 2 ..."."""
+
+VERSION_DIGITS = 12
+
+
+def version_of(texts: Sequence[str]) -> str:
+    """Names a vocabulary, or whatever else some texts describe: the first digits of a SHA-256 of
+    them, in their order.
+
+    >>> version_of(["cat", "dog"]) == version_of(["dog", "cat"])
+    False
+    """
+    content = json.dumps(list(texts), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(content).hexdigest()[:VERSION_DIGITS]
+
 
 MAX_MESSAGE_BYTES = 2000
 """gRPC carries an error in a header, of which clients take 16 KiB in all, percent-encoded."""

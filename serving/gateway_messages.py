@@ -102,9 +102,10 @@ def _answer(content: Any, question: Question, class_names: Sequence[str]) -> Ans
         iou_predictions=_floats([region["iou"] for region in regions]),
     )
     handle = content["image_handle"]
-    if not isinstance(handle, str):
-        raise InputError("its image_handle is no text")
-    return Answer(predictions, RemoteImage(handle, height, width), bool(content["cached"]))
+    version = content["model_version"]
+    if not isinstance(handle, str) or not isinstance(version, str):
+        raise InputError("its image_handle or its model_version is no text")
+    return Answer(predictions, RemoteImage(handle, height, width), bool(content["cached"]), version)
 
 
 def _floats(values: list[Any]) -> Any:

@@ -132,7 +132,7 @@ class Question:
                 "scale it down",
             )
         if not isinstance(self.vocabulary, str):
-            _check_words(self.vocabulary, limits)
+            check_words(self.vocabulary, limits)
         with coded("REGION_INVALID"):
             for part in self.prompts:
                 part.check_finite()
@@ -221,11 +221,17 @@ class OtherWordsError(ServingError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A server's response. `cached`: the image was cached, so both image encoders were skipped."""
+    """A server's response.
+
+    Args:
+        cached: the image was cached, so both image encoders were skipped.
+        model_version: of the model that answered, see `OUTPUTS`.
+    """
 
     predictions: RegionPredictions
     image: RemoteImage
     cached: bool
+    model_version: str = ""
 
     def to_tensors(self) -> dict[str, Array]:
         """The outputs of the contract, (1, ...) each."""
@@ -244,6 +250,7 @@ class Answer:
             "image_size": np.array([found.image_height, found.image_width], np.int32),
             "image_handle": _objects([self.image.handle.encode("ascii")]),
             "cached": np.array([self.cached]),
+            "model_version": _objects([self.model_version.encode("ascii")]),
         }
         return {name: array[None] for name, array in outputs.items()}
 
@@ -303,7 +310,8 @@ class Answer:
             iou_predictions=found["iou_predictions"],
         )
         image = RemoteImage(found["image_handle"][0].decode("ascii"), height, width)
-        return cls(predictions, image, bool(found["cached"][0]))
+        version = found["model_version"][0].decode("ascii")
+        return cls(predictions, image, bool(found["cached"][0]), version)
 
 
 def _either(
@@ -365,7 +373,12 @@ def _vocabulary_of(given: Mapping[str, Array]) -> str | tuple[str, ...]:
     return tuple(_text(word, "words", "VOCABULARY_INVALID") for word in given["words"])
 
 
-def _check_words(words: tuple[str, ...], limits: Limits) -> None:
+def check_words(words: Sequence[str], limits: Limits) -> None:
+    """Checks what can be told of free words without a text encoder.
+
+    Raises:
+        RequestError: there are none, too many, or one that is too long.
+    """
     if not words:
         raise RequestError("VOCABULARY_INVALID", "the vocabulary is empty: name at least one class")
     if len(words) > limits.max_words:

@@ -30,6 +30,7 @@ class ServerInfo:
         precision: name of the precision.
         vocabularies: name -> class names of each registered vocabulary.
         limits: of one request.
+        version: of its content, see `regionspot.serving.contract.OUTPUTS`.
     """
 
     model: str
@@ -37,6 +38,7 @@ class ServerInfo:
     precision: str
     vocabularies: Mapping[str, tuple[str, ...]]
     limits: Limits
+    version: str = ""
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ServerInfo:
@@ -48,6 +50,7 @@ class ServerInfo:
             precision=values["precision"],
             vocabularies={name: tuple(words) for name, words in values["vocabularies"].items()},
             limits=Limits.from_json(values["limits"]),
+            version=values["model_version"],
         )
 
 
@@ -137,6 +140,7 @@ class GatewayProtocol:
                 told["precision"],
                 vocabularies,
                 Limits.from_json(told["limits"]),
+                told["model_version"],
             )
         except (LookupError, TypeError, AttributeError) as error:
             raise ServingError(

@@ -35,7 +35,7 @@ from regionspot.runtime.artifacts import MANIFEST, TOKENIZER, GraphEntry, Manife
 from regionspot.runtime.formats import FORMATS, RUNTIMES
 from regionspot.runtime.graphs import required_graphs, served_graphs
 from regionspot.runtime.opening import choose_artifacts, native_entries, open_pipeline
-from regionspot.serving.contract import MODEL, TARGETS, Limits
+from regionspot.serving.contract import MODEL, TARGETS, Limits, version_of
 from regionspot.serving.gpu import GraphsOnGpu, check_memory, first_gpu
 from regionspot.serving.model_config import (
     graph_config,
@@ -425,11 +425,23 @@ def _write_pipeline(
         "runtime": runtime,
         "precision": precision,
         "templates": list(manifest.templates),
+        "model_version": _model_version(manifest, kind[1:], graphs),
     }
     _write(
         out / MODEL / "configs" / f"{options.target}.pbtxt",
         write_config(pipeline_config(options.calls_graphs, parameters)),
     )
+
+
+def _model_version(manifest: Manifest, kind: tuple[str, str], graphs: Sequence[str]) -> str:
+    """Changes with the content of anything that answers depend on, and with nothing else.
+
+    Args:
+        kind: the graphs' format and precision.
+    """
+    files = [sorted(manifest.find(name, *kind).files.values()) for name in sorted(graphs)]
+    hashes = [digest for of_graph in files for digest in of_graph]
+    return version_of([*hashes, manifest.tokenizer, *manifest.templates])
 
 
 def registered_words(repository: Path, target: str) -> dict[str, tuple[str, ...]]:

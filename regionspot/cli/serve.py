@@ -220,7 +220,8 @@ def _add_web(commands: Any) -> None:
         "--url",
         default="127.0.0.1:8001",
         metavar="HOST:Q",
-        help="the server's gRPC port; grpcs://HOST:Q over TLS (%(default)s)",
+        help="the server's gRPC port; grpcs://HOST:Q over TLS; several with commas, or a name with "
+        "several addresses: each image goes to one of them (%(default)s)",
     )
     web.add_argument(
         "--port", type=int, default=8080, metavar="W", help="to listen on (default: %(default)s)"
@@ -254,6 +255,25 @@ def _add_web(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="requests must bring its first line as a bearer token",
+    )
+    web.add_argument(
+        "--vocabularies",
+        type=Path,
+        metavar="DIR",
+        help="a folder of vocabularies, a file each: those that callers put are stored there, and "
+        "files that change are read again (default: what callers put is kept in memory)",
+    )
+    web.add_argument(
+        "--canary-url",
+        metavar="HOST:Q",
+        help="servers with another release of the model, which get a share of the images",
+    )
+    web.add_argument(
+        "--canary-share",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="of the images, from 0 to 1 (default: %(default)s)",
     )
     _add_access(web)
     _add_tls(web)
@@ -547,6 +567,9 @@ def _web(arguments: argparse.Namespace) -> int:
 
     settings = GatewaySettings(
         url=arguments.url,
+        canary_url=arguments.canary_url,
+        canary_share=arguments.canary_share,
+        vocabularies=arguments.vocabularies,
         concurrency=arguments.concurrency,
         max_waiting=arguments.max_waiting,
         timeout_s=arguments.timeout,

@@ -155,7 +155,13 @@ class TritonPythonModel:
             )
             store = EmbeddingMemory(limits.max_cached_words, kept)
             encoder = VocabularyEncoder(text_encoder, store=store)
-        return SharedState(limits, vocabularies, encoder, "sam_mask_decoder" in values["graphs"])
+        return SharedState(
+            limits,
+            vocabularies,
+            encoder,
+            "sam_mask_decoder" in values["graphs"],
+            values["model_version"],
+        )
 
     def _instances(self) -> Instances:
         if self._outside:

@@ -66,6 +66,7 @@ class SharedState:
         encoder: of free words, over an `EmbeddingMemory`; None where the server has no text
             encoder.
         draws_masks: whether it has the graph that draws them.
+        model_version: see `regionspot.serving.contract.OUTPUTS`.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class SharedState:
         vocabularies: Mapping[str, Vocabulary],
         encoder: VocabularyEncoder | None,
         draws_masks: bool = True,
+        model_version: str = "",
     ) -> None:
         self.limits, self.vocabularies = limits, vocabularies
-        self.draws_masks = draws_masks
+        self.draws_masks, self.model_version = draws_masks, model_version
         self.images = ImageCache(limits.image_cache_mb << 20)
         self._words = None if encoder is None else WordQueue(encoder)
         self._memory = None if encoder is None else encoder.store
@@ -179,7 +181,8 @@ class Recognizer:
                         return_masks=question.return_masks,
                     )
             counts.add("regions", len(found))
-            return Answer(found, RemoteImage(handle, image.height, image.width), cached)
+            told = RemoteImage(handle, image.height, image.width)
+            return Answer(found, told, cached, self._shared.model_version)
 
     @contextmanager
     def _lent(self, budget: Budget, counts: Counts) -> Iterator[RegionPredictor]:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regionspot.logs import JsonFormatter, log_to
-from regionspot.serving.contract import Limits
+from regionspot.serving.contract import Limits, version_of
 from regionspot.serving.gateway.admission import AdmissionQueue, Share
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
@@ -30,6 +30,8 @@ from regionspot.serving.gateway.form import (
     declared_bytes,
     question_of,
     read_form,
+    too_large,
+    words_of,
 )
 from regionspot.serving.gateway.handles import HandleSeal
 from regionspot.serving.gateway.openapi import description
@@ -38,6 +40,7 @@ from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.sites import Proxies, Sites
 from regionspot.serving.gateway.tokens import ANONYMOUS, Caller, Callers, unauthorized
 from regionspot.serving.gateway.upstream import Connect
+from regionspot.serving.gateway.vocabularies import LiveVocabularies
 from regionspot.serving.messages import Answer, Question
 
 WEB = Path(__file__).resolve().parents[1] / "web"
@@ -74,7 +77,12 @@ def make_app(settings: GatewaySettings, connect: Connect | None = None) -> Starl
             Route("/openapi.json", gateway.openapi),
             Route("/v1/recognize", gateway.recognize, methods=["POST"]),
             Route("/v1/info", gateway.info),
-            Route("/v1/vocabularies/{name:path}", gateway.vocabulary),
+            Route("/v1/vocabularies", gateway.vocabularies),
+            Route(
+                "/v1/vocabularies/{name:path}",
+                gateway.vocabulary,
+                methods=["GET", "PUT", "DELETE"],
+            ),
             Route("/healthz", gateway.health),
             Route("/readyz", gateway.ready),
             Route("/metrics", gateway.metrics),
@@ -101,6 +109,7 @@ class Gateway:
         self._files = {
             path.name: path.read_bytes() for path in WEB.iterdir() if path.suffix in MEDIA_TYPES
         }
+        self._words = LiveVocabularies(settings.vocabularies, self._fleet)
         self._refreshers: list[Callable[[], None]] = []
         self.counted = Metrics(self._turns, lambda: self._fleet.state == "up")
 
@@ -118,10 +127,12 @@ class Gateway:
         with log_to("stderr", JsonFormatter()):
             tasks = [asyncio.create_task(self._fleet.watch())]
             tasks.append(asyncio.create_task(self._refresh()))
+            tasks.append(asyncio.create_task(self._words.watch()))
             yield
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        await self._words.close()
         await self._fleet.close()
 
     async def _refresh(self) -> None:
@@ -157,7 +168,8 @@ class Gateway:
         record: Record = request.state.record
         share, seal = self._share_of(caller, record), HandleSeal(caller.handle_key)
         with self._turns.place(share):
-            limits = (await self._fleet.info()).limits
+            info = await self._fleet.info()
+            limits = info.limits
             max_bytes = self._max_body_bytes(limits)
             check_headers(request, max_bytes)
             async with self._turns.room(share, declared_bytes(request, max_bytes)) as room:
@@ -168,8 +180,9 @@ class Gateway:
                 question = await asyncio.to_thread(question_of, form, limits, seal)
                 record.lap("body")
                 words = question.vocabulary if isinstance(question.vocabulary, tuple) else ()
-                record.regions, record.words = question.num_regions, len(words)
                 meter.take_words(words)
+                question = self._words.resolve(question, info)
+                record.regions, record.words = question.num_regions, len(words)
                 answer = await while_connected(
                     request.receive, self._answer(question, share, record)
                 )
@@ -186,23 +199,32 @@ class Gateway:
                 "model": info.model,
                 "runtime": info.runtime,
                 "precision": info.precision,
-                "vocabularies": [
-                    {"name": name, "words": len(words)} for name, words in info.vocabularies.items()
-                ],
+                "model_version": info.version,
+                "vocabularies": self._words.list(info),
                 "limits": limits,
             }
         )
 
-    async def vocabulary(self, request: Request) -> Response:
-        """The words of a registered vocabulary, in the order of their class ids."""
+    async def vocabularies(self, request: Request) -> Response:
+        """All vocabularies, without their words."""
         self._caller_of(request)
-        name = request.path_params["name"]
-        words = (await self._fleet.info()).vocabularies.get(name)
-        if words is None:
-            raise HttpError(
-                "VOCABULARY_UNKNOWN", "no vocabulary of that name is registered", status=404
-            )
-        return JSONResponse({"name": name, "words": list(words)})
+        return JSONResponse({"vocabularies": self._words.list(await self._fleet.info())})
+
+    async def vocabulary(self, request: Request) -> Response:
+        """The words of a vocabulary, in the order of their class ids; PUT and DELETE change it."""
+        caller, name = self._caller_of(request), request.path_params["name"]
+        info = await self._fleet.info()
+        if request.method in ("GET", "HEAD"):
+            return JSONResponse(self._words.show(name, info))
+        if not caller.may_edit_vocabularies:
+            raise HttpError("FORBIDDEN", "this token changes no vocabularies")
+        if request.method == "DELETE":
+            self._words.delete(name, info)
+            return Response(status_code=204)
+        words = words_of(await self._body(request))
+        self._callers.meter(caller).take_words(words)
+        is_new = self._words.put(name, words, info)
+        return JSONResponse(self._words.show(name, info), 201 if is_new else 200)
 
     async def health(self, request: Request) -> Response:
         """That the process lives, whatever Triton does."""
@@ -267,6 +289,20 @@ class Gateway:
             max_bytes=chosen.max_buffered_bytes // 2,
         )
 
+    async def _body(self, request: Request) -> bytes:
+        """A body that is no form; raises HttpError 413, or 408 where it does not come."""
+        parts, count = [], 0
+        try:
+            async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                async for part in request.stream():
+                    parts.append(part)
+                    count += len(part)
+                    if count > FORM_SLACK_BYTES:
+                        raise too_large(FORM_SLACK_BYTES)
+        except TimeoutError as error:
+            raise _too_late() from error
+        return b"".join(parts)
+
     async def _read(
         self, request: Request, max_bytes: int, seal: HandleSeal, record: Record
     ) -> Form:
@@ -274,9 +310,7 @@ class Gateway:
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):
                 form = await read_form(request, max_bytes, seal.suffix)
         except TimeoutError as error:
-            raise HttpError(
-                "TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408
-            ) from error
+            raise _too_late() from error
         record.image_bytes = None if form.image is None else len(form.image) - len(seal.suffix)
         return form
 
@@ -300,9 +334,18 @@ class Gateway:
         return self._settings.max_body_bytes or limits.max_image_bytes + FORM_SLACK_BYTES
 
 
+def _too_late() -> HttpError:
+    return HttpError("TIMEOUT", f"the request did not arrive within {UPLOAD_TIMEOUT_S:.0f} s", 408)
+
+
 def _json_of(answer: Answer, file_name: str, seal: HandleSeal, record: Record) -> Response:
     content: dict[str, Any] = answer.predictions.to_json(file_name)
-    content |= {"image_handle": seal.seal(answer.image.handle), "cached": answer.cached}
+    content |= {
+        "image_handle": seal.seal(answer.image.handle),
+        "cached": answer.cached,
+        "model_version": answer.model_version,
+        "vocabulary_version": version_of(answer.predictions.class_names),
+    }
     return JSONResponse(content | {"request_id": record.request_id, "took_ms": record.took_ms})
 
 

@@ -132,6 +132,24 @@ def question_of(form: Form, limits: Limits, seal: HandleSeal = PLAIN) -> Questio
     return question
 
 
+def words_of(body: bytes) -> list[str]:
+    """The words in the JSON body of a vocabulary: {"words": [...]}, or the list alone.
+
+    Raises:
+        RequestError: no such body.
+    """
+    try:
+        content = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise _invalid('the body is no JSON: send {"words": ["cat", "dog"]}') from error
+    words = content.get("words") if isinstance(content, dict) else content
+    if isinstance(content, dict) and set(content) != {"words"}:
+        raise _invalid('the body must have the key "words" and no other')
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _invalid('"words" must be a list of texts')
+    return words
+
+
 def too_large(max_bytes: int) -> HttpError:
     return HttpError(
         "IMAGE_TOO_LARGE", f"the request has more than {max_bytes} bytes: scale the picture down"

@@ -37,6 +37,8 @@ class GatewaySettings:
             servers with commas between them; a name with several addresses is a server at each.
         canary_url: of servers with another release of the model.
         canary_share: of the images that go to them, from 0 to 1.
+        vocabularies: a folder of vocabularies, see `regionspot.serving.gateway.vocabularies`; None
+            keeps those that callers put in memory.
         concurrency: requests in flight to Triton; more than its model instances only wait there.
         max_waiting: requests that wait for a turn, or whose body is on its way. Any more are
             refused at once.
@@ -71,6 +73,7 @@ class GatewaySettings:
     url: str
     canary_url: str | None = None
     canary_share: float = 0.05
+    vocabularies: Path | None = None
     concurrency: int = 4
     max_waiting: int = 32
     timeout_s: float = 60.0

@@ -11,6 +11,7 @@ A file of named tokens is TOML:
     concurrency = 2                  # requests at the model server at once
     new_words_per_minute = 600       # class names that she has not sent before
     metrics = true                   # may read /metrics
+    vocabularies = true              # may put and delete vocabularies
 
 Rates are those of one gateway: with N replicas, callers may get N times as much.
 """
@@ -44,7 +45,10 @@ POLL_S = 1.0
 MAX_REMEMBERED_WORDS = 10_000
 """Of each caller."""
 
-KEYS = ("token", "token_sha256", "rate", "burst", "concurrency", "new_words_per_minute", "metrics")
+KEYS = (
+    *("token", "token_sha256", "rate", "burst", "concurrency", "new_words_per_minute"),
+    *("metrics", "vocabularies"),
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _TOKEN = re.compile(rf"[\x21-\x7e]{{{MIN_TOKEN_LENGTH},}}")
@@ -78,6 +82,7 @@ class Caller:
         named: whether it is one of several callers, who must not hinder or watch each other.
         may_read_metrics: whether /metrics is open to it.
         may_ask: whether /v1 is.
+        may_edit_vocabularies: whether it may put and delete vocabularies.
         handle_key: a secret of this caller that it does not know itself, for its image handles.
     """
 
@@ -86,6 +91,7 @@ class Caller:
     named: bool = False
     may_read_metrics: bool = True
     may_ask: bool = True
+    may_edit_vocabularies: bool = True
     handle_key: bytes | None = None
 
 
@@ -333,11 +339,22 @@ def _caller(name: str, table: Mapping[str, Any], where: str, master: bytes) -> C
         concurrency=_number(table, "concurrency", where, int),
         new_words_per_minute=_number(table, "new_words_per_minute", where, int),
     )
-    metrics = table.get("metrics", False)
-    if not isinstance(metrics, bool):
-        raise InputError(f"{where}: metrics must be true or false")
     handle_key = hmac.digest(sha256(master).digest(), name.encode(), "sha256")
-    return Caller(name, quota, named=True, may_read_metrics=metrics, handle_key=handle_key)
+    return Caller(
+        name,
+        quota,
+        named=True,
+        may_read_metrics=_flag(table, "metrics", where),
+        may_edit_vocabularies=_flag(table, "vocabularies", where),
+        handle_key=handle_key,
+    )
+
+
+def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{where}: {key} must be true or false")
+    return value
 
 
 def _digests(table: Any, where: str) -> list[bytes]:

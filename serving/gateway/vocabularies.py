@@ -9,28 +9,42 @@ gateway has it learn a new vocabulary before anybody needs to wait for it (`Lear
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
+import math
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.files import write_atomically
-from regionspot.serving.contract import RequestError, ServingError, coded
+from regionspot.serving.contract import RequestError, ServingError, coded, version_of
+from regionspot.serving.gateway.errors import HttpError
+from regionspot.serving.gateway.fleet import Fleet
+from regionspot.serving.messages import Question, check_words
+from regionspot.serving.protocols import ServerInfo
 from regionspot.structures import as_class_names
 from regionspot.vocabulary_files import names_in_file
 
 logger = logging.getLogger(__name__)
 
+Json = dict[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 OWN_SUFFIX = ".json"
 """Of the files that are written here; files of other kinds are read alone."""
 
 MAX_VOCABULARIES = 1000
+CHUNK = 32
+"""Words that servers learn in one request of the gateway's."""
+
+REFRESH_S = 2.0
+"""How often the folder is looked at."""
+
 RETRY_S = 5.0
 """Between attempts to have a server learn words, while it cannot."""
 
@@ -50,19 +64,9 @@ class NamedWords:
     stamp: tuple[int, ...] = ()
 
 
-def version_of(words: Sequence[str]) -> str:
-    """The first 12 digits of a SHA-256 of the words, in their order.
-
-    >>> version_of(["cat", "dog"]) == version_of(["dog", "cat"])
-    False
-    """
-    content = json.dumps(list(words), ensure_ascii=False)
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-
-
 class VocabularyFolder:
     """Vocabularies as files of a folder: NAME.json for those that callers put, and any that
-    `regionspot.vocabulary_files.names_in_file` reads. For one thread at a time.
+    `regionspot.vocabulary_files.names_in_file` reads. Safe for several threads at once.
 
     Args:
         folder: None keeps them in memory alone.
@@ -75,6 +79,7 @@ class VocabularyFolder:
         self._folder = folder
         self._found: dict[str, NamedWords] = {}
         self._damaged: dict[str, tuple[int, ...]] = {}
+        self._lock = threading.Lock()
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +108,10 @@ class VocabularyFolder:
         check_name(name)
         with coded("VOCABULARY_INVALID"):
             names = as_class_names(words)
+        with self._lock:
+            return self._put(name, names)
+
+    def _put(self, name: str, names: tuple[str, ...]) -> NamedWords:
         if name not in self._found and len(self._found) >= MAX_VOCABULARIES:
             raise RequestError(
                 "VOCABULARY_INVALID",
@@ -126,15 +135,16 @@ class VocabularyFolder:
             RequestError: its file was not put by a caller.
             ServingError: INTERNAL, the file cannot be removed.
         """
-        if name not in self._found:
-            return False
-        path = self._own_path(name)
-        if path is not None:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise ServingError("INTERNAL", f"{path} cannot be removed: {error}") from error
-        del self._found[name]
+        with self._lock:
+            if name not in self._found:
+                return False
+            path = self._own_path(name)
+            if path is not None:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise ServingError("INTERNAL", f"{path} cannot be removed: {error}") from error
+            del self._found[name]
         return True
 
     def refresh(self) -> list[NamedWords]:
@@ -146,6 +156,10 @@ class VocabularyFolder:
         """
         if self._folder is None:
             return []
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> list[NamedWords]:
         changed = []
         present = self._files()
         for name, path in present.items():
@@ -213,6 +227,125 @@ def _stamp(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+class LiveVocabularies:
+    """What routes do about vocabularies: those of a folder, beside those of the model server, which
+    come first.
+    """
+
+    def __init__(self, folder: Path | None, fleet: Fleet) -> None:
+        self._folder = VocabularyFolder(folder)
+        self._fleet = fleet
+        self._learner = Learner(fleet.teach)
+
+    def list(self, info: ServerInfo) -> list[Json]:
+        """Of each vocabulary its name, version and number of words."""
+        found = [self._told(one, info) for one in self._folder.all().values()]
+        return [*(_told_by_server(name, info) for name in info.vocabularies), *found]
+
+    def show(self, name: str, info: ServerInfo) -> Json:
+        """A vocabulary with its words.
+
+        Raises:
+            HttpError: VOCABULARY_UNKNOWN, 404.
+        """
+        if name in info.vocabularies:
+            return _told_by_server(name, info) | {"words": list(info.vocabularies[name])}
+        found = self._folder.get(name)
+        if found is None:
+            raise _unknown()
+        return self._told(found, info) | {"words": list(found.words)}
+
+    def put(self, name: str, words: Sequence[str], info: ServerInfo) -> bool:
+        """Keeps a vocabulary, and has the servers learn its words from now on. Returns whether
+        there was none of that name.
+
+        Raises:
+            RequestError: a name or words that cannot be used.
+        """
+        self._check_own(name, info)
+        check_words(words, info.limits)
+        is_new = self._folder.get(name) is None
+        self._start(self._folder.put(name, words), info)
+        return is_new
+
+    def delete(self, name: str, info: ServerInfo) -> None:
+        """Raises HttpError VOCABULARY_UNKNOWN, 404; RequestError for one of the server's."""
+        self._check_own(name, info)
+        if not self._folder.delete(name):
+            raise _unknown()
+
+    def resolve(self, question: Question, info: ServerInfo) -> Question:
+        """A question with the words of a vocabulary that is kept here, in place of its name.
+
+        Raises:
+            HttpError: OVERLOADED, the servers are still learning them.
+        """
+        name = question.vocabulary
+        if not isinstance(name, str) or name in info.vocabularies:
+            return question
+        found = self._folder.get(name)
+        if found is None:
+            return question
+        learnt = self._learner.learnt(found)
+        if len(found.words) - learnt > info.limits.max_new_words:
+            self._start(found, info)
+            raise HttpError(
+                "OVERLOADED",
+                f"the vocabulary is being learnt, {learnt} of {len(found.words)} words by now: "
+                "come back later",
+                headers={"Retry-After": str(math.ceil(RETRY_S))},
+            )
+        return replace(question, vocabulary=found.words)
+
+    async def watch(self) -> None:
+        """Looks at the folder now and then, and has the servers learn what is new. Never
+        returns.
+        """
+        while True:
+            await asyncio.to_thread(self._folder.refresh)
+            with suppress(ServingError):
+                info = await self._fleet.info()
+                for vocabulary in self._folder.all().values():
+                    self._start(vocabulary, info)
+            await asyncio.sleep(REFRESH_S)
+
+    async def close(self) -> None:
+        await self._learner.close()
+
+    def _start(self, vocabulary: NamedWords, info: ServerInfo) -> None:
+        self._learner.start(vocabulary, min(info.limits.max_new_words, CHUNK))
+
+    def _told(self, vocabulary: NamedWords, info: ServerInfo) -> Json:
+        return {
+            "name": vocabulary.name,
+            "words": len(vocabulary.words),
+            "version": vocabulary.version,
+            "learnt": self._learner.learnt(vocabulary),
+        }
+
+    def _check_own(self, name: str, info: ServerInfo) -> None:
+        if name in info.vocabularies:
+            raise RequestError(
+                "VOCABULARY_INVALID",
+                "the model server has a vocabulary of that name, which `regionspot-serve init` "
+                "changes: choose another name",
+            )
+
+
+def _told_by_server(name: str, info: ServerInfo) -> Json:
+    words = info.vocabularies[name]
+    return {
+        "name": name,
+        "words": len(words),
+        "version": version_of(words),
+        "learnt": len(words),
+    }
+
+
+def _unknown() -> HttpError:
+    return HttpError("VOCABULARY_UNKNOWN", "no vocabulary of that name is registered", status=404)
 
 
 class Learner:

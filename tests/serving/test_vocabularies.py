@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from regionspot.errors import InputError
-from regionspot.serving.contract import RequestError, ServingError, error_of
+from regionspot.serving.contract import RequestError, ServingError, error_of, version_of
 from regionspot.serving.gateway import vocabularies
 from regionspot.serving.gateway.vocabularies import (
     Learner,
     NamedWords,
     VocabularyFolder,
-    version_of,
 )
 
 
