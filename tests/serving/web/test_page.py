@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,175 +12,24 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, expect
 
-from regionspot.masks import decode_rle
 from regionspot.serving.client import RegionClient
-
-WORDS = [
-    "plain green toy",
-    "red toy with blue stripes",
-    "cyan toy with red stripes",
-    "white toy with orange dots",
-]
-TOKEN = "correct-horse-battery-staple"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-SWITCHES = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
+from regionspot.serving.gateway.app import WEB
+from tests.serving.web.steps import (
+    WORDS,
+    OpenPage,
+    ask,
+    asked_by,
+    assert_shown,
+    choose,
+    draw,
+    gateway_process,
+    on_screen,
+    regions,
 )
-OpenPage = Callable[..., Page]
 
-
-@contextmanager
-def gateway_process(server: str, **settings: Any) -> Iterator[str]:
-    """The gateway as users run it, and its address."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    code = (
-        "from regionspot.serving.gateway import GatewaySettings, run\n"
-        f"run(GatewaySettings({server!r}, **{settings!r}), port={port})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    try:
-        while True:
-            with suppress(httpx.TransportError):
-                httpx.get(f"{url}/healthz")
-                break
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def address(server: Any) -> Iterator[str]:
-    with gateway_process(server.ports.grpc_url) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)} is on the path")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
-    """A function that opens the page in a window of its own. Scripts that fail and broken policies
-    fail the test.
-    """
-    contexts, wrong = [], []
-
-    def open_it(url: str = address, state: str = "up", **options: Any) -> Page:
-        context = browser.new_context(
-            **{"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"} | options
-        )
-        contexts.append(context)
-        context.add_init_script(RECORDED)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "console", lambda message: wrong.append(message.text) if is_our_fault(message) else None
-        )
-        page.goto(url)
-        page.locator(f"#model[data-state={state}]").wait_for()
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-def is_our_fault(message: Any) -> bool:
-    """A browser also reports every answer that is an error, which some tests are after."""
-    return message.type == "error" and not message.text.startswith("Failed to load resource")
-
-
-def choose(page: Page, picture: Path | dict[str, Any]) -> None:
-    page.set_input_files("#file", picture)  # type: ignore[arg-type]
-    page.locator("#stage").wait_for()
-
-
-def on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
-    """Where a pixel of the picture lies."""
-    page.locator("#stage").scroll_into_view_if_needed()
-    stage = page.locator("#stage").bounding_box()
-    assert stage is not None
-    width, height = page.evaluate("[photo.naturalWidth, photo.naturalHeight]")
-    return stage["x"] + x / width * stage["width"], stage["y"] + y / height * stage["height"]
-
-
-def draw(page: Page, box: list[float]) -> None:
-    for step, (x, y) in enumerate([(box[0], box[1]), (box[0] + 9, box[1] + 9), (box[2], box[3])]):
-        page.mouse.move(*on_screen(page, x, y))
-        if step == 0:
-            page.mouse.down()
-    page.mouse.up()
-
-
-RECORDED = """
-window.asked = [];
-const ask = window.fetch;
-window.fetch = (url, options) => {
-  if (options.body) {
-    const request = options.body.get("request");
-    window.asked.push({...JSON.parse(request), image: options.body.has("image")});
-    const forgotten = request.replace(/(image_handle":")[0-9a-f]+/, "$1" + "0".repeat(64));
-    if (window.forgetful) options.body.set("request", forgotten);
-  }
-  return ask(url, options);
-};
-"""
-"""What the page asks: a browser does not tell what is in a form with files. A forgetful window
-knows no handle.
-"""
-
-
-def asked_by(page: Page) -> list[dict[str, Any]]:
-    """Every question so far; their key `image` says whether a picture was sent along."""
-    asked: list[dict[str, Any]] = page.evaluate("window.asked")
-    return asked
-
-
-def ask(page: Page, act: Callable[[], None] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Ask, by the button or as told; what was asked, and the answer."""
-    with page.expect_response("**/v1/recognize") as caught:
-        (act or page.locator("#ask").click)()
-    answer = caught.value.json()
-    expect(page.locator("#ask")).to_be_enabled()
-    return asked_by(page)[-1], answer
-
-
-def regions(page: Page) -> Locator:
-    return page.locator("#regions .region")
-
-
-def percent(score: float) -> str:
-    return "<1%" if 0 < score < 0.005 else f"{int(score * 100 + 0.5)}%"
-
-
-def assert_shown(page: Page, answer: dict[str, Any]) -> None:
-    """Every region's names and scores stand in the list, and its label on the picture."""
-    expect(regions(page)).to_have_count(len(answer["regions"]))
-    for index, found in enumerate(answer["regions"]):
-        item, tag = regions(page).nth(index), page.locator("#labels .tag").nth(index)
-        expect(item.locator(".name")).to_have_text(found["class"])
-        expect(item.locator(".bars li")).to_have_count(len(found["top"]))
-        for row, (name, score) in enumerate(found["top"]):
-            assert item.locator(".bars li").nth(row).text_content() == name + percent(score)
-        assert tag.text_content() == f"{index + 1}{found['class']}{percent(found['score'])}"
+TOKEN = "correct-horse-battery-staple"
 
 
 def test_draw_ask_and_read(
@@ -268,33 +111,13 @@ def test_points_by_click_and_a_registered_vocabulary(
     assert_shown(page, answer | {"regions": shown})
 
 
-def test_masks_are_painted_where_they_are(
-    open_page: OpenPage, picture: Path, boxes: list[list[float]]
-) -> None:
-    page = open_page()
-    choose(page, picture)
-    draw(page, boxes[0])
-    page.fill("#words", ",".join(WORDS))
-    page.check("#want-masks", force=True)
-    _, answer = ask(page)
-    painted = page.evaluate(
-        """() => {
-          const {width, height} = masks;
-          const {data} = masks.getContext("2d").getImageData(0, 0, width, height);
-          const inside = Array.from({length: width * height}, (_, at) => data[at * 4 + 3] > 0);
-          return {width, height, inside};
-        }"""
-    )
-    mask = decode_rle(answer["regions"][0]["mask"])
-    assert (painted["height"], painted["width"]) == mask.shape
-    np.testing.assert_array_equal(np.array(painted["inside"]).reshape(mask.shape), mask)
-
-
 def test_keyboard_alone(open_page: OpenPage, picture: Path) -> None:
     page = open_page()
     # from here on: just before the key it may come too late
     page.on("filechooser", lambda chooser: None)
     keys = page.keyboard
+    keys.press("Tab")
+    expect(page.locator("#about-open")).to_be_focused()
     keys.press("Tab")
     expect(page.locator("#choose")).to_be_focused()
     with page.expect_file_chooser() as chooser:
@@ -314,6 +137,8 @@ def test_keyboard_alone(open_page: OpenPage, picture: Path) -> None:
     keys.press("Shift+Tab")
     expect(page.locator(".shape").nth(0)).to_be_focused()
     keys.press("Tab")
+    keys.press("Tab")
+    expect(page.get_by_role("radio", name="New region")).to_be_focused()
     keys.press("Tab")
     expect(page.locator("#source")).to_be_focused()
     keys.press("Tab")
@@ -385,13 +210,13 @@ def test_list_and_picture_point_at_each_other(open_page: OpenPage, picture: Path
 def test_what_is_missing_is_said(open_page: OpenPage, picture: Path) -> None:
     page = open_page()
     problem = page.get_by_role("alert")
-    page.click("#ask")
+    page.click("#ask", force=True)  # it says that it is disabled, and why
     expect(problem).to_contain_text("Choose a picture")
     choose(page, picture)
-    page.click("#ask")
+    page.keyboard.press("Control+Enter")
     expect(problem).to_contain_text("Draw a box")
     draw(page, [10, 10, 60, 60])
-    page.click("#ask")
+    page.click("#ask", force=True)
     expect(problem).to_contain_text("Write a few words")
     expect(page.locator("#words")).to_be_focused()
     page.fill("#words", "toy, " + "x" * 300)
@@ -598,7 +423,7 @@ def test_a_new_picture_begins_anew(open_page: OpenPage, picture: Path) -> None:
     assert asked["image"] and "image_handle" not in asked
 
 
-READABLE = """(selectors) => {
+CONTRAST = """
   const parse = (text) => text.match(/[\\d.]+/g).map(Number)
     .map((v, index) => text.startsWith("color(") && index < 3 ? v * 255 : v);
   const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
@@ -611,12 +436,24 @@ READABLE = """(selectors) => {
     }
     return [255, 255, 255];
   };
-  return Object.fromEntries(selectors.map((selector) => {
+  const ratio = (text, below) => {
+    const [a, b] = [light(parse(getComputedStyle(text).color)), light(ground(below))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  };
+"""
+READABLE = f"""(selectors) => {{ {CONTRAST}
+  return Object.fromEntries(selectors.map((selector) => {{
     const node = document.querySelector(selector);
-    const [a, b] = [light(parse(getComputedStyle(node).color)), light(ground(node))];
-    return [selector, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-  }));
-}"""
+    return [selector, ratio(node, node)];
+  }}));
+}}"""
+ON_BARS = f"""(selectors) => {{ {CONTRAST}
+  return Object.fromEntries(selectors.map((selector) => {{
+    const bar = document.querySelector(selector);
+    return [selector, ratio(bar.parentElement.parentElement.querySelector(".name"), bar)];
+  }}));
+}}"""
+"""A name beside a bar is drawn over it."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -633,16 +470,36 @@ def test_text_is_readable(open_page: OpenPage, picture: Path, scheme: str) -> No
         "h2",
     ]
     ratios = page.evaluate(READABLE, selectors)
-    page.click("#ask")
     choose(page, picture)
     draw(page, [10, 10, 60, 60])
-    ratios |= page.evaluate(
-        READABLE, ["#hint", ".segments span", "input:checked + span", ".tag", ".number", ".name"]
-    )
-    page.click("#ask")
+    drawn = ["#hint", ".segments span", "input:checked + span", ".tag", ".number", ".name"]
+    ratios |= page.evaluate(READABLE, [*drawn, "#words-note"])
+    page.click("#ask", force=True)
     expect(page.locator("#problem")).not_to_be_empty()
     ratios |= page.evaluate(READABLE, ["#problem"])
+    page.fill("#words", ",".join(WORDS))
+    ask(page)
+    # names stand on their bars
+    named = [".pick .meter span", ".bars .meter span"]
+    ratios |= page.evaluate(READABLE, ["#among", "#status", "#save-json", ".bars .name"])
+    ratios |= page.evaluate(ON_BARS, named)
+    page.fill("#words", "toy, kitten")
+    expect(page.locator("#stale")).not_to_be_empty()
+    ratios |= page.evaluate(READABLE, ["#stale", ".tag.is-stale"])
     assert min(ratios.values()) >= 4.5, ratios
+
+
+def test_modules_are_fetched_at_once(address: str) -> None:
+    """A module that is only named by another one costs one more way to the server and back."""
+    page = httpx.get(address).text
+    modules = {path.name for path in WEB.glob("*.js")} - {"app.js"}
+    assert set(re.findall(r'rel="modulepreload" href="static/([\w.]+)"', page)) == modules
+    for name in modules:
+        assert (
+            httpx.get(f"{address}/static/{name}")
+            .headers["content-type"]
+            .startswith("text/javascript")
+        )
 
 
 def test_everything_has_a_name(open_page: OpenPage, picture: Path) -> None:
