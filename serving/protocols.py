@@ -50,7 +50,7 @@ class ServerInfo:
             precision=values["precision"],
             vocabularies={name: tuple(words) for name, words in values["vocabularies"].items()},
             limits=Limits.from_json(values["limits"]),
-            version=values["model_version"],
+            version=values.get("model_version", ""),
         )
 
 
@@ -140,7 +140,7 @@ class GatewayProtocol:
                 told["precision"],
                 vocabularies,
                 Limits.from_json(told["limits"]),
-                told["model_version"],
+                told.get("model_version", ""),
             )
         except (LookupError, TypeError, AttributeError) as error:
             raise ServingError(

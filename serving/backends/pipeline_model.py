@@ -160,7 +160,7 @@ class TritonPythonModel:
             vocabularies,
             encoder,
             "sam_mask_decoder" in values["graphs"],
-            values["model_version"],
+            values.get("model_version", ""),
         )
 
     def _instances(self) -> Instances:

@@ -36,6 +36,8 @@ ANSWER_EXAMPLE: Json = {
     ],
     "image_handle": "5f0c62f1e7e04d8c",
     "cached": False,
+    "model_version": "9d1c44a07f5e",
+    "vocabulary_version": "c2b7d6f0a913",
     "request_id": "0b9cd6b0a5a54d1f9a7f2f4d5c2f8a11",
     "took_ms": 31.4,
 }
@@ -62,6 +64,12 @@ def description() -> Json:
         "paths": {
             "/v1/recognize": {"post": _recognize()},
             "/v1/info": {"get": _get("info", "What the server runs, and what it takes.", "Info")},
+            "/v1/vocabularies": {
+                "get": _get(
+                    "vocabularies", "All vocabularies, without their words.", "Vocabularies"
+                )
+            },
+            "/v1/vocabularies/{name}": _vocabulary(),
             "/healthz": {"get": _get("health", "Whether the process lives.", "Health", open_=True)},
             "/readyz": {"get": _ready()},
             "/metrics": {"get": _metrics()},
@@ -98,6 +106,33 @@ def _get(name: str, summary: str, schema: str, open_: bool = False) -> Json:
         "responses": {"200": _ok(schema), **({} if open_ else _refusals([401, 403, 503]))},
     }
     return operation | ({"security": []} if open_ else {})
+
+
+def _vocabulary() -> Json:
+    words = {"schema": {"$ref": "#/components/schemas/Words"}}
+    put: Json = {
+        "operationId": "putVocabulary",
+        "summary": "Keeps a vocabulary, in place of one of that name; its words are learnt in the "
+        "background.",
+        "requestBody": {"required": True, "content": {"application/json": words}},
+        "responses": {
+            "200": _ok("Vocabulary"),
+            "201": _ok("Vocabulary"),
+            **_refusals([400, 401, 403, 413, 422, 429, 500, 503], 408),
+        },
+    }
+    delete: Json = {
+        "operationId": "deleteVocabulary",
+        "summary": "Forgets a vocabulary that was put.",
+        "responses": {
+            "204": {"description": "It is forgotten."},
+            **_refusals([401, 403, 404, 422, 500, 503]),
+        },
+    }
+    get = _get("vocabulary", "A vocabulary with its words.", "Vocabulary")
+    get["responses"] |= _refusals([404])
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    return {"parameters": [name], "get": get, "put": put, "delete": delete}
 
 
 def _ready() -> Json:
@@ -197,6 +232,14 @@ def _schemas() -> Json:
             "COCO's RLE at the image's size: height and width, compressed counts.",
         ),
         "Info": _info(),
+        "Vocabularies": _object({"vocabularies": {"type": "array", "items": _LISTED}}),
+        "Vocabulary": _listed({"type": "array", "items": {"type": "string"}}),
+        "Words": {
+            "anyOf": [
+                _object({"words": {"type": "array", "items": {"type": "string"}}}),
+                {"type": "array", "items": {"type": "string"}},
+            ]
+        },
         "Health": _object({"alive": {"const": True}}),
         "Ready": _object(
             {"ready": {"const": True}, "upstream": {"enum": ["unknown", "up", "down"]}}
@@ -272,6 +315,11 @@ def _answer() -> Json:
                 "type": "boolean",
                 "description": "Whether the server had the image already, from the same caller.",
             },
+            "model_version": {"type": "string", "description": "Which model answered."},
+            "vocabulary_version": {
+                "type": "string",
+                "description": "Changes with the words and their order.",
+            },
             "request_id": {"type": "string"},
             "took_ms": {"type": "number"},
         }
@@ -293,14 +341,14 @@ def _region() -> Json:
 
 
 def _info() -> Json:
-    vocabulary = _object({"name": {"type": "string"}, "words": {"type": "integer"}})
     limits = {name: {"type": "integer"} for name in [*Limits().to_json(), "max_body_bytes"]}
     return _object(
         {
             "model": {"type": "string"},
             "runtime": {"type": "string"},
             "precision": {"type": "string"},
-            "vocabularies": {"type": "array", "items": vocabulary},
+            "model_version": {"type": "string"},
+            "vocabularies": {"type": "array", "items": _LISTED},
             "limits": _object(limits),
         }
     )
@@ -320,3 +368,18 @@ def _object(
 
 def _list(items: Json, description: str) -> Json:
     return {"type": ["array", "null"], "items": items, "description": description}
+
+
+def _listed(words: Json) -> Json:
+    """A vocabulary, with its words or how many they are."""
+    return _object(
+        {
+            "name": {"type": "string"},
+            "words": words,
+            "version": {"type": "string"},
+            "learnt": {"type": "integer", "description": "Words that the model servers know."},
+        }
+    )
+
+
+_LISTED = _listed({"type": "integer"})
