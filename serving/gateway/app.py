@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from regionspot.logs import JsonFormatter, log_to
-from regionspot.serving.contract import Limits, version_of
+from regionspot.serving.contract import Limits, RequestError, version_of
 from regionspot.serving.gateway.admission import AdmissionQueue, Share
 from regionspot.serving.gateway.errors import HttpError, error_response, http_error
 from regionspot.serving.gateway.exchange import Exchanges, while_connected
@@ -181,11 +181,17 @@ class Gateway:
                 record.lap("body")
                 words = question.vocabulary if isinstance(question.vocabulary, tuple) else ()
                 meter.take_words(words)
-                question = self._words.resolve(question, info)
+                resolved = self._words.resolve(question, info)
                 record.regions, record.words = question.num_regions, len(words)
-                answer = await while_connected(
-                    request.receive, self._answer(question, share, record)
-                )
+                try:
+                    answer = await while_connected(
+                        request.receive, self._answer(resolved, share, record)
+                    )
+                except RequestError as error:
+                    told = self._words.why_refused(error, question.vocabulary, info)
+                    if told is error:
+                        raise
+                    raise told from error
                 meter.remember(words)
                 return await asyncio.to_thread(_json_of, answer, form.file_name, seal, record)
 

@@ -288,16 +288,29 @@ class LiveVocabularies:
         found = self._folder.get(name)
         if found is None:
             return question
-        learnt = self._learner.learnt(found)
-        if len(found.words) - learnt > info.limits.max_new_words:
-            self._start(found, info)
-            raise HttpError(
-                "OVERLOADED",
-                f"the vocabulary is being learnt, {learnt} of {len(found.words)} words by now: "
-                "come back later",
-                headers={"Retry-After": str(math.ceil(RETRY_S))},
-            )
+        if len(found.words) - self._learner.learnt(found) > info.limits.max_new_words:
+            raise self._being_learnt(found, info)
         return replace(question, vocabulary=found.words)
+
+    def why_refused(self, error: RequestError, name: object, info: ServerInfo) -> Exception:
+        """What to say of a refusal of a question whose vocabulary was `name`: a server that is new
+        may not know the words of one yet.
+        """
+        found = self._folder.get(name) if isinstance(name, str) else None
+        if found is None or error.code != "TOO_MANY_WORDS":
+            return error
+        self._learner.forget(found)
+        return self._being_learnt(found, info)
+
+    def _being_learnt(self, vocabulary: NamedWords, info: ServerInfo) -> HttpError:
+        """Has the servers learn a vocabulary; what to say meanwhile."""
+        self._start(vocabulary, info)
+        learnt, count = self._learner.learnt(vocabulary), len(vocabulary.words)
+        return HttpError(
+            "OVERLOADED",
+            f"the vocabulary is being learnt, {learnt} of {count} words by now: come back later",
+            headers={"Retry-After": str(math.ceil(RETRY_S))},
+        )
 
     async def watch(self) -> None:
         """Looks at the folder now and then, and has the servers learn what is new. Never
@@ -394,7 +407,9 @@ class Learner:
             try:
                 await self._teach(words)
             except RequestError as error:
+                # questions with it will be told so by the server
                 logger.warning(f"the vocabulary {vocabulary.name} cannot be learnt: {error}")
+                self._known[vocabulary.version] = len(vocabulary.words)
                 return
             except ServingError as error:
                 logger.info(f"the vocabulary {vocabulary.name} is not learnt yet: {error}")

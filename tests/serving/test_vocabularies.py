@@ -154,7 +154,11 @@ def test_learning(monkeypatch: pytest.MonkeyPatch) -> None:
         learner.start(bad, 4)
         for _ in range(5):
             await asyncio.sleep(0)
-        assert learner.learnt(bad) == 0 and asked[-1] == ("bad",)
+        assert asked[-1] == ("bad",)
+        count = len(asked)
+        learner.start(bad, 4)
+        await asyncio.sleep(0)
+        assert len(asked) == count, "it is not asked again: questions are told why"
         await learner.close()
 
     asyncio.run(learn())
