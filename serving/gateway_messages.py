@@ -102,7 +102,7 @@ def _answer(content: Any, question: Question, class_names: Sequence[str]) -> Ans
         iou_predictions=_floats([region["iou"] for region in regions]),
     )
     handle = content["image_handle"]
-    version = content["model_version"]
+    version = content.get("model_version", "")
     if not isinstance(handle, str) or not isinstance(version, str):
         raise InputError("its image_handle or its model_version is no text")
     return Answer(predictions, RemoteImage(handle, height, width), bool(content["cached"]), version)

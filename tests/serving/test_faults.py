@@ -42,7 +42,7 @@ from regionspot.serving.records import (
     stop_server,
 )
 from regionspot.serving.repository import RepositoryOptions, graphs_on_gpu, make_repository
-from regionspot.serving.server import TritonServer
+from regionspot.serving.server import ServerOptions, TritonServer
 from regionspot.serving.triton import Connection, pipeline_from_triton
 from regionspot.structures import RegionPredictions
 
@@ -52,7 +52,7 @@ WAIT_S = 120.0
 
 @pytest.fixture(scope="module")
 def victim(repository: Path, home: Path) -> Iterator[ServerRecord]:
-    with running_server(repository, home) as running:
+    with running_server(repository, home, ServerOptions(all_models=True)) as running:
         yield running
 
 
@@ -147,7 +147,7 @@ def test_a_graphs_stub_that_dies(victim: ServerRecord) -> None:
 
 
 def test_down_leaves_nothing(repository: Path, home: Path) -> None:
-    with running_server(repository, home) as running:
+    with running_server(repository, home, ServerOptions(all_models=True)) as running:
         pids = [server_pid(running), *(pid for _, pid in running_stubs(server_pid(running)))]
         assert len(shared_memory(running)) == len(pids) - 1 == len(served_graphs()) + 1
         assert running.pid in [one.pid for one in ServerRecord.read_all(home)]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from regionspot.errors import InputError
 from regionspot.serving.client import RegionClient
-from regionspot.serving.contract import CODES, Limits, RequestError, ServingError
+from regionspot.serving.contract import CODES, Limits, RequestError, ServingError, version_of
 from regionspot.serving.gateway import GatewaySettings, form, make_app
 from regionspot.serving.gateway.admission import AdmissionQueue
 from regionspot.serving.gateway.errors import STATUS
@@ -77,8 +77,10 @@ def test_boxes_are_named_as_the_client_names_them(
             "toys.jpg"
         )
     content = response.json()
-    extra = {key: content.pop(key) for key in ("image_handle", "cached", "request_id", "took_ms")}
+    names = ("image_handle", "cached", "model_version", "vocabulary_version")
+    extra = {key: content.pop(key) for key in (*names, "request_id", "took_ms")}
     assert content == expected
+    assert extra["vocabulary_version"] == version_of(WORDS) and extra["model_version"]
     assert extra["request_id"] == response.headers["x-request-id"]
     assert extra["took_ms"] > 0 and extra["image_handle"] and isinstance(extra["cached"], bool)
 
@@ -143,7 +145,9 @@ def test_info(gateway: httpx.Client, server: Any) -> None:
         info.runtime,
         info.precision,
     )
-    assert {"name": "mini", "words": len(info.vocabularies["mini"])} in content["vocabularies"]
+    counts = {one["name"]: one["words"] for one in content["vocabularies"]}
+    assert counts == {name: len(words) for name, words in info.vocabularies.items()}
+    assert content["model_version"] == info.version != ""
     assert content["limits"].items() >= info.limits.to_json().items()
     assert content["limits"]["max_body_bytes"] > info.limits.max_image_bytes
 
@@ -584,7 +588,7 @@ def test_turns_estimate_when_to_come_back() -> None:
 
 
 def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regionspot.serving.gateway.upstream.WATCH_S", 60.0)
+    monkeypatch.setattr("regionspot.serving.gateway.fleet.WATCH_S", 60.0)
     with running(GatewaySettings(f"127.0.0.1:{closed_port()}")) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/").status_code == 200

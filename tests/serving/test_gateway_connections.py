@@ -217,7 +217,7 @@ def test_an_answer_that_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = GatewaySettings("unused:1", timeout_s=0.1)
     with running(chosen, Untouched) as client, connected(client) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.sendall(head([], "GET", "/static/app.js") * 400)
+        deaf.sendall(head([], "GET", "/static/style.css") * 800)
         until(lambda: metric(client, "connections") == 2)
         until(lambda: metric(client, "connections") == 1)
 

@@ -12,8 +12,6 @@ from regionspot.serving.backends.budget import Budget
 from regionspot.serving.backends.instances import CpuInstances, Instances, cpu_instances
 from regionspot.serving.contract import ServingError
 
-BUDGET = Budget(60)
-
 
 def made(*names: str) -> list[Any]:
     """Instances do not look into what they lend."""
@@ -24,13 +22,13 @@ def test_who_is_alone_gets_all_cores() -> None:
     instances = Instances(made("a", "b"), alone=made("all")[0])
     assert len(instances) == 2
     for _ in range(3):
-        with instances.lend(BUDGET) as first:
+        with instances.lend(Budget(60)) as first:
             assert first == "all"
-            with instances.lend(BUDGET) as second:
+            with instances.lend(Budget(60)) as second:
                 assert second == "b"
     with ExitStack() as lent:
-        lent.enter_context(instances.lend(BUDGET))
-        lent.enter_context(instances.lend(BUDGET))
+        lent.enter_context(instances.lend(Budget(60)))
+        lent.enter_context(instances.lend(Budget(60)))
         ends = iter([False, False, True])
         with pytest.raises(ServingError, match="was cancelled"):
             lent.enter_context(instances.lend(Budget(60, lambda: next(ends))))
@@ -39,9 +37,9 @@ def test_who_is_alone_gets_all_cores() -> None:
 def test_an_instance_comes_back_after_an_error() -> None:
     instances = Instances(made("only"))
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), instances.lend(BUDGET):
+        with pytest.raises(ZeroDivisionError), instances.lend(Budget(60)):
             raise ZeroDivisionError
-    with instances.lend(BUDGET) as found:
+    with instances.lend(Budget(60)) as found:
         assert found == "only"
 
 
