@@ -254,19 +254,26 @@ class Gateway:
         return JSONResponse({"ready": True, "upstream": self._fleet.state})
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' text."""
-        caller = self._identified(request)
+        """Prometheus' text. Prometheus asks by address, so whoever shows a token may use any name of
+        the gateway.
+        """
+        caller = self._identified(request, by_any_name=True)
         if not self._callers.may_read_metrics(caller):
             if caller.name == ANONYMOUS:
                 raise unauthorized()
             raise HttpError("FORBIDDEN", "this token does not open the metrics")
         return Response(self.counted.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _identified(self, request: Request) -> Caller:
-        """Who asks, if from a place where it may."""
-        self._sites.check_host(request.headers)
-        self._sites.check_site(request.headers)
+    def _identified(self, request: Request, by_any_name: bool = False) -> Caller:
+        """Who asks, if from a place where it may.
+
+        Args:
+            by_any_name: names of the gateway are checked only for who shows no token.
+        """
         caller = self._callers.identify(request.headers.get("authorization", ""))
+        if caller.name == ANONYMOUS or not by_any_name:
+            self._sites.check_host(request.headers)
+        self._sites.check_site(request.headers)
         record: Record = request.state.record
         record.caller = caller.name
         return caller

@@ -511,6 +511,16 @@ def test_allowed_hosts(tmp_path: Path) -> None:
                 assert answer.status_code == status
 
 
+def test_metrics_are_read_by_address() -> None:
+    """As Prometheus does, with a token; without one, a page of another site could."""
+    chosen = GatewaySettings("unused:1", token=ALICE, allowed_hosts=("regions.example",))
+    by_address = {"Host": "10.0.0.7:8080"}
+    with running(chosen, lambda *_: answering()) as client:
+        assert client.get("/metrics", headers=by_address | bearer(ALICE)).status_code == 200
+        error_in(client.get("/v1/info", headers=by_address | bearer(ALICE)), 403, "FORBIDDEN")
+        error_in(client.get("/metrics", headers=by_address), 401, "UNAUTHORIZED")
+
+
 def test_addresses_behind_proxies(capfd: pytest.CaptureFixture[str]) -> None:
     header = {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"}
     for proxies, client_address in (((), "127.0.0.1"), (("127.0.0.0/8",), "198.51.100.7")):
