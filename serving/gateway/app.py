@@ -254,9 +254,7 @@ class Gateway:
         return JSONResponse({"ready": True, "upstream": self._fleet.state})
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' text. Prometheus asks by address, so whoever shows a token may use any name of
-        the gateway.
-        """
+        """Prometheus' text. Prometheus asks by address: whoever shows a token may use any name."""
         caller = self._identified(request, by_any_name=True)
         if not self._callers.may_read_metrics(caller):
             if caller.name == ANONYMOUS:

@@ -49,7 +49,7 @@ class GatewaySettings:
             FORM_SLACK_BYTES for the rest.
         max_buffered_bytes: of all bodies in memory, half of them on their way to Triton. Who does
             not fit waits, then is refused. It bounds the memory of the process at its peak: about
-            75 MiB and three times as much (`python -m regionspot.benchmarks.serving_memory` measures it).
+            75 MiB and three times as much, see `regionspot.benchmarks.serving_memory`.
         token_file: in place of `token`, a file whose first line it is.
         tokens_file: TOML with named tokens and their quotas, see
             `regionspot.serving.gateway.tokens`.
