@@ -48,6 +48,9 @@ __all__ = [
     "pipeline_from_triton",
 ]
 
+REQUIRED_GRAPH = "region_head"
+"""Every model has it."""
+
 _TYPES = {"b": "BOOL", "f": "FP32", "i": "INT32", "u": "UINT8", "O": "BYTES"}
 _CHANNEL = [
     ("grpc.lb_policy_name", "round_robin"),  # one name may stand for several servers
@@ -248,6 +251,12 @@ class Connection(_Connector):
         took.
         """
         return self.all_statistics(model)[model]
+
+    def is_ready(self, model: str) -> bool:
+        """Whether a model is loaded and answers."""
+        return bool(
+            self.call(lambda client, left: client.is_model_ready(model, **self._limit(left)))
+        )
 
     def all_statistics(self, model: str = "") -> dict[str, dict[str, Any]]:
         """Of each model of the server, by its name; of one alone where it is named."""
@@ -450,11 +459,20 @@ def pipeline_from_triton(
         tls_files: ca_file, client_cert_file and client_key_file, as of `Connection`.
 
     Raises:
+        InputError: the server has not loaded the graphs.
         ServingError: the server cannot be reached, or is none of ours.
     """
     connection = Connection(url, timeout_s, **tls_files)
     try:
-        return TritonPipeline(connection)
+        pipeline = TritonPipeline(connection)
+        if not connection.is_ready(REQUIRED_GRAPH):
+            pipeline.close()
+            raise InputError(
+                f"the server at {url} has not loaded the graphs as models of their own: start it "
+                "with `regionspot-serve up --all-models`, or name a gateway in front of it, "
+                "http://HOST:PORT"
+            )
+        return pipeline
     except KeyError as error:
         connection.close()
         raise ArtifactError(

@@ -153,7 +153,8 @@ def _add_up(commands: Any) -> None:
     up.add_argument(
         "--all-models",
         action="store_true",
-        help="also load each graph as a model of its own, which --runtime triton asks one by one",
+        help="also load each graph as a model of its own, which regionspot-eval --runtime triton "
+        "asks one by one",
     )
     up.add_argument(
         "--http-port",

@@ -22,6 +22,7 @@ from regionspot.serving.gateway.fleet import Fleet
 from regionspot.serving.messages import Answer, Question, RemoteImage
 from regionspot.serving.records import ServerRecord, running_server
 from regionspot.serving.server import ServerOptions
+from regionspot.serving.triton import pipeline_from_triton
 from regionspot.structures import RegionPredictions, as_prompts
 from tests.serving.gateways import ask, running
 
@@ -243,13 +244,25 @@ def test_all_servers_are_taught() -> None:
     asyncio.run(work())
 
 
+@pytest.fixture(scope="module")
+def second(repository: Path, home: Path) -> Iterator[ServerRecord]:
+    """A server with the public model alone, once."""
+    with running_server(repository, home, ServerOptions(instances=1)) as record:
+        yield record
+
+
 @pytest.fixture
-def gateway(server: ServerRecord, repository: Path, home: Path) -> Iterator[httpx.Client]:
+def gateway(server: ServerRecord, second: ServerRecord) -> Iterator[httpx.Client]:
     """In front of two servers."""
-    with running_server(repository, home, ServerOptions(instances=1)) as second:
-        urls = f"{server.ports.grpc_url},{second.ports.grpc_url}"
-        with running(GatewaySettings(urls)) as client:
-            yield client
+    with running(GatewaySettings(f"{server.ports.grpc_url},{second.ports.grpc_url}")) as client:
+        yield client
+
+
+def test_graphs_that_are_not_loaded(second: ServerRecord) -> None:
+    for url in (second.ports.grpc_url, second.ports.http_url):
+        assert url is not None
+        with pytest.raises(InputError, match="up --all-models"):
+            pipeline_from_triton(url)
 
 
 def test_handles_of_two_real_servers(gateway: httpx.Client, dataset: CocoDataset) -> None:
