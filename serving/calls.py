@@ -111,6 +111,11 @@ def without_signals(work: Callable[[], ResultT]) -> ResultT:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
+    return started(work).result()
+
+
+def started(work: Callable[[], ResultT]) -> Future[ResultT]:
+    """The result of `work()`, which begins in a thread that no process waits for at its end."""
     answer: Future[ResultT] = Future()
 
     def run() -> None:
@@ -120,7 +125,7 @@ def without_signals(work: Callable[[], ResultT]) -> ResultT:
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return answer.result()
+    return answer
 
 
 def _delays() -> Iterator[float]:

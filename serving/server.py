@@ -15,13 +15,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from regionspot.errors import ArtifactError, InputError
 from regionspot.serving import canary
 from regionspot.serving.backends.instances import INSTANCES_VARIABLE, THREADS_VARIABLE
+from regionspot.serving.calls import started
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import GPU_INDEX, MAX_BATCH, MODEL, Limits, ServingError
 from regionspot.serving.environment import Installation
@@ -299,7 +302,7 @@ class TritonServer:
         """
         deadline = time.monotonic() + timeout_s
         reason = "it does not answer"
-        masks = "sam_mask_decoder" in self._parameter("graphs")
+        asked: Future[bool] | None = None
         while time.monotonic() < deadline:
             if not self.running:
                 raise ServingError(
@@ -313,12 +316,15 @@ class TritonServer:
                     "them"
                 )
                 break
-            try:
+            if asked is None:
+                # in a thread: Triton does not answer a request whose stub has died
                 left_s = max(deadline - time.monotonic(), 1.0)
-                if self._is_who_answers(left_s):
-                    make_shared_memory_private(self._memory_prefix)
-                    with self.client(left_s) as client:
-                        canary.check(client, left_s, return_masks=masks)
+                asked = started(partial(self._answers_canary, left_s))
+            wait([asked], POLL_S)
+            if not asked.done():
+                continue
+            try:
+                if asked.result():
                     self._remember_stubs()
                     return
                 reason = f"another server answers at {self.url}"
@@ -326,10 +332,23 @@ class TritonServer:
                 reason = str(error)
                 if error.code not in ("UNAVAILABLE", "TIMEOUT") or STUB_DIED in reason:
                     break
+            asked = None
             time.sleep(POLL_S)
         raise ServingError(
             "UNAVAILABLE", f"the Triton server did not get ready: {reason}\n{self.log_tail()}"
         )
+
+    def _answers_canary(self, timeout_s: float) -> bool:
+        """Returns whether it is this server that listens on its port, once it has answered the
+        canary.
+        """
+        if not self._is_who_answers(timeout_s):
+            return False
+        make_shared_memory_private(self._memory_prefix)
+        masks = "sam_mask_decoder" in self._parameter("graphs")
+        with self.client(timeout_s) as client:
+            canary.check(client, timeout_s, return_masks=masks)
+        return True
 
     def client(self, timeout_s: float) -> RegionClient:
         """Returns a client of this server that does not try again."""

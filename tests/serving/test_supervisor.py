@@ -417,3 +417,28 @@ def test_commands_whose_reader_goes_away(own: TritonServer, tmp_path: Path) -> N
         process.wait()
         process.stderr.close()
         assert "Traceback" not in errors and "BrokenPipe" not in errors, errors
+
+
+def test_a_stub_that_dies_before_the_server_is_ready(
+    own: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton does not answer the canary then, and goes on saying that the model is ready."""
+    own.stop()
+    own.start()
+    check = canary.check
+
+    def kill_first(client: RegionClient, timeout_s: float, return_masks: bool = False) -> None:
+        assert own.pid is not None
+        for _, pid in running_stubs(own.pid):
+            os.kill(pid, signal.SIGKILL)
+        check(client, timeout_s, return_masks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "check", kill_first)
+        began = time.monotonic()
+        with pytest.raises(ServingError, match="did not get ready"):
+            own.wait_ready(WAIT_S)
+        assert time.monotonic() - began < WAIT_S / 2
+    own.stop(drain=False)
+    own.start()
+    own.wait_ready()
