@@ -162,6 +162,7 @@ class TritonServer:
         self._name = f"regionspot-{secrets.token_hex(8)}"
         self._plain = PlainPaths()
         self._dead_since: float | None = None
+        self._most_stubs = 0  # that ran at once since the start
         self._stubs: list[tuple[str, int, int | None]] = []
         self._memory_prefix = shared_memory_prefix()
         self._process: subprocess.Popen[bytes] | None = None
@@ -279,6 +280,8 @@ class TritonServer:
                 TensorRT, or do not fit.
         """
         self._check_gpu()
+        self._dead_since = None
+        self._most_stubs = 0
         remove_orphaned_shared_memory()
         launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid())]
         if self.log is not None:
@@ -355,9 +358,13 @@ class TritonServer:
         return RegionClient(self.url, timeout_s, retry=False, **self.client_files)
 
     def _stub_stays_dead(self) -> bool:
-        """Returns whether some stub has been dead for `DEAD_STUB_S`."""
+        """Returns whether some stub has been dead for `DEAD_STUB_S`. Triton may have waited for it,
+        so that there is no process left.
+        """
         assert self.pid is not None
-        if not has_dead_stub(self.pid):
+        running = len(running_stubs(self.pid))
+        self._most_stubs = max(self._most_stubs, running)
+        if running == self._most_stubs and not has_dead_stub(self.pid):
             self._dead_since = None
             return False
         if self._dead_since is None:
