@@ -46,6 +46,12 @@ _DTYPES = {
 }
 
 
+_OPENING = threading.Lock()
+"""Two threads that prepare graphs with our operations at the same time may wait for each other for
+ever: one holds Python's lock and wants OpenVINO's, the other the reverse.
+"""
+
+
 class OpenVinoRunner:
     """A `Runner` over OpenVINO's IR or an ONNX file. What it keeps are arrays. Threads take turns.
 
@@ -79,23 +85,26 @@ class OpenVinoRunner:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            core = openvino.Core()
-            model = core.read_model(path)
-            ports = (
-                _tensors(model.inputs, spec.input_names),
-                _tensors(model.outputs, spec.output_names),
-            )
-            self._operations = NativeOperations(threads)
-            if precision == "f32" and set(spec.ranges) == {"batch"}:
-                use_own_attention(model, self._operations)
-                use_own_linear_layers(model, self._operations)
-            self._padding: PaddingWindows | None = None
-            # a size that may change would have OpenVINO copy our operations for each run
-            if self._operations.alive:
-                model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
-                if INPUT_SIZES.name in spec.input_names:
-                    self._padding = leave_out_padding(model, self._operations)
-            compiled = core.compile_model(model, "CPU", config)
+            with _OPENING:
+                core = openvino.Core()
+                model = core.read_model(path)
+                ports = (
+                    _tensors(model.inputs, spec.input_names),
+                    _tensors(model.outputs, spec.output_names),
+                )
+                self._operations = NativeOperations(threads)
+                if precision == "f32" and set(spec.ranges) == {"batch"}:
+                    use_own_attention(model, self._operations)
+                    use_own_linear_layers(model, self._operations)
+                self._padding: PaddingWindows | None = None
+                # a size that may change would have OpenVINO copy our operations for each run
+                if self._operations.alive:
+                    model.reshape(
+                        {port: [1, *list(port.partial_shape)[1:]] for port in model.inputs}
+                    )
+                    if INPUT_SIZES.name in spec.input_names:
+                        self._padding = leave_out_padding(model, self._operations)
+                compiled = core.compile_model(model, "CPU", config)
         except RuntimeError as error:
             raise ArtifactError(
                 f"OpenVINO cannot load {path} ({_last_line(error)}): the file is damaged, or this "

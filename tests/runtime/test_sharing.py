@@ -527,3 +527,33 @@ class TestIsInterrupt:
         with pytest.raises(ZeroDivisionError) as raised:
             _ = 1 / 0
         assert not is_interrupt(raised.value)
+
+
+def test_threads_that_open_graphs_at_once() -> None:
+    """In a process of its own, which may hang."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AT_ONCE], capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.endswith("opened\n"), done.stderr
+
+
+OPEN_AT_ONCE = """
+import tempfile, threading
+from regionspot.cli.main import main
+from regionspot.runtime.opening import open_pipeline
+
+folder = tempfile.mkdtemp()
+assert main(["export", "--out", folder, "--openvino", "--graphs", "sam_image_encoder"]) == 0
+
+def work():
+    open_pipeline(folder, "openvino", threads=1, device="cpu").runner("sam_image_encoder")
+
+for _ in range(4):
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print("opened")
+"""
