@@ -7,6 +7,7 @@ Client, gateway and server share these types. Each knows its own form in the ten
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +46,13 @@ NO_REGIONS: Mapping[str, Array] = {
     "point_labels": np.zeros((1, 0, 1), np.int32),
 }
 """What a request says of regions where there are none."""
+
+
+def handle_of(image: bytes) -> str:
+    """SHA-256 of an encoded image, by which a server knows it: nobody can make another image of the
+    same handle.
+    """
+    return hashlib.sha256(image).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,10 @@ encoders.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 
 from regionspot.predictor import EncodedPicture
-
-
-def handle_of(image: bytes) -> str:
-    """SHA-256 of an encoded picture: nobody can make another picture of the same handle."""
-    return hashlib.sha256(image).hexdigest()
 
 
 class ImageCache:

@@ -66,14 +66,14 @@ class TritonPythonModel:
             name: json.loads(value["string_value"]) for name, value in config["parameters"].items()
         }
         self._repository = Path(args["model_repository"]).parent
+        self._manifest = Manifest.load(self._repository)
         self._values, self._outside = values, values["run_graphs"] == "triton"
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
         instances = self._instances()
         # so that decoders have work while all instances have
         at_once = WORKERS if self._outside else 2 * len(instances) + DECODERS
-        info = Manifest.load(self._repository).model
-        limits = self._shared.limits
+        info, limits = self._manifest.model, self._shared.limits
         self._decoder = ImageDecoder(
             DecoderSettings(
                 info.sam_image_size,
@@ -166,11 +166,10 @@ class TritonPythonModel:
     def _instances(self) -> Instances:
         if self._outside:
             return Instances([RegionPredictor(self._pipeline()) for _ in range(WORKERS)])
-        manifest = Manifest.load(self._repository)
         formats = (self._values["format"], NATIVE)
         weight_bytes = sum(
-            (manifest.directory / name).stat().st_size
-            for entry in manifest.graphs
+            (self._repository / name).stat().st_size
+            for entry in self._manifest.graphs
             for name in entry.files
             if entry.format in formats
         )
@@ -186,7 +185,7 @@ class TritonPythonModel:
         runtime, precision = self._values["runtime"], self._values["precision"]
         if not self._outside:
             return open_pipeline(self._repository, runtime, precision, threads, device="cpu")
-        manifest, on_gpu = Manifest.load(self._repository), self._values["target"] != "cpu"
+        manifest, on_gpu = self._manifest, self._values["target"] != "cpu"
 
         def entry(graph: str) -> GraphEntry:
             return manifest.find(graph, self._values["format"], precision)

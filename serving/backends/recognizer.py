@@ -16,7 +16,7 @@ import numpy as np
 from regionspot.errors import ArtifactError, InputError, shown
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.serving.backends.budget import Budget, never
-from regionspot.serving.backends.image_cache import ImageCache, handle_of
+from regionspot.serving.backends.image_cache import ImageCache
 from regionspot.serving.backends.image_decoder import ImageDecoder
 from regionspot.serving.backends.instances import Instances
 from regionspot.serving.backends.word_queue import WordQueue
@@ -27,7 +27,7 @@ from regionspot.serving.contract import (
     ServingError,
     coded,
 )
-from regionspot.serving.messages import Answer, Question, RemoteImage
+from regionspot.serving.messages import Answer, Question, RemoteImage, handle_of
 from regionspot.serving.picture import check_picture
 from regionspot.structures import Prompts, Vocabulary, as_class_names
 from regionspot.transforms import EncoderInputs

@@ -1,8 +1,8 @@
 """HTTP in front of a Triton server: a page for people, JSON for programs, and what a server on a
 network needs.
 
-settings -> errors -> sites, handles, tokens, admission, form, upstream, records, openapi ->
-exchange -> app; connections -> serve.
+settings -> errors -> sites, handles, tokens, admission, form, upstream -> fleet,
+vocabulary_folder -> vocabularies, records, openapi -> exchange -> app; connections -> serve.
 """
 
 from regionspot.serving.gateway.app import make_app

@@ -13,8 +13,9 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from regionspot.serving import canary
 from regionspot.serving.address import Address
@@ -23,7 +24,7 @@ from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway.settings import GatewaySettings
 from regionspot.serving.gateway.upstream import Connect, State, Upstream, connector
-from regionspot.serving.messages import Answer, Question
+from regionspot.serving.messages import Answer, Question, handle_of
 from regionspot.structures import Prompts
 
 RESOLVE_S = 5.0
@@ -39,6 +40,7 @@ FULL = 1.25
 """A server that has this many times the requests of the average one is passed over."""
 
 Make = Callable[[str], Upstream]
+ResultT = TypeVar("ResultT")
 
 
 class Fleet:
@@ -69,12 +71,7 @@ class Fleet:
 
     async def info(self) -> ServerInfo:
         """What a server of the stable release runs; see `Upstream.info`."""
-        await self._stable.resolve()
-        members = sorted(self._stable.members, key=_is_down)
-        for member in members[:-1]:
-            with suppress(ServingError):
-                return await member.upstream.info()
-        return await members[-1].upstream.info()
+        return await self._first(lambda upstream: upstream.info())
 
     async def ask(self, question: Question, request_id: str, timeout_s: float) -> Answer:
         """Asks the server that has the image, or should have it; others where that one cannot be
@@ -118,12 +115,7 @@ class Fleet:
 
     async def check(self) -> None:
         """Returns if a server of the stable release answers; see `Upstream.check`."""
-        await self._stable.resolve()
-        members = sorted(self._stable.members, key=_is_down)
-        for member in members[:-1]:
-            with suppress(ServingError):
-                return await member.upstream.check()
-        return await members[-1].upstream.check()
+        await self._first(lambda upstream: upstream.check())
 
     async def watch(self) -> None:
         """Looks at the servers now and then, for as long as nobody asks them. Never returns."""
@@ -136,6 +128,17 @@ class Fleet:
     async def close(self) -> None:
         for group in self._groups():
             await group.close()
+
+    async def _first(self, ask: Callable[[Upstream], Awaitable[ResultT]]) -> ResultT:
+        """What the first server of the stable release says that does not fail. Raises as the
+        last.
+        """
+        await self._stable.resolve()
+        *others, last = sorted(self._stable.members, key=_is_down)
+        for member in others:
+            with suppress(ServingError):
+                return await ask(member.upstream)
+        return await ask(last.upstream)
 
     def _groups(self) -> list[Group]:
         return [self._stable] if self._canary is None else [self._stable, self._canary]
@@ -266,11 +269,11 @@ async def _servers_at(url: str) -> list[str]:
 
 
 async def _key_of(question: Question) -> str:
-    """What places an image: the SHA-256 of its file, which is the server's handle, too."""
+    """What places an image: its handle."""
     image = question.image
     if not isinstance(image, bytes):
         return image.handle
-    return await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
+    return await asyncio.to_thread(handle_of, image)
 
 
 def _hash(text: str) -> bytes:

@@ -26,6 +26,14 @@ REQUIRED = {
     "gateway": {"token": {"existingSecret": "token"}},
 }
 DIGEST = "sha256:" + 64 * "a"
+HARDENED = {
+    "allowPrivilegeEscalation": False,
+    "privileged": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""The security context of every container of ours."""
+
 EXTRAS: dict[str, Any] = {
     "podAnnotations": {"a": "b"},
     "podLabels": {"team": "vision"},

@@ -22,6 +22,7 @@ from tests.serving.chart import (
     CUSTOM_KINDS,
     DIGEST,
     EXTRAS,
+    HARDENED,
     OPTIONS,
     PARTS,
     Document,
@@ -174,12 +175,7 @@ def test_the_chart_s_own_containers_are_locked_down() -> None:
             others = EXTRAS["initContainers"]
             own = [c for c in spec.get("initContainers", ()) if c not in others]
             for one_container in [*spec["containers"], *own]:
-                assert one_container["securityContext"] == {
-                    "allowPrivilegeEscalation": False,
-                    "privileged": False,
-                    "readOnlyRootFilesystem": True,
-                    "capabilities": {"drop": ["ALL"]},
-                }, where
+                assert one_container["securityContext"] == HARDENED, where
                 assert one_container["resources"]["limits"]["memory"], where
 
 

@@ -40,6 +40,7 @@ from tests.serving.chart import (
     DEPLOY,
     DIGEST,
     EXTRAS,
+    HARDENED,
     OPTIONS,
     REQUIRED,
     ROOT,
@@ -700,12 +701,7 @@ def test_pods_are_locked_down(rendered: dict[str, list[Document]], variant: str)
         assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
         own = [c for c in spec.get("initContainers", ()) if c not in EXTRAS["initContainers"]]
         for one_container in [*spec["containers"], *own]:
-            assert one_container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "privileged": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }
+            assert one_container["securityContext"] == HARDENED
             assert one_container["resources"]["limits"]["memory"]
             assert one_container["resources"]["requests"].keys() == {"cpu", "memory"}
     assert (

@@ -18,13 +18,13 @@ from regionspot.errors import ArtifactError, InputError
 from regionspot.predictor import EncodedPicture, RegionPredictor
 from regionspot.runtime.runner import Array
 from regionspot.serving.backends.budget import Budget
-from regionspot.serving.backends.image_cache import ImageCache, handle_of
+from regionspot.serving.backends.image_cache import ImageCache
 from regionspot.serving.backends.image_decoder import DecoderSettings, ImageDecoder
 from regionspot.serving.backends.instances import Instances
 from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedState
 from regionspot.serving.client import make_question
 from regionspot.serving.contract import INPUTS, OUTPUTS, Limits, ServingError
-from regionspot.serving.messages import Question
+from regionspot.serving.messages import Question, handle_of
 from regionspot.structures import as_prompts
 from regionspot.transforms import EncoderInputs
 from regionspot.vocabulary import EmbeddingMemory, VocabularyEncoder

@@ -13,12 +13,9 @@ import pytest
 
 from regionspot.errors import InputError
 from regionspot.serving.contract import RequestError, ServingError, error_of, version_of
-from regionspot.serving.gateway import vocabularies
-from regionspot.serving.gateway.vocabularies import (
-    Learner,
-    NamedWords,
-    VocabularyFolder,
-)
+from regionspot.serving.gateway import vocabularies, vocabulary_folder
+from regionspot.serving.gateway.vocabularies import Learner
+from regionspot.serving.gateway.vocabulary_folder import NamedWords, VocabularyFolder
 
 
 def test_put_get_delete(tmp_path: Path) -> None:
@@ -113,7 +110,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_there_is_an_end_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabularies, "MAX_VOCABULARIES", 2)
+    monkeypatch.setattr(vocabulary_folder, "MAX_VOCABULARIES", 2)
     folder = VocabularyFolder(None)
     folder.put("a", ["cat"])
     folder.put("b", ["cat"])
