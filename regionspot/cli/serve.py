@@ -184,7 +184,7 @@ def _add_up(commands: Any) -> None:
         "--allow-remote",
         action="store_true",
         help="allow a --host that other machines can reach: anybody who does may use the server, "
-        "which has no authentication and no TLS",
+        "which has no authentication, and no TLS without --tls-cert",
     )
     tls = {
         "--tls-cert": "the gRPC port's certificate, for localhost too; also a client's",
@@ -286,7 +286,8 @@ def _add_access(web: argparse.ArgumentParser) -> None:
         "--tokens",
         type=Path,
         metavar="FILE",
-        help="instead, TOML with named tokens and their quotas; see the documentation",
+        help="in place of --token-file: TOML with named tokens and their quotas "
+        "(docs/serve/http.md)",
     )
     web.add_argument(
         "--metrics-token-file",
