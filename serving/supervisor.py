@@ -1,6 +1,6 @@
 """Keeps a Triton server answering: restarts one that died, lost a process of its models, or hangs.
 
-A restart takes as long as a start, and the server forgets the images and words that it has encoded.
+A restart takes as long as a start, and the server forgets the images that it has encoded.
 One model alone could be loaded again only by Triton's API for models, which is closed to everybody.
 """
 
