@@ -91,6 +91,7 @@ def server_options(settings: GatewaySettings) -> dict[str, Any]:
     tls = settings.tls
     options: dict[str, Any] = {
         "access_log": False,
+        "log_config": None,  # by default it closes the handlers of whoever runs the gateway
         "log_level": "error",  # anybody can cause its warnings
         "loop": "asyncio",  # whose accept is Listener's
         "proxy_headers": False,  # it believes whoever is on this machine

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import struct
@@ -605,6 +606,24 @@ def test_a_gateway_without_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         error_in(client.get("/v1/info"), 503, "UNAVAILABLE")
         assert time.monotonic() - began < 2  # at once, since it is known to be gone
+
+
+def test_the_logging_of_the_process_stays_as_it_was(tmp_path: Path) -> None:
+    """`logging.config` would close the handlers of whoever runs the gateway."""
+
+    class Handler(logging.FileHandler):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+            super().close()
+
+    handler = Handler(tmp_path / "log", delay=True)
+    with running(GatewaySettings("unused:1"), Untouched) as client:
+        assert client.get("/healthz").status_code == 200
+        assert not handler.closed
+    assert not handler.closed
+    handler.close()
 
 
 def test_failures_are_told_without_the_inside(
