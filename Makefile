@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@echo "Setting up $(VENV): a minute or two, and about 2 GB of disk."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[train,eval,export,openvino,tensorrt-rtx,serving,web,benchmark,peers,docs,dev]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[train,eval,export,openvino,tensorrt-rtx,serving,web,tracing,benchmark,peers,docs,dev]"
 	@touch $@
 
 demo: setup  ## train on the mini world, evaluate, and recognise regions in pictures: runs/demo/

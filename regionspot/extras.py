@@ -16,6 +16,7 @@ EXTRAS = {
     "httpx2": "serving",
     "psutil": "serving",
     "tritonclient": "serving",
+    "opentelemetry": "web",
     "prometheus_client": "web",
     "python_multipart": "web",
     "starlette": "web",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -24,11 +24,15 @@ class JsonFormatter(logging.Formatter):
     are None left out.
 
     The fields are those of `logger.info(message, extra={"fields": {...}})`, or else `event`, the
-    last part of the logger's name, and `message`.
+    last part of the logger's name, `message`, and the traceback as `details`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        event = {"event": record.name.rpartition(".")[2], "message": record.getMessage()}
+        event = {
+            "event": record.name.rpartition(".")[2],
+            "message": record.getMessage(),
+            "details": self.formatException(record.exc_info) if record.exc_info else None,
+        }
         fields = {"time": round(record.created, 3), **getattr(record, "fields", event)}
         return json.dumps({name: value for name, value in fields.items() if value is not None})
 
@@ -67,14 +71,24 @@ def install_handler(
 
 @contextmanager
 def log_to(
-    stream: Literal["stdout", "stderr"], formatter: logging.Formatter | None = None
+    stream: Literal["stdout", "stderr"],
+    formatter: logging.Formatter | None = None,
+    libraries: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Does as `install_handler` while the block lasts."""
-    handlers, propagate, level = PACKAGE.handlers, PACKAGE.propagate, PACKAGE.level
+    """Does as `install_handler` while the block lasts.
+
+    Args:
+        libraries: names of other loggers whose warnings go the same way.
+    """
+    loggers = [PACKAGE, *map(logging.getLogger, libraries)]
+    before = [(one, one.handlers, one.propagate, one.level) for one in loggers]
     install_handler(stream, formatter)
+    for library in loggers[1:]:
+        library.handlers, library.propagate = PACKAGE.handlers, False
+        library.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        PACKAGE.handlers = handlers
-        PACKAGE.propagate = propagate
-        PACKAGE.setLevel(level)
+        for one, handlers, propagate, level in before:
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)

@@ -85,6 +85,11 @@ INPUTS = (
     Field("top_k", "int32", (1,), f"number of best classes to return (default {DEFAULT_TOP_K})"),
     Field("return_masks", "bool", (1,), "also return each region's mask (default false)"),
 )
+STAGES = ("vocabulary", "decode", "instance", "encoders", "regions")
+"""Of an image in the server: class names to embeddings, file to pixels, waiting for an instance of
+the model, both image encoders, and prompts to classes and masks. Those that were skipped take 0 s.
+"""
+
 OUTPUTS = (
     Field("class_ids", "int32", (-1,), "best class of each region, an index into the vocabulary"),
     Field("class_names", "bytes", (-1,), "name of that class"),
@@ -115,6 +120,12 @@ OUTPUTS = (
         "bytes",
         (1,),
         "which model answered: the first digits of a hash of its graphs, tokenizer and templates",
+    ),
+    Field(
+        "stage_seconds",
+        "float32",
+        (len(STAGES),),
+        f"seconds that the image took in each stage, one after another: {', '.join(STAGES)}",
     ),
 )
 

@@ -21,6 +21,7 @@ from regionspot.serving.calls import Attempts, without_signals
 from regionspot.serving.contract import ServingError, error_of
 from regionspot.serving.http_errors import HttpReply, refusal, unusable
 from regionspot.serving.protocols import HttpRequest
+from regionspot.serving.tracing import trace_headers
 from regionspot.serving.triton_errors import tls_failure
 
 CONNECT_S = 5.0
@@ -63,14 +64,20 @@ class _HttpConnector:
             trust_env=False,
         )
 
-    def _arguments(self, request: HttpRequest, left_s: float) -> dict[str, Any]:
-        """Of the library's `stream`."""
+    def _headers(self, request: HttpRequest) -> dict[str, str]:
         headers = {"Accept": "application/json", "User-Agent": f"regionspot/{__version__}"}
+        headers |= trace_headers()
         if self._credentials.token is not None:
             headers["Authorization"] = f"Bearer {self._credentials.token}"
         name = request.request_id
         if name and name.isascii() and name.isprintable():
             headers["X-Request-ID"] = name
+        return headers
+
+    def _arguments(
+        self, request: HttpRequest, headers: dict[str, str], left_s: float
+    ) -> dict[str, Any]:
+        """Of the library's `stream`."""
         arguments: dict[str, Any] = {
             "method": "GET" if request.form is None else "POST",
             "url": f"{self.address}{request.path}",
@@ -136,15 +143,16 @@ class HttpConnection(_HttpConnector):
         Raises:
             ServingError: what `regionspot.serving.contract.CODES` lists.
         """
+        headers = self._headers(request)
         return calls.call(
             self._attempts(request),
-            lambda left_s: without_signals(lambda: self._sent(request, left_s)),
+            lambda left_s: without_signals(lambda: self._sent(request, headers, left_s)),
             self._translated,
         )
 
-    def _sent(self, request: HttpRequest, left_s: float) -> Any:
+    def _sent(self, request: HttpRequest, headers: dict[str, str], left_s: float) -> Any:
         deadline = time.monotonic() + left_s
-        with self._open().stream(**self._arguments(request, left_s)) as response:
+        with self._open().stream(**self._arguments(request, headers, left_s)) as response:
             chunks = []
             for chunk in response.iter_bytes():
                 if time.monotonic() > deadline:  # the library's time-out is of each chunk
@@ -172,12 +180,15 @@ class AsyncHttpConnection(_HttpConnector):
 
     async def send(self, request: HttpRequest) -> Any:
         """See `HttpConnection.send`."""
+        headers = self._headers(request)
         return await calls.call_async(
-            self._attempts(request), lambda left_s: self._sent(request, left_s), self._translated
+            self._attempts(request),
+            lambda left_s: self._sent(request, headers, left_s),
+            self._translated,
         )
 
-    async def _sent(self, request: HttpRequest, left_s: float) -> Any:
-        async with self._open().stream(**self._arguments(request, left_s)) as response:
+    async def _sent(self, request: HttpRequest, headers: dict[str, str], left_s: float) -> Any:
+        async with self._open().stream(**self._arguments(request, headers, left_s)) as response:
             body = await response.aread()
         return self._content(request, response.status_code, response.headers, body)
 

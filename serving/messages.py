@@ -21,6 +21,7 @@ from regionspot.serving.contract import (
     DEFAULT_TOP_K,
     INPUTS,
     OUTPUTS,
+    STAGES,
     Limits,
     RequestError,
     ServingError,
@@ -234,12 +235,15 @@ class Answer:
     Args:
         cached: the image was cached, so both image encoders were skipped.
         model_version: of the model that answered, see `OUTPUTS`.
+        stage_seconds: of each of `regionspot.serving.contract.STAGES`; empty where they are not
+            known, as behind a gateway.
     """
 
     predictions: RegionPredictions
     image: RemoteImage
     cached: bool
     model_version: str = ""
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_tensors(self) -> dict[str, Array]:
         """The outputs of the contract, (1, ...) each."""
@@ -259,6 +263,9 @@ class Answer:
             "image_handle": _objects([self.image.handle.encode("ascii")]),
             "cached": np.array([self.cached]),
             "model_version": _objects([self.model_version.encode("ascii")]),
+            "stage_seconds": np.array(
+                [self.stage_seconds.get(name, 0) for name in STAGES], np.float32
+            ),
         }
         return {name: array[None] for name, array in outputs.items()}
 
@@ -319,7 +326,8 @@ class Answer:
         )
         image = RemoteImage(found["image_handle"][0].decode("ascii"), height, width)
         version = found["model_version"][0].decode("ascii")
-        return cls(predictions, image, bool(found["cached"][0]), version)
+        stage_seconds = dict(zip(STAGES, found["stage_seconds"].tolist(), strict=True))
+        return cls(predictions, image, bool(found["cached"][0]), version, stage_seconds)
 
 
 def _either(

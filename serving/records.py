@@ -159,19 +159,9 @@ def _up_command(
         command += ["--http-port", str(ports.http)]
     if not ports.is_local:
         command.append("--allow-remote")
-    if options.all_models:
-        command.append("--all-models")
-    if options.tls is not None:
-        command += options.tls.up_options()
-    values = {
-        "--target": options.target,
-        "--instances": options.instances,
-        "--threads": options.threads,
-        "--log": log,
-    }
-    for option, value in values.items():
-        if value is not None:
-            command += [option, str(value)]
+    command += options.up_options()
+    if log is not None:
+        command += ["--log", str(log)]
     return command
 
 

@@ -47,6 +47,7 @@ from regionspot.serving.processes import (
 )
 from regionspot.serving.repository import GRAPHS_INSIDE, graphs_on_gpu, models_of, targets_of
 from regionspot.serving.tls import ServerTls
+from regionspot.serving.tracing import traces_url
 from regionspot.serving.triton import STUB_DIED, Connection
 
 EXIT_TIMEOUT_S = 20
@@ -77,6 +78,9 @@ with a line feed. Who may load a model may run any program, and every user of th
 the command line, where a key would stand.
 """
 
+SERVICE = "regionspot-triton"
+"""What traces call the server."""
+
 LAUNCHER = Path(__file__).with_name("launcher.py")
 SEGMENT_BYTES = 1 << 30
 """The largest segment of shared memory of a server that has models for single graphs: they take
@@ -98,6 +102,7 @@ class ServerOptions:
         threads: Of each instance; None likewise.
         all_models: Also load each graph as a model, where the public model does without.
         tls: For the gRPC port; None leaves it without TLS.
+        otlp_endpoint: Where Triton sends traces, see `regionspot.serving.tracing.traces_url`.
     """
 
     target: str | None = None
@@ -105,17 +110,50 @@ class ServerOptions:
     threads: int | None = None
     all_models: bool = False
     tls: ServerTls | None = None
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("instances", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}")
+        self.trace_options()
 
     def variables(self) -> dict[str, str]:
         """Returns what tells the process of the public model."""
         given = {INSTANCES_VARIABLE: self.instances, THREADS_VARIABLE: self.threads}
         return {name: str(value) for name, value in given.items() if value is not None}
+
+    def up_options(self) -> list[str]:
+        """Returns the options of `regionspot-serve up` that say the same."""
+        values = {
+            "--target": self.target,
+            "--instances": self.instances,
+            "--threads": self.threads,
+            "--otlp-endpoint": self.otlp_endpoint,
+        }
+        options = [
+            text
+            for option, value in values.items()
+            if value is not None
+            for text in (option, str(value))
+        ]
+        if self.all_models:
+            options.append("--all-models")
+        return options + (self.tls.up_options() if self.tls else [])
+
+    def trace_options(self) -> list[str]:
+        """Returns Triton's options for traces."""
+        if self.otlp_endpoint is None:
+            return []
+        settings = [
+            "mode=opentelemetry",
+            "level=TIMESTAMPS",
+            "rate=1",
+            f"opentelemetry,url={traces_url(self.otlp_endpoint)}",
+            f"opentelemetry,resource=service.name={SERVICE}",
+        ]
+        return [f"--trace-config={setting}" for setting in settings]
 
 
 DEFAULT_OPTIONS = ServerOptions()
@@ -213,6 +251,7 @@ class TritonServer:
             f"--grpc-max-connection-age={CONNECTION_AGE_MS}",
             f"--grpc-max-connection-age-grace={CONNECTION_GRACE_MS}",
             f"--backend-config=python,shm-region-prefix-name={self._memory_prefix}",
+            *self._options.trace_options(),
             *self._gpu_options(),
         ]
 

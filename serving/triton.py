@@ -28,6 +28,7 @@ from regionspot.serving import calls
 from regionspot.serving.address import Address, Credentials
 from regionspot.serving.calls import DEFAULT_TIMEOUT_S, STUB_DIED, Attempts, without_signals
 from regionspot.serving.contract import MODEL, RequestError, ServingError
+from regionspot.serving.tracing import trace_headers
 from regionspot.serving.triton_errors import translated
 
 try:
@@ -99,9 +100,13 @@ class _Connector:
     def _inference(
         self, model: str, inputs: Mapping[str, Array], request_id: str
     ) -> Callable[[Any, float], Any]:
+        headers = trace_headers()
+
         def ask(client: Any, left_s: float) -> Any:
             tensors = _inputs(self._library, inputs)
-            return client.infer(model, tensors, request_id=request_id, **self._limit(left_s))
+            return client.infer(
+                model, tensors, request_id=request_id, headers=headers, **self._limit(left_s)
+            )
 
         return ask
 

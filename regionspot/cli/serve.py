@@ -22,7 +22,7 @@ from regionspot.runtime.tolerance import PRECISIONS
 if TYPE_CHECKING:
     from regionspot.serving.ports import Ports
     from regionspot.serving.records import ServerRecord
-    from regionspot.serving.server import TritonServer
+    from regionspot.serving.server import ServerOptions, TritonServer
 
 STDOUT = Path("-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -194,6 +194,12 @@ def _add_up(commands: Any) -> None:
     for option, meaning in tls.items():
         up.add_argument(option, type=Path, metavar="FILE", help=meaning)
     up.add_argument(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="of a collector of traces (OpenTelemetry's OTLP over HTTP), such as "
+        "http://collector:4318; Triton traces every request (default: none)",
+    )
+    up.add_argument(
         "--detach", action="store_true", help="return once it answers, and leave it running"
     )
     up.add_argument(
@@ -275,6 +281,12 @@ def _add_web(commands: Any) -> None:
         default=0.05,
         metavar="S",
         help="of the images, from 0 to 1 (default: %(default)s)",
+    )
+    web.add_argument(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="of a collector of traces (OpenTelemetry's OTLP over HTTP), such as "
+        "http://collector:4318 (default: that of OTEL_EXPORTER_OTLP_ENDPOINT, or none)",
     )
     _add_access(web)
     _add_tls(web)
@@ -428,6 +440,21 @@ def _pair(text: str, option: str, form: str) -> tuple[str, str]:
     return name, value
 
 
+def server_options(arguments: argparse.Namespace, target: str | None) -> ServerOptions:
+    """Of `up`, with the target that the repository is served for."""
+    from regionspot.serving.server import ServerOptions
+    from regionspot.serving.tls import ServerTls
+
+    return ServerOptions(
+        target,
+        arguments.instances,
+        arguments.threads,
+        arguments.all_models,
+        ServerTls.of(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
+        arguments.otlp_endpoint,
+    )
+
+
 def _up(arguments: argparse.Namespace) -> int:
     from regionspot.locks import locked
     from regionspot.serving.environment import default_home, find_installation
@@ -436,18 +463,11 @@ def _up(arguments: argparse.Namespace) -> int:
     from regionspot.serving.processes import start_ticks
     from regionspot.serving.records import ServerRecord, start_detached
     from regionspot.serving.repository import check_repository
-    from regionspot.serving.server import ServerOptions, TritonServer, choose_target
-    from regionspot.serving.tls import ServerTls
+    from regionspot.serving.server import TritonServer, choose_target
 
     home = _absolute(arguments.home or default_home())
     target = choose_target(arguments.repository, arguments.target)
-    options = ServerOptions(
-        target,
-        arguments.instances,
-        arguments.threads,
-        arguments.all_models,
-        ServerTls.of(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca),
-    )
+    options = server_options(arguments, target)
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.host)
     _check_host(ports, arguments.allow_remote)
     ports = ports.resolved()
@@ -587,6 +607,7 @@ def _web(arguments: argparse.Namespace) -> int:
         upstream_tls=TlsFiles(
             arguments.upstream_cert, arguments.upstream_key, arguments.upstream_ca
         ),
+        otlp_endpoint=arguments.otlp_endpoint,
     )
     run(settings, arguments.host, arguments.port)
     return 0

@@ -129,13 +129,15 @@ class TritonPythonModel:
         self._shared.close()
 
     def _work(self, exchange: Exchange, index: int, question: Question, encoded: Event) -> None:
+        counts = Counts()
         try:
             found: Answer | Exception = self._recognizer.answer(
-                question, exchange.counts, exchange.is_cancelled, encoded.set
+                question, counts, exchange.is_cancelled, encoded.set
             )
         except Exception as error:
             found = error
         finally:
+            exchange.counts.merge(counts)
             encoded.set()
             self._places.release()
         if exchange.complete(index, found):

@@ -22,6 +22,7 @@ from regionspot.serving.backends.instances import Instances
 from regionspot.serving.backends.word_queue import WordQueue
 from regionspot.serving.contract import (
     DEFAULT_TOP_K,
+    STAGES,
     Limits,
     RequestError,
     ServingError,
@@ -47,6 +48,11 @@ class Counts:
     def add(self, name: str, amount: float = 1.0) -> None:
         with self._lock:
             self.values[name] = self.values.get(name, 0.0) + amount
+
+    def merge(self, other: Counts) -> None:
+        """Adds all that another has counted, which is finished."""
+        for name, amount in other.values.items():
+            self.add(name, amount)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -153,6 +159,7 @@ class Recognizer:
         """The answer to a question.
 
         Args:
+            counts: of this question alone.
             cancelled: asked between the stages: nobody waits for the answer any more.
             encoded: called when the image is encoded, or was before.
 
@@ -182,7 +189,8 @@ class Recognizer:
                     )
             counts.add("regions", len(found))
             told = RemoteImage(handle, image.height, image.width)
-            return Answer(found, told, cached, self._shared.model_version)
+            stages = {name: counts.values.get(f"{name}_seconds", 0.0) for name in STAGES}
+            return Answer(found, told, cached, self._shared.model_version, stages)
 
     @contextmanager
     def _lent(self, budget: Budget, counts: Counts) -> Iterator[RegionPredictor]:

@@ -335,6 +335,7 @@ class Gateway:
                 left_s = max(deadline - time.monotonic(), 0.001)
                 answer = await self._fleet.ask(question, record.request_id, left_s)
                 record.lap("model")
+                record.server_stages_s = answer.stage_seconds
                 return answer
         except TimeoutError as error:
             raise HttpError(

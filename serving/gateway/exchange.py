@@ -19,6 +19,7 @@ from regionspot.serving.gateway.errors import (
     http_error,
 )
 from regionspot.serving.gateway.records import Metrics, Record
+from regionspot.serving.gateway.tracing import request_span
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -49,17 +50,18 @@ class Exchanges:
         record = Record.of(scope, self._client_of)
         scope.setdefault("state", {})["record"] = record
         exchange = _Exchange(scope, receive, send, record)
-        try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except (ClientDisconnect, asyncio.CancelledError) as error:
-            record.status, record.code = CLIENT_GONE_STATUS, CLIENT_GONE
-            if isinstance(error, asyncio.CancelledError):  # the gateway is being stopped
-                raise
-        except Exception as error:
-            await exchange.refuse(scope, error)
-        finally:
-            self._metrics.count(record)
-            record.log()
+        with request_span(scope, record):
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except (ClientDisconnect, asyncio.CancelledError) as error:
+                record.status, record.code = CLIENT_GONE_STATUS, CLIENT_GONE
+                if isinstance(error, asyncio.CancelledError):  # the gateway is being stopped
+                    raise
+            except Exception as error:
+                await exchange.refuse(scope, error)
+            finally:
+                self._metrics.count(record)
+                record.log()
 
 
 class _Exchange:

@@ -23,6 +23,7 @@ from regionspot.serving.calls import Attempts
 from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.conversation import ServerInfo
 from regionspot.serving.gateway.settings import GatewaySettings
+from regionspot.serving.gateway.tracing import server_span
 from regionspot.serving.gateway.upstream import Connect, State, Upstream, connector
 from regionspot.serving.messages import Answer, Question, handle_of
 from regionspot.structures import Prompts
@@ -182,7 +183,10 @@ class Member:
         try:
             left_s = deadline - time.monotonic()
             timeout_s = None if left_s == math.inf else max(left_s, 0.001)
-            return await self.upstream.ask(question, request_id, timeout_s)
+            with server_span(self.url) as span:
+                answer = await self.upstream.ask(question, request_id, timeout_s)
+                span.show(answer)
+                return answer
         finally:
             self.in_flight -= 1
 

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,17 @@ from regionspot.serving.gateway.admission import AdmissionQueue
 
 logger = logging.getLogger(__name__)
 
-ROUTES = ("/", "/v1/recognize", "/v1/info", "/openapi.json", "/healthz", "/readyz", "/metrics")
+ROUTES = (
+    "/",
+    "/v1/recognize",
+    "/v1/info",
+    "/v1/vocabularies",
+    "/openapi.json",
+    "/healthz",
+    "/readyz",
+    "/metrics",
+)
+FOLDERS = ("/static", "/v1/vocabularies")
 QUIET_ROUTES = ("/", "/static", "/openapi.json", "/healthz", "/readyz", "/metrics")
 """Asked by machines and browsers all the time: logged at level DEBUG where they succeed."""
 
@@ -44,6 +54,8 @@ class Record:
         code: "OK", one of `regionspot.serving.contract.CODES`, or "CLIENT_GONE".
         regions, words, image_bytes: that were asked about and sent; None before they are known.
         stages_s: seconds of each of STAGES that it came to.
+        server_stages_s: of "model", the seconds of each of `regionspot.serving.contract.STAGES`.
+        trace_id: of the trace that it belongs to, where one is recorded.
         detail: what went wrong inside, for the log alone.
     """
 
@@ -60,6 +72,8 @@ class Record:
     words: int | None = None
     image_bytes: int | None = None
     stages_s: dict[str, float] = field(default_factory=dict)
+    server_stages_s: Mapping[str, float] = field(default_factory=dict)
+    trace_id: str | None = None
     detail: str | None = None
 
     @classmethod
@@ -83,13 +97,9 @@ class Record:
     @property
     def route(self) -> str:
         """For labels: one of a few, whatever strangers ask for."""
-        return (
-            self.path
-            if self.path in ROUTES
-            else "/static"
-            if self.path.startswith("/static/")
-            else "other"
-        )
+        if self.path in ROUTES:
+            return self.path
+        return next((name for name in FOLDERS if self.path.startswith(f"{name}/")), "other")
 
     def lap(self, stage: str) -> None:
         """Takes down that one of STAGES is over, which began where the one before ended."""
@@ -107,7 +117,9 @@ class Record:
             "status": self.status,
             "code": self.code,
             "took_ms": self.took_ms,
-            **{f"{name}_ms": round(spent * 1e3, 1) for name, spent in self.stages_s.items()},
+            "trace_id": self.trace_id,
+            **_in_ms(self.stages_s),
+            **_in_ms(self.server_stages_s),
             "regions": self.regions,
             "words": self.words,
             "image_bytes": self.image_bytes,
@@ -180,3 +192,8 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+def _in_ms(stages_s: Mapping[str, float]) -> dict[str, float]:
+    """Fields of a log line."""
+    return {f"{name}_ms": round(spent * 1e3, 1) for name, spent in stages_s.items()}

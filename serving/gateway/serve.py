@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import signal
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from regionspot.errors import InputError
+from regionspot.logs import JsonFormatter, log_to
 from regionspot.serving.gateway.admission import ROOM_WAIT_S
 from regionspot.serving.gateway.app import UPLOAD_TIMEOUT_S, make_app
 from regionspot.serving.gateway.connections import (
@@ -25,6 +27,7 @@ from regionspot.serving.gateway.connections import (
 )
 from regionspot.serving.gateway.settings import GatewaySettings, TlsFiles
 from regionspot.serving.gateway.sites import Proxies, is_loopback
+from regionspot.serving.gateway.tracing import export_to
 
 IDLE_S = 75
 """Before an idle connection is closed. Longer than clients and proxies keep one: who closes second
@@ -32,6 +35,9 @@ meets no request.
 """
 SEND_S = 60.0
 """For an answer to be taken."""
+
+LIBRARIES = ("opentelemetry", "uvicorn")
+"""Their warnings are lines of JSON, too."""
 
 MMAP_THRESHOLD = 1 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
@@ -44,12 +50,19 @@ def run(settings: GatewaySettings, host: str = "127.0.0.1", port: int = 8080) ->
 
     Raises:
         InputError: an address that is taken or none of this machine's; one that others reach,
-            where nobody needs a token, without `allow_anonymous`; files of TLS that cannot be used.
+            where nobody needs a token, without `allow_anonymous`; files of TLS that cannot be
+            used; traces without OpenTelemetry's SDK.
     """
     check_reach(settings, host)
     _return_large_blocks()
     server, listener = make_server(settings, host, port)
-    with suppress(KeyboardInterrupt):
+    # uvicorn raises the signal that ended it again, which by default ends the process at once
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        log_to("stderr", JsonFormatter(), LIBRARIES),
+        export_to(settings.otlp_endpoint),
+        suppress(KeyboardInterrupt),
+    ):
         server.run(sockets=[listener])
 
 

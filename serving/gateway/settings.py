@@ -8,6 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from regionspot.errors import InputError
+from regionspot.serving.tracing import traces_url
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -62,12 +63,13 @@ class GatewaySettings:
             one that has been idle for longest is closed.
         tls: for callers: with `ca`, they must show a certificate.
         upstream_tls: for the connection to Triton: with `cert` and `key`, the gateway shows one.
+        otlp_endpoint: where traces go, see `regionspot.serving.gateway.tracing.export_to`.
 
     Files are read again when they change.
 
     Raises:
         InputError: numbers out of range, a token that no header can carry, more than one kind of
-            token, half of a certificate and its key.
+            token, half of a certificate and its key, an `otlp_endpoint` that is no URL.
     """
 
     url: str
@@ -89,6 +91,7 @@ class GatewaySettings:
     max_connections: int = 1024
     tls: TlsFiles = TlsFiles()
     upstream_tls: TlsFiles = TlsFiles()
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -113,6 +116,8 @@ class GatewaySettings:
                 raise InputError(f"{name}: a certificate and its key belong together: give both")
         if self.tls.ca is not None and self.tls.cert is None:
             raise InputError("tls: certificates of callers need one of the gateway, too")
+        if self.otlp_endpoint is not None:
+            traces_url(self.otlp_endpoint)
 
     def _check_numbers(self) -> None:
         for name in ("concurrency", "max_body_bytes", "max_buffered_bytes", "max_connections"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from regionspot.cli.main import main
+from regionspot.cli.serve import build_parser, server_options
 from regionspot.serving.gateway.tokens import first_line
 from regionspot.serving.model_config import parameters_of, read_config
+from regionspot.serving.server import ServerOptions
+from regionspot.serving.tls import ServerTls
 
 
 def test_init(mini_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,3 +113,15 @@ def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main(["serve", command, "--help"])
         assert caught.value.code == 0 and "--" in capsys.readouterr().out
+
+
+def test_a_server_in_the_background_gets_every_option(tmp_path: Path) -> None:
+    pem = tmp_path / "one.pem"
+    pem.touch()
+    given = ServerOptions("cpu", 2, 3, True, ServerTls(pem, pem, pem), "http://collector:4318")
+    default = ServerOptions()
+    for field in fields(ServerOptions):
+        assert getattr(given, field.name) != getattr(default, field.name), "give it here, too"
+    command = ["up", "--repository", "R", *given.up_options()]
+    arguments = build_parser().parse_args(command)
+    assert server_options(arguments, arguments.target) == given

@@ -340,7 +340,8 @@ _IMPORTS = {
         "import regionspot.serving.records, regionspot.serving.supervisor;"
         "import regionspot.serving.backends.pipeline_model, regionspot.serving.backends.graph_model"
     ),
-    "gateway": "import uvicorn, python_multipart, regionspot.cli.main, regionspot.serving.gateway",
+    "gateway": "import uvicorn, python_multipart, regionspot.cli.main, regionspot.serving.gateway, "
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace",
     "builder": "import onnx, onnxscript, regionspot.cli.main, regionspot.serving.repository",
 }
 # The images hold nothing but these packages, so nothing else may be imported.
