@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.setup-done
 NATIVE := CMakeLists.txt $(wildcard regionspot/native/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test native-test docs fuzz lint export serve-demo bench gpu-check clean
+.PHONY: help setup demo test native-test docs fuzz lint export serve-demo bench gpu-check soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -105,6 +105,11 @@ MINUTES ?= 8
 
 gpu-check: setup  ## what works on this machine's GPU and how fast, in MINUTES (8): benchmarks/results/gpu_NAME.json
 	$(BIN)/python -m regionspot.benchmarks.gpu_check --resume --minutes $(MINUTES)
+
+soak: MINUTES = 30
+soak: setup  ## a server and a gateway while they are killed, starved and asked too much, for MINUTES (30): benchmarks/results/soak.json
+	$(BIN)/regionspot-export --out runs/soak/artifacts --resume --onnx --openvino
+	$(BIN)/python -m regionspot.benchmarks.soak --artifacts runs/soak/artifacts --minutes $(MINUTES)
 
 clean:  ## remove what was built and run; keeps .venv
 	rm -rf build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis

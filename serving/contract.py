@@ -129,6 +129,12 @@ OUTPUTS = (
     ),
 )
 
+NO_SHARED_MEMORY = (
+    "(?:Failed to increase the shared memory pool size|Unable to initialize shared memory key"
+    "|Failed to create new mapped region)"
+)
+"""A regular expression: how Triton's messages begin where /dev/shm is full."""
+
 CODES = {
     "REQUEST_INVALID": "the request does not match this contract: a tensor is missing, unknown, "
     "or of another type",

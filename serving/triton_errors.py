@@ -11,7 +11,7 @@ import socket
 import ssl
 
 from regionspot.serving.address import Address
-from regionspot.serving.contract import ServingError, error_of, from_text
+from regionspot.serving.contract import NO_SHARED_MEMORY, ServingError, error_of, from_text
 
 PROBE_S = 1.0
 
@@ -46,12 +46,14 @@ OF_HTTP = {
 }
 """The status of Triton's HTTP, or of a proxy's before it -> our code, likewise."""
 
-_STUB_GONE = re.compile(
+_UNABLE = re.compile(
     r"(?:\[request id: [^\]]*\] )?"
     r"(?:in ensemble '[^']*', )?"
     r"(?:Failed to process the request\(s\) for model instance '[^']*', message: )?"
-    r"Stub process '[^']*' is not healthy"
+    rf"(?:Stub process '[^']*' is not healthy|{NO_SHARED_MEMORY})"
 )
+"""Triton's words for a process of its Python backend that has died, or has no shared memory."""
+
 _STREAM_GONE = re.compile(r"Stream removed|Received RST_STREAM|Connection (?:reset|dropped|closed)")
 _OVERSIZED = re.compile(r"(?:Sent|Received|CLIENT: Sent|CLIENT: Received) message larger than max")
 _LONG_ERROR = "metadata size exceeds"
@@ -119,7 +121,7 @@ def _of_triton(message: object, status: object, address: Address) -> ServingErro
         code = (OF_GRPC if address.is_grpc else OF_HTTP).get(name, "INTERNAL")
     if code == "UNAVAILABLE" and address.is_grpc and (told := _misnamed_grpc(message, address)):
         return told
-    if code == "INTERNAL" and (_STUB_GONE.match(message) or _STREAM_GONE.match(message)):
+    if code == "INTERNAL" and (_UNABLE.match(message) or _STREAM_GONE.match(message)):
         code = "UNAVAILABLE"
     if code == "OVERLOADED":
         code = _exhausted(message)

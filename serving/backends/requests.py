@@ -5,6 +5,7 @@ backend.
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from regionspot.errors import InputError
 from regionspot.logs import JsonFormatter, install_handler
 from regionspot.runtime.runner import Array
-from regionspot.serving.contract import ServingError, as_text, error_of
+from regionspot.serving.contract import NO_SHARED_MEMORY, ServingError, as_text, error_of
 
 logger = logging.getLogger(__name__)
 # Triton alone imports this module, in a process of its own
@@ -55,6 +56,8 @@ def refusal_of(error: BaseException, request: Any) -> Any:
     """
     if isinstance(error, ServingError):
         coded = error
+    elif re.match(NO_SHARED_MEMORY, str(error)):
+        coded = error_of("UNAVAILABLE", "the server has no shared memory left: retry later")
     elif isinstance(error, InputError):
         coded = error_of("REQUEST_INVALID", str(error))
     else:

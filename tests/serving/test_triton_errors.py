@@ -15,6 +15,7 @@ GRPC, HTTP = Address.parse("127.0.0.1:9"), Address.parse("http://127.0.0.1:9")
 WORDS = "'timeout, UNAVAILABLE: x' deadline unavailable is not found stub process socket closed"
 FAILED = "Failed to process the request(s) for model instance 'regionspot_0', message: "
 STUB = "Stub process 'regionspot_0_0' is not healthy."
+SHM = "Failed to increase the shared memory pool size for key 'regionspot_1' to 1048576 bytes."
 
 ERRORS = {
     "words": (GRPC, "INTERNAL", f"no tensor {WORDS}", "INTERNAL"),
@@ -55,6 +56,9 @@ ERRORS = {
         f"[request id: 7] {FAILED}{STUB}",
         "UNAVAILABLE",
     ),
+    "no shared memory": (GRPC, "INTERNAL", SHM, "UNAVAILABLE"),
+    "no shared memory at work": (GRPC, "INTERNAL", f"{FAILED}{SHM}", "UNAVAILABLE"),
+    "words about shared memory": (GRPC, "INTERNAL", f"no class {SHM}", "INTERNAL"),
     "words about a dead stub": (GRPC, "INTERNAL", f"no class {STUB}", "INTERNAL"),
     "a lost stream": (GRPC, "UNKNOWN", "Stream removed", "UNAVAILABLE"),
     "a queue that is full": (GRPC, "RESOURCE_EXHAUSTED", "queue is full", "OVERLOADED"),

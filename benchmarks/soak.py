@@ -1,0 +1,279 @@
+"""A soak test of serving: callers of every kind ask a gateway and a server for minutes on end while
+processes are killed, disks and shared memory are full, and three times as much is asked as can be
+answered. No answer may be wrong, no call may hang, and all must come back by itself.
+
+    python -m regionspot.benchmarks.soak --artifacts artifacts --minutes 30
+
+Gateway and server are started again when they end, as a service manager does. Linux only; needs
+unshare(1) from util-linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regionspot.benchmarks.conditions import conditions
+from regionspot.benchmarks.loops import closed_loop, open_loop, poisson_arrivals, row_of
+from regionspot.benchmarks.questions import never_seen, pictures_of
+from regionspot.benchmarks.soak_callers import (
+    VOCABULARY,
+    Callers,
+    Case,
+    make_cases,
+    seconds_until_right,
+)
+from regionspot.benchmarks.soak_service import TARGETS, Service, end_on_signals
+from regionspot.files import write_atomically
+from regionspot.predictor import RegionPredictor
+from regionspot.progress import Progress
+from regionspot.runtime.opening import open_pipeline
+from regionspot.serving.client import AsyncRegionClient
+from regionspot.serving.contract import Limits, ServingError
+from regionspot.serving.environment import default_home
+from regionspot.serving.repository import RepositoryOptions, make_repository
+from regionspot.tables import text_table
+from regionspot.vocabulary import parse_vocabulary
+
+RESULT = Path(__file__).parent / "results" / "soak.json"
+KILLS = 50
+ROUNDS = 3
+"""Of overload and of full shared memory."""
+
+OVERLOAD = 3.0
+CAPACITY_S, OVERLOAD_S, FULL_S = 15.0, 20.0, 20.0
+CAPACITY_CALLERS = 8
+START_S, BACK_S = 300.0, 120.0
+"""How long a first answer, and one after a fault, may take."""
+
+LIMITS = Limits(image_cache_mb=16)
+"""Small, so that images come and go."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m regionspot.benchmarks.soak",
+        description="Ask a gateway and a server for minutes on end while things are broken.",
+    )
+    parser.add_argument("--artifacts", required=True, metavar="DIR", help="from regionspot-export")
+    parser.add_argument("--minutes", type=float, default=30.0, help="default: %(default)s")
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, metavar="N", help="of processes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        metavar="N",
+        help="of overload and of full shared memory (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--home", type=Path, metavar="DIR", help="where the Triton server is kept")
+    parser.add_argument(
+        "--out", type=Path, default=RESULT, metavar="FILE", help="default: %(default)s"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    end_on_signals()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_repository(
+            arguments.artifacts,
+            folder / "repository",
+            RepositoryOptions(vocabularies={VOCABULARY: VOCABULARY}, limits=LIMITS),
+        )
+        with open_pipeline(arguments.artifacts) as pipeline:
+            pictures = pictures_of(None, arguments.seed)
+            names = parse_vocabulary(VOCABULARY)
+            cases = make_cases(RegionPredictor(pipeline), pictures, names, rng)
+        home = arguments.home or default_home()
+        service = Service(folder / "repository", home, folder)
+        plan = Plan(arguments.minutes * 60, arguments.kills, arguments.rounds)
+        try:
+            found = soak(service, cases, plan, arguments.seed)
+        finally:
+            left = service.stop()
+    found["processes_left"] = left
+    command = (
+        f"python -m regionspot.benchmarks.soak --artifacts DIR --minutes {arguments.minutes:g}"
+    )
+    found = {"command": command, "conditions": conditions(), **found}
+    write_atomically(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
+    print(summary(found))
+    return 1 if found["faults"] or left else 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is broken when.
+
+    Args:
+        seconds: of all.
+        kills: spread over that time.
+        rounds: of overload and of full shared memory, between them.
+    """
+
+    seconds: float
+    kills: int = KILLS
+    rounds: int = ROUNDS
+
+    def events(self) -> list[tuple[float, str]]:
+        """(seconds since the start, one of TARGETS or "overload" or "full shared memory"), in
+        order.
+        """
+        kinds = list(itertools.islice(itertools.cycle(TARGETS), self.kills))
+        for number in range(self.rounds):
+            place = (2 * number + 1) * len(kinds) // (2 * self.rounds)
+            kinds[place:place] = ["overload", "full shared memory"]
+        return [(index * self.seconds / len(kinds), kind) for index, kind in enumerate(kinds)]
+
+
+@dataclass
+class Report:
+    """What was broken, and how long it took until there was a right answer again."""
+
+    back_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    overload: list[dict[str, Any]] = field(default_factory=list)
+
+
+def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) -> dict[str, Any]:
+    """Runs a plan; what came of it. `service` is started, and left running."""
+    rng, report, probe = random.Random(seed), Report(), cases["words"][0]
+    service.__enter__()
+    started_s = seconds_until_right(probe, service.web_url, START_S)
+    if started_s is None:
+        raise ServingError("UNAVAILABLE", f"there was no right answer within {START_S:.0f} s")
+    per_s = asyncio.run(_capacity(cases, service.web_url)) if plan.rounds else 0.0
+    callers = Callers(cases, service.web_url, service.grpc_url, seed)
+    began = time.monotonic()
+    with callers, Progress("soak", len(plan.events()), "faults") as progress:
+        for done, (due, kind) in enumerate(plan.events(), 1):
+            time.sleep(max(began + due - time.monotonic(), 0))
+            if kind == "overload":
+                report.overload.append(asyncio.run(_overload(cases, service.web_url, per_s, rng)))
+            elif kind == "full shared memory":
+                with service.full_shared_memory():
+                    time.sleep(FULL_S)
+            elif not service.kill(kind, rng):
+                callers.fault(f"there was no {kind} to kill")
+                continue
+            back_s = seconds_until_right(probe, service.web_url, BACK_S)
+            if back_s is None:
+                callers.fault(f"no right answer within {BACK_S:.0f} s after {kind}")
+            else:
+                report.back_s[kind].append(round(back_s, 2))
+            progress.update(done)
+        time.sleep(max(began + plan.seconds - time.monotonic(), 0))
+    for case in itertools.chain(*cases.values()):
+        if seconds_until_right(case, service.web_url, BACK_S) is None:
+            callers.fault("a question is not answered rightly at the end")
+            break
+    return {
+        "seconds": round(time.monotonic() - began, 1),
+        "capacity_per_s": round(per_s, 2),
+        "calls": {kind: dict(sorted(codes.items())) for kind, codes in callers.codes.items()},
+        "latency_ms": {kind: _percentiles(times) for kind, times in callers.seconds.items()},
+        "back_s": {
+            kind: {"n": len(times), "median": float(np.median(times)), "max": max(times)}
+            for kind, times in report.back_s.items()
+        },
+        "overload": report.overload,
+        "starts": service.starts,
+        "starts_on_full_disk": service.on_full_disk,
+        "peak_mib": round(service.peak_bytes / 2**20, 1),
+        "faults": callers.faults,
+    }
+
+
+async def _capacity(cases: dict[str, list[Case]], url: str) -> float:
+    """Answers a second of new images, from CAPACITY_CALLERS that each wait for theirs."""
+    async with AsyncRegionClient(url) as client:
+        asker = _Asker(cases, client)
+        began = time.perf_counter()
+        tally = await closed_loop(asker.ask, CAPACITY_CALLERS, CAPACITY_S)
+        return len(tally.latencies) / (time.perf_counter() - began)
+
+
+async def _overload(
+    cases: dict[str, list[Case]], url: str, per_s: float, rng: random.Random
+) -> dict[str, Any]:
+    """OVERLOAD times of what can be answered, by callers who do not come back."""
+    offered = OVERLOAD * per_s
+    arrivals = poisson_arrivals(offered, OVERLOAD_S, np.random.default_rng(rng.getrandbits(32)))
+    async with AsyncRegionClient(url, retry=False) as client:
+        began = time.perf_counter()
+        tally = await open_loop(_Asker(cases, client).ask, arrivals)
+        row = row_of(tally, time.perf_counter() - began, offered)
+    return {"offered_per_s": round(offered, 2), **row}
+
+
+class _Asker:
+    """Asks one case after another about new images."""
+
+    def __init__(self, cases: dict[str, list[Case]], client: AsyncRegionClient) -> None:
+        self._cases = itertools.cycle([*cases["words"], *cases["vocabulary"]])
+        self._client = client
+
+    async def ask(self) -> bool:
+        case = next(self._cases)
+        found = await self._client.recognize(never_seen(case.image), **case.given)
+        if not case.is_right(found):
+            raise ServingError("INTERNAL", "a wrong answer")
+        return False
+
+
+def summary(found: dict[str, Any]) -> str:
+    """A result as tables for people."""
+    calls = [
+        [kind, *(str(codes.get(code, "")) for code in _codes(found)), *_shown(found, kind)]
+        for kind, codes in sorted(found["calls"].items())
+    ]
+    back = [
+        [kind, str(times["n"]), f"{times['median']:.1f}", f"{times['max']:.1f}"]
+        for kind, times in sorted(found["back_s"].items())
+    ]
+    parts = [
+        text_table(["callers", *_codes(found), "p50 ms", "p99 ms"], calls),
+        text_table(["broken", "times", "median s until right", "at most"], back),
+        "\n".join(found["faults"]) or "no wrong answer, no call that hung",
+    ]
+    return "\n\n".join(parts)
+
+
+def _codes(found: dict[str, Any]) -> list[str]:
+    return sorted({code for codes in found["calls"].values() for code in codes})
+
+
+def _shown(found: dict[str, Any], kind: str) -> list[str]:
+    times = found["latency_ms"].get(kind)
+    return ["", ""] if times is None else [f"{times['p50']:.0f}", f"{times['p99']:.0f}"]
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(seconds, (50, 99))
+    return {
+        "p50": round(1e3 * float(p50), 1),
+        "p99": round(1e3 * float(p99), 1),
+        "max": round(1e3 * max(seconds), 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""What a soak test runs and breaks: a gateway and a supervised server as a service manager keeps
+them, started again whenever they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from regionspot.serving.processes import SHARED_MEMORY, stub_processes
+
+FULL_DISK = "/dev/full"
+"""A file that cannot be written for want of space."""
+
+SHARED_MEMORY_MIB = 512
+RESTART_S = 0.5
+SAMPLE_S = 2.0
+STOP_S = 60.0
+TARGETS = ("stub", "decoder", "server", "supervisor", "gateway")
+"""What is killed: the process of the model, one that decodes images, Triton, what supervises it,
+and the gateway.
+"""
+
+
+class Service:
+    """A gateway, and a server with a /dev/shm of its own, each restarted RESTART_S after it ended.
+    Use it as a context manager. Every second start writes its log to a full disk.
+
+    Attributes:
+        starts: how often each was started.
+        on_full_disk: how many of these starts had no disk to log to.
+        peak_bytes: the most that both and all they started had in memory.
+    """
+
+    def __init__(self, repository: Path, home: Path, folder: Path) -> None:
+        self._folder = folder
+        grpc, metrics, web = _free_ports(3)
+        self.grpc_url, self.web_url = f"127.0.0.1:{grpc}", f"http://127.0.0.1:{web}"
+        up = ["up", "--repository", str(repository), "--home", str(home)]
+        up += ["--grpc-port", str(grpc), "--metrics-port", str(metrics), "--log", "-"]
+        self._commands = {
+            "supervisor": [*_own_shared_memory(), *_command(*up)],
+            "gateway": _command("web", "--url", self.grpc_url, "--port", str(web)),
+        }
+        self.starts = dict.fromkeys(self._commands, 0)
+        self.on_full_disk = self.peak_bytes = 0
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._keep, args=(name,), daemon=True)
+            for name in self._commands
+        ]
+        self._threads.append(threading.Thread(target=self._sample, daemon=True))
+
+    def __enter__(self) -> Service:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> list[str]:
+        """Stops both as a service manager does, with SIGTERM.
+
+        Returns:
+            What is left of them after STOP_S, which is then killed.
+        """
+        known = self._everything()
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        for started in self._processes.values():
+            started.terminate()
+        _, alive = psutil.wait_procs(known, STOP_S)
+        left = []
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                left.append(f"{process.pid} {process.name()}")
+                process.kill()
+        return left
+
+    def kill(self, target: str, rng: random.Random) -> bool:
+        """Sends SIGKILL to one of TARGETS; whether there was one."""
+        found = self._found(target)
+        if not found:
+            return False
+        with contextlib.suppress(psutil.Error):
+            rng.choice(found).kill()
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def full_shared_memory(self) -> Any:
+        """Leaves no byte of the server's shared memory, for the duration of a `with` block."""
+        folder = Path(f"/proc/{self._processes['supervisor'].pid}/root{SHARED_MEMORY}")
+        path, stop = folder / "fill", threading.Event()
+
+        def fill() -> None:
+            with open(path, "wb") as file:
+                while not stop.is_set():
+                    free = shutil.disk_usage(folder).free
+                    with contextlib.suppress(OSError):
+                        if free:
+                            size = os.fstat(file.fileno()).st_size
+                            os.posix_fallocate(file.fileno(), size, free)
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _keep(self, name: str) -> None:
+        """What systemd's Restart=always does."""
+        while not self._ended.is_set():
+            self.starts[name] += 1
+            full = self.starts[name] % 2 == 0
+            self.on_full_disk += full
+            path = FULL_DISK if full else self._folder / f"{name}.log"
+            with open(path, "ab") as log:
+                self._processes[name] = process = subprocess.Popen(
+                    self._commands[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            while process.poll() is None and not self._ended.wait(0.05):
+                pass
+            self._ended.wait(RESTART_S)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_S):
+            total = 0
+            for process in self._everything():
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            self.peak_bytes = max(self.peak_bytes, total)
+
+    def _everything(self) -> list[psutil.Process]:
+        found = []
+        for process in list(self._processes.values()):
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(process.pid)
+                found += [root, *root.children(recursive=True)]
+        return found
+
+    def _found(self, target: str) -> list[psutil.Process]:
+        if target in self._commands:
+            process = self._processes[target]
+            return [psutil.Process(process.pid)] if process.poll() is None else []
+        servers = [one for one in self._everything() if _is_triton(one)]
+        if target == "server":
+            return servers
+        stubs = [stub for server in servers for stub in stub_processes(server.pid)]
+        if target == "stub":
+            return stubs
+        found = []
+        for stub in stubs:
+            with contextlib.suppress(psutil.Error):
+                found += stub.children()
+        return found
+
+
+def _is_triton(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "tritonserver"
+    return False
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "regionspot.cli.main", "serve", *words]
+
+
+def _own_shared_memory() -> Sequence[str]:
+    """A command that runs another one with a small /dev/shm, which can be filled without harm."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    mount = f"mount -t tmpfs -o size={SHARED_MEMORY_MIB}m,mode=1777 tmpfs {SHARED_MEMORY}"
+    return ["unshare", "--mount", *user, "sh", "-c", f'{mount} && exec "$@"', "sh"]
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def end_on_signals() -> None:
+    """Ends this process by KeyboardInterrupt on SIGTERM, too: what it started is then stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
