@@ -109,6 +109,8 @@ class Credentials:
         ca_file: PEM certificates of the authorities to believe; None are those of the system.
         client_cert_file: the client's own certificate, PEM, where the server wants one.
         client_key_file: its key, PEM.
+        server_name: of grpcs, the name in the server's certificate, where it is not the one by
+            which the server is reached.
 
     Raises:
         InputError: a certificate without its key, a token that no header can carry.
@@ -118,6 +120,7 @@ class Credentials:
     ca_file: str | Path | None = None
     client_cert_file: str | Path | None = None
     client_key_file: str | Path | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and not _TOKEN.fullmatch(self.token):
@@ -128,6 +131,12 @@ class Credentials:
             raise InputError(
                 "client_cert_file and client_key_file go together: give both, or neither"
             )
+
+    @property
+    def of_grpc(self) -> dict[str, Any]:
+        """All that a connection over gRPC takes, by the names of its arguments."""
+        name = {} if self.server_name is None else {"server_name": self.server_name}
+        return self.files | name
 
     @property
     def files(self) -> dict[str, Any]:
@@ -179,6 +188,10 @@ class Credentials:
             raise InputError(
                 f"{', '.join(self.files)} would be ignored, since {address} does without TLS: "
                 f"write {address.protocol}s://{address.host}{address.path}, or leave it out"
+            )
+        if self.server_name is not None and address.protocol != "grpcs":
+            raise InputError(
+                f"server_name would be ignored by {address}: it is for grpcs, so leave it out"
             )
         for name, path in self.files.items():
             try:

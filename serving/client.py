@@ -59,6 +59,8 @@ class RegionClient:
             of the system.
         client_cert_file: the client's own certificate, PEM, where the server wants one.
         client_key_file: its key, PEM.
+        server_name: of grpcs, the name in the server's certificate, where the URL has another, such
+            as an IP address.
 
     Raises:
         InputError: no address, a file that cannot be read, credentials that the address has no use
@@ -75,8 +77,9 @@ class RegionClient:
         ca_file: str | Path | None = None,
         client_cert_file: str | Path | None = None,
         client_key_file: str | Path | None = None,
+        server_name: str | None = None,
     ) -> None:
-        credentials = Credentials(token, ca_file, client_cert_file, client_key_file)
+        credentials = Credentials(token, ca_file, client_cert_file, client_key_file, server_name)
         self._connections = _Connections(Address.parse(url), timeout_s, retry, credentials)
         self._conversation = _conversation_at(self._connections.address)
 
@@ -199,8 +202,9 @@ class AsyncRegionClient:
         ca_file: str | Path | None = None,
         client_cert_file: str | Path | None = None,
         client_key_file: str | Path | None = None,
+        server_name: str | None = None,
     ) -> None:
-        credentials = Credentials(token, ca_file, client_cert_file, client_key_file)
+        credentials = Credentials(token, ca_file, client_cert_file, client_key_file, server_name)
         self._connections = _AsyncConnections(Address.parse(url), timeout_s, retry, credentials)
         self._conversation = _conversation_at(self._connections.address)
 
@@ -378,7 +382,7 @@ class _Connections:
         with self._lock:
             if self._triton is None:
                 self._triton = Connection(
-                    str(self.address), *self._limits, **self._credentials.files
+                    str(self.address), *self._limits, **self._credentials.of_grpc
                 )
             return self._triton
 
@@ -417,7 +421,7 @@ class _AsyncConnections:
     def _to_triton(self) -> AsyncConnection:
         if self._triton is None:
             self._triton = AsyncConnection(
-                str(self.address), *self._limits, **self._credentials.files
+                str(self.address), *self._limits, **self._credentials.of_grpc
             )
         return self._triton
 

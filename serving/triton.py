@@ -148,7 +148,11 @@ class _Connector:
             ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
             ("grpc.http2.max_pings_without_data", 0),  # else the third waits for a minute
         ]
-        return self._made_client({"channel_args": [*_CHANNEL, *keepalive], **self._grpc_tls()})
+        name = self.credentials.server_name
+        named = [] if name is None else [("grpc.ssl_target_name_override", name)]
+        return self._made_client(
+            {"channel_args": [*_CHANNEL, *keepalive, *named], **self._grpc_tls()}
+        )
 
     def _made_client(self, options: Mapping[str, Any]) -> Any:
         return self._library.InferenceServerClient(
@@ -189,6 +193,7 @@ class Connection(_Connector):
         timeout_s: of each call, retries included.
         retry: ask again where that may help.
         ca_file, client_cert_file, client_key_file: of grpcs and https, see `Credentials`.
+        server_name: of grpcs, see `Credentials`.
     """
 
     def __init__(
@@ -200,8 +205,9 @@ class Connection(_Connector):
         ca_file: str | Path | None = None,
         client_cert_file: str | Path | None = None,
         client_key_file: str | Path | None = None,
+        server_name: str | None = None,
     ) -> None:
-        credentials = Credentials(None, ca_file, client_cert_file, client_key_file)
+        credentials = Credentials(None, ca_file, client_cert_file, client_key_file, server_name)
         super().__init__(url, timeout_s, retry, credentials, for_asyncio=False)
         self._opened = threading.local()  # over HTTP
         self._lock = threading.Lock()
@@ -328,8 +334,9 @@ class AsyncConnection(_Connector):
         ca_file: str | Path | None = None,
         client_cert_file: str | Path | None = None,
         client_key_file: str | Path | None = None,
+        server_name: str | None = None,
     ) -> None:
-        credentials = Credentials(None, ca_file, client_cert_file, client_key_file)
+        credentials = Credentials(None, ca_file, client_cert_file, client_key_file, server_name)
         super().__init__(url, timeout_s, retry, credentials, for_asyncio=True)
         self._opened: Any = None  # over HTTP
 

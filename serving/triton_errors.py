@@ -67,8 +67,8 @@ _NOT_HTTP = ("Expected HTTP/", "BadStatusLine", "Bad status line")
 NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 """OpenSSL's and BoringSSL's words for a server that answers without TLS."""
 
-UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-"""Their words for a certificate of another authority or host, or an expired one."""
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
+"""Their words, and gRPC's, for a certificate of another authority or host, or an expired one."""
 
 UNWELCOME = ("CERTIFICATE_REQUIRED", "ALERT_UNKNOWN_CA", "ALERT_BAD_CERT", "TSI_DATA_CORRUPTED")
 """Their words, and gRPC's, for a server that lets in only clients with a certificate it knows."""
@@ -85,7 +85,7 @@ def translated(error: Exception, address: Address) -> ServingError:
 
 def tls_failure(text: str, address: Address) -> ServingError | None:
     """What a TLS library's words mean, if anything that asking again does not mend."""
-    if UNTRUSTED in text:
+    if any(sign in text for sign in UNTRUSTED):
         return error_of(
             "REQUEST_INVALID",
             f"the certificate of {address.host} is not one that can be believed: name the file of "

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from regionspot.serving import canary
@@ -40,7 +42,7 @@ WATCH_S = 5.0
 FULL = 1.25
 """A server that has this many times the requests of the average one is passed over."""
 
-Make = Callable[[str], Upstream]
+Make = Callable[[str, str | None], Upstream]
 ResultT = TypeVar("ResultT")
 
 
@@ -50,8 +52,9 @@ class Fleet:
     def __init__(self, settings: GatewaySettings, connect: Connect | None = None) -> None:
         connecting = connector(settings.upstream_tls) if connect is None else connect
 
-        def make(url: str) -> Upstream:
-            return Upstream(url, settings.timeout_s, connecting)
+        def make(url: str, server_name: str | None) -> Upstream:
+            named = {} if server_name is None else {"server_name": server_name}
+            return Upstream(url, settings.timeout_s, partial(connecting, **named))
 
         self._stable = Group(settings.url.split(","), make)
         self._canary = None
@@ -196,12 +199,13 @@ class Group:
 
     Args:
         urls: a name that stands for several addresses stands for a server at each.
-        make: makes the client of one.
+        make: makes the client of one, from its URL and the name in its certificate, None where
+            that is the URL's.
     """
 
     def __init__(self, urls: Sequence[str], make: Make) -> None:
         self._urls, self._make = [url.strip() for url in urls], make
-        self._members = {url: Member(url, make(url)) for url in self._urls}
+        self._members = {url: Member(url, make(url, None)) for url in self._urls}
         self._leaving: list[Member] = []
         self._resolved_at = -math.inf
         self._lock = asyncio.Lock()
@@ -223,7 +227,7 @@ class Group:
             found = [await _servers_at(url) for url in self._urls]
             self._resolved_at = time.monotonic()
             if all(found):
-                self._replace([url for urls in found for url in urls])
+                self._replace({url: name for servers in found for url, name in servers.items()})
             await self._close_leaving()
 
     def ranked(self, key: str, spread: bool) -> list[Member]:
@@ -243,10 +247,13 @@ class Group:
         for member in (*self._members.values(), *self._leaving):
             await member.upstream.close()
 
-    def _replace(self, urls: Sequence[str]) -> None:
-        self._leaving += [one for url, one in self._members.items() if url not in urls]
+    def _replace(self, servers: Mapping[str, str | None]) -> None:
+        self._leaving += [one for url, one in self._members.items() if url not in servers]
         known = self._members
-        self._members = {url: known.get(url) or Member(url, self._make(url)) for url in urls}
+        self._members = {
+            url: known.get(url) or Member(url, self._make(url, name))
+            for url, name in servers.items()
+        }
 
     async def _close_leaving(self) -> None:
         for member in [one for one in self._leaving if not one.in_flight]:
@@ -254,22 +261,24 @@ class Group:
             await member.upstream.close()
 
 
-async def _servers_at(url: str) -> list[str]:
-    """The URL of each address that a name stands for, sorted; none where it is not found. Over TLS
-    the name itself, which the certificate is for.
+async def _servers_at(url: str) -> dict[str, str | None]:
+    """The URL of each address that a name stands for, sorted, and over TLS that name, which the
+    certificates are for; nothing where it is not found.
     """
     address = Address.parse(url)
-    if address.protocol != "grpc":
-        return [url]
-    name, _, port = address.host.rpartition(":")
+    if not address.is_grpc:
+        return {url: None}
+    loop = asyncio.get_running_loop()
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(name.strip("[]"), int(port))
+        found = await loop.getaddrinfo(address.name, address.port, type=socket.SOCK_STREAM)
     except OSError:
-        return []
+        return {}
     hosts = sorted({str(place[0]) for *_, place in found})
     if len(hosts) == 1:
-        return [url]
-    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
+        return {url: None}
+    protocol, name = ("grpcs://", address.name) if address.is_tls else ("", None)
+    places = [f"[{host}]" if ":" in host else host for host in hosts]
+    return {f"{protocol}{place}:{address.port}": name for place in places}
 
 
 async def _key_of(question: Question) -> str:

@@ -176,8 +176,8 @@ def test_one_image_that_everybody_asks_about_is_spread() -> None:
 def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     addresses = {"triton:8001": ["1.1.1.1:8001", "1.1.1.2:8001"]}
 
-    async def servers_at(url: str) -> list[str]:
-        return addresses[url]
+    async def servers_at(url: str) -> dict[str, None]:
+        return dict.fromkeys(addresses[url])
 
     monkeypatch.setattr(fleet, "_servers_at", servers_at)
     monkeypatch.setattr(fleet, "RESOLVE_S", 0.0)
@@ -199,11 +199,31 @@ def test_names_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_addresses() -> None:
     async def looked_up() -> None:
-        assert await fleet._servers_at("127.0.0.1:8001") == ["127.0.0.1:8001"]
-        assert await fleet._servers_at("[::1]:8001") == ["[::1]:8001"]
-        assert await fleet._servers_at("no-such-name.invalid:8001") == []
+        assert await fleet._servers_at("127.0.0.1:8001") == {"127.0.0.1:8001": None}
+        assert await fleet._servers_at("[::1]:8001") == {"[::1]:8001": None}
+        assert await fleet._servers_at("no-such-name.invalid:8001") == {}
 
     asyncio.run(looked_up())
+
+
+def test_servers_of_one_name_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is reached by its address, and believed by the name."""
+    made_for: dict[str, str | None] = {}
+
+    class Seen(Keeper):
+        def __init__(self, url: str, timeout_s: float, server_name: str | None = None) -> None:
+            super().__init__(url, timeout_s)
+            made_for[url] = server_name
+
+    async def getaddrinfo(self: object, host: str, port: int, **_: object) -> list[object]:
+        assert (host, port) == ("triton", 8001)
+        return [(0, 0, 0, "", ("1.1.1.2", port)), (0, 0, 0, "", ("fe80::1", port, 0, 0))]
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    behind = fleet.Fleet(GatewaySettings("grpcs://triton:8001"), Seen)
+    asyncio.run(behind.info())
+    del made_for["grpcs://triton:8001"]  # before it was looked up
+    assert made_for == {"grpcs://1.1.1.2:8001": "triton", "grpcs://[fe80::1]:8001": "triton"}
 
 
 def test_a_canary_gets_its_share_of_the_images() -> None:

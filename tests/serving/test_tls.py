@@ -106,6 +106,23 @@ def test_a_client_with_a_certificate_is_answered(
     assert found.scores.tolist() == expected.scores.tolist()
 
 
+def test_a_server_is_reached_by_its_address_and_believed_by_its_name(
+    secure: Secure, files: ServerTls
+) -> None:
+    url = f"grpcs://127.0.0.1:{secure.port}"
+    with RegionClient(url, 30.0, server_name="demo-triton", **files.client_files()) as secret:
+        assert secret.info().vocabularies
+    for name in (None, "other-triton"):
+        with (
+            RegionClient(url, 30.0, server_name=name, **files.client_files()) as secret,
+            pytest.raises(RegionSpotError, match="is not one that can be believed"),
+        ):
+            secret.info()
+    for other in ("127.0.0.1:1", "https://127.0.0.1:1"):
+        with pytest.raises(InputError, match="server_name would be ignored"):
+            RegionClient(other, server_name="demo-triton")
+
+
 def test_others_are_not(secure: Secure, files: ServerTls) -> None:
     unsigned = {"ca_file": files.client_ca}
     for url, given in ((secure.url, unsigned), (f"localhost:{secure.port}", {})):
