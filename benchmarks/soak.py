@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from regionspot.benchmarks.conditions import conditions
 from regionspot.benchmarks.loops import closed_loop, open_loop, poisson_arrivals, row_of
 from regionspot.benchmarks.questions import never_seen, pictures_of
 from regionspot.benchmarks.soak_callers import (
+    RETRIABLE,
     VOCABULARY,
     Callers,
     Case,
@@ -53,8 +55,16 @@ KILLS = 50
 ROUNDS = 3
 """Of overload and of full shared memory."""
 
-OVERLOAD = 3.0
-CAPACITY_S, OVERLOAD_S, FULL_S = 15.0, 20.0, 20.0
+STEADY, OVERLOAD = 0.7, 3.0
+"""Load, as a part of what can be answered."""
+
+STEADY_SHARE = 0.25
+"""Of the time, before anything is broken."""
+
+MAX_GROWTH = 0.02
+"""Of the memory in the second half of the steady load."""
+
+CAPACITY_S, OVERLOAD_S, FULL_S, QUIET_S = 15.0, 20.0, 20.0, 3.0
 CAPACITY_CALLERS = 8
 START_S, BACK_S = 300.0, 120.0
 """How long a first answer, and one after a fault, may take."""
@@ -134,15 +144,21 @@ class Plan:
     kills: int = KILLS
     rounds: int = ROUNDS
 
-    def events(self) -> list[tuple[float, str]]:
-        """(seconds since the start, one of TARGETS or "overload" or "full shared memory"), in
-        order.
+    @property
+    def steady_s(self) -> float:
+        """Seconds of steady load, before all events."""
+        return STEADY_SHARE * self.seconds if self.rounds else 0.0
+
+    def events(self, rng: random.Random) -> list[tuple[float, str]]:
+        """(seconds since the steady load, one of TARGETS or "overload" or "full shared memory"),
+        in order: each at a random time of its slot.
         """
         kinds = list(itertools.islice(itertools.cycle(TARGETS), self.kills))
         for number in range(self.rounds):
             place = (2 * number + 1) * len(kinds) // (2 * self.rounds)
             kinds[place:place] = ["overload", "full shared memory"]
-        return [(index * self.seconds / len(kinds), kind) for index, kind in enumerate(kinds)]
+        slot_s = (self.seconds - self.steady_s) / len(kinds)
+        return [((index + rng.random()) * slot_s, kind) for index, kind in enumerate(kinds)]
 
 
 @dataclass
@@ -160,14 +176,20 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
     started_s = seconds_until_right(probe, service.web_url, START_S)
     if started_s is None:
         raise ServingError("UNAVAILABLE", f"there was no right answer within {START_S:.0f} s")
-    per_s = asyncio.run(_capacity(cases, service.web_url)) if plan.rounds else 0.0
     callers = Callers(cases, service.web_url, service.grpc_url, seed)
+    load, steady = Load(cases, service.web_url, seed), None
+    if plan.rounds:
+        load.measure()
+        steady = _steady(load, service, plan.steady_s)
+        if steady["growth"] > MAX_GROWTH:
+            callers.fault(f"memory grew by {steady['growth']:.1%} under steady load")
+    events = plan.events(rng)
     began = time.monotonic()
-    with callers, Progress("soak", len(plan.events()), "faults") as progress:
-        for done, (due, kind) in enumerate(plan.events(), 1):
+    with callers, Progress("soak", len(events), "faults") as progress:
+        for done, (due, kind) in enumerate(events, 1):
             time.sleep(max(began + due - time.monotonic(), 0))
             if kind == "overload":
-                report.overload.append(asyncio.run(_overload(cases, service.web_url, per_s, rng)))
+                report.overload.append(load.offer(OVERLOAD, OVERLOAD_S))
             elif kind == "full shared memory":
                 with service.full_shared_memory():
                     time.sleep(FULL_S)
@@ -180,14 +202,18 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
             else:
                 report.back_s[kind].append(round(back_s, 2))
             progress.update(done)
-        time.sleep(max(began + plan.seconds - time.monotonic(), 0))
+        time.sleep(max(began + plan.seconds - plan.steady_s - time.monotonic(), 0))
     for case in itertools.chain(*cases.values()):
         if seconds_until_right(case, service.web_url, BACK_S) is None:
             callers.fault("a question is not answered rightly at the end")
             break
+    rows = report.overload if steady is None else [steady, *report.overload]
+    for code in {code for row in rows for code in row["error_codes"]} - set(RETRIABLE):
+        callers.fault(f"{code} under steady load or overload")
     return {
-        "seconds": round(time.monotonic() - began, 1),
-        "capacity_per_s": round(per_s, 2),
+        "seconds": round(time.monotonic() - began + plan.steady_s, 1),
+        "capacity_per_s": round(load.capacity_per_s, 2),
+        "steady": steady,
         "calls": {kind: dict(sorted(codes.items())) for kind, codes in callers.codes.items()},
         "latency_ms": {kind: _percentiles(times) for kind, times in callers.seconds.items()},
         "back_s": {
@@ -202,41 +228,54 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
     }
 
 
-async def _capacity(cases: dict[str, list[Case]], url: str) -> float:
-    """Answers a second of new images, from CAPACITY_CALLERS that each wait for theirs."""
-    async with AsyncRegionClient(url) as client:
-        asker = _Asker(cases, client)
-        began = time.perf_counter()
-        tally = await closed_loop(asker.ask, CAPACITY_CALLERS, CAPACITY_S)
-        return len(tally.latencies) / (time.perf_counter() - began)
+class Load:
+    """Questions about new images at a rate, each with a right answer or an error of the gateway."""
 
-
-async def _overload(
-    cases: dict[str, list[Case]], url: str, per_s: float, rng: random.Random
-) -> dict[str, Any]:
-    """OVERLOAD times of what can be answered, by callers who do not come back."""
-    offered = OVERLOAD * per_s
-    arrivals = poisson_arrivals(offered, OVERLOAD_S, np.random.default_rng(rng.getrandbits(32)))
-    async with AsyncRegionClient(url, retry=False) as client:
-        began = time.perf_counter()
-        tally = await open_loop(_Asker(cases, client).ask, arrivals)
-        row = row_of(tally, time.perf_counter() - began, offered)
-    return {"offered_per_s": round(offered, 2), **row}
-
-
-class _Asker:
-    """Asks one case after another about new images."""
-
-    def __init__(self, cases: dict[str, list[Case]], client: AsyncRegionClient) -> None:
+    def __init__(self, cases: dict[str, list[Case]], url: str, seed: int) -> None:
         self._cases = itertools.cycle([*cases["words"], *cases["vocabulary"]])
-        self._client = client
+        self._url, self._rng = url, np.random.default_rng(seed)
+        self.capacity_per_s = 0.0
 
-    async def ask(self) -> bool:
+    def measure(self) -> None:
+        """Finds the capacity: answers a second, from callers who each wait for theirs."""
+        asyncio.run(self._measure())
+
+    def offer(self, load: float, seconds: float) -> dict[str, Any]:
+        """Offers a multiple of the capacity, from callers who do not come back; see `row_of`."""
+        return asyncio.run(self._offer(load * self.capacity_per_s, seconds))
+
+    async def _measure(self) -> None:
+        async with AsyncRegionClient(self._url) as client:
+            began = time.perf_counter()
+            tally = await closed_loop(partial(self._ask, client), CAPACITY_CALLERS, CAPACITY_S)
+            self.capacity_per_s = len(tally.latencies) / (time.perf_counter() - began)
+
+    async def _offer(self, per_s: float, seconds: float) -> dict[str, Any]:
+        arrivals = poisson_arrivals(per_s, seconds, self._rng)
+        async with AsyncRegionClient(self._url, retry=False) as client:
+            began = time.perf_counter()
+            tally = await open_loop(partial(self._ask, client), arrivals)
+            row = row_of(tally, time.perf_counter() - began, per_s)
+        return {"offered_per_s": round(per_s, 2), **row}
+
+    async def _ask(self, client: AsyncRegionClient) -> bool:
         case = next(self._cases)
-        found = await self._client.recognize(never_seen(case.image), **case.given)
+        found = await client.recognize(never_seen(case.image), **case.given)
         if not case.is_right(found):
             raise ServingError("INTERNAL", "a wrong answer")
         return False
+
+
+def _steady(load: Load, service: Service, seconds: float) -> dict[str, Any]:
+    """Steady load, and how much the memory of all processes grew in its second half."""
+    load.offer(STEADY, seconds / 2)
+    time.sleep(QUIET_S)
+    before = service.memory_bytes()
+    row = load.offer(STEADY, seconds / 2)
+    time.sleep(QUIET_S)
+    after = service.memory_bytes()
+    mib = {"mib_before": before / 2**20, "mib_after": after / 2**20}
+    return {**row, **mib, "growth": round(after / before - 1, 4)}
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -31,6 +31,9 @@ TIMEOUT_S = 60.0
 LATE_S = 5.0
 """How much later than its time-out a call may end."""
 
+RETRIABLE = ("UNAVAILABLE", "OVERLOADED", "TIMEOUT")
+"""What a caller may be told whose question is right."""
+
 SCORE_TOLERANCE = 2e-3
 MASK_TOLERANCE = 5e-3
 """Pixels that may differ, of the image's."""
@@ -176,7 +179,10 @@ class Callers:
 
     def _repeat(self, act: Callable[[random.Random], None], rng: random.Random) -> None:
         while not self._ended.wait(rng.uniform(0, 0.1)):
-            act(rng)
+            try:
+                act(rng)
+            except Exception as error:  # not one that callers are promised
+                self.fault(f"{type(error).__name__}: {error}")
 
     def _asks(
         self, kind: str, cases: str, client: RegionClient, new: bool
@@ -188,7 +194,7 @@ class Callers:
                 found = case.ask(client, new, TIMEOUT_S)
             except ServingError as error:
                 code = error.code
-                if code not in ("UNAVAILABLE", "OVERLOADED", "TIMEOUT"):
+                if code not in RETRIABLE:
                     self.fault(f"{kind}: {error}")
             else:
                 code = "OK" if case.is_right(found) else "WRONG"
@@ -206,7 +212,7 @@ class Callers:
             client.recognize(mistake.image, timeout_s=TIMEOUT_S, **mistake.given)
         except ServingError as error:
             code = error.code
-            if code not in (mistake.code, "UNAVAILABLE", "OVERLOADED", "TIMEOUT"):
+            if code not in (mistake.code, *RETRIABLE):
                 self.fault(f"{mistake.code} was wanted, not {error}")
         else:
             code = "OK"

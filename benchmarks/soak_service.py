@@ -144,13 +144,17 @@ class Service:
                 pass
             self._ended.wait(RESTART_S)
 
+    def memory_bytes(self) -> int:
+        """Of all processes together; pages that several share count once."""
+        total = 0
+        for process in self._everything():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+        return total
+
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            total = 0
-            for process in self._everything():
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_full_info().pss
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_bytes = max(self.peak_bytes, self.memory_bytes())
 
     def _everything(self) -> list[psutil.Process]:
         found = []

@@ -27,13 +27,14 @@ OOM_SCORE = 500
 
 
 def main(descriptor: str, settings: str) -> None:
-    """Answers each message, an encoded image, with a head in JSON and two arrays, or with a head
-    that has the `code` and the `message` of a refusal.
+    """Sends an empty message once it has started. Then answers each message, an encoded image, with
+    a head in JSON and two arrays, or with a head that has a refusal's `code` and `message`.
     """
     values = json.loads(settings)
     sam, clip = SamTransform(values["sam_image_size"]), ClipTransform(values["clip_image_size"])
     _limit_memory(values["max_pixels"])
     with Connection(int(descriptor)) as pipe, contextlib.suppress(EOFError, OSError):
+        pipe.send_bytes(b"")
         while True:
             _answer(pipe, _inputs_of(pipe.recv_bytes(), sam, clip, values["max_pixels"]))
 

@@ -57,6 +57,10 @@ class DecoderSettings:
     timeout_s: float
 
 
+class _EndedError(Exception):
+    """A process has ended while it decoded an image."""
+
+
 class ImageDecoder:
     """Several processes that decode. Safe for several threads at once. Close it, or use it as a
     context manager.
@@ -109,7 +113,7 @@ class _Process:
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._answered = False
+        self._is_ready = False
 
     def start(self) -> None:
         """Starts it if it does not run; does not wait for it."""
@@ -126,7 +130,7 @@ class _Process:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, cwd="/", pass_fds=(descriptor,)
             )
-        self._pipe, self._answered = ours, False
+        self._pipe = ours
 
     def stop(self) -> None:
         """Ends it at once. Raises nothing."""
@@ -136,32 +140,64 @@ class _Process:
         if self._pipe is not None:
             self._pipe.close()
         self._child = self._pipe = None
+        self._is_ready = False
 
     def decode(self, image: bytes, budget: Budget) -> EncoderInputs:
-        """See `ImageDecoder.decode`."""
+        """See `ImageDecoder.decode`. Tries again where the process ends: it may have been killed,
+        by somebody or because memory was short, and not by the image.
+        """
         try:
-            self.start()
-            assert self._pipe is not None
-            self._pipe.send_bytes(image)
-            self._wait(self._pipe, budget)
-            found = _received(self._pipe)
-        except (OSError, EOFError, ArtifactError) as error:
-            # it crashed, or was killed where memory was short
-            status = None if self._child is None else self._child.poll()
-            self.stop()
-            if not self._answered:
-                raise ServingError("INTERNAL", "no image can be decoded") from error
-            logger.warning("a decoder ended by itself (status %s)", status)
+            return self._decode_once(image, budget)
+        except _EndedError as error:
+            logger.warning("a decoder ended by itself (%s)", error)
+        try:
+            return self._decode_once(image, budget)
+        except _EndedError as error:
+            logger.warning("another one ended with the same image (%s)", error)
             raise RequestError(
                 "IMAGE_INVALID", "the image cannot be decoded: its decoder failed; save it again"
             ) from error
+
+    def _decode_once(self, image: bytes, budget: Budget) -> EncoderInputs:
+        """Raises _EndedError where the process ended meanwhile."""
+        pipe = self._ready(budget)
+        try:
+            pipe.send_bytes(image)
+            self._wait(pipe, budget)
+            found = _received(pipe)
+        except (OSError, EOFError) as error:
+            status = None if self._child is None else self._child.poll()
+            self.stop()
+            raise _EndedError(f"status {status}") from error
         except BaseException:
             self.stop()  # the next image must not get this one's answer
             raise
-        self._answered = True
         if isinstance(found, ServingError):
             raise found
         return found
+
+    def _ready(self, budget: Budget) -> Connection:
+        """The pipe to the process, once it has started.
+
+        Raises:
+            ServingError: TIMEOUT, the request is over; INTERNAL, it does not start.
+        """
+        began = time.monotonic()
+        try:
+            self.start()
+            assert self._pipe is not None
+            while not self._is_ready:
+                if self._pipe.poll(POLL_S):
+                    self._pipe.recv_bytes()
+                    self._is_ready = True
+                elif time.monotonic() - began > START_S:
+                    raise OSError(f"it has not started within {START_S:g} s")
+                else:
+                    budget.check()
+        except (OSError, EOFError, ArtifactError) as error:
+            self.stop()
+            raise ServingError("INTERNAL", "no image can be decoded") from error
+        return self._pipe
 
     def _wait(self, pipe: Connection, budget: Budget) -> None:
         """Returns when there is an answer.
@@ -170,8 +206,7 @@ class _Process:
             RequestError: IMAGE_TOO_LARGE, the image takes too long.
             ServingError: TIMEOUT, the request is over.
         """
-        began = time.monotonic()
-        limit_s = self._settings.timeout_s if self._answered else START_S
+        began, limit_s = time.monotonic(), self._settings.timeout_s
         while not pipe.poll(POLL_S):
             took_s = time.monotonic() - began
             if took_s > limit_s:

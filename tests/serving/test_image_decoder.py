@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,30 @@ def child_of(decoder: ImageDecoder) -> psutil.Process:
     (process,) = decoder._all
     assert process._child is not None
     return psutil.Process(process._child.pid)
+
+
+@contextmanager
+def killing(decoder: ImageDecoder, times: int) -> Iterator[None]:
+    """Kills the process so often, each time 0.2 s after it has begun to work."""
+    (process,) = decoder._all
+
+    def kill() -> None:
+        for _ in range(times):
+            while not process._is_ready:
+                time.sleep(0.01)
+            time.sleep(0.2)
+            child = process._child
+            assert child is not None
+            child.kill()
+            child.wait()
+            while process._child is child:
+                time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield
+    killer.join(30)
+    assert not killer.is_alive()
 
 
 def check_works(decoder: ImageDecoder, image: bytes) -> None:
@@ -100,15 +125,30 @@ def test_a_request_that_is_cancelled_ends_its_decoder(monkeypatch: pytest.Monkey
 
 
 def test_a_decoder_that_crashes_costs_its_own_image(decoder: ImageDecoder) -> None:
-    child = child_of(decoder)
-    threading.Timer(0.3, child.kill).start()
-    with pytest.raises(ServingError, match="its decoder failed") as refused:
+    with killing(decoder, 2), pytest.raises(ServingError, match="its decoder failed") as refused:
         decoder.decode(BOMB, Budget(60))
     assert refused.value.code == "IMAGE_INVALID"
     check_works(decoder, png())
     child_of(decoder).kill()  # while it has nothing to do
     child_of(decoder).wait()
     check_works(decoder, png())
+
+
+def test_an_image_whose_decoder_was_killed_is_decoded_again() -> None:
+    image = scan_bomb(1500, 60)
+    with ImageDecoder(DecoderSettings(SAM, CLIP, MAX_PIXELS, 60.0)) as decoder:
+        check_works(decoder, png())
+        with killing(decoder, 1):
+            check_works(decoder, image)
+
+
+def test_a_decoder_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoder, "_RUN", "import sys; sys.exit(3)")
+    with (
+        ImageDecoder(DecoderSettings(SAM, CLIP, MAX_PIXELS, 60.0)) as decoder,
+        pytest.raises(ServingError, match="no image can be decoded"),
+    ):
+        decoder.decode(png(), Budget(60))
 
 
 def test_one_bomb_holds_up_no_other_image() -> None:
