@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event, Lock, Semaphore
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from regionspot.cgroups import memory_bytes
@@ -26,6 +27,7 @@ from regionspot.serving.backends.recognizer import Counts, Recognizer, SharedSta
 from regionspot.serving.backends.requests import arrays_of, log
 from regionspot.serving.contract import INPUTS, WORKERS, Limits
 from regionspot.serving.messages import Answer, Question
+from regionspot.structures import Vocabulary
 from regionspot.threads import default_threads
 from regionspot.vocabulary import EmbeddingDirectory, EmbeddingMemory, VocabularyEncoder
 
@@ -71,6 +73,9 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
         instances = self._instances()
+        if not self._outside:
+            for predictor in instances.all():
+                _warm_up(predictor, self._shared.draws_masks)
         # so that decoders have work while all instances have
         at_once = WORKERS if self._outside else 2 * len(instances) + DECODERS
         info, limits = self._manifest.model, self._shared.limits
@@ -201,6 +206,14 @@ class TritonPythonModel:
             text_input=manifest.text_input,
             **(SIZES_ON_GPU if on_gpu else SIZES_ON_CPU),
         )
+
+
+def _warm_up(predictor: RegionPredictor, draws_masks: bool) -> None:
+    """Opens and runs every graph, so that no request waits for that."""
+    size = predictor.pipeline.info.embed_dim
+    nothing = Vocabulary(("nothing",), np.full((1, size), size**-0.5, np.float32))
+    image = np.zeros((64, 64, 3), np.uint8)
+    predictor.predict(image, boxes=[[8, 8, 56, 56]], vocabulary=nothing, return_masks=draws_masks)
 
 
 class _Metrics:
