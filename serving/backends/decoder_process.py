@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,17 +27,20 @@ OOM_SCORE = 500
 """So that a system short of memory ends this process, and not the model's."""
 
 
-def main(descriptor: str, settings: str) -> None:
+def main(descriptor: str, pixels: str, settings: str) -> None:
     """Sends an empty message once it has started. Then answers each message, an encoded image, with
-    a head in JSON and two arrays, or with a head that has a refusal's `code` and `message`.
+    a head in JSON, and with both images one after the other in the shared memory `pixels`; or with
+    a head that has a refusal's `code` and `message`.
     """
     values = json.loads(settings)
+    shared = mmap.mmap(int(pixels), 0)
     sam, clip = SamTransform(values["sam_image_size"]), ClipTransform(values["clip_image_size"])
     _limit_memory(values["max_pixels"])
     with Connection(int(descriptor)) as pipe, contextlib.suppress(EOFError, OSError):
         pipe.send_bytes(b"")
         while True:
-            _answer(pipe, _inputs_of(pipe.recv_bytes(), sam, clip, values["max_pixels"]))
+            found = _inputs_of(pipe.recv_bytes(), sam, clip, values["max_pixels"])
+            pipe.send_bytes(json.dumps(_told(found, shared)).encode())
 
 
 def _inputs_of(
@@ -56,19 +60,19 @@ def _inputs_of(
         }
 
 
-def _answer(pipe: Connection, found: EncoderInputs | dict[str, str]) -> None:
+def _told(found: EncoderInputs | dict[str, str], shared: mmap.mmap) -> dict[str, Any]:
+    """The head of an answer, whose images are put where they are shared."""
     if isinstance(found, dict):
-        pipe.send_bytes(json.dumps(found).encode())
-        return
-    head: dict[str, Any] = {
+        return found
+    shared.seek(0)
+    for array in (found.sam_image, found.clip_image):
+        shared.write(array.tobytes())
+    height, width = found.input_size
+    return {
         "height": found.height,
         "width": found.width,
-        "input_size": [int(side) for side in found.input_size],
-        "shapes": [found.sam_image.shape, found.clip_image.shape],
+        "input_size": [int(height), int(width)],
     }
-    pipe.send_bytes(json.dumps(head).encode())
-    for array in (found.sam_image, found.clip_image):
-        pipe.send_bytes(array.tobytes())
 
 
 def _limit_memory(max_pixels: int) -> None:

@@ -8,8 +8,11 @@ JPEG of 500 kB may keep one busy for minutes. A process can be ended.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
+import math
+import mmap
 import os
 import shutil
 import subprocess
@@ -19,12 +22,14 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import numpy as np
 
 from regionspot.errors import ArtifactError
 from regionspot.serving.backends.budget import POLL_S, Budget
 from regionspot.serving.contract import RequestError, ServingError, error_of
+from regionspot.structures import UInt8Array
 from regionspot.transforms import EncoderInputs
 
 logger = logging.getLogger(__name__)
@@ -91,7 +96,7 @@ class ImageDecoder:
 
     def close(self) -> None:
         for process in self._all:
-            process.stop()
+            process.close()
 
     def __enter__(self) -> ImageDecoder:
         return self
@@ -114,6 +119,7 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._is_ready = False
+        self._pixels = _SharedPixels((settings.sam_image_size, settings.clip_image_size))
 
     def start(self) -> None:
         """Starts it if it does not run; does not wait for it."""
@@ -124,11 +130,12 @@ class _Process:
         descriptor = theirs.fileno()
         command = [
             *(_python(), "-I", "-c", _RUN, json.dumps(sys.path)),
-            *(str(descriptor), json.dumps(asdict(self._settings))),
+            *(str(descriptor), str(self._pixels.descriptor), json.dumps(asdict(self._settings))),
         ]
+        passed = (descriptor, self._pixels.descriptor)
         with theirs:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, cwd="/", pass_fds=(descriptor,)
+                command, stdin=subprocess.DEVNULL, cwd="/", pass_fds=passed
             )
         self._pipe = ours
 
@@ -141,6 +148,11 @@ class _Process:
             self._pipe.close()
         self._child = self._pipe = None
         self._is_ready = False
+
+    def close(self) -> None:
+        """Ends it for good."""
+        self.stop()
+        self._pixels.close()
 
     def decode(self, image: bytes, budget: Budget) -> EncoderInputs:
         """See `ImageDecoder.decode`. Tries again where the process ends: it may have been killed,
@@ -164,7 +176,7 @@ class _Process:
         try:
             pipe.send_bytes(image)
             self._wait(pipe, budget)
-            found = _received(pipe)
+            found = self._received(json.loads(pipe.recv_bytes()))
         except (OSError, EOFError) as error:
             status = None if self._child is None else self._child.poll()
             self.stop()
@@ -218,15 +230,43 @@ class _Process:
             if took_s > PATIENCE_S:
                 budget.check()
 
+    def _received(self, head: dict[str, Any]) -> EncoderInputs | ServingError:
+        """See `decoder_process.main` for the other side."""
+        if "code" in head:
+            return error_of(head["code"], head["message"])
+        sam_image, clip_image = self._pixels.images()
+        height, width = head["input_size"]
+        return EncoderInputs(head["height"], head["width"], sam_image, (height, width), clip_image)
 
-def _received(pipe: Connection) -> EncoderInputs | ServingError:
-    """See `decoder_process.main` for the other side."""
-    head = json.loads(pipe.recv_bytes())
-    if "code" in head:
-        return error_of(head["code"], head["message"])
-    arrays = [np.frombuffer(pipe.recv_bytes(), np.uint8).reshape(shape) for shape in head["shapes"]]
-    height, width = head["input_size"]
-    return EncoderInputs(head["height"], head["width"], arrays[0], (height, width), arrays[1])
+
+class _SharedPixels:
+    """Memory shared with a process, for square images of some sizes: through a pipe, each would be
+    cut into pieces that the processes wait for in turn. The other side cannot make it smaller.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self._shapes = [(size, size, 3) for size in sizes]
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        self.descriptor = os.memfd_create("regionspot-pixels", flags)
+        length = sum(map(math.prod, self._shapes))
+        os.ftruncate(self.descriptor, length)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+        self._memory = mmap.mmap(self.descriptor, length)
+
+    def images(self) -> list[UInt8Array]:
+        """Copies of what lies there, (S, S, 3) each."""
+        found, start = [], 0
+        for shape in self._shapes:
+            count = math.prod(shape)
+            array = np.frombuffer(self._memory, np.uint8, count, start)
+            found.append(array.reshape(shape).copy())
+            start += count
+        return found
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self.descriptor)
 
 
 def _python() -> str:
