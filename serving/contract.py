@@ -339,7 +339,7 @@ class Limits:
         max_top_k: best classes to return.
         image_cache_mb: size of the cache of encoded images, in MB.
         max_cached_words: size of the cache of class names.
-        max_decode_seconds: of decoding one image.
+        max_decode_seconds: of processor time, for decoding one image.
         max_words_seconds: of learning the new class names of one request.
         max_request_seconds: of all work on one image.
     """

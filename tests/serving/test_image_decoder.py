@@ -135,7 +135,7 @@ def test_a_decoder_that_crashes_costs_its_own_image(decoder: ImageDecoder) -> No
 
 
 def test_an_image_whose_decoder_was_killed_is_decoded_again() -> None:
-    image = scan_bomb(1500, 60)
+    image = scan_bomb(2000, 200)
     with ImageDecoder(DecoderSettings(SAM, CLIP, MAX_PIXELS, 60.0)) as decoder:
         check_works(decoder, png())
         with killing(decoder, 1):
