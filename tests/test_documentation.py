@@ -62,8 +62,8 @@ def environment() -> dict[str, str]:
 def test_blocks_run_in_order_in_an_empty_folder(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """A command or a piece of Python that an earlier page had runs once; what ends a block's own
-    job runs in each.
+    """A command or a piece of Python that an earlier page had runs once; blocks that start a job
+    in the background run whole.
     """
     executed: set[str] = set()
 
@@ -74,13 +74,13 @@ def test_blocks_run_in_order_in_an_empty_folder(
 
     try:
         for language, text in blocks("bash", "python"):
-            new = [
-                part
-                for part in (commands(text) if language == "bash" else [text])
-                if part not in executed or part.startswith("kill ")
-            ]
+            parts = commands(text) if language == "bash" else [text]
+            whole = any(part.endswith("&") for part in parts)
+            new = [part for part in parts if whole or part not in executed]
             executed.update(new)
             script = "\n".join(new)
+            if whole:  # a job that outlives the block would keep its output open
+                script = f"trap 'jobs -p | xargs -r kill' EXIT\n{script}"
             shell = (
                 ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
             )
