@@ -191,8 +191,11 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
             if kind == "overload":
                 report.overload.append(load.offer(OVERLOAD, OVERLOAD_S))
             elif kind == "full shared memory":
-                with service.full_shared_memory():
-                    time.sleep(FULL_S)
+                try:
+                    with service.full_shared_memory():
+                        time.sleep(FULL_S)
+                except OSError as error:
+                    callers.fault(f"shared memory could not be filled: {error}")
             elif not service.kill(kind, rng):
                 callers.fault(f"there was no {kind} to kill")
                 continue

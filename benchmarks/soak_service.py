@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -105,19 +104,25 @@ class Service:
 
     @contextlib.contextmanager
     def full_shared_memory(self) -> Any:
-        """Leaves no byte of the server's shared memory, for the duration of a `with` block."""
+        """Leaves no byte of the server's shared memory, for the duration of a `with` block.
+
+        Raises:
+            OSError: there is no server now.
+        """
         folder = Path(f"/proc/{self._processes['supervisor'].pid}/root{SHARED_MEMORY}")
+        if folder.stat().st_dev == SHARED_MEMORY.stat().st_dev:
+            raise OSError("the server has not mounted its own shared memory")
         path, stop = folder / "fill", threading.Event()
+        file = open(path, "wb")  # noqa: SIM115
 
         def fill() -> None:
-            with open(path, "wb") as file:
-                while not stop.is_set():
-                    free = shutil.disk_usage(folder).free
-                    with contextlib.suppress(OSError):
-                        if free:
-                            size = os.fstat(file.fileno()).st_size
-                            os.posix_fallocate(file.fileno(), size, free)
-                    time.sleep(0.05)
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    space = os.fstatvfs(file.fileno())
+                    size = os.fstat(file.fileno()).st_size
+                    left = max(space.f_bavail, 1) * space.f_frsize
+                    os.posix_fallocate(file.fileno(), size, left)
+                time.sleep(0.05)
 
         thread = threading.Thread(target=fill, daemon=True)
         thread.start()
@@ -126,6 +131,7 @@ class Service:
         finally:
             stop.set()
             thread.join()
+            file.close()
             with contextlib.suppress(OSError):
                 path.unlink()
 

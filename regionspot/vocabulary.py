@@ -318,19 +318,6 @@ class VocabularyEncoder:
         """What goes into the templates for a class name, and what its embedding is kept by."""
         return clean_coco_name(name) if self.clean_coco_suffixes else name
 
-    def same_words(self, names: Sequence[str]) -> tuple[str, str] | None:
-        """The first two names that are one to the text encoder: its tokenizer takes no notice of
-        capitals and of spaces around a word, and mends encoding faults. Their classes would share
-        every score.
-        """
-        tokens = self._tokens([self.word(name) for name in names])
-        first: dict[bytes, str] = {}
-        for name, row in zip(names, tokens, strict=True):
-            other = first.setdefault(row.tobytes(), name)
-            if other != name:
-                return other, name
-        return None
-
     def _encode_words(self, words: Sequence[str], progress: bool) -> dict[str, FloatArray]:
         if not progress:
             return {word: self._encode_word(word) for word in words}

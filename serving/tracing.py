@@ -9,9 +9,9 @@ import re
 from regionspot.errors import InputError, shown
 
 try:
-    from opentelemetry import propagate
+    from opentelemetry.trace.propagation import tracecontext
 except ImportError:  # who traces has it
-    propagate = None  # type: ignore[assignment]
+    tracecontext = None  # type: ignore[assignment]
 
 
 def trace_headers() -> dict[str, str]:
@@ -19,8 +19,8 @@ def trace_headers() -> dict[str, str]:
     Empty outside of a span, and where OpenTelemetry is not installed.
     """
     headers: dict[str, str] = {}
-    if propagate is not None:
-        propagate.inject(headers)
+    if tracecontext is not None:
+        tracecontext.TraceContextTextMapPropagator().inject(headers)
     return headers
 
 

@@ -66,6 +66,10 @@ class _EndedError(Exception):
     """A process has ended while it decoded an image."""
 
 
+class _NotStartedError(_EndedError):
+    """A process has ended before it could decode anything."""
+
+
 class ImageDecoder:
     """Several processes that decode. Safe for several threads at once. Close it, or use it as a
     context manager.
@@ -86,7 +90,8 @@ class ImageDecoder:
 
         Raises:
             RequestError: IMAGE_INVALID or IMAGE_TOO_LARGE.
-            ServingError: TIMEOUT, the request is over; INTERNAL, no process can be started.
+            ServingError: TIMEOUT, the request is over; UNAVAILABLE or INTERNAL, no process can be
+                started.
         """
         process = self._take(budget)
         try:
@@ -118,7 +123,7 @@ class _Process:
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._is_ready = False
+        self._is_ready, self._started = False, 0.0
         self._pixels = _SharedPixels((settings.sam_image_size, settings.clip_image_size))
 
     def start(self) -> None:
@@ -137,7 +142,7 @@ class _Process:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, cwd="/", pass_fds=passed
             )
-        self._pipe = ours
+        self._pipe, self._started = ours, time.monotonic()
 
     def stop(self) -> None:
         """Ends it at once. Raises nothing."""
@@ -146,8 +151,8 @@ class _Process:
             self._child.wait()
         if self._pipe is not None:
             self._pipe.close()
-        self._child = self._pipe = None
         self._is_ready = False
+        self._child = self._pipe = None
 
     def close(self) -> None:
         """Ends it for good."""
@@ -164,6 +169,8 @@ class _Process:
             logger.warning("a decoder ended by itself (%s)", error)
         try:
             return self._decode_once(image, budget)
+        except _NotStartedError as error:
+            raise ServingError("UNAVAILABLE", "no image can be decoded: retry later") from error
         except _EndedError as error:
             logger.warning("another one ended with the same image (%s)", error)
             raise RequestError(
@@ -192,9 +199,9 @@ class _Process:
         """The pipe to the process, once it has started.
 
         Raises:
-            ServingError: TIMEOUT, the request is over; INTERNAL, it does not start.
+            _NotStartedError: it ended before it had, or takes longer than START_S.
+            ServingError: TIMEOUT, the request is over; INTERNAL, there is no Python.
         """
-        began = time.monotonic()
         try:
             self.start()
             assert self._pipe is not None
@@ -202,12 +209,14 @@ class _Process:
                 if self._pipe.poll(POLL_S):
                     self._pipe.recv_bytes()
                     self._is_ready = True
-                elif time.monotonic() - began > START_S:
+                elif time.monotonic() - self._started > START_S:
                     raise OSError(f"it has not started within {START_S:g} s")
                 else:
                     budget.check()
-        except (OSError, EOFError, ArtifactError) as error:
+        except (OSError, EOFError) as error:
             self.stop()
+            raise _NotStartedError(str(error) or "it ended at once") from error
+        except ArtifactError as error:
             raise ServingError("INTERNAL", "no image can be decoded") from error
         return self._pipe
 

@@ -209,7 +209,7 @@ class TritonPythonModel:
 
 
 def _warm_up(predictor: RegionPredictor, draws_masks: bool) -> None:
-    """Opens and runs every graph, so that no request waits for that."""
+    """Opens and runs every graph that an image takes, so that no request waits for that."""
     size = predictor.pipeline.info.embed_dim
     nothing = Vocabulary(("nothing",), np.full((1, size), size**-0.5, np.float32))
     image = np.zeros((64, 64, 3), np.uint8)

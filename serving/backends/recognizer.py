@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -86,7 +86,6 @@ class SharedState:
         self.limits, self.vocabularies = limits, vocabularies
         self.draws_masks, self.model_version = draws_masks, model_version
         self.images = ImageCache(limits.image_cache_mb << 20)
-        self._encoder = encoder
         self._words = None if encoder is None else WordQueue(encoder)
         self._memory = None if encoder is None else encoder.store
         self._recent: OrderedDict[tuple[str, ...], Vocabulary] = OrderedDict()
@@ -99,7 +98,7 @@ class SharedState:
             RequestError: words that cannot be used, or too many new ones.
             ServingError: see `WordQueue.learn`.
         """
-        if self._words is None or self._encoder is None:
+        if self._words is None:
             raise RequestError(
                 "VOCABULARY_INVALID", f"this server encodes no words: name {self.registered()}"
             )
@@ -108,11 +107,7 @@ class SharedState:
                 self._recent.move_to_end(words)
                 return self._recent[words]
         names = as_class_names(words)
-        if (same := self._encoder.same_words(names)) is not None:
-            raise InputError(
-                f"{shown(same[0])} and {shown(same[1])} are the same to the text encoder, which "
-                "reads lower case: send one of them"
-            )
+        _check_differ(names)
         assert isinstance(self._memory, EmbeddingMemory)
         known = {name: self._memory.read(name) for name in names}
         new = [name for name, embedding in known.items() if embedding is None]
@@ -292,6 +287,21 @@ def _prompts_on(question: Question, height: int, width: int) -> list[Prompts]:
     """The regions of a question, checked for an image of this size. Raises RequestError."""
     with coded("REGION_INVALID"):
         return [part.validated(height, width) for part in question.prompts]
+
+
+def _check_differ(words: Sequence[str]) -> None:
+    """Raises InputError for words that are the same to CLIP's tokenizer, which takes no notice of
+    capitals and of spaces around a word: their classes would share every score. Without the
+    tokenizer itself, which takes long for words by the thousand.
+    """
+    first: dict[str, str] = {}
+    for word in words:
+        other = first.setdefault(" ".join(word.lower().split()), word)
+        if other != word:
+            raise InputError(
+                f"{shown(other)} and {shown(word)} are the same to the text encoder, which reads "
+                "lower case: send one of them"
+            )
 
 
 @contextmanager

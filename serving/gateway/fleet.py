@@ -176,8 +176,8 @@ class Fleet:
 class Member:
     """A server, and how many requests of this gateway it has."""
 
-    def __init__(self, url: str, upstream: Upstream) -> None:
-        self.url, self.upstream = url, upstream
+    def __init__(self, url: str, server_name: str | None, upstream: Upstream) -> None:
+        self.url, self.server_name, self.upstream = url, server_name, upstream
         self.in_flight = 0
 
     async def ask(self, question: Question, request_id: str, deadline: float) -> Answer:
@@ -205,7 +205,7 @@ class Group:
 
     def __init__(self, urls: Sequence[str], make: Make) -> None:
         self._urls, self._make = [url.strip() for url in urls], make
-        self._members = {url: Member(url, make(url, None)) for url in self._urls}
+        self._members = {url: Member(url, None, make(url, None)) for url in self._urls}
         self._leaving: list[Member] = []
         self._resolved_at = -math.inf
         self._lock = asyncio.Lock()
@@ -248,10 +248,15 @@ class Group:
             await member.upstream.close()
 
     def _replace(self, servers: Mapping[str, str | None]) -> None:
-        self._leaving += [one for url, one in self._members.items() if url not in servers]
         known = self._members
+        kept = {
+            url: one
+            for url, one in known.items()
+            if url in servers and one.server_name == servers[url]
+        }
+        self._leaving += [one for url, one in known.items() if url not in kept]
         self._members = {
-            url: known.get(url) or Member(url, self._make(url, name))
+            url: kept.get(url) or Member(url, name, self._make(url, name))
             for url, name in servers.items()
         }
 

@@ -56,6 +56,8 @@ def run(settings: GatewaySettings, host: str = "127.0.0.1", port: int = 8080) ->
     check_reach(settings, host)
     _return_large_blocks()
     server, listener = make_server(settings, host, port)
+    # it warns of what is wrong with a caller's header, and quotes it
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     # uvicorn raises the signal that ended it again, which by default ends the process at once
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (

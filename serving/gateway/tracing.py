@@ -8,6 +8,7 @@ part, nothing is recorded.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,21 @@ from starlette.datastructures import Headers
 from regionspot import __version__
 from regionspot.errors import InputError
 from regionspot.serving.contract import STAGES as SERVER_STAGES
-from regionspot.serving.contract import ServingError
+from regionspot.serving.contract import RequestError, ServingError
 from regionspot.serving.gateway.records import QUIET_ROUTES, Record
 from regionspot.serving.messages import Answer
 from regionspot.serving.tracing import traces_url
 
 SERVICE = "regionspot-gateway"
-FLUSH_MS = 3000
+FLUSH_S = 3.0
 """How long the end of the process waits for a collector to take the last spans."""
+
+MAX_TRACESTATE = 512
+"""Characters; a longer one is left out, as W3C's recommendation allows. It is passed on to servers,
+which take headers of a few thousand.
+"""
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 _VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _CONTEXT = TraceContextTextMapPropagator()
@@ -43,9 +51,10 @@ def request_span(scope: Any, record: Record) -> Iterator[None]:
     if record.route in QUIET_ROUTES:
         yield
         return
+    method = record.method if record.method in METHODS else "_OTHER"
     with _tracer().start_as_current_span(
-        f"{record.method} {record.route}",
-        _CONTEXT.extract(Headers(scope=scope)),
+        f"{method} {record.route}",
+        _CONTEXT.extract(_carrier(Headers(scope=scope))),
         SpanKind.SERVER,
         record_exception=False,  # the record says what went wrong
         set_status_on_exception=False,
@@ -62,12 +71,16 @@ def request_span(scope: Any, record: Record) -> Iterator[None]:
 @contextmanager
 def server_span(url: str) -> Iterator[ServerSpan]:
     """The span of asking a model server once."""
-    with _tracer().start_as_current_span("model", kind=SpanKind.CLIENT) as span:
+    with _tracer().start_as_current_span(
+        "model", kind=SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
+    ) as span:
         span.set_attributes({"rpc.system": "grpc", "server.address": url})
         try:
             yield ServerSpan(span)
         except ServingError as error:
             span.set_attribute("error.type", error.code)
+            if not isinstance(error, RequestError):  # the caller's mistake
+                span.set_status(StatusCode.ERROR)
             raise
 
 
@@ -131,8 +144,18 @@ def export_to(endpoint: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        provider.force_flush(FLUSH_MS)
-        provider.shutdown()
+        # it would wait for a collector that does not answer
+        end = threading.Thread(target=provider.shutdown, daemon=True)
+        end.start()
+        end.join(FLUSH_S)
+
+
+def _carrier(headers: Headers) -> dict[str, str]:
+    """The headers of a trace, as far as they are taken."""
+    given = {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
+    if len(given["tracestate"]) > MAX_TRACESTATE:
+        del given["tracestate"]
+    return {name: value for name, value in given.items() if value}
 
 
 def _tracer() -> trace.Tracer:
@@ -141,7 +164,7 @@ def _tracer() -> trace.Tracer:
 
 def _describe(span: trace.Span, record: Record) -> None:
     attributes: dict[str, str | int | None] = {
-        "http.request.method": record.method,
+        "http.request.method": record.method if record.method in METHODS else "_OTHER",
         "http.route": record.route,
         "http.response.status_code": record.status,
         "client.address": record.client,

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,10 @@ class Learner:
         """
         version = vocabulary.version
         if version not in self._tasks and self.learnt(vocabulary) < len(vocabulary.words):
-            self._tasks[version] = asyncio.create_task(self._learn(vocabulary, chunk))
+            self._tasks[version] = asyncio.create_task(
+                self._learn(vocabulary, chunk),
+                context=Context(),  # not of the request that it outlives
+            )
             self._tasks[version].add_done_callback(lambda _: self._tasks.pop(version, None))
 
     def forget(self, vocabulary: NamedWords) -> None:

@@ -104,7 +104,7 @@ def test_masks(server: ServerRecord, picture: Path, others: Callable[[], int]) -
 
 
 def test_words_that_are_one_to_the_text_encoder(client: RegionClient, picture: Path) -> None:
-    for pair in (("cat", "CAT"), ("cat", "cat "), ("hot dog", "hot  dog"), ("a&b", "a&amp;b")):
+    for pair in (("cat", "CAT"), ("cat", "cat "), ("hot dog", "hot  dog")):
         with pytest.raises(ServingError, match="are the same to the text encoder") as refused:
             client.recognize(picture, BOX, pair)
         assert refused.value.code == "VOCABULARY_INVALID"

@@ -68,7 +68,7 @@ def killing(decoder: ImageDecoder, times: int) -> Iterator[None]:
             while process._child is child:
                 time.sleep(0.01)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     yield
     killer.join(30)

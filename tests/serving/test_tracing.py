@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,12 +99,22 @@ def test_a_request_and_its_stages(
         stage = found[name]
         assert stage.parent is not None and stage.parent.span_id == request.context.span_id
         # two clocks are compared, of which one is adjusted
-        assert (stage.start_time or 0) >= at - 5_000_000, name
+        assert (stage.start_time or 0) >= at - 50_000_000, name
         at = stage.end_time or 0
-    assert at <= ended + 5_000_000
+    assert at <= ended + 50_000_000
     assert found["model"].kind is SpanKind.CLIENT
     [line] = [line for line in log_lines(capsys) if line["path"] == "/v1/recognize"]
     assert line["trace_id"] == TRACE
+
+
+def test_a_long_state_of_the_trace_is_left_out(spans: InMemorySpanExporter) -> None:
+    for length, kept in ((100, 1), (600, 0)):
+        spans.clear()
+        headers = {"traceparent": SAMPLED, "tracestate": f"a={'b' * length}"}
+        with running(GatewaySettings("unused:1"), lambda *_: Moody()) as client:
+            assert ask(client, PICTURE, headers=headers, **GOOD).status_code == 200
+            request = finished(spans, 5)["POST /v1/recognize"]
+        assert request.context is not None and len(request.context.trace_state) == kept
 
 
 @pytest.mark.parametrize("given", ["", "00-0-0-01", "x" * 5000, f"00-{'0' * 32}-{CALLER}-01"])
@@ -216,8 +227,16 @@ def _of(span: Span, context: trace.SpanContext) -> bool:
     return span.trace == f"{context.trace_id:032x}"
 
 
-def test_a_collector_that_is_gone_holds_nothing_up() -> None:
-    nowhere = f"http://127.0.0.1:{closed_port()}"
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_collector_that_does_not_answer_holds_nothing_up(listens: bool) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        check_that_it_ends(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def check_that_it_ends(nowhere: str) -> None:
     with gateway_process(f"127.0.0.1:{closed_port()}", "--otlp-endpoint", nowhere) as (
         client,
         process,
