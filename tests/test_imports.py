@@ -78,7 +78,8 @@ FENCES = {
     "tensorrt_rtx": ("export/trt_engine.py", "regionspot/runtime/trt_library.py"),
     "tensorrt_rtx_bindings": ("export/trt_engine.py", "regionspot/runtime/trt_library.py"),
     "httpx2": ("serving/http_connection.py",),
-    "psutil": ("serving/processes.py",),
+    "psutil": ("serving/processes.py", "benchmarks/soak_service.py"),
+    "opentelemetry": ("serving/tracing.py", "serving/gateway/tracing.py"),
     "filelock": ("regionspot/locks.py", "regionspot/data/feature_cache.py"),
     "tritonclient": ("serving/triton.py", "serving/model_config.py"),
 }
