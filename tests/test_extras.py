@@ -15,7 +15,7 @@ from regionspot.extras import EXTRAS, WITH_TORCH, install_hint
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DISTRIBUTIONS = {"open_clip": "open_clip_torch", "prometheus_client": "prometheus_client"}
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "opentelemetry": "opentelemetry_api"}
 
 
 def distributions(extra: str) -> set[str]:
