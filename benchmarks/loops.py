@@ -127,8 +127,8 @@ def row_of(tally: Tally, elapsed: float, offered: float | None) -> dict[str, Any
         "errors": sum(tally.codes.values()),
         "error_codes": dict(sorted(tally.codes.items())),
         "not_sent": tally.not_sent,
-        **{f"p{q}_ms": _percentile(tally.latencies, q) for q in (50, 90, 99)},
-        "late_p99_ms": _percentile(tally.late, 99) if offered is not None else None,
+        **{f"p{q}_ms": percentile_ms(tally.latencies, q) for q in (50, 90, 99)},
+        "late_p99_ms": percentile_ms(tally.late, 99) if offered is not None else None,
         "cached": tally.cached,
         "seconds": round(elapsed, 2),
         "saturated": achieved < SATURATED_BELOW * offered
@@ -151,6 +151,6 @@ def kept_up(tally: Tally, offered: float) -> float:
     return len(latencies) / (tally.due / offered + max(float(backlog_s), 0.0))
 
 
-def _percentile(seconds: Sequence[float], percent: int) -> float | None:
-    """In milliseconds."""
+def percentile_ms(seconds: Sequence[float], percent: int) -> float | None:
+    """In milliseconds; None of nothing."""
     return round(1000 * float(np.percentile(seconds, percent)), 2) if seconds else None

@@ -1,4 +1,6 @@
-"""How much memory this process took at its worst. Linux only; elsewhere nothing is claimed."""
+"""How much memory processes take: this one at its worst, and others by /proc. Linux only; elsewhere
+nothing is claimed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import ctypes
 import gc
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_PROC = Path("/proc")
+_STATUS = _PROC / "self" / "status"
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 MIB = 2**20
@@ -47,9 +50,38 @@ class PeakMemory:
 def _resident(field: str) -> int | None:
     """Bytes, from the process's own entry in /proc."""
     try:
-        lines = _STATUS.read_text().splitlines()
+        return _sizes_in(_STATUS).get(field)
     except OSError:
         return None
-    return next(
-        (int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None
-    )
+
+
+def tree_of(root: int) -> list[int]:
+    """A process and its descendants."""
+    found = [root]
+    for pid in found:  # grows meanwhile
+        with contextlib.suppress(OSError):  # it has ended
+            for children in (_PROC / str(pid) / "task").glob("*/children"):
+                found += map(int, children.read_text().split())
+    return found
+
+
+def proportional_bytes(pid: int) -> int:
+    """Of a process, of pages that several share its share. Raises OSError or KeyError where it has
+    ended.
+    """
+    return _sizes_in(_PROC / str(pid) / "smaps_rollup")["Pss"]
+
+
+def status_bytes(pid: int) -> dict[str, int]:
+    """The sizes in a process's status, such as `VmHWM`. Raises OSError where it has ended."""
+    return _sizes_in(_PROC / str(pid) / "status")
+
+
+def _sizes_in(path: Path) -> dict[str, int]:
+    """In bytes."""
+    words = [line.split() for line in path.read_text().splitlines()]
+    return {
+        line[0].rstrip(":"): int(line[1]) * 1024
+        for line in words
+        if len(line) == 3 and line[2] == "kB"
+    }

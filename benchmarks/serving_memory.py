@@ -16,7 +16,6 @@ import contextlib
 import http.client
 import json
 import math
-import os
 import socket
 import struct
 import subprocess
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from regionspot.benchmarks.conditions import conditions
+from regionspot.benchmarks.memory import MIB, proportional_bytes, status_bytes, tree_of
 from regionspot.files import write_atomically
 from regionspot.serving.client import RegionClient
 from regionspot.serving.contract import MAX_BATCH, Limits, ServingError
@@ -55,7 +55,6 @@ SAMPLE_S = 0.1
 WORDS = ["a", "b"]
 BOX = [8.0, 8.0, 56.0, 56.0]
 START_S = 60.0
-MIB = 2**20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,7 +143,7 @@ def measure_gateway(url: str, limits: Limits, folder: Path) -> dict[str, Any]:
         for _ in range(WAVES):
             with ThreadPoolExecutor(uploads) as pool:
                 statuses += pool.map(lambda _: _send(port, body, token), range(uploads))
-        peak = _status(process.pid)["VmHWM"]
+        peak = status_bytes(process.pid)["VmHWM"]
     return {
         "concurrency": CONCURRENCY,
         "max_waiting": MAX_WAITING,
@@ -180,10 +179,10 @@ class PeakOfTree:
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_S):
             total = 0
-            for pid in _tree(self._root):
+            for pid in tree_of(self._root):
                 with contextlib.suppress(OSError, KeyError):  # it ended meanwhile
-                    total += _proportional(pid)
-                    self.largest = max(self.largest, _status(pid)["VmHWM"])
+                    total += proportional_bytes(pid)
+                    self.largest = max(self.largest, status_bytes(pid)["VmHWM"])
             self.total = max(self.total, total)
 
 
@@ -269,35 +268,6 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
 def _limits_of(url: str) -> Limits:
     with RegionClient(url) as client:
         return client.info().limits
-
-
-def _tree(root: int) -> list[int]:
-    """A process and its descendants."""
-    found = [root]
-    for pid in found:  # grows meanwhile
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found += map(int, children.read_text().split())
-    return found
-
-
-def _proportional(pid: int) -> int:
-    """Bytes of a process, of shared pages its share."""
-    return _fields(f"/proc/{pid}/smaps_rollup")["Pss"]
-
-
-def _status(pid: int) -> dict[str, int]:
-    return _fields(f"/proc/{pid}/status")
-
-
-def _fields(path: str | os.PathLike[str]) -> dict[str, int]:
-    """The sizes in a file of /proc, in bytes."""
-    words = [line.split() for line in Path(path).read_text().splitlines()]
-    return {
-        line[0].rstrip(":"): int(line[1]) * 1024
-        for line in words
-        if len(line) == 3 and line[2] == "kB"
-    }
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -28,7 +29,13 @@ from typing import Any
 import numpy as np
 
 from regionspot.benchmarks.conditions import conditions
-from regionspot.benchmarks.loops import closed_loop, open_loop, poisson_arrivals, row_of
+from regionspot.benchmarks.loops import (
+    closed_loop,
+    open_loop,
+    percentile_ms,
+    poisson_arrivals,
+    row_of,
+)
 from regionspot.benchmarks.questions import never_seen, pictures_of
 from regionspot.benchmarks.soak_callers import (
     RETRIABLE,
@@ -38,7 +45,7 @@ from regionspot.benchmarks.soak_callers import (
     make_cases,
     seconds_until_right,
 )
-from regionspot.benchmarks.soak_service import TARGETS, Service, end_on_signals
+from regionspot.benchmarks.soak_service import TARGETS, Service
 from regionspot.files import write_atomically
 from regionspot.predictor import RegionPredictor
 from regionspot.progress import Progress
@@ -100,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    end_on_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is then stopped
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,7 +179,7 @@ class Report:
 def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) -> dict[str, Any]:
     """Runs a plan; what came of it. `service` is started, and left running."""
     rng, report, probe = random.Random(seed), Report(), cases["words"][0]
-    service.__enter__()
+    service.start()
     started_s = seconds_until_right(probe, service.web_url, START_S)
     if started_s is None:
         raise ServingError("UNAVAILABLE", f"there was no right answer within {START_S:.0f} s")
@@ -188,16 +195,10 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
     with callers, Progress("soak", len(events), "faults") as progress:
         for done, (due, kind) in enumerate(events, 1):
             time.sleep(max(began + due - time.monotonic(), 0))
-            if kind == "overload":
-                report.overload.append(load.offer(OVERLOAD, OVERLOAD_S))
-            elif kind == "full shared memory":
-                try:
-                    with service.full_shared_memory():
-                        time.sleep(FULL_S)
-                except OSError as error:
-                    callers.fault(f"shared memory could not be filled: {error}")
-            elif not service.kill(kind, rng):
-                callers.fault(f"there was no {kind} to kill")
+            try:
+                _break(kind, service, load, report, rng)
+            except OSError as error:
+                callers.fault(f"{kind} could not be tried: {error}")
                 continue
             back_s = seconds_until_right(probe, service.web_url, BACK_S)
             if back_s is None:
@@ -218,7 +219,7 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
         "capacity_per_s": round(load.capacity_per_s, 2),
         "steady": steady,
         "calls": {kind: dict(sorted(codes.items())) for kind, codes in callers.codes.items()},
-        "latency_ms": {kind: _percentiles(times) for kind, times in callers.seconds.items()},
+        "latency_ms": {kind: _milliseconds(times) for kind, times in callers.seconds.items()},
         "back_s": {
             kind: {"n": len(times), "median": float(np.median(times)), "max": max(times)}
             for kind, times in report.back_s.items()
@@ -229,6 +230,17 @@ def soak(service: Service, cases: dict[str, list[Case]], plan: Plan, seed: int) 
         "peak_mib": round(service.peak_bytes / 2**20, 1),
         "faults": callers.faults,
     }
+
+
+def _break(kind: str, service: Service, load: Load, report: Report, rng: random.Random) -> None:
+    """Raises OSError where there is nothing to break."""
+    if kind == "overload":
+        report.overload.append(load.offer(OVERLOAD, OVERLOAD_S))
+    elif kind == "full shared memory":
+        with service.full_shared_memory():
+            time.sleep(FULL_S)
+    else:
+        service.kill(kind, rng)
 
 
 class Load:
@@ -308,12 +320,10 @@ def _shown(found: dict[str, Any], kind: str) -> list[str]:
     return ["", ""] if times is None else [f"{times['p50']:.0f}", f"{times['p99']:.0f}"]
 
 
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(seconds, (50, 99))
+def _milliseconds(seconds: Sequence[float]) -> dict[str, float | None]:
     return {
-        "p50": round(1e3 * float(p50), 1),
-        "p99": round(1e3 * float(p99), 1),
-        "max": round(1e3 * max(seconds), 1),
+        name: percentile_ms(seconds, percent)
+        for name, percent in (("p50", 50), ("p99", 99), ("max", 100))
     }
 
 

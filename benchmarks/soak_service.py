@@ -7,18 +7,17 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from regionspot.benchmarks.memory import proportional_bytes, tree_of
+from regionspot.serving.ports import Ports
 from regionspot.serving.processes import SHARED_MEMORY, stub_processes
 
 FULL_DISK = "/dev/full"
@@ -35,8 +34,8 @@ and the gateway.
 
 
 class Service:
-    """A gateway, and a server with a /dev/shm of its own, each restarted RESTART_S after it ended.
-    Use it as a context manager. Every second start writes its log to a full disk.
+    """A gateway, and a server with a /dev/shm of its own, each restarted RESTART_S after it ended,
+    from `start` to `stop`. Every second start writes its log to a full disk.
 
     Attributes:
         starts: how often each was started.
@@ -46,13 +45,13 @@ class Service:
 
     def __init__(self, repository: Path, home: Path, folder: Path) -> None:
         self._folder = folder
-        grpc, metrics, web = _free_ports(3)
-        self.grpc_url, self.web_url = f"127.0.0.1:{grpc}", f"http://127.0.0.1:{web}"
-        up = ["up", "--repository", str(repository), "--home", str(home)]
-        up += ["--grpc-port", str(grpc), "--metrics-port", str(metrics), "--log", "-"]
+        ports = Ports(0, 0, 0).resolved()  # the server has no HTTP: the gateway takes that port
+        self.grpc_url, self.web_url = ports.grpc_url, ports.http_url
+        up = ["up", "--repository", str(repository), "--home", str(home), "--log", "-"]
+        up += ["--grpc-port", str(ports.grpc), "--metrics-port", str(ports.metrics)]
         self._commands = {
             "supervisor": [*_own_shared_memory(), *_command(*up)],
-            "gateway": _command("web", "--url", self.grpc_url, "--port", str(web)),
+            "gateway": _command("web", "--url", self.grpc_url, "--port", str(ports.http)),
         }
         self.starts = dict.fromkeys(self._commands, 0)
         self.on_full_disk = self.peak_bytes = 0
@@ -64,13 +63,10 @@ class Service:
         ]
         self._threads.append(threading.Thread(target=self._sample, daemon=True))
 
-    def __enter__(self) -> Service:
+    def start(self) -> None:
+        """Starts both, and does not wait for them."""
         for thread in self._threads:
             thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def stop(self) -> list[str]:
         """Stops both as a service manager does, with SIGTERM.
@@ -92,18 +88,15 @@ class Service:
                 process.kill()
         return left
 
-    def kill(self, target: str, rng: random.Random) -> bool:
-        """Sends SIGKILL to one of TARGETS; whether there was one."""
-        found = self._found(target)
-        if not found:
-            return False
-        with contextlib.suppress(psutil.Error):
-            rng.choice(found).kill()
-            return True
-        return False
+    def kill(self, target: str, rng: random.Random) -> None:
+        """Sends SIGKILL to one of TARGETS. Raises OSError where there is none."""
+        try:
+            rng.choice(self._found(target)).kill()
+        except (IndexError, psutil.Error) as error:
+            raise OSError(f"there is no {target}") from error
 
     @contextlib.contextmanager
-    def full_shared_memory(self) -> Any:
+    def full_shared_memory(self) -> Iterator[None]:
         """Leaves no byte of the server's shared memory, for the duration of a `with` block.
 
         Raises:
@@ -153,9 +146,10 @@ class Service:
     def memory_bytes(self) -> int:
         """Of all processes together; pages that several share count once."""
         total = 0
-        for process in self._everything():
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_full_info().pss
+        for started in list(self._processes.values()):
+            for pid in tree_of(started.pid):
+                with contextlib.suppress(OSError, KeyError):  # it ended meanwhile
+                    total += proportional_bytes(pid)
         return total
 
     def _sample(self) -> None:
@@ -202,16 +196,3 @@ def _own_shared_memory() -> Sequence[str]:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     mount = f"mount -t tmpfs -o size={SHARED_MEMORY_MIB}m,mode=1777 tmpfs {SHARED_MEMORY}"
     return ["unshare", "--mount", *user, "sh", "-c", f'{mount} && exec "$@"', "sh"]
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [one.getsockname()[1] for one in sockets]
-
-
-def end_on_signals() -> None:
-    """Ends this process by KeyboardInterrupt on SIGTERM, too: what it started is then stopped."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

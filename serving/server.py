@@ -117,7 +117,8 @@ class ServerOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, not {value}")
-        self.trace_options()
+        if self.otlp_endpoint is not None:
+            traces_url(self.otlp_endpoint)
 
     def variables(self) -> dict[str, str]:
         """Returns what tells the process of the public model."""

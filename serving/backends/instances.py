@@ -89,10 +89,6 @@ class Instances:
         """How many answer side by side."""
         return self._count
 
-    def all(self) -> list[RegionPredictor]:
-        """Every predictor. Ask before any is lent."""
-        return [*self._spare, *([] if self._alone is None else [self._alone])]
-
     @contextlib.contextmanager
     def lend(self, budget: Budget) -> Iterator[RegionPredictor]:
         """Waits for a predictor that is spare.

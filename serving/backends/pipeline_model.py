@@ -73,9 +73,6 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self._shared = self._make_shared(folder)
         instances = self._instances()
-        if not self._outside:
-            for predictor in instances.all():
-                _warm_up(predictor, self._shared.draws_masks)
         # so that decoders have work while all instances have
         at_once = WORKERS if self._outside else 2 * len(instances) + DECODERS
         info, limits = self._manifest.model, self._shared.limits
@@ -181,12 +178,25 @@ class TritonPythonModel:
             if entry.format in formats
         )
         chosen = cpu_instances(os.environ, default_threads(), weight_bytes, memory_bytes())
-        side_by_side = [
-            RegionPredictor(self._pipeline(chosen.threads)) for _ in range(chosen.instances)
-        ]
+        side_by_side = [self._warm(chosen.threads) for _ in range(chosen.instances)]
         if chosen.instances == 1:
             return Instances(side_by_side)
-        return Instances(side_by_side, RegionPredictor(self._pipeline(chosen.all_threads)))
+        return Instances(side_by_side, self._warm(chosen.all_threads))
+
+    def _warm(self, threads: int) -> RegionPredictor:
+        """A predictor that has opened and run every graph that an image takes, so that no request
+        waits for that.
+        """
+        predictor = RegionPredictor(self._pipeline(threads))
+        size = self._manifest.model.embed_dim
+        nothing = Vocabulary(("nothing",), np.full((1, size), size**-0.5, np.float32))
+        predictor.predict(
+            np.zeros((64, 64, 3), np.uint8),
+            boxes=[[8, 8, 56, 56]],
+            vocabulary=nothing,
+            return_masks=self._shared.draws_masks,
+        )
+        return predictor
 
     def _pipeline(self, threads: int | None = None) -> RegionPipeline:
         runtime, precision = self._values["runtime"], self._values["precision"]
@@ -206,14 +216,6 @@ class TritonPythonModel:
             text_input=manifest.text_input,
             **(SIZES_ON_GPU if on_gpu else SIZES_ON_CPU),
         )
-
-
-def _warm_up(predictor: RegionPredictor, draws_masks: bool) -> None:
-    """Opens and runs every graph that an image takes, so that no request waits for that."""
-    size = predictor.pipeline.info.embed_dim
-    nothing = Vocabulary(("nothing",), np.full((1, size), size**-0.5, np.float32))
-    image = np.zeros((64, 64, 3), np.uint8)
-    predictor.predict(image, boxes=[[8, 8, 56, 56]], vocabulary=nothing, return_masks=draws_masks)
 
 
 class _Metrics:

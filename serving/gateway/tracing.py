@@ -51,9 +51,8 @@ def request_span(scope: Any, record: Record) -> Iterator[None]:
     if record.route in QUIET_ROUTES:
         yield
         return
-    method = record.method if record.method in METHODS else "_OTHER"
     with _tracer().start_as_current_span(
-        f"{method} {record.route}",
+        f"{_method(record)} {record.route}",
         _CONTEXT.extract(_carrier(Headers(scope=scope))),
         SpanKind.SERVER,
         record_exception=False,  # the record says what went wrong
@@ -150,6 +149,11 @@ def export_to(endpoint: str | None) -> Iterator[None]:
         end.join(FLUSH_S)
 
 
+def _method(record: Record) -> str:
+    """One of a few, whatever strangers send."""
+    return record.method if record.method in METHODS else "_OTHER"
+
+
 def _carrier(headers: Headers) -> dict[str, str]:
     """The headers of a trace, as far as they are taken."""
     given = {name: headers.get(name, "") for name in ("traceparent", "tracestate")}
@@ -164,7 +168,7 @@ def _tracer() -> trace.Tracer:
 
 def _describe(span: trace.Span, record: Record) -> None:
     attributes: dict[str, str | int | None] = {
-        "http.request.method": record.method if record.method in METHODS else "_OTHER",
+        "http.request.method": _method(record),
         "http.route": record.route,
         "http.response.status_code": record.status,
         "client.address": record.client,

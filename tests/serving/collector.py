@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import threading
@@ -83,8 +84,6 @@ def _span_of(span: dict[str, Any], service: str, content_type: str) -> Span:
         text = span.get(name, "")
         if "json" in content_type:
             return text.lower()
-        import base64
-
         return base64.b64decode(text).hex()
 
     return Span(
